@@ -1,0 +1,147 @@
+//! Downloads: Kafka's jars and the registry, by Maven, once for all runs of this user.
+
+use std::env;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::DevstackError;
+use crate::error::Context;
+
+const KAFKA_VERSION: &str = "4.3.1";
+/// The newest registry that runs on Java 17.
+const REGISTRY_VERSION: &str = "3.0.9";
+const MIN_JAVA: u32 = 17;
+
+/// What was downloaded, and where it is.
+#[derive(Debug, Clone)]
+pub(crate) struct Artifacts {
+    /// Kafka's jars.
+    pub(crate) kafka_libs: PathBuf,
+    /// The registry's runnable jar.
+    pub(crate) registry_jar: PathBuf,
+}
+
+impl Artifacts {
+    /// Finds or downloads everything, and installs Java and Maven where that is ours to do.
+    pub(crate) fn fetch() -> Result<Self, DevstackError> {
+        require("java", java_is_new_enough, "openjdk-17-jre-headless", "install Java 17 or newer")?;
+        let cache = cache_dir()?;
+        let kafka_libs = cached(&cache, &format!("kafka-{KAFKA_VERSION}"), |dir| {
+            fs::write(dir.join("pom.xml"), include_str!("../pom.xml")).context(|| "writing pom.xml".to_owned())?;
+            maven(dir, &["dependency:copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory=libs"])
+        })?;
+        let registry = cached(&cache, &format!("registry-{REGISTRY_VERSION}"), |dir| {
+            // Plugin 2.10: later ones want the artifact's parent pom, which is not published.
+            let artifact = format!("-Dartifact=io.apicurio:apicurio-registry-app:{REGISTRY_VERSION}:tar.gz:all");
+            maven(dir, &["org.apache.maven.plugins:maven-dependency-plugin:2.10:copy", &artifact, "-DoutputDirectory=."])?;
+            let archive = format!("apicurio-registry-app-{REGISTRY_VERSION}-all.tar.gz");
+            run(Command::new("tar").args(["xzf", &archive]).current_dir(dir))?;
+            fs::remove_file(dir.join(&archive)).context(|| format!("removing {archive}"))
+        })?;
+        Ok(Self {
+            kafka_libs: kafka_libs.join("libs"),
+            registry_jar: registry.join(format!("apicurio-registry-app-{REGISTRY_VERSION}-runner.jar")),
+        })
+    }
+}
+
+/// `$BACKBEAT_CACHE`, or `backbeat` in the user's cache directory.
+fn cache_dir() -> Result<PathBuf, DevstackError> {
+    let under = |variable: &str, rest: &str| env::var_os(variable).filter(|v| !v.is_empty()).map(|v| PathBuf::from(v).join(rest));
+    let dir = under("BACKBEAT_CACHE", "")
+        .or_else(|| under("XDG_CACHE_HOME", "backbeat"))
+        .or_else(|| under("HOME", ".cache/backbeat"))
+        .unwrap_or_else(|| env::temp_dir().join("backbeat-cache"));
+    fs::create_dir_all(&dir).context(|| format!("creating the cache directory {}", dir.display()))?;
+    Ok(dir)
+}
+
+/// The directory `name` of the cache, filled by `fill` if it is not there.
+///
+/// It is filled under another name and renamed when whole, so a download that was cut off is never
+/// taken for one that was not; a lock makes concurrent runs download once.
+fn cached(cache: &Path, name: &str, fill: impl FnOnce(&Path) -> Result<(), DevstackError>) -> Result<PathBuf, DevstackError> {
+    let whole = cache.join(name);
+    let lock_path = cache.join(format!("{name}.lock"));
+    let lock = File::create(&lock_path).context(|| format!("creating {}", lock_path.display()))?;
+    lock.lock().context(|| format!("locking {}", lock_path.display()))?;
+    if !whole.is_dir() {
+        tracing::info!(artifact = name, into = %cache.display(), "downloading, once");
+        require("mvn", |output| output.contains("Apache Maven"), "maven", "install Maven 3.6 or newer")?;
+        let partial = tempfile::Builder::new().prefix(&format!("{name}.partial-")).tempdir_in(cache).context(|| "creating a directory".to_owned())?;
+        fill(partial.path())?;
+        fs::rename(partial.path(), &whole).context(|| format!("renaming into {}", whole.display()))?;
+    }
+    Ok(whole)
+}
+
+fn maven(dir: &Path, goal: &[&str]) -> Result<(), DevstackError> {
+    run(Command::new("mvn").args(["-q", "-B"]).args(goal).current_dir(dir))
+}
+
+/// Runs `command` to its end; an error has the end of its output.
+pub(crate) fn run(command: &mut Command) -> Result<(), DevstackError> {
+    let line = format!("{command:?}");
+    let output = command.output().context(|| line.clone())?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let text = [output.stdout, output.stderr].concat();
+    let tail = String::from_utf8_lossy(&text[text.len().saturating_sub(2_000)..]).into_owned();
+    Err(DevstackError::Command { command: line, output: tail })
+}
+
+/// Makes sure that `program` is there and `accepts` what it says of its version: installs the
+/// Debian `package` where we are root on Debian, and says what to install elsewhere.
+fn require(program: &'static str, accepts: impl Fn(&str) -> bool, package: &str, hint: &str) -> Result<(), DevstackError> {
+    let present = || {
+        Command::new(program).arg("-version").output().is_ok_and(|output| {
+            accepts(&String::from_utf8_lossy(&[output.stdout, output.stderr].concat()))
+        })
+    };
+    if present() {
+        return Ok(());
+    }
+    let missing = |hint: String| DevstackError::Missing { program, hint };
+    let ours_to_install = Path::new("/etc/debian_version").exists() && rustix::process::geteuid().is_root();
+    if !ours_to_install {
+        return Err(missing(format!("{hint} (on Debian: apt-get install {package})")));
+    }
+    tracing::info!(package, "installing");
+    let apt = |args: &[&str]| run(Command::new("apt-get").args(args).env("DEBIAN_FRONTEND", "noninteractive"));
+    apt(&["update", "-q"]).and_then(|()| apt(&["install", "-q", "-y", "--no-install-recommends", package]))?;
+    if present() { Ok(()) } else { Err(missing(format!("{hint}: {package} was installed and is too old"))) }
+}
+
+/// Reads `openjdk version "17.0.15" ...`.
+fn java_is_new_enough(output: &str) -> bool {
+    let version = output.split('"').nth(1).unwrap_or_default();
+    version.split('.').next().and_then(|major| major.parse::<u32>().ok()).is_some_and(|major| major >= MIN_JAVA)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn java_versions() {
+        assert!(java_is_new_enough("openjdk version \"17.0.15\" 2025-04-15"));
+        assert!(java_is_new_enough("openjdk version \"21\" 2023-09-19"));
+        assert!(!java_is_new_enough("java version \"1.8.0_402\""));
+        assert!(!java_is_new_enough("command not found"));
+    }
+
+    #[test]
+    fn a_download_that_was_cut_off_is_done_again() {
+        let cache = tempfile::tempdir().expect("a directory");
+        let cut_off = cached(cache.path(), "thing", |dir| {
+            fs::write(dir.join("half"), "half").expect("writes");
+            Err(DevstackError::Missing { program: "network", hint: "gone".into() })
+        });
+        assert!(cut_off.is_err());
+        let whole = cached(cache.path(), "thing", |dir| fs::write(dir.join("whole"), "").context(String::new)).expect("filled");
+        assert!(whole.join("whole").exists() && !whole.join("half").exists());
+        cached(cache.path(), "thing", |_| panic!("it is there")).expect("cached");
+    }
+}

@@ -1,0 +1,111 @@
+//! What reverb's members tell each other of a window.
+
+use serde::{Deserialize, Serialize};
+
+use crate::codec::{Record, RecordSchema, record_schema};
+use crate::{BeatIndex, WindowId};
+
+/// One record of `barpartials`. Fields are documented in `bar_partial.avsc`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "documented in the schema, which the registry shows")]
+pub struct BarPartial {
+    pub window_id: WindowId,
+    pub from_beat: BeatIndex,
+    partial: Option<Partial>,
+    done: Option<Done>,
+}
+
+/// What a record of `barpartials` says.
+#[derive(Debug, Clone, PartialEq)]
+pub enum PartialBody {
+    /// One partition's share of the window.
+    Partial(Partial),
+    /// The window is finished.
+    Done(Done),
+}
+
+impl BarPartial {
+    /// A record that says `body` of the window.
+    pub fn new(window_id: WindowId, from_beat: BeatIndex, body: PartialBody) -> Self {
+        let (partial, done) = match body {
+            PartialBody::Partial(partial) => (Some(partial), None),
+            PartialBody::Done(done) => (None, Some(done)),
+        };
+        Self { window_id, from_beat, partial, done }
+    }
+
+    /// What the record says; `None` if it says both or neither, as only a foreign writer would.
+    pub fn into_body(self) -> Option<PartialBody> {
+        match (self.partial, self.done) {
+            (Some(partial), None) => Some(PartialBody::Partial(partial)),
+            (None, Some(done)) => Some(PartialBody::Done(done)),
+            _ => None,
+        }
+    }
+}
+
+impl Record for BarPartial {
+    fn schema() -> &'static RecordSchema {
+        record_schema!("../bar_partial.avsc")
+    }
+}
+
+/// One partition's share of one window.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "documented in the schema, which the registry shows")]
+pub struct Partial {
+    pub partition: i32,
+    pub member: String,
+    pub counter: i64,
+    pub logic: i32,
+    pub retained: bool,
+    pub misplaced: bool,
+    pub agents: i64,
+    pub on_time_reviews: i64,
+    pub help_fulfilled: i64,
+    pub rotation_failed_agents: i64,
+    pub tasks_done: i64,
+    pub tasks_failed: i64,
+    pub claims: i64,
+    pub degraded_claims: i64,
+    pub late_claims: i64,
+    pub invalid_claims: i64,
+    pub unknown_schema_claims: i64,
+}
+
+/// A window is finished.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[allow(missing_docs, reason = "documented in the schema, which the registry shows")]
+pub struct Done {
+    pub verdict: Verdict,
+    pub low: i64,
+}
+
+/// How a window was finished.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// There was no report; there is one now.
+    Written,
+    /// The last report differed; a new one follows it.
+    Rewritten,
+    /// The last report has the same bytes.
+    Verified,
+    /// The partials could not become a set and the report exists.
+    Dropped,
+    /// The claims are no longer wholly retained: no report.
+    Skipped,
+}
+
+impl Verdict {
+    /// The name, as in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Written => "written",
+            Self::Rewritten => "rewritten",
+            Self::Verified => "verified",
+            Self::Dropped => "dropped",
+            Self::Skipped => "skipped",
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! The number of a beat.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// The number of a beat, from 0, without gap or repeat over the life of a cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(try_from = "i64", into = "i64")]
+pub struct BeatIndex(i64);
+
+impl BeatIndex {
+    /// The first beat of a cluster.
+    pub const ZERO: Self = Self(0);
+
+    /// The beat `beats` after this one.
+    #[must_use]
+    pub fn plus(self, beats: u32) -> Self {
+        Self(self.0 + i64::from(beats))
+    }
+
+    /// The beat before this one, `None` before beat 0.
+    #[must_use]
+    pub fn previous(self) -> Option<Self> {
+        (self.0 > 0).then(|| Self(self.0 - 1))
+    }
+
+    /// How many beats lie between `earlier` and this one; negative if it is later.
+    pub fn since(self, earlier: Self) -> i64 {
+        self.0 - earlier.0
+    }
+
+    /// The plain number.
+    pub fn get(self) -> i64 {
+        self.0
+    }
+}
+
+impl TryFrom<i64> for BeatIndex {
+    type Error = NegativeBeat;
+
+    fn try_from(index: i64) -> Result<Self, NegativeBeat> {
+        if index < 0 { Err(NegativeBeat(index)) } else { Ok(Self(index)) }
+    }
+}
+
+impl From<BeatIndex> for i64 {
+    fn from(beat: BeatIndex) -> i64 {
+        beat.0
+    }
+}
+
+impl fmt::Display for BeatIndex {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A beat index below 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("beat index {0} is negative; the first beat is 0")]
+pub struct NegativeBeat(i64);

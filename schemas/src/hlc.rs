@@ -1,0 +1,155 @@
+//! Hybrid logical clocks (Kulkarni et al., "Logical Physical Clocks", 2014).
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use crate::Timestamp;
+
+/// Physical parts beyond 48 bits lie 8,900 years ahead; none is honest.
+const MAX_PHYSICAL: u64 = (1 << 48) - 1;
+
+/// One reading: `<physical>:<logical>:<node>` in lower-case hex; physical is in milliseconds since
+/// the Unix epoch.
+///
+/// Order is by physical and logical part; the node only breaks ties.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Hlc {
+    physical: u64,
+    logical: u16,
+    node: u16,
+}
+
+impl Hlc {
+    /// Whether this reading is after `other` whatever nodes made them.
+    pub fn is_after(self, other: Self) -> bool {
+        (self.physical, self.logical) > (other.physical, other.logical)
+    }
+}
+
+impl fmt::Display for Hlc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:04x}:{:04x}:{:04x}", self.physical, self.logical, self.node)
+    }
+}
+
+/// A text that is not a reading.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("hlc {0:?} is not <1 to 12 hex digits>:<4 hex digits>:<4 hex digits> in lower case")]
+pub struct HlcError(String);
+
+impl FromStr for Hlc {
+    type Err = HlcError;
+
+    fn from_str(text: &str) -> Result<Self, HlcError> {
+        let parse = || {
+            let mut parts = text.split(':');
+            let physical = hex(parts.next()?, 1..=12)?;
+            let logical = hex(parts.next()?, 4..=4)?;
+            let node = hex(parts.next()?, 4..=4)?;
+            let hlc = Self { physical, logical: logical as u16, node: node as u16 };
+            parts.next().is_none().then_some(hlc)
+        };
+        parse().ok_or_else(|| HlcError(shortened(text)))
+    }
+}
+
+fn hex(digits: &str, lengths: std::ops::RangeInclusive<usize>) -> Option<u64> {
+    let lower_case = digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if lower_case && lengths.contains(&digits.len()) { u64::from_str_radix(digits, 16).ok() } else { None }
+}
+
+/// Errors quote what they refuse, but not a megabyte of it.
+fn shortened(text: &str) -> String {
+    text.chars().take(64).collect()
+}
+
+impl Serialize for Hlc {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Hlc {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// A node's clock: every reading is after all that the node has read or heard before.
+#[derive(Debug, Clone)]
+pub struct HlcClock {
+    last: Hlc,
+}
+
+impl HlcClock {
+    /// The clock of `node` (any number that tells writers apart), before its first reading.
+    pub fn new(node: u16) -> Self {
+        Self { last: Hlc { physical: 0, logical: 0, node } }
+    }
+
+    /// The next reading, at the wall clock's `now`.
+    pub fn tick(&mut self, now: Timestamp) -> Hlc {
+        let physical = u64::try_from(now.millis()).unwrap_or(0).min(MAX_PHYSICAL);
+        if physical > self.last.physical {
+            self.last = Hlc { physical, logical: 0, ..self.last };
+        } else if let Some(logical) = self.last.logical.checked_add(1) {
+            self.last.logical = logical;
+        } else {
+            // More than 65,536 readings in a millisecond, or a clock that stands still: borrow
+            // from the physical part rather than repeat a reading.
+            self.last = Hlc { physical: self.last.physical + 1, logical: 0, ..self.last };
+        }
+        self.last
+    }
+
+    /// Takes note of another node's reading: all later readings here are after it.
+    pub fn observe(&mut self, heard: Hlc) {
+        if heard.is_after(self.last) {
+            self.last = Hlc { node: self.last.node, ..heard };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: i64) -> Timestamp {
+        Timestamp::from_millis(millis)
+    }
+
+    #[test]
+    fn the_prototypes_form_is_read_and_written_back() {
+        let hlc: Hlc = "7ffd:0001:beef".parse().expect("the prototype's example");
+        assert_eq!(hlc.to_string(), "7ffd:0001:beef");
+    }
+
+    #[test]
+    fn refuses_other_forms() {
+        for text in ["", "7ffd", "7ffd:1:beef", "7FFD:0001:beef", "7ffd:0001:beef:0", ":0001:beef", "+7ffd:0001:beef", "1234567890abc:0001:beef"] {
+            assert!(text.parse::<Hlc>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn rises_while_the_wall_clock_stands_still_or_goes_back() {
+        let mut clock = HlcClock::new(7);
+        let mut last = clock.tick(at(1_000));
+        for step in 0..70_000 {
+            let next = clock.tick(at(1_000 - step % 3));
+            assert!(next.is_after(last), "{next} after {last}");
+            last = next;
+        }
+    }
+
+    #[test]
+    fn is_after_what_it_heard_even_from_a_clock_minutes_ahead() {
+        let mut clock = HlcClock::new(1);
+        clock.tick(at(1_000));
+        let heard = HlcClock::new(2).tick(at(601_000));
+        clock.observe(heard);
+        assert!(clock.tick(at(1_001)).is_after(heard));
+    }
+}

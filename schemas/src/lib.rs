@@ -1,0 +1,30 @@
+//! The contract between pulse, agents and reverb: records, their Avro codec, identifiers and validity.
+//!
+//! Nothing here knows Kafka or an async runtime. The `.avsc` files beside `src/` are what the
+//! registry gets; the Rust types mirror them field by field.
+
+mod bar_partial;
+mod bar_report;
+mod beat_frame;
+mod beat_index;
+mod codec;
+mod hlc;
+mod json;
+mod record_type;
+mod status_claim;
+mod tempo;
+mod timestamp;
+mod validity;
+mod window_id;
+
+pub use bar_partial::{BarPartial, Done, Partial, PartialBody, Verdict};
+pub use bar_report::BarReport;
+pub use beat_frame::{BeatFrame, Phase};
+pub use beat_index::BeatIndex;
+pub use codec::{DecodeError, Header, HeaderError, Record, RecordSchema, WriterSchema, wire};
+pub use hlc::{Hlc, HlcClock, HlcError};
+pub use status_claim::{Help, SecretRotation, State, StatusClaim};
+pub use tempo::{Tempo, TempoError};
+pub use timestamp::Timestamp;
+pub use validity::{InvalidClaim, MAX_ID_BYTES, MAX_NOTES_BYTES, check_claim};
+pub use window_id::{WindowId, WindowIdError};

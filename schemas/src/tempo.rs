@@ -1,0 +1,107 @@
+//! How fast a cluster beats.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize, Serializer};
+
+/// Beats per minute, in whole thousandths so that every node computes the same deadlines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "f64")]
+pub struct Tempo(u32);
+
+/// The fastest tempo that a deadline in milliseconds can show.
+const MAX_MILLI_BPM: u32 = 60_000_000;
+
+impl Tempo {
+    /// The tempo of a new cluster: one beat per minute (the prototype's default).
+    pub const DEFAULT: Self = Self(1_000);
+
+    /// Thousandths of a beat per minute.
+    pub fn milli_bpm(self) -> u32 {
+        self.0
+    }
+
+    /// Beats per minute.
+    pub fn bpm(self) -> f64 {
+        f64::from(self.0) / 1_000.0
+    }
+
+    /// The length of `beats` beats, in milliseconds, rounded to the nearest.
+    pub fn beats_ms(self, beats: i64) -> i64 {
+        let milli_bpm = i128::from(self.0);
+        let numerator = i128::from(beats) * 60_000_000;
+        ((numerator * 2 + milli_bpm) / (milli_bpm * 2)) as i64
+    }
+
+    /// The length of one beat, in milliseconds, rounded to the nearest.
+    pub fn period_ms(self) -> i64 {
+        self.beats_ms(1)
+    }
+}
+
+/// A tempo that no cluster can have.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum TempoError {
+    /// Not a number between 0.001 and 60,000.
+    #[error("tempo {0} BPM is out of range; allowed are 0.001 to 60000 BPM")]
+    OutOfRange(f64),
+    /// Not a number at all.
+    #[error("tempo {0:?} is not a number")]
+    NotANumber(String),
+}
+
+impl TryFrom<f64> for Tempo {
+    type Error = TempoError;
+
+    fn try_from(bpm: f64) -> Result<Self, TempoError> {
+        let milli = (bpm * 1_000.0).round();
+        if milli >= 1.0 && milli <= f64::from(MAX_MILLI_BPM) {
+            Ok(Self(milli as u32))
+        } else {
+            Err(TempoError::OutOfRange(bpm))
+        }
+    }
+}
+
+impl FromStr for Tempo {
+    type Err = TempoError;
+
+    fn from_str(text: &str) -> Result<Self, TempoError> {
+        let bpm: f64 = text.parse().map_err(|_| TempoError::NotANumber(text.to_owned()))?;
+        Self::try_from(bpm)
+    }
+}
+
+impl Serialize for Tempo {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        crate::json::number(&self.bpm(), serializer)
+    }
+}
+
+impl fmt::Display for Tempo {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} BPM", self.bpm())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beats_round_to_the_nearest_millisecond_without_drift() {
+        let seven: Tempo = "7".parse().expect("in range");
+        assert_eq!(seven.beats_ms(1), 8_571);
+        assert_eq!(seven.beats_ms(7), 60_000);
+        assert_eq!(seven.beats_ms(7_000_000), 60_000_000_000);
+        assert_eq!(Tempo::DEFAULT.period_ms(), 60_000);
+    }
+
+    #[test]
+    fn refuses_what_is_no_tempo() {
+        for text in ["0", "-1", "NaN", "inf", "60001", "fast"] {
+            assert!(text.parse::<Tempo>().is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Records against the prototype's JSON, against golden bytes, and through round trips.
+
+use backbeat_schemas::{
+    BarPartial, BarReport, BeatFrame, BeatIndex, DecodeError, Done, Header, HeaderError, Help, Partial, PartialBody, Phase, Record,
+    SecretRotation, State, StatusClaim, Tempo, Timestamp, Verdict, WindowId, WriterSchema, wire,
+};
+use proptest::prelude::*;
+
+const FRAME: &str = r#"{"type":"backbeat.beatframe.v1","cluster_id":"chorus-production","beat_index":1234,"downbeat":true,"phase":"execution","hlc":"7ffd:0001:beef","deadline_at":"2024-01-15T10:30:00Z","tempo_bpm":120,"window_id":"7e9b0e6c4c9a4e59b7f2d9a3c1b2e4d5"}"#;
+const CLAIM: &str = r#"{"type":"backbeat.statusclaim.v1","agent_id":"agent:xyz","task_id":"task:123","beat_index":1234,"state":"executing","beats_left":3,"progress":0.5,"notes":"fetching inputs","hlc":"7ffd:0001:beef"}"#;
+const REPORT: &str = r#"{"type":"backbeat.barreport.v1","window_id":"7e9b0e6c4c9a4e59b7f2d9a3c1b2e4d5","from_beat":240,"to_beat":359,"agents_reporting":978,"on_time_reviews":842,"help_promises_fulfilled":91,"secret_rotations_ok":true,"tempo_drift_ms":7,"issues":[]}"#;
+
+fn from_json<R: Record>(text: &str) -> R {
+    serde_json::from_str(text).expect("the prototype's record parses")
+}
+
+fn to_json<R: Record>(record: &R) -> String {
+    serde_json::to_string(record).expect("records are JSON")
+}
+
+/// The prototype's fields come first, in its order and form; ours follow.
+fn keeps_the_prototypes_form<R: Record>(text: &str) {
+    let ours = to_json(&from_json::<R>(text));
+    let prototypes = text.strip_suffix('}').expect("an object");
+    assert_eq!(ours.get(..prototypes.len()), Some(prototypes), "{ours}");
+}
+
+#[test]
+fn json_is_in_the_prototypes_form() {
+    keeps_the_prototypes_form::<BeatFrame>(FRAME);
+    keeps_the_prototypes_form::<StatusClaim>(CLAIM);
+    keeps_the_prototypes_form::<BarReport>(REPORT);
+}
+
+fn round_trip<R: Record>(record: &R) -> R {
+    let value = wire(7, record);
+    let (header, body) = Header::split(&value).expect("the wire format");
+    assert_eq!(header.schema_id, 7);
+    WriterSchema::ours().decode(body).expect("our own bytes")
+}
+
+#[test]
+fn golden_bytes_of_a_claim() {
+    let bytes = wire(258, &from_json::<StatusClaim>(CLAIM));
+    let mut expected = vec![0, 0, 0, 1, 2];
+    for text in ["backbeat.statusclaim.v1", "agent:xyz", "task:123"] {
+        expected.push(text.len() as u8 * 2);
+        expected.extend(text.as_bytes());
+    }
+    expected.extend([0xa4, 0x13]); // beat 1234, zig-zag
+    expected.push(2); // executing
+    expected.push(6); // beats_left 3
+    expected.extend(0.5f64.to_le_bytes());
+    for text in ["fetching inputs", "7ffd:0001:beef"] {
+        expected.push(text.len() as u8 * 2);
+        expected.extend(text.as_bytes());
+    }
+    expected.extend([0, 0, 0]); // help null, secret_rotation null, degraded false
+    assert_eq!(bytes, expected);
+}
+
+#[test]
+fn left_over_and_missing_bytes_are_errors() {
+    let value = wire(1, &from_json::<StatusClaim>(CLAIM));
+    let (_, body) = Header::split(&value).expect("the wire format");
+    let ours = WriterSchema::<StatusClaim>::ours();
+    let longer = [body, &[0]].concat();
+    assert_eq!(ours.decode(&longer), Err(DecodeError::LeftOver { bytes: 1 }));
+    for length in 0..body.len() {
+        assert!(matches!(ours.decode(&body[..length]), Err(DecodeError::Body(_))), "{length} bytes");
+    }
+    assert_eq!(Header::split(b"\0\0\0\0"), Err(HeaderError::TooShort(4)));
+    assert_eq!(Header::split(b"{\"a\":1}"), Err(HeaderError::Magic(b'{')));
+}
+
+/// Our claim schema after `change` to its fields.
+fn evolved(change: impl FnOnce(&mut Vec<serde_json::Value>)) -> String {
+    let mut schema: serde_json::Value = serde_json::from_str(StatusClaim::schema().text()).expect("a schema is JSON");
+    change(schema["fields"].as_array_mut().expect("a record has fields"));
+    schema.to_string()
+}
+
+#[test]
+fn an_older_writer_without_a_defaulted_field_decodes() {
+    let older = evolved(|fields| fields.retain(|f| f["name"] != "degraded" && f["name"] != "help"));
+    let claim = from_json::<StatusClaim>(CLAIM);
+    let value = wire(1, &claim);
+    // help (one byte before secret_rotation) and degraded (the last byte) are not there.
+    let body = [&value[5..value.len() - 3], &value[value.len() - 2..value.len() - 1]].concat();
+    let decoded = WriterSchema::parse(&older).and_then(|schema| schema.decode(&body));
+    assert_eq!(decoded, Ok(claim));
+}
+
+#[test]
+fn a_newer_writer_with_a_further_defaulted_field_decodes() {
+    let newer = evolved(|fields| fields.push(serde_json::json!({"name": "mood", "type": "string", "default": "calm"})));
+    let claim = StatusClaim { help: Some(Help::Promised), secret_rotation: Some(SecretRotation::Failed), ..from_json(CLAIM) };
+    let mut body = wire(1, &claim)[5..].to_vec();
+    body.extend(b"\x08glad");
+    let decoded = WriterSchema::parse(&newer).and_then(|schema| schema.decode(&body));
+    assert_eq!(decoded, Ok(claim));
+}
+
+#[test]
+fn a_newer_writers_further_state_reads_as_unknown() {
+    let newer = evolved(|fields| {
+        fields[4]["type"]["symbols"].as_array_mut().expect("an enum has symbols").push("paused".into());
+    });
+    let claim = from_json::<StatusClaim>(CLAIM);
+    let mut body = wire(1, &claim)[5..].to_vec();
+    let state = 1 + 23 + 1 + 9 + 1 + 8 + 2;
+    assert_eq!(body[state], 2, "executing");
+    body[state] = 14;
+    let decoded: StatusClaim = WriterSchema::parse(&newer).and_then(|schema| schema.decode(&body)).expect("resolves");
+    assert_eq!(decoded, StatusClaim { state: State::Unknown, ..claim });
+}
+
+#[test]
+fn a_schema_of_another_record_is_refused() {
+    let refused = WriterSchema::<StatusClaim>::parse(BarReport::schema().text()).err();
+    assert_eq!(refused, Some(DecodeError::OtherRecord { found: "backbeat.BarReport".into(), expected: "backbeat.StatusClaim".into() }));
+    assert!(WriterSchema::<StatusClaim>::parse("\"string\"").is_err());
+    assert!(WriterSchema::<StatusClaim>::parse("{").is_err());
+}
+
+prop_compose! {
+    fn any_claim()(
+        agent_id in ".{0,20}", task_id in ".{0,20}", beat_index: i64, beats_left: i32, progress in -1e9f64..1e9, notes in ".{0,40}", hlc in ".{0,20}",
+        state in prop::sample::select(vec![State::Planning, State::Executing, State::Waiting, State::Review, State::Done, State::Failed, State::Unknown]),
+        help in prop::option::of(prop::sample::select(vec![Help::Requested, Help::Promised, Help::Fulfilled])),
+        secret_rotation in prop::option::of(prop::sample::select(vec![SecretRotation::Ok, SecretRotation::Failed])), degraded: bool,
+    ) -> StatusClaim {
+        StatusClaim { r#type: Default::default(), agent_id, task_id, beat_index, state, beats_left, progress, notes, hlc, help, secret_rotation, degraded }
+    }
+}
+
+prop_compose! {
+    fn any_frame()(
+        beat in 0..i64::MAX / 2, bar_length in 1u16..1_000, grace_beats in 0u16..9, milli_bpm in 1u32..60_000_000, millis in 0i64..4_000_000_000_000,
+        logical: u16, node: u16, degraded: bool, claim_offsets in prop::collection::vec(0i64..i64::MAX, 0..20),
+    ) -> BeatFrame {
+        let beat_index = BeatIndex::try_from(beat).expect("not negative");
+        BeatFrame {
+            r#type: Default::default(),
+            cluster_id: "c".into(),
+            beat_index,
+            downbeat: beat % 2 == 0,
+            phase: Phase::of(0, bar_length),
+            hlc: format!("{millis:x}:{logical:04x}:{node:04x}").parse().expect("well formed"),
+            deadline_at: Timestamp::from_millis(millis),
+            tempo_bpm: Tempo::try_from(f64::from(milli_bpm) / 1_000.0).expect("in range"),
+            window_id: WindowId::new("c", beat_index),
+            bar_length,
+            grace_beats,
+            scheduled_at: Timestamp::from_millis(millis - 5),
+            emitted_at: Timestamp::from_millis(millis - 4),
+            anchor_beat: beat_index,
+            anchor_at: Timestamp::from_millis(1),
+            term: 3,
+            node: "pulse-1".into(),
+            degraded,
+            claim_offsets,
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn claims_survive_avro_and_json(claim in any_claim()) {
+        prop_assert_eq!(&round_trip(&claim), &claim);
+        let again: StatusClaim = from_json(&to_json(&claim));
+        prop_assert!((again.progress - claim.progress).abs() <= f64::EPSILON * claim.progress.abs());
+        prop_assert_eq!(StatusClaim { progress: claim.progress, ..again }, claim);
+    }
+
+    #[test]
+    fn frames_survive_avro_and_json(frame in any_frame()) {
+        prop_assert_eq!(&round_trip(&frame), &frame);
+        prop_assert_eq!(&from_json::<BeatFrame>(&to_json(&frame)), &frame);
+    }
+
+    #[test]
+    fn reports_survive_avro_and_json(
+        counts in prop::array::uniform9(0i64..i64::MAX), rotations_ok: bool, issues in prop::collection::vec(".{0,30}", 0..5),
+        offsets in prop::collection::vec(0i64..i64::MAX, 0..20), millis in 0i64..4_000_000_000_000,
+    ) {
+        let [agents, reviews, help, drift, claims, late, invalid, done, failed] = counts;
+        let from_beat = BeatIndex::try_from(agents / 2).expect("not negative");
+        let report = BarReport {
+            r#type: Default::default(), window_id: WindowId::new("c", from_beat), from_beat, to_beat: from_beat.plus(7),
+            agents_reporting: agents, on_time_reviews: reviews, help_promises_fulfilled: help, secret_rotations_ok: rotations_ok,
+            tempo_drift_ms: drift, issues, cluster_id: "c".into(), opened_at: Timestamp::from_millis(millis),
+            closed_at: Timestamp::from_millis(millis + 1), claims, late_claims: late, invalid_claims: invalid, tasks_done: done,
+            tasks_failed: failed, degraded_beats: 1, degraded_claims: 2, grace_beats: 3, from_offsets: offsets.clone(), to_offsets: offsets, logic: 1,
+        };
+        prop_assert_eq!(&round_trip(&report), &report);
+        prop_assert_eq!(&from_json::<BarReport>(&to_json(&report)), &report);
+    }
+
+    #[test]
+    fn no_bytes_make_a_decoder_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        let _ = WriterSchema::<StatusClaim>::ours().decode(&bytes);
+        let _ = WriterSchema::<BeatFrame>::ours().decode(&bytes);
+        let _ = WriterSchema::<BarPartial>::ours().decode(&bytes);
+    }
+}
+
+#[test]
+fn partials_and_dones_survive() {
+    let window = WindowId::new("c", BeatIndex::ZERO);
+    let partial = Partial {
+        partition: 3, member: "m".into(), counter: 9, logic: 1, retained: true, misplaced: false, agents: 1, on_time_reviews: 2, help_fulfilled: 3,
+        rotation_failed_agents: 4, tasks_done: 5, tasks_failed: 6, claims: 7, degraded_claims: 8, late_claims: 9, invalid_claims: 10,
+        unknown_schema_claims: 11,
+    };
+    for body in [PartialBody::Partial(partial), PartialBody::Done(Done { verdict: Verdict::Skipped, low: 12 })] {
+        let record = BarPartial::new(window, BeatIndex::ZERO, body.clone());
+        assert_eq!(round_trip(&record).into_body(), Some(body));
+    }
+}
