@@ -1,1 +1,23 @@
+//! The one place that knows Kafka: client settings, topics, transactions, readers, the registry.
+//!
+//! Everything that blocks says so; call it from a thread of its own, never from an async worker.
 
+mod broker;
+mod claim_ends;
+mod kafka_args;
+mod log_reader;
+mod registry;
+mod schema_cache;
+mod sender;
+mod topics;
+mod transaction;
+
+pub use broker::{Broker, SettingsError, cluster_id};
+pub use claim_ends::ClaimEnds;
+pub use kafka_args::KafkaArgs;
+pub use log_reader::{Entry, LogReader, ReadError};
+pub use registry::{FetchError, Registry, RegistryError};
+pub use schema_cache::{Lookup, SchemaCache};
+pub use sender::{Deliveries, Outgoing, QueueFull, Sender};
+pub use topics::{TopicError, TopicName, Topics, ensure_topics, wait_for_topics};
+pub use transaction::{Transaction, TransactionError, TransactionalProducer};

@@ -1,1 +1,88 @@
+//! A real Kafka and a real schema registry on this machine, for `backbeat dev` and the tests.
+//!
+//! Both come from Maven Central, once per user, and run as child processes on loopback that never
+//! outlive this process.
 
+mod artifacts;
+mod error;
+mod kafka;
+mod port;
+mod registry;
+mod supervised;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+pub use error::DevstackError;
+pub use supervised::Supervised;
+
+use artifacts::Artifacts;
+use kafka::Kafka;
+use registry::Registry;
+
+/// Where the stack runs.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Kafka's port, 0 for a free one.
+    pub kafka_port: u16,
+    /// The registry's port, 0 for a free one.
+    pub registry_port: u16,
+    /// A directory for Kafka's data and both logs; what an earlier stack left there is removed.
+    pub dir: PathBuf,
+    /// Lets the JVM compile fully: slower to start, faster for benchmarks.
+    pub throughput: bool,
+}
+
+/// A running Kafka and registry. Dropping it stops both.
+#[derive(Debug)]
+pub struct Devstack {
+    kafka: Kafka,
+    registry: Registry,
+    artifacts: Artifacts,
+}
+
+impl Devstack {
+    /// Downloads what is missing, starts both and waits until both answer.
+    pub fn start(options: &Options) -> Result<Self, DevstackError> {
+        let artifacts = Artifacts::fetch()?;
+        let (kafka, registry) = thread::scope(|scope| {
+            let registry = scope.spawn(|| Registry::start(&artifacts, options));
+            let kafka = Kafka::start(&artifacts, options);
+            (kafka, registry.join().expect("starting the registry does not panic"))
+        });
+        Ok(Self { kafka: kafka?, registry: registry?, artifacts })
+    }
+
+    /// `host:port` of the broker.
+    pub fn bootstrap_servers(&self) -> String {
+        self.kafka.address()
+    }
+
+    /// Base URL of the registry's Confluent API.
+    pub fn schema_registry(&self) -> String {
+        self.registry.url()
+    }
+
+    /// The log files of Kafka and of the registry.
+    pub fn logs(&self) -> [&Path; 2] {
+        [self.kafka.process.log(), self.registry.process.log()]
+    }
+
+    /// A stock Kafka command-line tool, by its class: `org.apache.kafka.tools.TopicCommand`.
+    pub fn tool(&self, class: &str) -> Command {
+        kafka::java_class(&self.artifacts, class)
+    }
+
+    /// The stock Kafka command-line tool of `class`, for a broker that runs elsewhere.
+    pub fn stock_tool(class: &str) -> Result<Command, DevstackError> {
+        Artifacts::fetch().map(|artifacts| kafka::java_class(&artifacts, class))
+    }
+
+    /// Stops both and waits for them.
+    pub fn stop(mut self) {
+        self.registry.process.begin_stop();
+        self.kafka.process.begin_stop();
+        // Dropping waits for each.
+    }
+}

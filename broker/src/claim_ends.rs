@@ -1,0 +1,63 @@
+//! The last stable offsets of `statusclaims`: where a line is drawn.
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::Duration;
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::{Broker, TopicName};
+
+/// Asks for the ends of `statusclaims`. All its calls block.
+pub struct ClaimEnds {
+    consumer: BaseConsumer,
+    topic: String,
+}
+
+impl ClaimEnds {
+    /// A client of its own for the questions.
+    pub fn new(broker: &Broker) -> Result<Self, KafkaError> {
+        Ok(Self { consumer: broker.reader().create()?, topic: broker.topics().name(TopicName::StatusClaims) })
+    }
+
+    /// The partitions of `statusclaims`, by the broker that leads them.
+    pub fn partitions(&self, timeout: Duration) -> Result<BTreeMap<i32, Vec<i32>>, KafkaError> {
+        let metadata = self.consumer.fetch_metadata(Some(&self.topic), timeout)?;
+        let mut by_leader = BTreeMap::<i32, Vec<i32>>::new();
+        for partition in metadata.topics().iter().flat_map(|topic| topic.partitions()) {
+            by_leader.entry(partition.leader()).or_default().push(partition.id());
+        }
+        Ok(by_leader)
+    }
+
+    /// The ends of the partitions that answer in time, as (partition, offset).
+    ///
+    /// One call per leader, all at once: a slow broker costs only its own partitions their freshness.
+    pub fn read(&self, by_leader: &BTreeMap<i32, Vec<i32>>, timeout: Duration) -> Vec<(i32, i64)> {
+        thread::scope(|scope| {
+            let calls: Vec<_> = by_leader.values().map(|partitions| scope.spawn(|| self.read_leader(partitions, timeout))).collect();
+            calls.into_iter().flat_map(|call| call.join().expect("asking for offsets does not panic")).collect()
+        })
+    }
+
+    fn read_leader(&self, partitions: &[i32], timeout: Duration) -> Vec<(i32, i64)> {
+        let mut list = TopicPartitionList::new();
+        let added = partitions.iter().try_for_each(|p| list.add_partition_offset(&self.topic, *p, Offset::End));
+        match added.and_then(|()| self.consumer.offsets_for_times(list, timeout)) {
+            Ok(answer) => answer
+                .elements()
+                .iter()
+                .filter_map(|found| match found.offset() {
+                    Offset::Offset(offset) if found.error().is_ok() => Some((found.partition(), offset)),
+                    _ => None,
+                })
+                .collect(),
+            Err(error) => {
+                tracing::warn!(%error, topic = self.topic, ?partitions, "the ends of these partitions are not to be had now");
+                Vec::new()
+            }
+        }
+    }
+}

@@ -1,0 +1,289 @@
+//! The topics of a BACKBEAT cluster: their names, their settings, and whether those hold.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::time::Duration;
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+
+use crate::Broker;
+use crate::broker::MAX_RECORD_BYTES;
+
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
+
+/// The names of a cluster's topics, group and transactional ids.
+#[derive(Debug, Clone)]
+pub struct Topics {
+    prefix: String,
+}
+
+/// One of the topics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TopicName {
+    /// Beats, written by pulse.
+    BeatFrames,
+    /// Claims, written by agents.
+    StatusClaims,
+    /// Reports, written by the merge.
+    BarReports,
+    /// What reverb's members tell each other.
+    BarPartials,
+    /// Records of `statusclaims` that are no valid claims.
+    DeadLetters,
+}
+
+impl TopicName {
+    /// All of them.
+    pub const ALL: [Self; 5] = [Self::BeatFrames, Self::StatusClaims, Self::BarReports, Self::BarPartials, Self::DeadLetters];
+
+    /// The name without a prefix.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::BeatFrames => "beatframes",
+            Self::StatusClaims => "statusclaims",
+            Self::BarReports => "barreports",
+            Self::BarPartials => "barpartials",
+            Self::DeadLetters => "statusclaims.dlq",
+        }
+    }
+
+    /// The settings that our guarantees rest on: a topic with others is refused.
+    fn required(self) -> &'static [(&'static str, &'static str)] {
+        // By default Kafka refuses records of a leader whose clock is an hour ahead.
+        const WRITERS_TIME: &[(&str, &str)] = &[
+            ("cleanup.policy", "delete"),
+            ("message.timestamp.type", "CreateTime"),
+            ("message.timestamp.after.max.ms", "9223372036854775807"),
+            ("unclean.leader.election.enable", "false"),
+        ];
+        const BROKERS_TIME: &[(&str, &str)] =
+            &[("cleanup.policy", "delete"), ("message.timestamp.type", "LogAppendTime"), ("unclean.leader.election.enable", "false")];
+        const COMPACTED: &[(&str, &str)] =
+            &[("cleanup.policy", "compact"), ("message.timestamp.type", "LogAppendTime"), ("unclean.leader.election.enable", "false")];
+        match self {
+            Self::BeatFrames | Self::BarReports => WRITERS_TIME,
+            Self::StatusClaims | Self::BarPartials => BROKERS_TIME,
+            Self::DeadLetters => COMPACTED,
+        }
+    }
+
+    /// Settings of a new topic that an operator may change.
+    fn initial(self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::BeatFrames | Self::BarReports => vec![("retention.ms", "-1".into()), ("retention.bytes", "-1".into())],
+            Self::StatusClaims => vec![("retention.ms", (7 * DAY_MS).to_string())],
+            Self::BarPartials => vec![("retention.ms", DAY_MS.to_string())],
+            Self::DeadLetters => vec![("max.message.bytes", MAX_RECORD_BYTES.to_string())],
+        }
+    }
+}
+
+impl Topics {
+    pub(crate) fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned() }
+    }
+
+    /// What stands before every name.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// A topic's full name.
+    pub fn name(&self, topic: TopicName) -> String {
+        format!("{}{}", self.prefix, topic.as_str())
+    }
+
+    /// The registry's subject of a topic's values (TopicNameStrategy).
+    pub fn subject(&self, topic: TopicName) -> String {
+        format!("{}-value", self.name(topic))
+    }
+
+    /// Reverb's consumer group.
+    pub fn group(&self) -> String {
+        format!("{}reverb", self.prefix)
+    }
+
+    /// The transactional id that fences pulse leaders.
+    pub fn pulse_transactional_id(&self) -> String {
+        format!("{}pulse", self.prefix)
+    }
+
+    /// The transactional id that fences merges.
+    pub fn merge_transactional_id(&self) -> String {
+        format!("{}reverb-merge", self.prefix)
+    }
+}
+
+/// What is wrong with the topics.
+#[derive(Debug, thiserror::Error)]
+pub enum TopicError {
+    /// Kafka did not answer.
+    #[error("asking Kafka at {brokers} about topics: {source}")]
+    Kafka {
+        /// The brokers.
+        brokers: String,
+        /// Why.
+        source: KafkaError,
+    },
+    /// Kafka refused to create one.
+    #[error("creating topic {topic}: {code}")]
+    Create {
+        /// Its name.
+        topic: String,
+        /// Kafka's reason.
+        code: RDKafkaErrorCode,
+    },
+    /// Some are not there.
+    #[error("these topics are missing: {}; `backbeat topics` creates them", .0.join(", "))]
+    Missing(Vec<String>),
+    /// Some exist with settings that our guarantees do not survive.
+    #[error("topics exist with wrong settings:\n{}", .0.iter().map(|w| format!("  {w}")).collect::<Vec<_>>().join("\n"))]
+    Wrong(Vec<WrongSetting>),
+}
+
+/// One setting of an existing topic that is wrong.
+#[derive(Debug, PartialEq, Eq)]
+pub struct WrongSetting {
+    topic: String,
+    setting: String,
+    found: String,
+    allowed: String,
+}
+
+impl fmt::Display for WrongSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { topic, setting, found, allowed } = self;
+        write!(f, "{topic}: {setting} is {found}, must be {allowed}")
+    }
+}
+
+/// Creates the topics that are missing and checks those that exist; returns the names of the new ones.
+///
+/// `claim_partitions` is what `statusclaims` must have at least; more are welcome, since partitions
+/// may be added.
+pub async fn ensure_topics(broker: &Broker, claim_partitions: i32, replication: i32) -> Result<Vec<String>, TopicError> {
+    let existing = partitions(broker).await?;
+    check(broker, &existing, claim_partitions).await?;
+    let missing: Vec<TopicName> = TopicName::ALL.into_iter().filter(|topic| !existing.contains_key(topic.as_str())).collect();
+    let names: Vec<String> = missing.iter().map(|topic| broker.topics().name(*topic)).collect();
+    let min_isr = (replication - 1).max(1).to_string();
+    let settings: Vec<Vec<(&str, String)>> = missing.iter().map(|topic| topic.initial()).collect();
+    let new: Vec<NewTopic<'_>> = missing
+        .iter()
+        .zip(&names)
+        .zip(&settings)
+        .map(|((topic, name), initial)| {
+            let partitions = if *topic == TopicName::StatusClaims { claim_partitions } else { 1 };
+            let new = NewTopic::new(name, partitions, TopicReplication::Fixed(replication)).set("min.insync.replicas", &min_isr);
+            let new = topic.required().iter().fold(new, |new, (key, value)| new.set(key, value));
+            initial.iter().fold(new, |new, (key, value)| new.set(key, value))
+        })
+        .collect();
+    if new.is_empty() {
+        return Ok(names);
+    }
+    let options = AdminOptions::new().operation_timeout(Some(ADMIN_TIMEOUT));
+    let results = admin(broker)?.create_topics(&new, &options).await.map_err(|source| kafka(broker, source))?;
+    for result in results {
+        match result {
+            // Another program was faster: it created what we would have.
+            Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
+            Err((topic, code)) => return Err(TopicError::Create { topic, code }),
+        }
+    }
+    Ok(names)
+}
+
+/// Waits until all topics exist, saying so in the log, and checks them.
+pub async fn wait_for_topics(broker: &Broker) -> Result<(), TopicError> {
+    loop {
+        let error = match verify(broker).await {
+            Ok(()) => return Ok(()),
+            Err(error @ (TopicError::Missing(_) | TopicError::Kafka { .. })) => error,
+            Err(error) => return Err(error),
+        };
+        tracing::warn!(%error, "waiting for kafka and its topics");
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
+}
+
+async fn verify(broker: &Broker) -> Result<(), TopicError> {
+    let existing = partitions(broker).await?;
+    let missing: Vec<String> = TopicName::ALL
+        .into_iter()
+        .filter(|topic| !existing.contains_key(topic.as_str()))
+        .map(|topic| broker.topics().name(topic))
+        .collect();
+    if !missing.is_empty() {
+        return Err(TopicError::Missing(missing));
+    }
+    check(broker, &existing, 1).await
+}
+
+/// The number of partitions of each of our topics that exists, by its name without the prefix.
+async fn partitions(broker: &Broker) -> Result<HashMap<&'static str, usize>, TopicError> {
+    let admin = admin(broker)?;
+    let metadata = tokio::task::spawn_blocking(move || admin.inner().fetch_metadata(None, ADMIN_TIMEOUT));
+    let metadata = metadata.await.expect("fetching metadata does not panic").map_err(|source| kafka(broker, source))?;
+    Ok(TopicName::ALL
+        .into_iter()
+        .filter_map(|topic| {
+            let name = broker.topics().name(topic);
+            let found = metadata.topics().iter().find(|found| found.name() == name && found.error().is_none())?;
+            Some((topic.as_str(), found.partitions().len()))
+        })
+        .collect())
+}
+
+/// Refuses existing topics with wrong settings.
+async fn check(broker: &Broker, existing: &HashMap<&'static str, usize>, claim_partitions: i32) -> Result<(), TopicError> {
+    let mut wrong = Vec::new();
+    let found: Vec<(TopicName, usize)> =
+        TopicName::ALL.into_iter().filter_map(|topic| existing.get(topic.as_str()).map(|count| (topic, *count))).collect();
+    for (topic, count) in &found {
+        let (right, allowed) = match topic {
+            TopicName::StatusClaims => (*count >= claim_partitions as usize, format!("at least {claim_partitions}")),
+            _ => (*count == 1, "1".to_owned()),
+        };
+        if !right {
+            let topic = broker.topics().name(*topic);
+            wrong.push(WrongSetting { topic, setting: "number of partitions".into(), found: count.to_string(), allowed });
+        }
+    }
+    let names: Vec<String> = found.iter().map(|(topic, _)| broker.topics().name(*topic)).collect();
+    let resources: Vec<ResourceSpecifier<'_>> = names.iter().map(|name| ResourceSpecifier::Topic(name)).collect();
+    if resources.is_empty() {
+        return Ok(());
+    }
+    let described = admin(broker)?
+        .describe_configs(&resources, &AdminOptions::new().request_timeout(Some(ADMIN_TIMEOUT)))
+        .await
+        .map_err(|source| kafka(broker, source))?;
+    for ((topic, _), described) in found.iter().zip(described) {
+        let config = described.map_err(|code| kafka(broker, KafkaError::AdminOp(code)))?;
+        for (setting, required) in topic.required() {
+            let value = config.get(setting).and_then(|entry| entry.value.as_deref()).unwrap_or("unset");
+            if value != *required {
+                wrong.push(WrongSetting {
+                    topic: broker.topics().name(*topic),
+                    setting: (*setting).to_owned(),
+                    found: value.to_owned(),
+                    allowed: (*required).to_owned(),
+                });
+            }
+        }
+    }
+    if wrong.is_empty() { Ok(()) } else { Err(TopicError::Wrong(wrong)) }
+}
+
+fn admin(broker: &Broker) -> Result<AdminClient<DefaultClientContext>, TopicError> {
+    broker.admin().create().map_err(|source| kafka(broker, source))
+}
+
+fn kafka(broker: &Broker, source: KafkaError) -> TopicError {
+    TopicError::Kafka { brokers: broker.bootstrap_servers().to_owned(), source }
+}

@@ -1,0 +1,133 @@
+//! Transactions: what is written in one is there as a whole, or not at all.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::ClientContext;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+
+use crate::Broker;
+
+const POLL: Duration = Duration::from_millis(1);
+
+/// A producer that holds a transactional id. All its calls block.
+///
+/// After any error the producer is of no more use: drop it and open another, which settles what was
+/// left in doubt (librdkafka has no KIP-890), then read back what is there.
+pub struct TransactionalProducer {
+    producer: BaseProducer<Failures>,
+    timeout: Duration,
+}
+
+/// Why a transaction is not known to be committed.
+#[derive(Debug, thiserror::Error)]
+pub enum TransactionError {
+    /// Another producer has opened the same transactional id.
+    #[error("another producer has taken over the transactional id: {0}")]
+    Fenced(KafkaError),
+    /// Anything else. Whether a commit that failed took effect is in doubt.
+    #[error("the transaction failed: {0}")]
+    Failed(KafkaError),
+    /// The records were not acknowledged in time.
+    #[error("Kafka did not acknowledge the records within {0:?}")]
+    TimedOut(Duration),
+}
+
+impl From<KafkaError> for TransactionError {
+    fn from(error: KafkaError) -> Self {
+        let code = match &error {
+            KafkaError::Transaction(error) => Some(error.code()),
+            other => other.rdkafka_error_code(),
+        };
+        // Whatever flag comes with it: fenced is fenced.
+        let fenced = matches!(
+            code,
+            Some(RDKafkaErrorCode::ProducerFenced | RDKafkaErrorCode::Fenced | RDKafkaErrorCode::InvalidProducerEpoch)
+        );
+        if fenced { Self::Fenced(error) } else { Self::Failed(error) }
+    }
+}
+
+/// Keeps the first delivery that failed.
+#[derive(Default)]
+struct Failures {
+    first: Arc<Mutex<Option<KafkaError>>>,
+}
+
+impl ClientContext for Failures {}
+
+impl ProducerContext for Failures {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, _)) = result {
+            let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+            first.get_or_insert_with(|| error.clone());
+        }
+    }
+}
+
+impl TransactionalProducer {
+    /// Opens `transactional_id`, which fences every producer that held it and settles what they left
+    /// open. `timeout` bounds this and every commit, and is how long Kafka keeps a transaction open.
+    pub fn open(broker: &Broker, transactional_id: &str, timeout: Duration) -> Result<Self, TransactionError> {
+        let mut config = broker.producer();
+        config.set("transactional.id", transactional_id);
+        config.set("transaction.timeout.ms", timeout.as_millis().to_string());
+        config.set("message.timeout.ms", timeout.as_millis().to_string());
+        config.set("linger.ms", "0");
+        let producer: BaseProducer<Failures> = config.create_with_context(Failures::default())?;
+        producer.init_transactions(timeout)?;
+        Ok(Self { producer, timeout })
+    }
+
+    /// Begins a transaction.
+    pub fn begin(&mut self) -> Result<Transaction<'_>, TransactionError> {
+        self.producer.begin_transaction()?;
+        Ok(Transaction { producer: &self.producer, timeout: self.timeout })
+    }
+}
+
+/// An open transaction.
+#[must_use = "a transaction that is not committed writes nothing"]
+pub struct Transaction<'p> {
+    producer: &'p BaseProducer<Failures>,
+    timeout: Duration,
+}
+
+impl Transaction<'_> {
+    /// Adds a record; `timestamp_ms` becomes its CreateTime.
+    pub fn send(&mut self, topic: &str, key: &str, value: &[u8], timestamp_ms: i64) -> Result<(), TransactionError> {
+        let deadline = Instant::now() + self.timeout;
+        let mut record = BaseRecord::to(topic).key(key).payload(value).timestamp(timestamp_ms);
+        loop {
+            match self.producer.send(record) {
+                Ok(()) => return Ok(()),
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) if Instant::now() < deadline => {
+                    record = back;
+                    self.producer.poll(POLL);
+                }
+                Err((error, _)) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Commits; when it returns, readers of committed records have all of it.
+    pub fn commit(self) -> Result<(), TransactionError> {
+        // Waiting here first spares the 100 ms that the commit's own flush takes at least.
+        let deadline = Instant::now() + self.timeout;
+        while self.producer.in_flight_count() > 0 {
+            if Instant::now() >= deadline {
+                return Err(TransactionError::TimedOut(self.timeout));
+            }
+            self.producer.poll(POLL);
+        }
+        let failed = self.producer.context().first.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match failed {
+            Some(error) => Err(error.into()),
+            None => Ok(self.producer.commit_transaction(self.timeout)?),
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! One Kafka node, broker and controller.
+
+use std::fs;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::artifacts::{Artifacts, run};
+use crate::error::Context;
+use crate::{DevstackError, Options, Supervised, port};
+
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// An orderly shutdown takes about a second; the data is thrown away, so more is not worth it.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+const PROBE_PAUSE: Duration = Duration::from_millis(100);
+
+#[derive(Debug)]
+pub(crate) struct Kafka {
+    pub(crate) process: Supervised,
+    port: u16,
+}
+
+impl Kafka {
+    pub(crate) fn start(artifacts: &Artifacts, options: &Options) -> Result<Self, DevstackError> {
+        let port = port::claim("kafka", options.kafka_port)?;
+        let controller_port = port::claim("kafka", 0)?;
+        let dir = options.dir.join("kafka");
+        if dir.exists() {
+            fs::remove_dir_all(&dir).context(|| format!("removing {}", dir.display()))?;
+        }
+        fs::create_dir_all(&dir).context(|| format!("creating {}", dir.display()))?;
+        let settings = include_str!("server.properties")
+            .replace("@PORT@", &port.to_string())
+            .replace("@CONTROLLER_PORT@", &controller_port.to_string())
+            .replace("@DATA@", &dir.join("data").display().to_string());
+        let settings_path = dir.join("server.properties");
+        fs::write(&settings_path, settings).context(|| "writing server.properties".to_owned())?;
+        let logging = dir.join("log4j2.properties");
+        fs::write(&logging, include_str!("log4j2.properties")).context(|| "writing log4j2.properties".to_owned())?;
+
+        let cluster_id = random_cluster_id(port);
+        let mut format = java_class(artifacts, "kafka.tools.StorageTool");
+        run(format.args(["format", "-t", &cluster_id, "-c"]).arg(&settings_path))?;
+
+        let mut broker = java(options.throughput);
+        broker.args(["-Xms64m", "-Xmx512m"]).arg(format!("-Dlog4j2.configurationFile={}", logging.display()));
+        broker.arg("-cp").arg(artifacts.kafka_libs.join("*")).arg("kafka.Kafka").arg(&settings_path);
+        let log = dir.join("broker.log");
+        let process = Supervised::spawn(&broker, &log, STOP_WITHIN).context(|| "starting kafka".to_owned())?;
+        let mut kafka = Self { process, port };
+        kafka.wait_until_ready(&cluster_id)?;
+        Ok(kafka)
+    }
+
+    pub(crate) fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    fn wait_until_ready(&mut self, expected: &str) -> Result<(), DevstackError> {
+        let deadline = Instant::now() + READY_WITHIN;
+        while Instant::now() < deadline {
+            let ended = self.process.try_wait().context(|| "looking after kafka".to_owned())?.is_some();
+            if ended {
+                break;
+            }
+            match backbeat_broker::cluster_id(&self.address(), PROBE_TIMEOUT) {
+                Some(found) if found == expected => return Ok(()),
+                Some(found) => {
+                    return Err(DevstackError::NotOurs { address: self.address(), found: Some(found), expected: expected.to_owned() });
+                }
+                None => thread::sleep(PROBE_PAUSE),
+            }
+        }
+        Err(DevstackError::NotReady {
+            service: "kafka",
+            seconds: READY_WITHIN.as_secs(),
+            log: self.process.log().to_owned(),
+            tail: self.process.log_tail(),
+        })
+    }
+}
+
+/// A cluster id of 22 characters of URL-safe base64, as Kafka's own; it tells our broker from
+/// another's on the same port.
+fn random_cluster_id(port: u16) -> String {
+    let mut id = format!("backbeat-{:05}-{:06x}", port, std::process::id());
+    id.truncate(21);
+    format!("{id:A<21}A")
+}
+
+/// A JVM that starts fast; with `throughput` one that runs fast.
+pub(crate) fn java(throughput: bool) -> Command {
+    let mut java = Command::new("java");
+    java.args(["-XX:+UseSerialGC", "-XX:-UsePerfData", "-Xshare:auto"]);
+    if !throughput {
+        java.arg("-XX:TieredStopAtLevel=1");
+    }
+    java
+}
+
+/// The class of a Kafka tool, ready for its arguments.
+pub(crate) fn java_class(artifacts: &Artifacts, class: &str) -> Command {
+    let mut command = java(false);
+    command.arg("-cp").arg(artifacts.kafka_libs.join("*")).arg(class);
+    command
+}

@@ -1,0 +1,78 @@
+//! One schema registry with the Confluent API, its state in memory.
+
+use std::fs;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::artifacts::Artifacts;
+use crate::error::Context;
+use crate::kafka::java;
+use crate::{DevstackError, Options, Supervised, port};
+
+const READY_WITHIN: Duration = Duration::from_secs(60);
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
+const PROBE_PAUSE: Duration = Duration::from_millis(100);
+
+#[derive(Debug)]
+pub(crate) struct Registry {
+    pub(crate) process: Supervised,
+    port: u16,
+}
+
+impl Registry {
+    pub(crate) fn start(artifacts: &Artifacts, options: &Options) -> Result<Self, DevstackError> {
+        let port = port::claim("the schema registry", options.registry_port)?;
+        let dir = options.dir.join("registry");
+        if dir.exists() {
+            fs::remove_dir_all(&dir).context(|| format!("removing {}", dir.display()))?;
+        }
+        fs::create_dir_all(&dir).context(|| format!("creating {}", dir.display()))?;
+        let mut command = java(options.throughput);
+        command.arg("-Xmx128m").arg("-jar").arg(&artifacts.registry_jar).current_dir(&dir);
+        command.envs([
+            ("QUARKUS_HTTP_HOST", "127.0.0.1"),
+            ("QUARKUS_HTTP_PORT", &port.to_string()),
+            ("QUARKUS_MANAGEMENT_HOST", "127.0.0.1"),
+            ("QUARKUS_MANAGEMENT_PORT", "0"),
+            ("QUARKUS_LOG_LEVEL", "WARN"),
+            // Otherwise a schema with other white space gets another id.
+            ("APICURIO_CCOMPAT_USE_CANONICAL_HASH", "true"),
+        ]);
+        let log = dir.join("registry.log");
+        let process = Supervised::spawn(&command, &log, STOP_WITHIN).context(|| "starting the registry".to_owned())?;
+        let mut registry = Self { process, port };
+        registry.wait_until_ready()?;
+        Ok(registry)
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://127.0.0.1:{}/apis/ccompat/v7", self.port)
+    }
+
+    /// Ready means that it answers while our process lives: had another taken the port first, ours
+    /// would have ended.
+    fn wait_until_ready(&mut self) -> Result<(), DevstackError> {
+        let http = reqwest::blocking::Client::builder().timeout(PROBE_TIMEOUT).build();
+        let http = http.map_err(std::io::Error::other).context(|| "making an HTTP client".to_owned())?;
+        let subjects = format!("{}/subjects", self.url());
+        let deadline = Instant::now() + READY_WITHIN;
+        while Instant::now() < deadline {
+            let answered = http.get(&subjects).send().is_ok_and(|answer| answer.status().is_success());
+            let ended = self.process.try_wait().context(|| "looking after the registry".to_owned())?.is_some();
+            if ended {
+                break;
+            }
+            if answered {
+                return Ok(());
+            }
+            thread::sleep(PROBE_PAUSE);
+        }
+        Err(DevstackError::NotReady {
+            service: "the schema registry",
+            seconds: READY_WITHIN.as_secs(),
+            log: self.process.log().to_owned(),
+            tail: self.process.log_tail(),
+        })
+    }
+}
