@@ -1,1 +1,11 @@
+//! What every program of BACKBEAT starts with: its command line, its logs, its end and its HTTP server.
 
+mod command_line;
+mod http;
+mod logging;
+mod shutdown;
+
+pub use command_line::command_line;
+pub use http::{ApiError, HttpArgs, base_routes, serve};
+pub use logging::{Environment, LogArgs};
+pub use shutdown::{Shutdown, on_signals};

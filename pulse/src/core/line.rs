@@ -1,0 +1,54 @@
+//! The line: the end of every partition of `statusclaims` just before a beat.
+
+/// Offsets by partition. A line never goes back, and never loses a partition.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Line(Vec<i64>);
+
+impl Line {
+    /// The line of a frame.
+    pub fn new(offsets: Vec<i64>) -> Self {
+        Self(offsets)
+    }
+
+    /// Moves `partition` up to `end`; an older answer changes nothing.
+    pub fn advance(&mut self, partition: i32, end: i64) {
+        let Ok(index) = usize::try_from(partition) else { return };
+        if self.0.len() <= index {
+            self.0.resize(index + 1, 0);
+        }
+        self.0[index] = self.0[index].max(end);
+    }
+
+    /// Moves every partition up to `other`'s.
+    pub fn advance_to(&mut self, other: &Self) {
+        for (partition, end) in (0..).zip(&other.0) {
+            self.advance(partition, *end);
+        }
+    }
+
+    /// The end of `partition`, if the line has one.
+    pub fn end(&self, partition: i32) -> Option<i64> {
+        usize::try_from(partition).ok().and_then(|index| self.0.get(index)).copied()
+    }
+
+    /// As a frame carries it.
+    pub fn offsets(&self) -> &[i64] {
+        &self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_never_goes_back_and_grows_with_its_partitions() {
+        let mut line = Line::new(vec![5, 7]);
+        line.advance(0, 3);
+        line.advance(1, 9);
+        line.advance(3, 1);
+        assert_eq!(line.offsets(), [5, 9, 0, 1]);
+        line.advance_to(&Line::new(vec![6]));
+        assert_eq!(line.offsets(), [6, 9, 0, 1]);
+    }
+}

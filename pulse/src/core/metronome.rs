@@ -1,0 +1,240 @@
+//! The schedule: when the next beat is due, and what its frame says.
+
+use backbeat_schemas::{BeatFrame, BeatIndex, Hlc, HlcClock, Phase, Tempo, Timestamp, WindowId};
+
+use super::Line;
+
+/// What a cluster starts with. Once it has beaten, its frames are the authority.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// The cluster's name.
+    pub cluster_id: String,
+    /// Its tempo.
+    pub tempo: Tempo,
+    /// Beats in a bar, at least 1.
+    pub bar_length: u16,
+    /// Beats after a window's end in which its claims still count, at most a bar.
+    pub grace_beats: u16,
+}
+
+/// Makes the frames of one leadership, each from the one before it.
+#[derive(Debug, Clone)]
+pub struct Metronome {
+    plan: Plan,
+    node: String,
+    clock: HlcClock,
+    term: i64,
+    last: Option<BeatFrame>,
+    /// Where in its bar the last beat lies.
+    position: u16,
+}
+
+impl Metronome {
+    /// The metronome of `node`, whose frames carry `hlc_node`, before it has seen any frame.
+    pub fn new(plan: Plan, node: String, hlc_node: u16) -> Self {
+        Self { plan, node, clock: HlcClock::new(hlc_node), term: 0, last: None, position: 0 }
+    }
+
+    /// Goes on from `last`, the newest committed frame.
+    pub fn resume(&mut self, last: BeatFrame) {
+        self.clock.observe(last.hlc);
+        let follows = last.beat_index == self.next_beat();
+        self.position = match (last.downbeat, follows) {
+            (true, _) => 0,
+            (false, true) => self.position + 1,
+            (false, false) => position_in_bar(&last),
+        };
+        self.last = Some(last);
+    }
+
+    /// Begins a leadership: its frames carry a term above every earlier one.
+    pub fn take_over(&mut self) {
+        self.term = self.term.max(self.last.as_ref().map_or(0, |last| last.term)) + 1;
+    }
+
+    /// The newest committed frame.
+    pub fn last(&self) -> Option<&BeatFrame> {
+        self.last.as_ref()
+    }
+
+    /// The next beat's index.
+    pub fn next_beat(&self) -> BeatIndex {
+        self.last.as_ref().map_or(BeatIndex::ZERO, |last| last.beat_index.plus(1))
+    }
+
+    /// When the next beat is due; `None` before a cluster's first, which is due at once.
+    pub fn due(&self) -> Option<Timestamp> {
+        self.last.as_ref().map(|last| last.deadline_at)
+    }
+
+    /// The tempo in force.
+    pub fn tempo(&self) -> Tempo {
+        self.last.as_ref().map_or(self.plan.tempo, |last| last.tempo_bpm)
+    }
+
+    /// The next frame, sent at `now` with the line drawn just before.
+    pub fn beat(&mut self, now: Timestamp, line: &Line) -> BeatFrame {
+        let hlc = self.clock.tick(now);
+        match &self.last {
+            None => self.first(now, hlc, line),
+            Some(last) => self.after(last, now, hlc, line),
+        }
+    }
+
+    fn first(&self, now: Timestamp, hlc: Hlc, line: &Line) -> BeatFrame {
+        let Plan { cluster_id, tempo, bar_length, grace_beats } = self.plan.clone();
+        BeatFrame {
+            r#type: Default::default(),
+            beat_index: BeatIndex::ZERO,
+            downbeat: true,
+            phase: Phase::of(0, bar_length),
+            hlc,
+            deadline_at: now.plus_millis(tempo.period_ms()),
+            tempo_bpm: tempo,
+            window_id: WindowId::new(&cluster_id, BeatIndex::ZERO),
+            cluster_id,
+            bar_length,
+            grace_beats,
+            scheduled_at: now,
+            emitted_at: now,
+            anchor_beat: BeatIndex::ZERO,
+            anchor_at: now,
+            term: self.term,
+            node: self.node.clone(),
+            degraded: false,
+            claim_offsets: line.offsets().to_vec(),
+        }
+    }
+
+    fn after(&self, last: &BeatFrame, now: Timestamp, hlc: Hlc, line: &Line) -> BeatFrame {
+        let beat_index = last.beat_index.plus(1);
+        let scheduled_at = last.deadline_at;
+        let tempo = last.tempo_bpm;
+        // More than a period off, either way: catching up would be a burst of stale beats.
+        let off_by = now.millis_since(scheduled_at).abs();
+        let (anchor_beat, anchor_at) =
+            if off_by > tempo.period_ms() { (beat_index, now) } else { (last.anchor_beat, last.anchor_at) };
+        let position = (self.position + 1) % last.bar_length;
+        let downbeat = position == 0;
+        BeatFrame {
+            r#type: Default::default(),
+            cluster_id: last.cluster_id.clone(),
+            beat_index,
+            downbeat,
+            phase: Phase::of(position, last.bar_length),
+            hlc,
+            deadline_at: anchor_at.plus_millis(tempo.beats_ms(beat_index.since(anchor_beat) + 1)),
+            tempo_bpm: tempo,
+            window_id: if downbeat { WindowId::new(&last.cluster_id, beat_index) } else { last.window_id },
+            bar_length: last.bar_length,
+            grace_beats: last.grace_beats,
+            scheduled_at,
+            emitted_at: now,
+            anchor_beat,
+            anchor_at,
+            term: self.term,
+            node: self.node.clone(),
+            degraded: false,
+            claim_offsets: line.offsets().to_vec(),
+        }
+    }
+}
+
+/// The position of `frame` in its bar.
+///
+/// A frame does not carry it, but its window's id names the downbeat: the newest beat less than a bar
+/// back whose id it is.
+fn position_in_bar(frame: &BeatFrame) -> u16 {
+    let back = (0..frame.bar_length).find(|back| {
+        let from = BeatIndex::try_from(frame.beat_index.get() - i64::from(*back));
+        from.is_ok_and(|from| WindowId::new(&frame.cluster_id, from) == frame.window_id)
+    });
+    // A window that opened more than a bar ago is none of ours: end the bar here.
+    back.unwrap_or(frame.bar_length.saturating_sub(1))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn metronome(bpm: &str, bar_length: u16) -> Metronome {
+        let plan = Plan { cluster_id: "c".into(), tempo: bpm.parse().expect("a tempo"), bar_length, grace_beats: 0 };
+        Metronome::new(plan, "p".into(), 1)
+    }
+
+    fn beat(metronome: &mut Metronome, now: i64) -> BeatFrame {
+        let frame = metronome.beat(Timestamp::from_millis(now), &Line::default());
+        metronome.resume(frame.clone());
+        frame
+    }
+
+    #[test]
+    fn the_first_beat_is_due_at_once_and_opens_a_window() {
+        let mut metronome = metronome("60", 4);
+        metronome.take_over();
+        assert_eq!(metronome.due(), None);
+        let frame = beat(&mut metronome, 5_000);
+        assert_eq!((frame.beat_index, frame.downbeat, frame.term), (BeatIndex::ZERO, true, 1));
+        assert_eq!((frame.scheduled_at.millis(), frame.deadline_at.millis()), (5_000, 6_000));
+        assert!(!frame.re_anchored());
+    }
+
+    #[test]
+    fn late_beats_do_not_move_the_schedule() {
+        let mut metronome = metronome("7", 3);
+        beat(&mut metronome, 0);
+        let deadlines: Vec<i64> = (1..=14)
+            .map(|_| {
+                let due = metronome.due().expect("it has beaten").millis();
+                beat(&mut metronome, due + 400).deadline_at.millis()
+            })
+            .collect();
+        assert_eq!(deadlines[5], 60_000);
+        assert_eq!(deadlines[12], 120_000);
+    }
+
+    #[test]
+    fn bars_open_windows_and_phases_follow() {
+        let mut metronome = metronome("60", 4);
+        let frames: Vec<BeatFrame> = (0..9).map(|i| beat(&mut metronome, i * 1_000)).collect();
+        let downbeats: Vec<i64> = frames.iter().filter(|f| f.downbeat).map(|f| f.beat_index.get()).collect();
+        assert_eq!(downbeats, [0, 4, 8]);
+        assert_eq!(frames[3].phase, Phase::Review);
+        assert_eq!(frames[3].window_id, WindowId::new("c", BeatIndex::ZERO));
+        assert_eq!(frames[7].window_id, frames[4].window_id);
+    }
+
+    #[test]
+    fn a_beat_more_than_a_period_late_is_a_new_anchor() {
+        let mut metronome = metronome("60", 4);
+        beat(&mut metronome, 0);
+        let late = beat(&mut metronome, 2_001);
+        assert!(late.re_anchored());
+        assert_eq!((late.scheduled_at.millis(), late.anchor_at.millis(), late.deadline_at.millis()), (1_000, 2_001, 3_001));
+        let next = beat(&mut metronome, 3_001);
+        assert_eq!((next.scheduled_at.millis(), next.deadline_at.millis(), next.re_anchored()), (3_001, 4_001, false));
+    }
+
+    #[test]
+    fn a_beat_a_period_late_is_not() {
+        let mut metronome = metronome("60", 4);
+        beat(&mut metronome, 0);
+        assert!(!beat(&mut metronome, 2_000).re_anchored());
+    }
+
+    #[test]
+    fn a_new_leadership_goes_on_where_the_frames_end() {
+        let mut first = metronome("60", 4);
+        first.take_over();
+        (0..6).for_each(|i| drop(beat(&mut first, i * 1_000)));
+        let last = first.last().expect("it has beaten").clone();
+        // Other flags, a clock five minutes behind.
+        let mut second = metronome("120", 8);
+        second.resume(last.clone());
+        second.take_over();
+        let next = second.beat(last.emitted_at.plus_millis(-300_000), &Line::default());
+        assert_eq!((next.beat_index.get(), next.term, next.bar_length), (6, 2, 4));
+        assert_eq!(next.tempo_bpm, last.tempo_bpm);
+        assert!(next.hlc.is_after(last.hlc));
+    }
+}

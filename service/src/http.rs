@@ -1,0 +1,84 @@
+//! The HTTP server that every service has: `/health`, `/metrics`, errors as JSON.
+
+use std::net::IpAddr;
+
+use axum::extract::{Request, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use prometheus::{Registry, TextEncoder};
+use serde_json::json;
+use tokio::net::TcpListener;
+
+use crate::Shutdown;
+
+/// Where the HTTP server listens.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Operation")]
+pub struct HttpArgs {
+    /// The address that the HTTP server listens on; 0.0.0.0 for all.
+    #[arg(long, env = "BACKBEAT_ADMIN_HOST", default_value = "127.0.0.1")]
+    pub admin_host: IpAddr,
+}
+
+impl HttpArgs {
+    /// Listens on `port` (0 for a free one).
+    pub async fn listen(&self, port: u16) -> std::io::Result<TcpListener> {
+        let listener = TcpListener::bind((self.admin_host, port)).await.map_err(|error| {
+            std::io::Error::new(error.kind(), format!("listening on {}:{port}: {error}", self.admin_host))
+        })?;
+        tracing::info!(address = %listener.local_addr()?, "http server listens");
+        Ok(listener)
+    }
+}
+
+/// An error of the HTTP API: a status and, as JSON, the reason.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    reason: String,
+}
+
+impl ApiError {
+    /// 404: there is no such thing.
+    pub fn not_found(reason: impl Into<String>) -> Self {
+        Self { status: StatusCode::NOT_FOUND, reason: reason.into() }
+    }
+
+    /// 400: the request is wrong.
+    pub fn bad_request(reason: impl Into<String>) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, reason: reason.into() }
+    }
+
+    /// 503: not now.
+    pub fn unavailable(reason: impl Into<String>) -> Self {
+        Self { status: StatusCode::SERVICE_UNAVAILABLE, reason: reason.into() }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        (self.status, Json(json!({ "error": self.reason }))).into_response()
+    }
+}
+
+/// `/health` (the process lives), `/metrics`, and a JSON 404 for the rest.
+pub fn base_routes(metrics: Registry) -> Router {
+    Router::new()
+        .route("/health", get(async || Json(json!({ "status": "ok" }))))
+        .route("/metrics", get(encode).with_state(metrics))
+        .fallback(async |request: Request| ApiError::not_found(format!("no such path: {}", request.uri().path())))
+}
+
+async fn encode(State(metrics): State<Registry>) -> Response {
+    match TextEncoder::new().encode_to_string(&metrics.gather()) {
+        Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
+        Err(error) => ApiError::unavailable(error.to_string()).into_response(),
+    }
+}
+
+/// Serves until `shutdown`.
+pub async fn serve(listener: TcpListener, routes: Router, shutdown: Shutdown) -> std::io::Result<()> {
+    axum::serve(listener, routes).with_graceful_shutdown(shutdown.cancelled_owned()).await
+}

@@ -1,0 +1,43 @@
+//! Logs: readable in development, JSON in production.
+
+use std::io::IsTerminal;
+
+use tracing_subscriber::EnvFilter;
+
+/// Flags about logs and the environment.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Operation")]
+pub struct LogArgs {
+    /// error, warn, info, debug or trace, or a filter such as `info,backbeat_reverb=debug`.
+    #[arg(long, env = "LOG_LEVEL", default_value = "info", value_parser = parse_filter)]
+    pub log_level: String,
+
+    /// development logs for people, production logs JSON.
+    #[arg(long = "env", env = "BACKBEAT_ENV", default_value = "development", value_enum)]
+    pub environment: Environment,
+}
+
+/// Where the program runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Environment {
+    /// A developer's machine.
+    Development,
+    /// A cluster that people depend on.
+    Production,
+}
+
+fn parse_filter(text: &str) -> Result<String, String> {
+    EnvFilter::builder().parse(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+}
+
+impl LogArgs {
+    /// Starts logging to standard error. Call once, first.
+    pub fn init(&self) {
+        let filter = EnvFilter::new(&self.log_level);
+        let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+        match self.environment {
+            Environment::Development => builder.with_ansi(std::io::stderr().is_terminal()).init(),
+            Environment::Production => builder.json().flatten_event(true).init(),
+        }
+    }
+}
