@@ -22,6 +22,14 @@ pub enum DevstackError {
         /// The port.
         port: u16,
     },
+    /// One of two settings is there.
+    #[error("{set} is set and {unset} is not: set both to use an outside Kafka and registry, or neither to start them here")]
+    HalfOutside {
+        /// The one that is set.
+        set: &'static str,
+        /// The one that is not.
+        unset: &'static str,
+    },
     /// A command failed.
     #[error("{command} failed: {output}")]
     Command {

@@ -8,6 +8,7 @@ mod error;
 mod kafka;
 mod port;
 mod registry;
+mod stack;
 mod supervised;
 
 use std::path::{Path, PathBuf};
@@ -15,11 +16,19 @@ use std::process::Command;
 use std::thread;
 
 pub use error::DevstackError;
+pub use port::free_port;
+pub use stack::Stack;
 pub use supervised::Supervised;
 
 use artifacts::Artifacts;
 use kafka::Kafka;
 use registry::Registry;
+
+/// The stock Kafka command-line tool of `class`, such as `org.apache.kafka.tools.TopicCommand`, ready
+/// for its arguments.
+pub fn stock_tool(class: &str) -> Result<Command, DevstackError> {
+    Artifacts::fetch().map(|artifacts| kafka::java_class(&artifacts, class))
+}
 
 /// Where the stack runs.
 #[derive(Debug, Clone)]
@@ -39,7 +48,6 @@ pub struct Options {
 pub struct Devstack {
     kafka: Kafka,
     registry: Registry,
-    artifacts: Artifacts,
 }
 
 impl Devstack {
@@ -51,7 +59,7 @@ impl Devstack {
             let kafka = Kafka::start(&artifacts, options);
             (kafka, registry.join().expect("starting the registry does not panic"))
         });
-        Ok(Self { kafka: kafka?, registry: registry?, artifacts })
+        Ok(Self { kafka: kafka?, registry: registry? })
     }
 
     /// `host:port` of the broker.
@@ -67,16 +75,6 @@ impl Devstack {
     /// The log files of Kafka and of the registry.
     pub fn logs(&self) -> [&Path; 2] {
         [self.kafka.process.log(), self.registry.process.log()]
-    }
-
-    /// A stock Kafka command-line tool, by its class: `org.apache.kafka.tools.TopicCommand`.
-    pub fn tool(&self, class: &str) -> Command {
-        kafka::java_class(&self.artifacts, class)
-    }
-
-    /// The stock Kafka command-line tool of `class`, for a broker that runs elsewhere.
-    pub fn stock_tool(class: &str) -> Result<Command, DevstackError> {
-        Artifacts::fetch().map(|artifacts| kafka::java_class(&artifacts, class))
     }
 
     /// Stops both and waits for them.

@@ -11,11 +11,16 @@ use crate::error::Context;
 /// and its log says why.
 pub(crate) fn claim(service: &'static str, port: u16) -> Result<u16, DevstackError> {
     if port == 0 {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).context(|| "looking for a free port".to_owned())?;
-        return listener.local_addr().map(|address| address.port()).context(|| "reading a free port".to_owned());
+        return free_port();
     }
     // Bound on all interfaces, so that a service that listens on any of them is noticed.
     TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).map(|_| port).map_err(|_| DevstackError::PortTaken { service, port })
+}
+
+/// A loopback port that nobody listens on at this moment.
+pub fn free_port() -> Result<u16, DevstackError> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+    listener.and_then(|listener| listener.local_addr()).map(|address| address.port()).context(|| "looking for a free port".to_owned())
 }
 
 #[cfg(test)]

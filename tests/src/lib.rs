@@ -1,1 +1,10 @@
+//! What the end-to-end tests and benchmarks stand on: one Kafka and registry for all of them, and a
+//! BACKBEAT cluster of its own, with its own topics, for each.
 
+mod cluster;
+mod program;
+mod wait;
+
+pub use cluster::{Cluster, runtime, stack, start_stack_for_throughput};
+pub use program::Program;
+pub use wait::{wait_for, wait_until};

@@ -1,0 +1,100 @@
+//! Reads all partitions of a topic, as an onlooker.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use backbeat_schemas::{Header, Record};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message;
+use rdkafka::{Offset, TopicPartitionList};
+use tokio::runtime::Handle;
+
+use crate::{Broker, Lookup, Registry, SchemaCache, TopicName};
+
+const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
+const SCHEMA_POLL: Duration = Duration::from_millis(10);
+
+/// Where an onlooker begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TailFrom {
+    /// The first retained record.
+    Beginning,
+    /// This many offsets before the end of each partition.
+    Last(i64),
+}
+
+/// What an onlooker sees.
+#[derive(Debug)]
+pub enum Tailed<R> {
+    /// A record.
+    Record(R),
+    /// A record that is none of ours.
+    Foreign {
+        /// Its partition.
+        partition: i32,
+        /// Its offset.
+        offset: i64,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Every partition was read to its end, for the first time.
+    End,
+}
+
+/// An onlooker of a topic of `R`s. All its calls block.
+pub struct TopicTail<R> {
+    consumer: BaseConsumer,
+    schemas: SchemaCache<R>,
+    /// Partitions not read to their end yet.
+    unread: BTreeSet<i32>,
+}
+
+impl<R: Record + 'static> TopicTail<R> {
+    /// Begins to read `topic`.
+    pub fn new(broker: &Broker, registry: &Registry, runtime: &Handle, topic: TopicName, from: TailFrom) -> Result<Self, KafkaError> {
+        let topic = broker.topics().name(topic);
+        let consumer: BaseConsumer = broker.reader().create()?;
+        let metadata = consumer.fetch_metadata(Some(&topic), QUERY_TIMEOUT)?;
+        let partitions: BTreeSet<i32> = metadata.topics().iter().flat_map(|t| t.partitions()).map(|p| p.id()).collect();
+        let mut assignment = TopicPartitionList::new();
+        for partition in &partitions {
+            let (low, high) = consumer.fetch_watermarks(&topic, *partition, QUERY_TIMEOUT)?;
+            let offset = match from {
+                TailFrom::Beginning => low,
+                TailFrom::Last(count) => (high - count).max(low),
+            };
+            assignment.add_partition_offset(&topic, *partition, Offset::Offset(offset))?;
+        }
+        consumer.assign(&assignment)?;
+        Ok(Self { consumer, schemas: SchemaCache::new(registry.clone(), runtime.clone()), unread: partitions })
+    }
+
+    /// What comes next, if anything does within `timeout`.
+    pub fn next(&mut self, timeout: Duration) -> Result<Option<Tailed<R>>, KafkaError> {
+        match self.consumer.poll(timeout) {
+            None => Ok(None),
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                let was_unread = self.unread.remove(&partition);
+                Ok((was_unread && self.unread.is_empty()).then_some(Tailed::End))
+            }
+            Some(Err(error)) => Err(error),
+            Some(Ok(message)) => Ok(Some(match self.decode(message.payload().unwrap_or_default()) {
+                Ok(record) => Tailed::Record(record),
+                Err(reason) => Tailed::Foreign { partition: message.partition(), offset: message.offset(), reason },
+            })),
+        }
+    }
+
+    fn decode(&self, value: &[u8]) -> Result<R, String> {
+        let (header, body) = Header::split(value).map_err(|error| error.to_string())?;
+        loop {
+            match self.schemas.lookup(header.schema_id) {
+                Lookup::Known(schema) => return schema.decode(body).map_err(|error| error.to_string()),
+                Lookup::Wrong(error) => return Err(error.to_string()),
+                Lookup::Unknown => return Err(format!("schema id {} is not known to the registry", header.schema_id)),
+                Lookup::Pending => std::thread::sleep(SCHEMA_POLL),
+            }
+        }
+    }
+}

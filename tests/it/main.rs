@@ -1,0 +1,3 @@
+//! End-to-end tests: real programs against a real Kafka and schema registry.
+
+mod pulse;

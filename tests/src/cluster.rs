@@ -1,0 +1,144 @@
+//! A BACKBEAT cluster with topics of its own on the shared Kafka.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use backbeat_broker::{Broker, Entry, KafkaArgs, LogReader, Registry, TopicName, ensure_topics};
+use backbeat_devstack::{Options, Stack, free_port};
+use backbeat_schemas::{BarReport, BeatFrame, Record};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use crate::Program;
+
+static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+static STACK: OnceLock<Stack> = OnceLock::new();
+static NEXT: AtomicU32 = AtomicU32::new(0);
+
+/// The runtime of the clients in tests.
+pub fn runtime() -> &'static Runtime {
+    RUNTIME.get_or_init(|| Runtime::new().expect("a runtime starts"))
+}
+
+/// The Kafka and the registry of this test run; they end with it.
+pub fn stack() -> &'static Stack {
+    STACK.get_or_init(|| start(false))
+}
+
+/// The same, for benchmarks: call it first.
+pub fn start_stack_for_throughput() -> &'static Stack {
+    STACK.get_or_init(|| start(true))
+}
+
+fn start(throughput: bool) -> Stack {
+    let dir = std::env::temp_dir().join(format!("backbeat-tests-{}", std::process::id()));
+    Stack::start(&Options { kafka_port: 0, registry_port: 0, dir, throughput }).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// A cluster of BACKBEAT: a topic prefix, and a directory for logs.
+pub struct Cluster {
+    prefix: String,
+    dir: TempDir,
+    broker: Broker,
+    registry: Registry,
+}
+
+impl Cluster {
+    /// Topics of a new cluster, `statusclaims` with `claim_partitions`.
+    pub fn new(claim_partitions: i32) -> Self {
+        let cluster = Self::without_topics();
+        runtime().block_on(ensure_topics(&cluster.broker, claim_partitions, 1)).expect("topics can be made");
+        cluster
+    }
+
+    /// A prefix that nobody used before, and no topics yet.
+    pub fn without_topics() -> Self {
+        let prefix = format!("t{}-{}-", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let args = kafka_args(&prefix);
+        let broker = Broker::new(&args, "tests").expect("no properties file");
+        let registry = Registry::new(&args.schema_registry).expect("a registry client");
+        Self { prefix, dir: TempDir::new().expect("a directory"), broker, registry }
+    }
+
+    /// What stands before its topics' names.
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
+    /// A directory that ends with the cluster.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// Its Kafka.
+    pub fn broker(&self) -> &Broker {
+        &self.broker
+    }
+
+    /// Its registry.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    /// A program of the workspace, not started, set up for this cluster.
+    pub fn command(&self, name: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(Program::executable(name));
+        command.args(args);
+        command.env("KAFKA_BOOTSTRAP_SERVERS", stack().bootstrap_servers());
+        command.env("SCHEMA_REGISTRY_URL", stack().schema_registry());
+        command.env("BACKBEAT_TOPIC_PREFIX", &self.prefix);
+        command
+    }
+
+    /// Starts a program without an HTTP server.
+    pub fn start(&self, name: &str, args: &[&str]) -> Program {
+        Program::start(name, &mut self.command(name, args), &self.log(name), None)
+    }
+
+    /// Starts a service, its HTTP server on a free port.
+    pub fn serve(&self, name: &str, args: &[&str]) -> Program {
+        let port = free_port().expect("a free port");
+        let mut command = self.command(name, args);
+        command.args(["--admin-port", &port.to_string()]);
+        Program::start(name, &mut command, &self.log(name), Some(port))
+    }
+
+    fn log(&self, name: &str) -> std::path::PathBuf {
+        self.dir.path().join(format!("{name}-{}.log", NEXT.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// A reader of one of its single-partition topics.
+    pub fn reader<R: Record + 'static>(&self, topic: TopicName) -> LogReader<R> {
+        LogReader::new(&self.broker, &self.registry, runtime().handle(), topic).expect("a reader")
+    }
+
+    /// All committed records of one of its single-partition topics.
+    pub fn read_all<R: Record + 'static>(&self, topic: TopicName) -> Vec<Entry<R>> {
+        let mut reader = self.reader(topic);
+        let (low, end) = (reader.low().expect("the topic exists"), reader.end().expect("the topic exists"));
+        let mut entries = Vec::new();
+        reader.read(low, end, |entry| entries.push(entry)).expect("it can be read");
+        entries
+    }
+
+    /// All committed frames.
+    pub fn frames(&self) -> Vec<BeatFrame> {
+        self.read_all(TopicName::BeatFrames).into_iter().map(|entry| entry.record).collect()
+    }
+
+    /// All committed reports.
+    pub fn reports(&self) -> Vec<Entry<BarReport>> {
+        self.read_all(TopicName::BarReports)
+    }
+}
+
+fn kafka_args(prefix: &str) -> KafkaArgs {
+    KafkaArgs {
+        bootstrap_servers: stack().bootstrap_servers(),
+        schema_registry: stack().schema_registry(),
+        kafka_config: None,
+        topic_prefix: prefix.to_owned(),
+    }
+}

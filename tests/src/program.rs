@@ -1,0 +1,94 @@
+//! One of our programs, run as a user would run it.
+
+use std::env;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use backbeat_devstack::Supervised;
+use rustix::process::Signal;
+use serde_json::Value;
+
+use crate::wait::wait_for;
+
+const STOP_WITHIN: Duration = Duration::from_secs(15);
+const END_WITHIN: Duration = Duration::from_secs(60);
+
+/// A running program of the workspace. Dropping it stops it.
+pub struct Program {
+    process: Supervised,
+    /// Where its HTTP server listens, if it has one.
+    port: Option<u16>,
+}
+
+impl Program {
+    /// The executable of `name`, beside this test's own.
+    pub fn executable(name: &str) -> PathBuf {
+        let test = env::current_exe().expect("a running program has a path");
+        let target = test.ancestors().nth(2).expect("tests run from target/PROFILE/deps");
+        let path = target.join(name);
+        assert!(path.exists(), "{} is not built: run `cargo build --workspace` first, as `make test` does", path.display());
+        path
+    }
+
+    pub(crate) fn start(name: &str, command: &mut Command, log: &Path, port: Option<u16>) -> Self {
+        let process = Supervised::spawn(command, log, STOP_WITHIN).unwrap_or_else(|error| panic!("starting {name}: {error}"));
+        Self { process, port }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+
+    /// Sends it `signal`.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal).expect("the process is there");
+    }
+
+    /// Waits until it has ended by itself, and returns its exit code.
+    pub fn wait(&mut self) -> i32 {
+        let status = wait_for("the end of a program", END_WITHIN, || self.process.try_wait().expect("it is our child"));
+        status.code().expect("the supervising shell exits with a code")
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        self.process.try_wait().expect("it is our child").is_none()
+    }
+
+    /// All that it has said.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.process.log()).expect("it has a log")
+    }
+
+    /// GETs `path` of its HTTP server: the status and the body; `None` while it does not answer.
+    pub fn get(&self, path: &str) -> Option<(u16, String)> {
+        let port = self.port.expect("a program with an HTTP server");
+        let answer = reqwest::blocking::get(format!("http://127.0.0.1:{port}{path}")).ok()?;
+        Some((answer.status().as_u16(), answer.text().ok()?))
+    }
+
+    /// GETs `path` and reads the body as JSON.
+    pub fn get_json(&self, path: &str) -> Value {
+        let (status, body) = self.get(path).unwrap_or_else(|| panic!("{path} does not answer"));
+        assert_eq!(status, 200, "{path}: {body}");
+        serde_json::from_str(&body).unwrap_or_else(|error| panic!("{path} is not JSON: {error}: {body}"))
+    }
+
+    /// Waits until `/ready` says so.
+    pub fn wait_ready(&self) {
+        wait_for("readiness", END_WITHIN, || self.get("/ready").filter(|(status, _)| *status == 200));
+    }
+
+    /// A metric's value, summed over its labels; `None` if it is not exported.
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        let (_, body) = self.get("/metrics")?;
+        let values: Vec<f64> = body
+            .lines()
+            .filter(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with([' ', '{'])))
+            .filter_map(|line| line.rsplit(' ').next()?.parse().ok())
+            .collect();
+        (!values.is_empty()).then(|| values.iter().sum())
+    }
+}
