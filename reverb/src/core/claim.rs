@@ -1,0 +1,60 @@
+//! A record of `statusclaims`, as the fold takes it.
+
+use backbeat_schemas::{Help, InvalidClaim, SecretRotation, State, StatusClaim};
+
+/// What counts of a valid claim, small enough to keep a beat's worth of them waiting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// The agent.
+    pub agent: String,
+    /// The task.
+    pub task: String,
+    /// The claim's beat; whether it was issued is for the fold to say.
+    pub beat: i64,
+    /// In review or done with budget left.
+    pub on_time_review: bool,
+    /// Promised help was given.
+    pub help_fulfilled: bool,
+    /// A secret rotation failed.
+    pub rotation_failed: bool,
+    /// The task is done.
+    pub done: bool,
+    /// The task failed.
+    pub failed: bool,
+    /// Made while the agent heard no beats.
+    pub degraded: bool,
+}
+
+impl From<StatusClaim> for Claim {
+    fn from(claim: StatusClaim) -> Self {
+        Self {
+            beat: claim.beat_index,
+            on_time_review: matches!(claim.state, State::Review | State::Done) && claim.beats_left >= 0,
+            help_fulfilled: claim.help == Some(Help::Fulfilled),
+            rotation_failed: claim.secret_rotation == Some(SecretRotation::Failed),
+            done: claim.state == State::Done,
+            failed: claim.state == State::Failed,
+            degraded: claim.degraded,
+            agent: claim.agent_id,
+            task: claim.task_id,
+        }
+    }
+}
+
+/// What reading a record gave.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reading {
+    /// A claim that keeps every rule but, maybe, the one about its beat.
+    Valid(Claim),
+    /// A record that is no valid claim.
+    Invalid(InvalidClaim),
+}
+
+/// A record as it was read, for the dead-letter topic.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RawRecord {
+    /// The key.
+    pub key: Option<Vec<u8>>,
+    /// The value.
+    pub value: Option<Vec<u8>>,
+}

@@ -1,0 +1,369 @@
+//! One partition's claims, folded into windows in offset order.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use backbeat_schemas::{BeatIndex, InvalidClaim};
+
+use super::{Claim, Frames, RawRecord, Reading, Tally, Window};
+
+/// Folds one partition of `statusclaims`.
+///
+/// A claim at offset o arrived on beat n when line(n) <= o < line(n+1); a claim at or past the newest
+/// line waits. Arrival moves from line to line as each is reached, and every window closes when the
+/// line of its closing beat is.
+#[derive(Debug)]
+pub struct Fold {
+    partition: i32,
+    /// The first window that it folds.
+    start: BeatIndex,
+    /// The beat on which the next claim arrives, as far as lines were reached.
+    arrival: BeatIndex,
+    /// Every record below this offset was taken, or is not there.
+    next_offset: i64,
+    waiting: VecDeque<(i64, Waiting)>,
+    /// Windows that opened and did not close, oldest first.
+    open: VecDeque<(Window, Tally)>,
+    /// Offsets that retention took before we read them.
+    lost: Vec<Range<i64>>,
+}
+
+#[derive(Debug)]
+enum Waiting {
+    Valid {
+        claim: Claim,
+        /// Kept where the claim's beat was not issued when it was read: it may turn out invalid.
+        raw: Option<Box<RawRecord>>,
+    },
+    Invalid {
+        reason: InvalidClaim,
+        raw: Box<RawRecord>,
+    },
+}
+
+/// What the fold wants done.
+#[derive(Debug)]
+pub enum Output {
+    /// A record belongs in the dead-letter topic.
+    DeadLetter {
+        /// Its offset.
+        offset: i64,
+        /// Why.
+        reason: InvalidClaim,
+        /// The record.
+        raw: Box<RawRecord>,
+    },
+    /// A window closed.
+    Closed(Box<Closed>),
+}
+
+/// One partition's share of one window, complete.
+#[derive(Debug, Clone)]
+pub struct Closed {
+    /// The window.
+    pub window: Window,
+    /// What was counted.
+    pub tally: Tally,
+    /// False if the head of its claims was gone before it was read.
+    pub retained: bool,
+}
+
+impl Fold {
+    /// The fold of `partition` from the window that opens at `start`, whose line is `offset`, where
+    /// the log begins at `low`.
+    pub fn new(partition: i32, start: BeatIndex, offset: i64, low: i64) -> Self {
+        let mut fold = Self {
+            partition,
+            start,
+            arrival: start,
+            next_offset: offset,
+            waiting: VecDeque::new(),
+            open: VecDeque::new(),
+            lost: Vec::new(),
+        };
+        fold.reached(offset.max(low), low);
+        fold
+    }
+
+    /// The oldest beat whose frame it needs.
+    pub fn oldest_beat(&self) -> BeatIndex {
+        self.open.front().map_or(self.arrival, |(window, _)| window.from)
+    }
+
+    /// Everything below this offset was taken.
+    pub fn next_offset(&self) -> i64 {
+        self.next_offset
+    }
+
+    /// The beat up to whose line it has read.
+    pub fn arrival(&self) -> BeatIndex {
+        self.arrival
+    }
+
+    /// How many records wait for a line.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// The windows that are open, with the claims counted so far.
+    pub fn open(&self) -> impl Iterator<Item = (&Window, i64)> {
+        self.open.iter().map(|(window, tally)| (window, tally.claims()))
+    }
+
+    /// Takes the record at `offset`. `raw` is called only if the record may be a dead letter.
+    pub fn take(&mut self, offset: i64, reading: Reading, newest: Option<BeatIndex>, raw: impl FnOnce() -> RawRecord) {
+        if offset < self.next_offset {
+            return;
+        }
+        self.next_offset = offset + 1;
+        let waiting = match reading {
+            Reading::Invalid(reason) => Waiting::Invalid { reason, raw: Box::new(raw()) },
+            Reading::Valid(claim) => {
+                let issued = newest.is_some_and(|newest| (0..=newest.get()).contains(&claim.beat));
+                let raw = (!issued).then(|| Box::new(raw()));
+                Waiting::Valid { claim, raw }
+            }
+        };
+        self.waiting.push_back((offset, waiting));
+    }
+
+    /// Notes that no record below `offset` is to come, in a log that begins at `low`.
+    pub fn reached(&mut self, offset: i64, low: i64) {
+        if low > self.next_offset {
+            self.lost.push(self.next_offset..low);
+        }
+        self.next_offset = self.next_offset.max(offset).max(low);
+    }
+
+    /// Goes as far as the lines in `frames` allow.
+    pub fn advance(&mut self, frames: &Frames) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        self.open_window(frames);
+        while let Some(next) = frames.get(self.arrival.plus(1)) {
+            let line = next.line(self.partition);
+            while let Some((offset, _)) = self.waiting.front()
+                && *offset < line
+            {
+                let (offset, waiting) = self.waiting.pop_front().expect("it was just looked at");
+                self.judge(offset, waiting, frames, &mut outputs);
+            }
+            // Reached by a record at or past it, or because nothing below it is to come.
+            if self.waiting.is_empty() && self.next_offset < line {
+                break;
+            }
+            self.arrival = self.arrival.plus(1);
+            self.close_windows(frames, &mut outputs);
+            self.open_window(frames);
+        }
+        outputs
+    }
+
+    fn open_window(&mut self, frames: &Frames) {
+        let Some(window) = frames.window_of(self.arrival).filter(|window| window.from == self.arrival) else { return };
+        let known = self.open.back().is_some_and(|(last, _)| last.from >= window.from);
+        if !known {
+            self.open.push_back((window, Tally::default()));
+        }
+    }
+
+    fn close_windows(&mut self, frames: &Frames, outputs: &mut Vec<Output>) {
+        while self.open.front().is_some_and(|(window, _)| window.closes == self.arrival) {
+            let (window, tally) = self.open.pop_front().expect("it was just looked at");
+            let retained = self.is_retained(&window, frames);
+            outputs.push(Output::Closed(Box::new(Closed { window, tally, retained })));
+        }
+        let oldest = self.open.front().and_then(|(window, _)| frames.get(window.from));
+        if let Some(start) = oldest.map(|frame| frame.line(self.partition)) {
+            self.lost.retain(|lost| lost.end > start);
+        }
+    }
+
+    fn is_retained(&self, window: &Window, frames: &Frames) -> bool {
+        let line = |beat| frames.get(beat).map_or(0, |frame| frame.line(self.partition));
+        let (start, end) = (line(window.from), line(window.closes));
+        !self.lost.iter().any(|lost| lost.start < end && start < lost.end)
+    }
+
+    /// Counts one record that arrived on the present beat.
+    fn judge(&mut self, offset: i64, waiting: Waiting, frames: &Frames, outputs: &mut Vec<Output>) {
+        let arrival = self.arrival;
+        let (claim, raw) = match waiting {
+            Waiting::Valid { claim, raw } => (claim, raw),
+            Waiting::Invalid { reason, raw } => return self.refuse(offset, reason, raw, frames, outputs),
+        };
+        let issued = BeatIndex::try_from(claim.beat).ok().filter(|beat| *beat <= arrival);
+        let Some(beat) = issued else {
+            let reason = InvalidClaim::Beat { beat: claim.beat, arrival: arrival.get() };
+            return self.refuse(offset, reason, raw.unwrap_or_default(), frames, outputs);
+        };
+        // A beat from before the table lies in a window that closed long ago.
+        let window = frames.window_of(beat).filter(|window| arrival < window.closes);
+        match window {
+            Some(window) if window.from < self.start => {} // counted by whoever folded that window
+            Some(window) => self.tally(window.from).count(claim),
+            None => self.owner(frames).late(),
+        }
+    }
+
+    fn refuse(&mut self, offset: i64, reason: InvalidClaim, raw: Box<RawRecord>, frames: &Frames, outputs: &mut Vec<Output>) {
+        self.owner(frames).invalid(matches!(reason, InvalidClaim::UnknownSchema(_)));
+        outputs.push(Output::DeadLetter { offset, reason, raw });
+    }
+
+    /// The window that owns the offsets of the present arrival beat.
+    fn owner(&mut self, frames: &Frames) -> &mut Tally {
+        let window = frames.window_of(self.arrival).expect("the table reaches back to every open window");
+        self.tally(window.from)
+    }
+
+    fn tally(&mut self, from: BeatIndex) -> &mut Tally {
+        let found = self.open.iter_mut().rev().find(|(window, _)| window.from == from);
+        &mut found.expect("a window is open from its downbeat until its closing beat").1
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::testing::{beat, claim, frames};
+
+    /// Takes a valid claim of `agent` for `beat_index` at `offset`.
+    fn take(fold: &mut Fold, offset: i64, agent: &str, beat_index: i64) {
+        fold.take(offset, Reading::Valid(claim(agent, beat_index)), Some(beat(1_000)), RawRecord::default);
+    }
+
+    /// The windows that close, as (downbeat, counted, late, invalid).
+    fn closed(outputs: &[Output]) -> Vec<(i64, i64, i64, i64)> {
+        let shares = outputs.iter().filter_map(|output| match output {
+            Output::Closed(closed) => Some(closed),
+            Output::DeadLetter { .. } => None,
+        });
+        shares
+            .map(|closed| {
+                let counts = closed.tally.counts();
+                (closed.window.from.get(), counts.claims, counts.late_claims, counts.invalid_claims)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_claim_counts_in_its_beats_window_and_the_window_closes_at_the_next_downbeats_line() {
+        let mut fold = Fold::new(0, beat(0), 0, 0);
+        // Bars of 2: windows [0, 2) and [2, 4); the lines of beats 0 to 2 are 0, 3 and 5.
+        let table = frames(2, 0, &[0, 3, 5]);
+        for (offset, beat_index) in [(0, 0), (1, 0), (2, 0), (3, 1), (4, 0)] {
+            take(&mut fold, offset, &format!("a{offset}"), beat_index);
+        }
+        assert_eq!(closed(&fold.advance(&table)), [(0, 5, 0, 0)]);
+    }
+
+    #[test]
+    fn a_window_waits_until_its_line_is_reached() {
+        let mut fold = Fold::new(0, beat(0), 0, 0);
+        let table = frames(2, 0, &[0, 3, 5]);
+        for offset in 0..4 {
+            take(&mut fold, offset, "a", 0);
+        }
+        assert_eq!(closed(&fold.advance(&table)), []);
+        // A record past the line proves that nothing below it is to come.
+        take(&mut fold, 5, "b", 2);
+        assert_eq!(closed(&fold.advance(&table)), [(0, 4, 0, 0)]);
+    }
+
+    #[test]
+    fn a_quiet_partition_closes_with_the_beats() {
+        let mut fold = Fold::new(0, beat(0), 0, 0);
+        assert_eq!(closed(&fold.advance(&frames(2, 0, &[0, 0, 0, 0, 0]))), [(0, 0, 0, 0), (2, 0, 0, 0)]);
+    }
+
+    #[test]
+    fn claims_past_the_newest_line_wait_for_the_next_frame() {
+        let mut fold = Fold::new(0, beat(0), 0, 0);
+        take(&mut fold, 0, "a", 0);
+        assert!(fold.advance(&frames(2, 0, &[0])).is_empty());
+        assert_eq!(fold.waiting(), 1);
+        fold.advance(&frames(2, 0, &[0, 1]));
+        assert_eq!(fold.waiting(), 0);
+    }
+
+    #[test]
+    fn a_claim_of_an_earlier_window_is_late_in_the_window_that_owns_its_offset() {
+        let mut fold = Fold::new(0, beat(0), 0, 0);
+        let table = frames(2, 0, &[0, 0, 0, 1, 1]);
+        take(&mut fold, 0, "a", 1);
+        assert_eq!(closed(&fold.advance(&table)), [(0, 0, 0, 0), (2, 0, 1, 0)]);
+    }
+
+    #[test]
+    fn within_the_grace_it_counts() {
+        let mut fold = Fold::new(0, beat(0), 0, 0);
+        // Window [0, 2) closes at the line of beat 3; the claim arrives on beat 2.
+        let table = frames(2, 1, &[0, 0, 0, 1, 1, 1]);
+        take(&mut fold, 0, "a", 1);
+        assert_eq!(closed(&fold.advance(&table)), [(0, 1, 0, 0), (2, 0, 0, 0)]);
+    }
+
+    #[test]
+    fn a_claim_for_a_beat_not_issued_on_its_arrival_is_a_dead_letter() {
+        for beat_index in [1, -1, i64::MAX] {
+            let mut fold = Fold::new(0, beat(0), 0, 0);
+            let raw = || RawRecord { key: None, value: Some(vec![7]) };
+            // Read when beat 0 was the newest, it is judged when its arrival is known.
+            fold.take(0, Reading::Valid(claim("a", beat_index)), Some(beat(0)), raw);
+            let outputs = fold.advance(&frames(2, 0, &[0, 1, 1]));
+            let [Output::DeadLetter { offset: 0, reason, raw }, Output::Closed(_)] = &outputs[..] else {
+                panic!("{outputs:?}");
+            };
+            assert_eq!(reason, &InvalidClaim::Beat { beat: beat_index, arrival: 0 });
+            assert_eq!(raw.value.as_deref(), Some(&[7][..]));
+            assert_eq!(closed(&outputs), [(0, 0, 0, 1)]);
+        }
+    }
+
+    #[test]
+    fn what_it_took_before_is_not_taken_again() {
+        let mut fold = Fold::new(0, beat(0), 0, 0);
+        take(&mut fold, 0, "a", 0);
+        take(&mut fold, 0, "a", 0);
+        assert_eq!(closed(&fold.advance(&frames(2, 0, &[0, 1, 1]))), [(0, 1, 0, 0)]);
+    }
+
+    #[test]
+    fn a_fold_that_begins_later_leaves_earlier_windows_alone() {
+        let table = frames(2, 2, &[0, 1, 2, 4, 5, 6, 7]);
+        let mut fold = Fold::new(0, beat(2), 2, 0);
+        // Offsets 2 and 3 arrive on beat 2: one for the window before, within its grace.
+        take(&mut fold, 2, "a", 1);
+        take(&mut fold, 3, "b", 2);
+        fold.reached(7, 0);
+        assert_eq!(closed(&fold.advance(&table)), [(2, 1, 0, 0)]);
+    }
+
+    #[test]
+    fn a_window_whose_head_is_gone_is_not_retained_but_an_empty_range_is() {
+        let retained = |lines: &[i64], low| {
+            let mut fold = Fold::new(0, beat(0), lines[0], low);
+            fold.reached(lines[lines.len() - 1], low);
+            let outputs = fold.advance(&frames(2, 0, lines));
+            let [Output::Closed(closed)] = &outputs[..] else { panic!("{outputs:?}") };
+            closed.retained
+        };
+        assert!(retained(&[10, 12, 15], 10));
+        assert!(!retained(&[10, 12, 15], 11));
+        assert!(!retained(&[10, 12, 15], 20));
+        assert!(retained(&[10, 10, 10], 20));
+    }
+
+    #[test]
+    fn distinct_means_distinct() {
+        let mut fold = Fold::new(0, beat(0), 0, 0);
+        for (offset, agent, task) in [(0, "a", "t"), (1, "a", "t"), (2, "a", "u"), (3, "b", "t")] {
+            let claim = Claim { task: task.into(), done: true, on_time_review: true, ..claim(agent, 0) };
+            fold.take(offset, Reading::Valid(claim), Some(beat(0)), RawRecord::default);
+        }
+        let outputs = fold.advance(&frames(2, 0, &[0, 4, 4]));
+        let [Output::Closed(closed)] = &outputs[..] else { panic!("{outputs:?}") };
+        let counts = closed.tally.counts();
+        assert_eq!((counts.agents, counts.tasks_done, counts.on_time_reviews, counts.claims), (2, 3, 3, 4));
+    }
+}

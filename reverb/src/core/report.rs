@@ -1,0 +1,111 @@
+//! The report of a window: a pure function of its frames and its counts.
+
+use backbeat_schemas::{BarReport, BeatFrame};
+
+use super::{Counts, Frames, LOGIC, Window};
+
+/// The report of `window`; `None` while the frame of its closing beat is not in the table.
+pub fn bar_report(frames: &Frames, window: &Window, counts: &Counts) -> Option<BarReport> {
+    let opening = frames.get(window.from)?;
+    let next = frames.get(window.end)?;
+    let partitions = frames.get(window.closes)?.claim_offsets.len() as i32;
+    let line = |frame: &BeatFrame| (0..partitions).map(|partition| frame.line(partition)).collect();
+    let drift = |frame: &BeatFrame| frame.emitted_at.millis_since(frame.scheduled_at).abs();
+    let beats = || frames.range(window.from, window.end);
+    let degraded_beats = beats().filter(|frame| frame.degraded).count() as i64;
+    Some(BarReport {
+        r#type: Default::default(),
+        window_id: window.id,
+        from_beat: window.from,
+        to_beat: window.end.previous()?,
+        agents_reporting: counts.agents,
+        on_time_reviews: counts.on_time_reviews,
+        help_promises_fulfilled: counts.help_fulfilled,
+        secret_rotations_ok: counts.rotation_failed_agents == 0,
+        tempo_drift_ms: beats().map(drift).max().unwrap_or(0),
+        issues: issues(beats(), degraded_beats, counts),
+        cluster_id: opening.cluster_id.clone(),
+        opened_at: opening.scheduled_at,
+        closed_at: next.scheduled_at,
+        claims: counts.claims,
+        late_claims: counts.late_claims,
+        invalid_claims: counts.invalid_claims,
+        tasks_done: counts.tasks_done,
+        tasks_failed: counts.tasks_failed,
+        degraded_beats,
+        degraded_claims: counts.degraded_claims,
+        grace_beats: opening.grace_beats,
+        from_offsets: line(opening),
+        to_offsets: line(next),
+        logic: LOGIC,
+    })
+}
+
+fn issues<'f>(beats: impl Iterator<Item = &'f BeatFrame>, degraded_beats: i64, counts: &Counts) -> Vec<String> {
+    let counted = [
+        (counts.late_claims, "late claims"),
+        (counts.invalid_claims, "invalid claims"),
+        (counts.unknown_schema_claims, "claims with an unknown schema"),
+        (degraded_beats, "degraded beats"),
+        (counts.degraded_claims, "degraded claims"),
+        (counts.rotation_failed_agents, "agents failed secret rotation"),
+    ];
+    let outages = beats.filter(|frame| frame.re_anchored()).filter_map(|frame| {
+        let millis = frame.emitted_at.millis_since(frame.scheduled_at);
+        (millis > 0).then(|| format!("pulse outage of {millis} ms before beat {}", frame.beat_index))
+    });
+    let mut issues: Vec<String> =
+        counted.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).chain(outages).collect();
+    issues.sort();
+    issues
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::testing::{beat, frames_of_partitions};
+
+    #[test]
+    fn says_what_the_frames_and_the_counts_say() {
+        let mut frames = frames_of_partitions(2, 0, &[&[0, 1, 4], &[0, 0, 2]]);
+        let window = frames.window_of(beat(0)).expect("it is there");
+        let counts = Counts {
+            agents: 3,
+            claims: 5,
+            late_claims: 10,
+            invalid_claims: 2,
+            unknown_schema_claims: 1,
+            rotation_failed_agents: 1,
+            ..Counts::default()
+        };
+        let report = bar_report(&frames, &window, &counts).expect("the closing frame is there");
+        assert_eq!((report.from_beat, report.to_beat, report.agents_reporting), (beat(0), beat(1), 3));
+        assert_eq!((report.opened_at.millis(), report.closed_at.millis()), (0, 2_000));
+        assert_eq!((report.from_offsets, report.to_offsets), (vec![0, 0], vec![4, 2]));
+        assert!(!report.secret_rotations_ok);
+        let issues = ["1 agents failed secret rotation", "1 claims with an unknown schema", "10 late claims", "2 invalid claims"];
+        assert_eq!(report.issues, issues);
+        frames = frames_of_partitions(2, 0, &[&[0, 1]]);
+        assert_eq!(bar_report(&frames, &window, &counts), None);
+    }
+
+    #[test]
+    fn a_re_anchored_beat_is_an_outage_and_a_drift() {
+        let table = frames_of_partitions(2, 0, &[&[0, 0, 0]]);
+        let mut late = Frames::default();
+        for beat_index in 0..3 {
+            let mut frame = table.get(beat(beat_index)).expect("it is there").clone();
+            if beat_index == 1 {
+                frame.emitted_at = frame.scheduled_at.plus_millis(7_000);
+                frame.anchor_beat = frame.beat_index;
+                frame.anchor_at = frame.emitted_at;
+                frame.degraded = true;
+            }
+            late.push(frame).expect("consecutive");
+        }
+        let window = late.window_of(beat(0)).expect("it is there");
+        let report = bar_report(&late, &window, &Counts::default()).expect("complete");
+        assert_eq!((report.tempo_drift_ms, report.degraded_beats), (7_000, 1));
+        assert_eq!(report.issues, ["1 degraded beats", "pulse outage of 7000 ms before beat 1"]);
+    }
+}

@@ -1,0 +1,165 @@
+//! What is counted in one window.
+
+use std::collections::HashMap;
+
+use super::{Claim, partition_of};
+
+/// The counts of a window, or of one partition's share of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Distinct agents with a counted claim.
+    pub agents: i64,
+    /// Distinct tasks in review or done with budget left.
+    pub on_time_reviews: i64,
+    /// Distinct tasks with help fulfilled.
+    pub help_fulfilled: i64,
+    /// Distinct agents with a failed secret rotation.
+    pub rotation_failed_agents: i64,
+    /// Distinct tasks done.
+    pub tasks_done: i64,
+    /// Distinct tasks failed.
+    pub tasks_failed: i64,
+    /// Counted claims.
+    pub claims: i64,
+    /// Counted claims made without hearing beats.
+    pub degraded_claims: i64,
+    /// Late claims in the owned offsets.
+    pub late_claims: i64,
+    /// Invalid claims in the owned offsets.
+    pub invalid_claims: i64,
+    /// Those of them whose schema nobody knows.
+    pub unknown_schema_claims: i64,
+}
+
+impl Counts {
+    /// Adds another partition's share.
+    pub fn add(&mut self, other: &Self) {
+        self.agents += other.agents;
+        self.on_time_reviews += other.on_time_reviews;
+        self.help_fulfilled += other.help_fulfilled;
+        self.rotation_failed_agents += other.rotation_failed_agents;
+        self.tasks_done += other.tasks_done;
+        self.tasks_failed += other.tasks_failed;
+        self.claims += other.claims;
+        self.degraded_claims += other.degraded_claims;
+        self.late_claims += other.late_claims;
+        self.invalid_claims += other.invalid_claims;
+        self.unknown_schema_claims += other.unknown_schema_claims;
+    }
+}
+
+/// A window's counts in the making, with the sets that make them distinct.
+///
+/// Only sizes of sets get out, so the order of a hash map never shows.
+#[derive(Debug, Clone, Default)]
+pub struct Tally {
+    agents: HashMap<String, Agent>,
+    claims: i64,
+    degraded_claims: i64,
+    late_claims: i64,
+    invalid_claims: i64,
+    unknown_schema_claims: i64,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Agent {
+    rotation_failed: bool,
+    tasks: HashMap<String, Task>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Task {
+    on_time_review: bool,
+    help_fulfilled: bool,
+    done: bool,
+    failed: bool,
+}
+
+impl Task {
+    fn add(&mut self, other: Self) {
+        self.on_time_review |= other.on_time_review;
+        self.help_fulfilled |= other.help_fulfilled;
+        self.done |= other.done;
+        self.failed |= other.failed;
+    }
+}
+
+impl Tally {
+    /// Counts a claim.
+    pub fn count(&mut self, claim: Claim) {
+        self.claims += 1;
+        self.degraded_claims += i64::from(claim.degraded);
+        let Claim { on_time_review, help_fulfilled, done, failed, rotation_failed, .. } = claim;
+        let task = Task { on_time_review, help_fulfilled, done, failed };
+        let agent = match self.agents.get_mut(&claim.agent) {
+            Some(agent) => agent,
+            None => self.agents.entry(claim.agent).or_default(),
+        };
+        agent.rotation_failed |= rotation_failed;
+        match agent.tasks.get_mut(&claim.task) {
+            Some(known) => known.add(task),
+            None => drop(agent.tasks.insert(claim.task, task)),
+        }
+    }
+
+    /// Notes a late claim.
+    pub fn late(&mut self) {
+        self.late_claims += 1;
+    }
+
+    /// Notes an invalid claim.
+    pub fn invalid(&mut self, unknown_schema: bool) {
+        self.invalid_claims += 1;
+        self.unknown_schema_claims += i64::from(unknown_schema);
+    }
+
+    /// Takes in another partition's share; distinct stays distinct.
+    pub fn absorb(&mut self, other: Self) {
+        for (name, theirs) in other.agents {
+            let agent = self.agents.entry(name).or_default();
+            agent.rotation_failed |= theirs.rotation_failed;
+            for (name, task) in theirs.tasks {
+                agent.tasks.entry(name).or_default().add(task);
+            }
+        }
+        self.claims += other.claims;
+        self.degraded_claims += other.degraded_claims;
+        self.late_claims += other.late_claims;
+        self.invalid_claims += other.invalid_claims;
+        self.unknown_schema_claims += other.unknown_schema_claims;
+    }
+
+    /// Counted claims so far.
+    pub fn claims(&self) -> i64 {
+        self.claims
+    }
+
+    /// Whether an agent's claims lie in another partition than murmur2 gives it among `partitions`:
+    /// then distinct counts of partitions do not add up.
+    pub fn is_misplaced(&self, partition: i32, partitions: usize) -> bool {
+        self.agents.keys().any(|agent| partition_of(agent.as_bytes(), partitions) as i64 != i64::from(partition))
+    }
+
+    /// The counts.
+    pub fn counts(&self) -> Counts {
+        let mut counts = Counts {
+            agents: self.agents.len() as i64,
+            claims: self.claims,
+            degraded_claims: self.degraded_claims,
+            late_claims: self.late_claims,
+            invalid_claims: self.invalid_claims,
+            unknown_schema_claims: self.unknown_schema_claims,
+            ..Counts::default()
+        };
+        for agent in self.agents.values() {
+            counts.rotation_failed_agents += i64::from(agent.rotation_failed);
+            for task in agent.tasks.values() {
+                counts.on_time_reviews += i64::from(task.on_time_review);
+                counts.help_fulfilled += i64::from(task.help_fulfilled);
+                counts.tasks_done += i64::from(task.done);
+                counts.tasks_failed += i64::from(task.failed);
+            }
+        }
+        counts
+    }
+}

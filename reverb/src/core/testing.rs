@@ -1,0 +1,63 @@
+//! Frames and claims for the core's tests.
+
+use backbeat_schemas::{BeatFrame, BeatIndex, HlcClock, Phase, Tempo, Timestamp, WindowId};
+
+use super::{Claim, Frames};
+
+pub(crate) fn beat(index: i64) -> BeatIndex {
+    BeatIndex::try_from(index).expect("not negative")
+}
+
+pub(crate) fn claim(agent: &str, beat: i64) -> Claim {
+    Claim {
+        agent: agent.into(),
+        task: "t".into(),
+        beat,
+        on_time_review: false,
+        help_fulfilled: false,
+        rotation_failed: false,
+        done: false,
+        failed: false,
+        degraded: false,
+    }
+}
+
+/// Beats from 0, one a second, with these lines in partition 0, the only one.
+pub(crate) fn frames(bar_length: u16, grace_beats: u16, lines: &[i64]) -> Frames {
+    frames_of_partitions(bar_length, grace_beats, &[lines])
+}
+
+/// The same for more partitions, each with its own lines.
+pub(crate) fn frames_of_partitions(bar_length: u16, grace_beats: u16, lines: &[&[i64]]) -> Frames {
+    let mut frames = Frames::default();
+    let mut clock = HlcClock::new(1);
+    for index in 0..lines[0].len() {
+        let at = Timestamp::from_millis(index as i64 * 1_000);
+        let beat_index = beat(index as i64);
+        let position = index as u16 % bar_length;
+        let from = beat(index as i64 - i64::from(position));
+        let frame = BeatFrame {
+            r#type: Default::default(),
+            cluster_id: "c".into(),
+            beat_index,
+            downbeat: position == 0,
+            phase: Phase::of(position, bar_length),
+            hlc: clock.tick(at),
+            deadline_at: at.plus_millis(1_000),
+            tempo_bpm: Tempo::try_from(60.0).expect("a tempo"),
+            window_id: WindowId::new("c", from),
+            bar_length,
+            grace_beats,
+            scheduled_at: at,
+            emitted_at: at,
+            anchor_beat: BeatIndex::ZERO,
+            anchor_at: Timestamp::from_millis(0),
+            term: 1,
+            node: "p".into(),
+            degraded: false,
+            claim_offsets: lines.iter().map(|partition| partition[index]).collect(),
+        };
+        frames.push(frame).expect("consecutive");
+    }
+    frames
+}
