@@ -34,6 +34,21 @@ impl BarPartial {
         Self { window_id, from_beat, partial, done }
     }
 
+    /// The same partial, as `member`'s record number `counter`.
+    #[must_use]
+    pub fn sent_by(mut self, member: &str, counter: i64) -> Self {
+        if let Some(partial) = &mut self.partial {
+            member.clone_into(&mut partial.member);
+            partial.counter = counter;
+        }
+        self
+    }
+
+    /// Whether the record says that the window is finished.
+    pub fn is_done(&self) -> bool {
+        self.done.is_some()
+    }
+
     /// What the record says; `None` if it says both or neither, as only a foreign writer would.
     pub fn into_body(self) -> Option<PartialBody> {
         match (self.partial, self.done) {

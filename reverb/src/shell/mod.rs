@@ -1,1 +1,21 @@
+//! What touches Kafka, threads, clocks and sockets.
+//!
+//! Two threads: the member polls the group consumer and runs the folds; where it owns
+//! `statusclaims-0`, a second one runs the merge.
 
+mod args;
+mod claim_decoder;
+mod frame_table;
+mod group;
+mod http;
+mod member;
+mod merger;
+mod metrics;
+mod owned_partition;
+mod recompute;
+mod report_index;
+mod run;
+mod status;
+
+pub use args::{Args, Reemit};
+pub use run::run;

@@ -1,0 +1,49 @@
+//! Bytes of `statusclaims` to claims.
+
+use std::sync::Arc;
+
+use backbeat_broker::{Lookup, SchemaCache};
+use backbeat_schemas::{Header, InvalidClaim, StatusClaim, WriterSchema, check_claim};
+
+use crate::core::{Claim, Reading};
+
+/// Decodes and checks records of `statusclaims`.
+pub(crate) struct ClaimDecoder {
+    schemas: SchemaCache<StatusClaim>,
+    /// The schema of the last claim: nearly always that of the next.
+    last: Option<(u32, Arc<WriterSchema<StatusClaim>>)>,
+}
+
+impl ClaimDecoder {
+    pub(crate) fn new(schemas: SchemaCache<StatusClaim>) -> Self {
+        Self { schemas, last: None }
+    }
+
+    /// The claim in a record; `None` while its schema is being fetched.
+    pub(crate) fn decode(&mut self, key: Option<&[u8]>, value: Option<&[u8]>) -> Option<Reading> {
+        match self.try_decode(key, value) {
+            Ok(claim) => claim.map(Reading::Valid),
+            Err(reason) => Some(Reading::Invalid(reason)),
+        }
+    }
+
+    fn try_decode(&mut self, key: Option<&[u8]>, value: Option<&[u8]>) -> Result<Option<Claim>, InvalidClaim> {
+        let (header, body) = Header::split(value.ok_or(InvalidClaim::NoValue)?)?;
+        let Some(schema) = self.schema(header.schema_id)? else { return Ok(None) };
+        let claim = schema.decode(body)?;
+        check_claim(key, &claim)?;
+        Ok(Some(claim.into()))
+    }
+
+    fn schema(&mut self, id: u32) -> Result<Option<&WriterSchema<StatusClaim>>, InvalidClaim> {
+        if self.last.as_ref().is_none_or(|(last, _)| *last != id) {
+            match self.schemas.lookup(id) {
+                Lookup::Known(schema) => self.last = Some((id, schema)),
+                Lookup::Wrong(error) => return Err(error.into()),
+                Lookup::Unknown => return Err(InvalidClaim::UnknownSchema(id)),
+                Lookup::Pending => return Ok(None),
+            }
+        }
+        Ok(self.last.as_ref().map(|(_, schema)| &**schema))
+    }
+}

@@ -1,0 +1,100 @@
+//! The table of lines, kept up with `beatframes`.
+
+use std::time::Duration;
+
+use backbeat_broker::{LogReader, ReadError};
+use backbeat_schemas::{BeatFrame, BeatIndex};
+
+use crate::core::{FrameError, Frames};
+
+/// Frames taken in one go, so that a long log does not keep its reader from everything else.
+const BATCH: usize = 10_000;
+
+/// A table of frames and the reader that feeds it.
+pub(crate) struct FrameTable {
+    reader: LogReader<BeatFrame>,
+    frames: Frames,
+    cluster_id: String,
+    /// Where to read on; `None` before the first window was asked for.
+    next_offset: Option<i64>,
+}
+
+/// The table cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TableError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The log itself is wrong: no later try will help.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+}
+
+impl FrameTable {
+    pub(crate) fn new(reader: LogReader<BeatFrame>, cluster_id: String) -> Self {
+        Self { reader, frames: Frames::default(), cluster_id, next_offset: None }
+    }
+
+    pub(crate) fn frames(&self) -> &Frames {
+        &self.frames
+    }
+
+    /// Takes in the frames that are there, waiting up to `timeout` for the first; returns whether any
+    /// came.
+    pub(crate) fn follow(&mut self, timeout: Duration) -> Result<bool, TableError> {
+        let mut came = false;
+        if self.next_offset.is_none() {
+            return Ok(came);
+        }
+        for _ in 0..BATCH {
+            let timeout = if came { Duration::ZERO } else { timeout };
+            let Some(entry) = self.reader.poll(timeout)? else { break };
+            if entry.record.cluster_id != self.cluster_id {
+                let (found, ours) = (entry.record.cluster_id, self.cluster_id.clone());
+                return Err(FrameError::OtherCluster { found, ours }.into());
+            }
+            self.frames.push(entry.record)?;
+            self.next_offset = Some(entry.offset + 1);
+            came = true;
+        }
+        Ok(came)
+    }
+
+    /// The first frame that `reached` accepts, where it accepts all later ones too.
+    pub(crate) fn find(&mut self, reached: impl Fn(&BeatFrame) -> bool) -> Result<Option<BeatFrame>, TableError> {
+        let found = self.reader.first_where(reached)?;
+        if let Some(next) = self.next_offset {
+            self.reader.seek(next)?;
+        }
+        Ok(found.map(|entry| entry.record))
+    }
+
+    /// Makes the table reach back to every window in which a claim that arrives on `beat` may count.
+    /// What is missing comes with the next calls of [`FrameTable::follow`].
+    pub(crate) fn cover(&mut self, beat: BeatIndex) -> Result<(), TableError> {
+        let reaches = |first: &BeatFrame| {
+            first.beat_index == BeatIndex::ZERO || beat.since(first.beat_index) >= i64::from(first.grace_beats)
+        };
+        if self.next_offset.is_some() && self.frames.first().is_none_or(reaches) {
+            return Ok(());
+        }
+        // Two bars hold a whole one; the grace is at most a bar.
+        let margin = self.reader.last()?.map_or(0, |last| i64::from(last.record.bar_length) * 2 + i64::from(last.record.grace_beats));
+        let target = (beat.get() - margin).max(0);
+        let entry = self.reader.first_where(|frame| frame.beat_index.get() >= target)?;
+        let start = match entry {
+            Some(entry) => entry.offset,
+            None => self.reader.low()?,
+        };
+        self.frames = Frames::default();
+        self.next_offset = Some(start);
+        Ok(self.reader.seek(start)?)
+    }
+
+    /// Forgets what no claim that arrives on `beat` or later can count in.
+    pub(crate) fn forget_before(&mut self, beat: BeatIndex) {
+        let grace = self.frames.first().map_or(0, |first| first.grace_beats);
+        if let Ok(oldest) = BeatIndex::try_from(beat.get() - i64::from(grace)) {
+            self.frames.forget_before(oldest);
+        }
+    }
+}

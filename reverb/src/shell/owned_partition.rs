@@ -1,0 +1,216 @@
+//! One partition that this member owns: its fold, and what is on its way out.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use backbeat_broker::{Deliveries, Outgoing, QueueFull, Sender, TopicName, Topics};
+use backbeat_schemas::{BarPartial, BeatIndex, InvalidClaim, Partial, PartialBody, wire};
+
+use super::claim_decoder::ClaimDecoder;
+use super::metrics::Metrics;
+use crate::core::{Closed, Fold, Frames, LOGIC, Output, Progress, RawRecord};
+
+/// Records that may wait for a line before the partition pauses: tens of megabytes over a dozen
+/// partitions.
+const MAX_WAITING: usize = 20_000;
+/// Records that may wait to be sent before the partition pauses.
+const MAX_OUTBOX: usize = 1_000;
+/// A partial that nobody finished is sent again after this: it may have been lost with its topic.
+const RESEND_AFTER: Duration = Duration::from_secs(60 * 60);
+
+/// Who sends, where, and under which name.
+pub(crate) struct Outlet {
+    pub(crate) sender: Sender,
+    pub(crate) topics: Topics,
+    pub(crate) partial_schema: u32,
+    pub(crate) member: String,
+    /// Of the partials that this member sent.
+    pub(crate) counter: i64,
+    pub(crate) partials: Arc<Deliveries>,
+}
+
+/// One partition of `statusclaims`.
+pub(crate) struct OwnedPartition {
+    pub(crate) id: i32,
+    /// `None` until it is known where to begin.
+    pub(crate) fold: Option<Fold>,
+    pub(crate) progress: Progress,
+    /// Records that came before the fold began or whose schema is being fetched, in order.
+    stalled: VecDeque<(i64, RawRecord)>,
+    outbox: VecDeque<Message>,
+    dead_letters: Arc<Deliveries>,
+    /// Partials of windows that are not done.
+    unfinished: BTreeMap<BeatIndex, (Instant, BarPartial)>,
+    pub(crate) paused: bool,
+}
+
+enum Message {
+    DeadLetter { offset: i64, reason: InvalidClaim, raw: Box<RawRecord> },
+    Partial { from: BeatIndex, record: Box<BarPartial> },
+}
+
+impl OwnedPartition {
+    /// A partition that was just assigned, and is paused.
+    pub(crate) fn new(id: i32) -> Self {
+        Self {
+            id,
+            fold: None,
+            progress: Progress::default(),
+            stalled: VecDeque::new(),
+            outbox: VecDeque::new(),
+            dead_letters: Arc::default(),
+            unfinished: BTreeMap::new(),
+            paused: true,
+        }
+    }
+
+    /// Takes a record as it comes from Kafka.
+    pub(crate) fn take(&mut self, offset: i64, key: Option<&[u8]>, value: Option<&[u8]>, newest: Option<BeatIndex>, decoder: &mut ClaimDecoder) {
+        let raw = || RawRecord { key: key.map(<[u8]>::to_vec), value: value.map(<[u8]>::to_vec) };
+        match &mut self.fold {
+            Some(fold) if self.stalled.is_empty() => match decoder.decode(key, value) {
+                Some(reading) => fold.take(offset, reading, newest, raw),
+                None => self.stalled.push_back((offset, raw())),
+            },
+            _ => self.stalled.push_back((offset, raw())),
+        }
+    }
+
+    /// Takes the records that had to wait and need not any more.
+    pub(crate) fn take_stalled(&mut self, newest: Option<BeatIndex>, decoder: &mut ClaimDecoder) {
+        let Some(fold) = &mut self.fold else { return };
+        while let Some((offset, raw)) = self.stalled.pop_front() {
+            match decoder.decode(raw.key.as_deref(), raw.value.as_deref()) {
+                Some(reading) => fold.take(offset, reading, newest, || raw),
+                None => return self.stalled.push_front((offset, raw)),
+            }
+        }
+    }
+
+    /// Goes as far as the lines allow, and sends what comes of it.
+    pub(crate) fn advance(&mut self, frames: &Frames, outlet: &mut Outlet, metrics: &Metrics) {
+        let Some(fold) = &mut self.fold else { return };
+        for output in fold.advance(frames) {
+            match output {
+                Output::DeadLetter { offset, reason, raw } => {
+                    metrics.invalid(reason.reason());
+                    self.outbox.push_back(Message::DeadLetter { offset, reason, raw });
+                }
+                Output::Closed(closed) => {
+                    let line = |beat| frames.get(beat).map_or(0, |frame| frame.line(self.id));
+                    self.progress.opened(closed.window.from, line(closed.window.from));
+                    let partitions = frames.get(closed.window.closes).map_or(0, |frame| frame.claim_offsets.len());
+                    if self.id as usize >= partitions {
+                        self.progress.not_ours(closed.window.from);
+                        continue;
+                    }
+                    let counts = closed.tally.counts();
+                    metrics.closed(&counts);
+                    let record = Box::new(partial(self.id, &closed, partitions));
+                    self.outbox.push_back(Message::Partial { from: closed.window.from, record });
+                }
+            }
+        }
+        for (window, _) in fold.open() {
+            let line = frames.get(window.from).map_or(0, |frame| frame.line(self.id));
+            self.progress.opened(window.from, line);
+        }
+        self.send(outlet, metrics);
+    }
+
+    /// Sends what can go out, in order: no partial before its dead letters are acknowledged.
+    fn send(&mut self, outlet: &mut Outlet, metrics: &Metrics) {
+        while let Some(message) = self.outbox.pop_front() {
+            let sent = match &message {
+                Message::DeadLetter { offset, reason, raw } => self.send_dead_letter(*offset, reason, raw, outlet),
+                Message::Partial { .. } if self.dead_letters.outstanding() > 0 => Err(QueueFull),
+                Message::Partial { from, record } => self.send_partial(*from, record, outlet),
+            };
+            if sent.is_err() {
+                return self.outbox.push_front(message);
+            }
+            if let Message::DeadLetter { offset, reason, .. } = message {
+                metrics.dead_letter(reason.reason());
+                tracing::debug!(partition = self.id, offset, %reason, "dead letter");
+            }
+        }
+    }
+
+    fn send_dead_letter(&self, offset: i64, reason: &InvalidClaim, raw: &RawRecord, outlet: &Outlet) -> Result<(), QueueFull> {
+        let source = outlet.topics.name(TopicName::StatusClaims);
+        let topic = outlet.topics.name(TopicName::DeadLetters);
+        let key = format!("{source}/{}/{offset}", self.id);
+        let headers = [
+            ("reason", reason.reason().to_owned()),
+            ("detail", reason.to_string()),
+            ("topic", source),
+            ("partition", self.id.to_string()),
+            ("offset", offset.to_string()),
+            // Null and empty keys look alike once they are in a header.
+            ("key", raw.key.as_ref().map_or("null".to_owned(), |key| String::from_utf8_lossy(key).into_owned())),
+        ];
+        let value = raw.value.as_deref().unwrap_or_default();
+        let record = Outgoing { topic: &topic, key: Some(key.as_bytes()), value, headers: &headers };
+        outlet.sender.send(record, &self.dead_letters)
+    }
+
+    fn send_partial(&mut self, from: BeatIndex, record: &BarPartial, outlet: &mut Outlet) -> Result<(), QueueFull> {
+        let counter = outlet.counter + 1;
+        let named = record.clone().sent_by(&outlet.member, counter);
+        let topic = outlet.topics.name(TopicName::BarPartials);
+        let key = named.window_id.to_string();
+        let value = wire(outlet.partial_schema, &named);
+        let outgoing = Outgoing { topic: &topic, key: Some(key.as_bytes()), value: &value, headers: &[] };
+        outlet.sender.send(outgoing, &outlet.partials)?;
+        outlet.counter = counter;
+        self.progress.sent(from, counter);
+        self.unfinished.insert(from, (Instant::now(), named));
+        Ok(())
+    }
+
+    /// Sends again what nobody finished for an hour, and what could not go out.
+    pub(crate) fn retry(&mut self, outlet: &mut Outlet, metrics: &Metrics) {
+        let overdue = self.unfinished.extract_if(.., |_, (sent, _)| sent.elapsed() >= RESEND_AFTER);
+        let again: Vec<Message> = overdue.map(|(from, (_, record))| Message::Partial { from, record: Box::new(record) }).collect();
+        self.outbox.extend(again);
+        self.send(outlet, metrics);
+    }
+
+    /// A window is done.
+    pub(crate) fn done(&mut self, from: BeatIndex) {
+        self.progress.done(from);
+        let oldest_open = self.progress.position().map(|(_, oldest)| oldest);
+        self.unfinished.retain(|window, _| *window != from && oldest_open.is_some_and(|oldest| *window >= oldest));
+    }
+
+    /// Whether it must not be given more records for now.
+    pub(crate) fn is_full(&self) -> bool {
+        self.fold.as_ref().is_none_or(|fold| fold.waiting() >= MAX_WAITING) || !self.stalled.is_empty() || self.outbox.len() >= MAX_OUTBOX
+    }
+}
+
+/// The record of one partition's share of a window. Member and counter are set when it is sent.
+fn partial(id: i32, closed: &Closed, partitions: usize) -> BarPartial {
+    let counts = closed.tally.counts();
+    let partial = Partial {
+        partition: id,
+        member: String::new(),
+        counter: 0,
+        logic: LOGIC,
+        retained: closed.retained,
+        misplaced: closed.tally.is_misplaced(id, partitions),
+        agents: counts.agents,
+        on_time_reviews: counts.on_time_reviews,
+        help_fulfilled: counts.help_fulfilled,
+        rotation_failed_agents: counts.rotation_failed_agents,
+        tasks_done: counts.tasks_done,
+        tasks_failed: counts.tasks_failed,
+        claims: counts.claims,
+        degraded_claims: counts.degraded_claims,
+        late_claims: counts.late_claims,
+        invalid_claims: counts.invalid_claims,
+        unknown_schema_claims: counts.unknown_schema_claims,
+    };
+    BarPartial::new(closed.window.id, closed.window.from, PartialBody::Partial(partial))
+}

@@ -1,0 +1,117 @@
+//! Starts the parts and joins them.
+
+use std::sync::Arc;
+
+use anyhow::Context;
+use backbeat_broker::{Broker, LogReader, Registry, SchemaCache, Sender, TopicName, wait_for_topics};
+use backbeat_schemas::{BarPartial, BarReport, BeatFrame};
+use backbeat_service::{Shutdown, serve};
+use rdkafka::consumer::Consumer;
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+
+use super::claim_decoder::ClaimDecoder;
+use super::frame_table::FrameTable;
+use super::group::{Group, GroupConsumer};
+use super::member::{BarLengthGuard, Member};
+use super::merger::MergeSettings;
+use super::metrics::Metrics;
+use super::owned_partition::Outlet;
+use super::status::SharedStatus;
+use super::{Args, http};
+
+/// Runs reverb until `shutdown`, or until the log is wrong.
+pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
+    let metrics = Arc::new(Metrics::new()?);
+    let status = SharedStatus::default();
+    let name = format!("{}-{:08x}", args.node, rand::random::<u32>());
+    status.update(|member| {
+        member.cluster_id.clone_from(&args.cluster);
+        member.member.clone_from(&name);
+        member.waiting_for = Some("kafka, its topics and the schema registry".to_owned());
+    });
+    let stop_serving = shutdown.child_token();
+    let server = tokio::spawn(serve(listener, http::routes(&metrics, status.clone()), stop_serving.clone()));
+
+    let broker = Broker::new(&args.kafka, &name)?;
+    let registry = Registry::new(&args.kafka.schema_registry)?;
+    let prepared = tokio::select! {
+        prepared = prepare(&broker, &registry) => Some(prepared?),
+        () = shutdown.cancelled() => None,
+    };
+    let outcome = match prepared {
+        None => Ok(()),
+        Some((report_schema, partial_schema)) => {
+            let runtime = Handle::current();
+            let merge = MergeSettings {
+                broker: broker.clone(),
+                registry: registry.clone(),
+                runtime: runtime.clone(),
+                cluster_id: args.cluster.clone(),
+                report_schema,
+                partial_schema,
+                reemit: args.reemit,
+                metrics: Arc::clone(&metrics),
+                status: status.clone(),
+            };
+            let work = move || member(&args, name, &broker, &registry, &runtime, merge, metrics, status)?.run(&shutdown);
+            tokio::task::spawn_blocking(work).await.context("the member's thread panicked")?
+        }
+    };
+    stop_serving.cancel();
+    server.await.context("the http server panicked")??;
+    outcome
+}
+
+/// Waits for Kafka, the topics and the registry; returns the schema ids of reports and of partials.
+async fn prepare(broker: &Broker, registry: &Registry) -> anyhow::Result<(u32, u32)> {
+    wait_for_topics(broker).await?;
+    let topics = broker.topics();
+    let report = registry.register::<BarReport>(&topics.subject(TopicName::BarReports)).await?;
+    let partial = registry.register::<BarPartial>(&topics.subject(TopicName::BarPartials)).await?;
+    Ok((report, partial))
+}
+
+#[allow(clippy::too_many_arguments, reason = "it only puts the parts together")]
+fn member(
+    args: &Args,
+    name: String,
+    broker: &Broker,
+    registry: &Registry,
+    runtime: &Handle,
+    merge: MergeSettings,
+    metrics: Arc<Metrics>,
+    status: SharedStatus,
+) -> anyhow::Result<Member> {
+    let mut settings = broker.group_member();
+    // Only where control records end a partition do statistics matter, so they may be a second old.
+    settings.set("statistics.interval.ms", "1000");
+    let consumer: GroupConsumer = settings.create_with_context(Group::default())?;
+    let group = Arc::clone(consumer.context());
+    let mut frames = LogReader::<BeatFrame>::new(broker, registry, runtime, TopicName::BeatFrames)?;
+    let newest = frames.last()?.map(|entry| entry.record.beat_index);
+    Ok(Member {
+        consumer,
+        group,
+        topic: broker.topics().name(TopicName::StatusClaims),
+        table: FrameTable::new(frames, args.cluster.clone()),
+        partials: LogReader::new(broker, registry, runtime, TopicName::BarPartials)?,
+        decoder: ClaimDecoder::new(SchemaCache::new(registry.clone(), runtime.clone())),
+        outlet: Outlet {
+            sender: Sender::new(broker, None)?,
+            topics: broker.topics().clone(),
+            partial_schema: merge.partial_schema,
+            member: name,
+            counter: 0,
+            partials: Arc::default(),
+        },
+        merge,
+        bar_length: BarLengthGuard { expected: args.bar_length, after: newest },
+        metrics,
+        status,
+        partitions: Default::default(),
+        locating: Default::default(),
+        lows: Default::default(),
+        committed: Default::default(),
+    })
+}
