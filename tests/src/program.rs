@@ -3,7 +3,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backbeat_devstack::Supervised;
 use rustix::process::Signal;
@@ -78,7 +78,12 @@ impl Program {
 
     /// Waits until `/ready` says so.
     pub fn wait_ready(&self) {
-        wait_for("readiness", END_WITHIN, || self.get("/ready").filter(|(status, _)| *status == 200));
+        let ready = || self.get("/ready").filter(|(status, _)| *status == 200);
+        let deadline = Instant::now() + END_WITHIN;
+        while ready().is_none() {
+            assert!(Instant::now() < deadline, "not ready within {END_WITHIN:?}: {:?}\n{}", self.get("/ready"), self.log());
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// A metric's value, summed over its labels; `None` if it is not exported.

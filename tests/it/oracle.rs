@@ -1,0 +1,257 @@
+//! Every report, computed by brute force from the topics and the definitions of the design.
+//!
+//! It shares no code with reverb: claims are decoded generically by the schema that the registry
+//! gives, and each KPI is a set built from all claims of its window.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
+
+use apache_avro::Schema;
+use apache_avro::reader::datum::GenericDatumReader;
+use apache_avro::types::Value;
+use backbeat_broker::TopicName;
+use backbeat_schemas::{BarReport, BeatFrame, WindowId};
+use backbeat_tests::{Cluster, runtime};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message;
+use rdkafka::{Offset, TopicPartitionList};
+
+const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
+const POLL: Duration = Duration::from_secs(10);
+
+/// A record of `statusclaims`, as it lies there.
+pub(crate) struct Raw {
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    pub(crate) key: Option<Vec<u8>>,
+    pub(crate) value: Option<Vec<u8>>,
+}
+
+/// What the brute force makes of one record.
+enum Verdict {
+    Counted { from: i64, claim: HashMap<String, Value> },
+    Late,
+    Invalid { unknown_schema: bool },
+}
+
+/// The log as it was read.
+pub(crate) struct Oracle {
+    frames: Vec<BeatFrame>,
+    claims: Vec<Raw>,
+    schemas: HashMap<u32, Option<Schema>>,
+}
+
+impl Oracle {
+    /// Reads the whole log of `cluster`; nothing may be written meanwhile.
+    pub(crate) fn read(cluster: &Cluster) -> Self {
+        let claims = read_claims(cluster);
+        let ids: BTreeSet<u32> = claims.iter().filter_map(|raw| split(raw.value.as_deref()?)).map(|(id, _)| id).collect();
+        let fetch = |id| runtime().block_on(cluster.registry().fetch(id)).ok().and_then(|text| Schema::parse_str(&text).ok());
+        let schemas = ids.into_iter().map(|id| (id, fetch(id))).collect();
+        Self { frames: cluster.frames(), claims, schemas }
+    }
+
+    /// How many records `statusclaims` has.
+    pub(crate) fn claims(&self) -> usize {
+        self.claims.len()
+    }
+
+    /// The report of every window that can be closed.
+    pub(crate) fn reports(&self) -> Vec<BarReport> {
+        let mut by_owner = BTreeMap::<i64, Vec<(&Raw, Verdict)>>::new();
+        for raw in &self.claims {
+            let Some(arrival) = self.arrival(raw) else { continue };
+            let owner = self.window_from(arrival);
+            by_owner.entry(owner).or_default().push((raw, self.verdict(raw, arrival)));
+        }
+        let downbeats = self.frames.iter().filter(|frame| frame.downbeat);
+        downbeats.filter_map(|opening| self.report(opening, &by_owner)).collect()
+    }
+
+    /// The beat on which a record arrived: the last one whose line it is not below.
+    fn arrival(&self, raw: &Raw) -> Option<i64> {
+        let line = |frame: &BeatFrame| frame.claim_offsets.get(raw.partition as usize).copied().unwrap_or(0);
+        self.frames.iter().filter(|frame| line(frame) <= raw.offset).map(|frame| frame.beat_index.get()).next_back()
+    }
+
+    fn window_from(&self, beat: i64) -> i64 {
+        let downbeats = self.frames.iter().filter(|frame| frame.downbeat).map(|frame| frame.beat_index.get());
+        downbeats.filter(|from| *from <= beat).max().expect("beat 0 is a downbeat")
+    }
+
+    fn verdict(&self, raw: &Raw, arrival: i64) -> Verdict {
+        let invalid = Verdict::Invalid { unknown_schema: false };
+        let Some((id, body)) = raw.value.as_deref().and_then(split) else { return invalid };
+        let Some(schema) = self.schemas.get(&id).and_then(Option::as_ref) else { return Verdict::Invalid { unknown_schema: true } };
+        let Some(claim) = decode(schema, body) else { return invalid };
+        if !keeps_the_rules(raw.key.as_deref(), &claim, arrival) {
+            return invalid;
+        }
+        let Some(Value::Long(beat)) = claim.get("beat_index") else { return invalid };
+        let from = self.window_from(*beat);
+        let opening = &self.frames[from as usize];
+        let end = from + i64::from(opening.bar_length) - 1;
+        if arrival <= end + i64::from(opening.grace_beats) { Verdict::Counted { from, claim } } else { Verdict::Late }
+    }
+
+    fn report(&self, opening: &BeatFrame, by_owner: &BTreeMap<i64, Vec<(&Raw, Verdict)>>) -> Option<BarReport> {
+        let from = opening.beat_index.get();
+        let end = from + i64::from(opening.bar_length) - 1;
+        let frame = |beat: i64| self.frames.get(beat as usize);
+        let closing = frame(end + 1 + i64::from(opening.grace_beats))?;
+        let next = frame(end + 1)?;
+
+        let counted: Vec<&HashMap<String, Value>> = by_owner
+            .values()
+            .flatten()
+            .filter_map(|(_, verdict)| match verdict {
+                Verdict::Counted { from: window, claim } if *window == from => Some(claim),
+                _ => None,
+            })
+            .collect();
+        let owned = by_owner.get(&from).map_or(&[][..], Vec::as_slice);
+        let late = owned.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Late)).count();
+        let invalid = owned.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Invalid { .. })).count();
+        let unknown = owned.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Invalid { unknown_schema: true })).count();
+
+        let distinct = |wanted: &dyn Fn(&HashMap<String, Value>) -> bool| {
+            let ids = counted.iter().filter(|claim| wanted(claim)).map(|claim| (text(claim, "agent_id"), text(claim, "task_id")));
+            ids.collect::<BTreeSet<_>>().len() as i64
+        };
+        let agents = |wanted: &dyn Fn(&HashMap<String, Value>) -> bool| {
+            counted.iter().filter(|claim| wanted(claim)).map(|claim| text(claim, "agent_id")).collect::<BTreeSet<_>>().len() as i64
+        };
+        let in_time = |claim: &HashMap<String, Value>| matches!(claim.get("beats_left"), Some(Value::Int(left)) if *left >= 0);
+        let state = |claim: &HashMap<String, Value>, names: &[&str]| names.contains(&text(claim, "state").as_str());
+        let failed_rotations = agents(&|claim| text(claim, "secret_rotation") == "failed");
+        let degraded_claims = counted.iter().filter(|claim| claim.get("degraded") == Some(&Value::Boolean(true))).count();
+
+        let bar = &self.frames[from as usize..=end as usize];
+        let degraded_beats = bar.iter().filter(|frame| frame.degraded).count();
+        let mut issues = Vec::new();
+        for (count, what) in [
+            (late, "late claims"),
+            (invalid, "invalid claims"),
+            (unknown, "claims with an unknown schema"),
+            (degraded_beats, "degraded beats"),
+            (degraded_claims, "degraded claims"),
+            (failed_rotations as usize, "agents failed secret rotation"),
+        ] {
+            if count > 0 {
+                issues.push(format!("{count} {what}"));
+            }
+        }
+        for late_beat in bar.iter().filter(|f| f.anchor_beat == f.beat_index && f.anchor_at != f.scheduled_at) {
+            let millis = late_beat.emitted_at.millis() - late_beat.scheduled_at.millis();
+            if millis > 0 {
+                issues.push(format!("pulse outage of {millis} ms before beat {}", late_beat.beat_index));
+            }
+        }
+        issues.sort();
+
+        let partitions = closing.claim_offsets.len();
+        let offsets = |frame: &BeatFrame| (0..partitions).map(|p| frame.claim_offsets.get(p).copied().unwrap_or(0)).collect();
+        Some(BarReport {
+            r#type: Default::default(),
+            window_id: WindowId::new(&opening.cluster_id, opening.beat_index),
+            from_beat: opening.beat_index,
+            to_beat: end.try_into().expect("not negative"),
+            agents_reporting: agents(&|_| true),
+            on_time_reviews: distinct(&|claim| state(claim, &["review", "done"]) && in_time(claim)),
+            help_promises_fulfilled: distinct(&|claim| text(claim, "help") == "fulfilled"),
+            secret_rotations_ok: failed_rotations == 0,
+            tempo_drift_ms: bar.iter().map(|f| (f.emitted_at.millis() - f.scheduled_at.millis()).abs()).max().expect("a bar has beats"),
+            issues,
+            cluster_id: opening.cluster_id.clone(),
+            opened_at: opening.scheduled_at,
+            closed_at: next.scheduled_at,
+            claims: counted.len() as i64,
+            late_claims: late as i64,
+            invalid_claims: invalid as i64,
+            tasks_done: distinct(&|claim| state(claim, &["done"])),
+            tasks_failed: distinct(&|claim| state(claim, &["failed"])),
+            degraded_beats: degraded_beats as i64,
+            degraded_claims: degraded_claims as i64,
+            grace_beats: opening.grace_beats,
+            from_offsets: offsets(opening),
+            to_offsets: offsets(next),
+            logic: 1,
+        })
+    }
+}
+
+fn split(value: &[u8]) -> Option<(u32, &[u8])> {
+    let (head, body) = value.split_at_checked(5)?;
+    (head[0] == 0).then(|| (u32::from_be_bytes([head[1], head[2], head[3], head[4]]), body))
+}
+
+fn decode(schema: &Schema, mut body: &[u8]) -> Option<HashMap<String, Value>> {
+    let value = GenericDatumReader::builder(schema).build().ok()?.read_value(&mut body).ok()?;
+    let Value::Record(fields) = value else { return None };
+    body.is_empty().then(|| fields.into_iter().collect())
+}
+
+fn keeps_the_rules(key: Option<&[u8]>, claim: &HashMap<String, Value>, arrival: i64) -> bool {
+    let (agent, task, notes, hlc) = (text(claim, "agent_id"), text(claim, "task_id"), text(claim, "notes"), text(claim, "hlc"));
+    let hex = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c));
+    let parts: Vec<&str> = hlc.split(':').collect();
+    key == Some(agent.as_bytes())
+        && (1..=256).contains(&agent.len())
+        && (1..=256).contains(&task.len())
+        && notes.len() <= 4_096
+        && matches!(claim.get("beat_index"), Some(Value::Long(beat)) if (0..=arrival).contains(beat))
+        && matches!(claim.get("progress"), Some(Value::Double(progress)) if (0.0..=1.0).contains(progress))
+        && parts.len() == 3
+        && parts.iter().all(|part| hex(part))
+        && parts[1].len() == 4
+        && parts[2].len() == 4
+}
+
+/// The text of a string or an enum, inside a union or not; "" for null.
+fn text(claim: &HashMap<String, Value>, field: &str) -> String {
+    match claim.get(field) {
+        Some(Value::String(text) | Value::Enum(_, text)) => text.clone(),
+        Some(Value::Union(_, inner)) => match &**inner {
+            Value::String(text) | Value::Enum(_, text) => text.clone(),
+            _ => String::new(),
+        },
+        _ => String::new(),
+    }
+}
+
+/// All of `statusclaims`.
+pub(crate) fn read_claims(cluster: &Cluster) -> Vec<Raw> {
+    let topic = cluster.broker().topics().name(TopicName::StatusClaims);
+    read_raw(cluster, &topic, |_| ())
+}
+
+/// All records of `topic`; `look` sees each message first.
+pub(crate) fn read_raw(cluster: &Cluster, topic: &str, mut look: impl FnMut(&rdkafka::message::BorrowedMessage<'_>)) -> Vec<Raw> {
+    let consumer: BaseConsumer = cluster.broker().reader().create().expect("a consumer");
+    let metadata = consumer.fetch_metadata(Some(topic), QUERY_TIMEOUT).expect("the topic exists");
+    let mut unread = BTreeSet::new();
+    let mut assignment = TopicPartitionList::new();
+    for partition in metadata.topics()[0].partitions() {
+        assignment.add_partition_offset(topic, partition.id(), Offset::Beginning).expect("a partition");
+        unread.insert(partition.id());
+    }
+    consumer.assign(&assignment).expect("assigns");
+    let mut records = Vec::new();
+    while !unread.is_empty() {
+        match consumer.poll(POLL).expect("Kafka answers") {
+            Ok(message) => {
+                look(&message);
+                records.push(Raw {
+                    partition: message.partition(),
+                    offset: message.offset(),
+                    key: message.key().map(<[u8]>::to_vec),
+                    value: message.payload().map(<[u8]>::to_vec),
+                });
+            }
+            Err(KafkaError::PartitionEOF(partition)) => drop(unread.remove(&partition)),
+            Err(error) => panic!("reading {topic}: {error}"),
+        }
+    }
+    records
+}

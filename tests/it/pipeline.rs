@@ -1,0 +1,137 @@
+//! The whole way: pulse, agents, reverb, reports.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use backbeat_broker::{Entry, TopicName};
+use backbeat_devstack::stock_tool;
+use backbeat_schemas::{BarPartial, BarReport, PartialBody, Verdict};
+use backbeat_tests::{Cluster, Program, stack, wait_until};
+
+use crate::oracle::Oracle;
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Waits until there are reports of `windows` windows.
+pub(crate) fn wait_for_reports(cluster: &Cluster, windows: usize) {
+    wait_until(&format!("{windows} reports"), LIMIT, || cluster.reports().len() >= windows);
+}
+
+/// Compares every report with the oracle's, field by field, and returns the oracle.
+pub(crate) fn check_reports(cluster: &Cluster) -> Oracle {
+    let oracle = Oracle::read(cluster);
+    let expected = oracle.reports();
+    wait_for_reports(cluster, expected.len());
+    let reports: Vec<BarReport> = cluster.reports().into_iter().map(|entry| entry.record).collect();
+    assert_eq!(reports.len(), expected.len(), "one report per window");
+    for (report, expected) in reports.iter().zip(&expected) {
+        assert_eq!(report, expected);
+    }
+    oracle
+}
+
+/// Counted, late and invalid claims over all reports.
+pub(crate) fn totals(reports: &[Entry<BarReport>]) -> (i64, i64, i64) {
+    let sum = |count: fn(&BarReport) -> i64| reports.iter().map(|entry| count(&entry.record)).sum();
+    (sum(|r| r.claims), sum(|r| r.late_claims), sum(|r| r.invalid_claims))
+}
+
+/// How often windows were finished, by verdict.
+fn verdicts(cluster: &Cluster) -> BTreeMap<&'static str, usize> {
+    let mut counts = BTreeMap::new();
+    for entry in cluster.read_all::<BarPartial>(TopicName::BarPartials) {
+        if let Some(PartialBody::Done(done)) = entry.record.into_body() {
+            *counts.entry(done.verdict.as_str()).or_default() += 1;
+        }
+    }
+    counts
+}
+
+fn count(verdicts: &BTreeMap<&'static str, usize>, verdict: Verdict) -> usize {
+    verdicts.get(verdict.as_str()).copied().unwrap_or(0)
+}
+
+/// Resets the group to the earliest offsets with Kafka's own tool.
+fn reset_to_earliest(cluster: &Cluster) {
+    let mut tool = stock_tool("org.apache.kafka.tools.consumer.group.ConsumerGroupCommand").expect("Kafka's tools are there");
+    tool.args(["--bootstrap-server", &stack().bootstrap_servers(), "--group", &format!("{}reverb", cluster.prefix())]);
+    tool.args(["--reset-offsets", "--to-earliest", "--execute", "--topic", &format!("{}statusclaims", cluster.prefix())]);
+    let output = tool.output().expect("java runs");
+    assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+}
+
+/// 2,200 consecutive tasks of the real cluster's list, in a file of their own.
+fn real_tasks(cluster: &Cluster) -> (PathBuf, usize) {
+    const FIRST: usize = 3_000;
+    const TASKS: usize = 2_200;
+    let list = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data/gpu-cluster-tasks.csv");
+    let text = fs::read_to_string(list).unwrap_or_else(|error| panic!("the real cluster's task list {list}: {error}"));
+    let (head, rows) = text.split_once('\n').expect("a header");
+    let columns: Vec<&str> = head.split(',').collect();
+    let created = columns.iter().position(|column| *column == "creation_time").expect("the column is there");
+    let mut rows: Vec<&str> = rows.lines().collect();
+    rows.sort_by_key(|row| row.split(',').nth(created).and_then(|time| time.parse::<u64>().ok()).expect("a time"));
+    let path = cluster.dir().join("tasks.csv");
+    let slice = &rows[FIRST..FIRST + TASKS];
+    fs::write(&path, format!("{head}\n{}\n", slice.join("\n"))).expect("writes");
+    (path, TASKS)
+}
+
+fn reverb(cluster: &Cluster, args: &[&str]) -> Program {
+    let reverb = cluster.serve("reverb", &[&["--cluster", "it"], args].concat());
+    reverb.wait_ready();
+    reverb
+}
+
+#[test]
+fn a_real_clusters_tasks_go_through_and_replays_give_the_same_bytes() {
+    let cluster = Cluster::new(12);
+    let (tasks, agents) = real_tasks(&cluster);
+    let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "6000", "--bar", "8"]);
+    let members = [reverb(&cluster, &[]), reverb(&cluster, &["--bar-length", "8"])];
+    let trace = ["--trace", tasks.to_str().expect("a path"), "--trace-seconds-per-beat", "3600"];
+    let mut sim = cluster.start("agent-sim", &trace);
+    assert_eq!(sim.wait(), 0, "{}", sim.log());
+    // The last claims lie in a window that closes with the bar after theirs.
+    let beats = cluster.frames().len();
+    wait_until("two more bars", LIMIT, || cluster.frames().len() >= beats + 16);
+    drop(pulse);
+
+    let oracle = check_reports(&cluster);
+    let first = cluster.reports();
+    let (counted, late, invalid) = totals(&first);
+    assert_eq!(counted + late + invalid, oracle.claims() as i64, "every claim is in exactly one report");
+    assert!(sim.log().contains(&format!("\"claims_acknowledged\":{}", oracle.claims())), "{}", sim.log());
+    assert_eq!(invalid, 0);
+    let done: i64 = first.iter().map(|entry| entry.record.tasks_done + entry.record.tasks_failed).sum();
+    assert!(done > 1_500 && (done as usize) < agents, "most of {agents} tasks ended within their window: {done}");
+    for member in members {
+        drop(member);
+    }
+
+    // Again from the earliest offsets, with three members: the same bytes, so nothing is written.
+    reset_to_earliest(&cluster);
+    let before = verdicts(&cluster);
+    let members = [reverb(&cluster, &[]), reverb(&cluster, &[]), reverb(&cluster, &[])];
+    wait_until("all windows verified", LIMIT, || count(&verdicts(&cluster), Verdict::Verified) >= first.len());
+    for member in members {
+        drop(member);
+    }
+    let after = verdicts(&cluster);
+    assert_eq!(count(&after, Verdict::Verified) - count(&before, Verdict::Verified), first.len(), "each window once");
+    assert_eq!(count(&after, Verdict::Written), first.len());
+    assert_eq!(cluster.reports().len(), first.len(), "nothing written twice");
+
+    // And once more with one member that writes them all: byte for byte what was there.
+    reset_to_earliest(&cluster);
+    let member = reverb(&cluster, &["--reemit", "always"]);
+    wait_for_reports(&cluster, first.len() * 2);
+    drop(member);
+    let all = cluster.reports();
+    assert_eq!(all.len(), first.len() * 2);
+    for (before, after) in all.iter().zip(&all[first.len()..]) {
+        assert_eq!(before.body, after.body, "window {}", before.record.window_id);
+    }
+}
