@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaResult;
 
-use crate::{KafkaArgs, Topics};
+use crate::{ClientLog, KafkaArgs, Reader, Topics};
 
 /// The largest record that we send: a claim of Kafka's default limit (1 MB) still fits the
 /// dead-letter topic with its headers.
@@ -76,8 +77,12 @@ impl Broker {
         self.base.clone()
     }
 
-    /// Settings of a reader of committed records outside any group.
-    pub fn reader(&self) -> ClientConfig {
+    /// A reader of committed records outside any group.
+    pub fn reader(&self) -> KafkaResult<Reader> {
+        self.reader_settings().create_with_context(ClientLog)
+    }
+
+    fn reader_settings(&self) -> ClientConfig {
         let mut config = self.base.clone();
         // librdkafka wants a group even for manual assignment; nothing is ever committed to it.
         config.set("group.id", format!("{}readers", self.topics.prefix()));
@@ -93,7 +98,7 @@ impl Broker {
 
     /// Settings of a member of reverb's group, which reads `statusclaims`.
     pub fn group_member(&self) -> ClientConfig {
-        let mut config = self.reader();
+        let mut config = self.reader_settings();
         config.set("group.id", self.topics.group());
         config.set("partition.assignment.strategy", "cooperative-sticky");
         config.set("enable.auto.offset.store", "false");

@@ -4,22 +4,22 @@ use std::collections::BTreeMap;
 use std::thread;
 use std::time::Duration;
 
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::{Broker, TopicName};
+use crate::{Broker, Reader, TopicName};
 
 /// Asks for the ends of `statusclaims`. All its calls block.
 pub struct ClaimEnds {
-    consumer: BaseConsumer,
+    consumer: Reader,
     topic: String,
 }
 
 impl ClaimEnds {
     /// A client of its own for the questions.
     pub fn new(broker: &Broker) -> Result<Self, KafkaError> {
-        Ok(Self { consumer: broker.reader().create()?, topic: broker.topics().name(TopicName::StatusClaims) })
+        Ok(Self { consumer: broker.reader()?, topic: broker.topics().name(TopicName::StatusClaims) })
     }
 
     /// The partitions of `statusclaims`, by the broker that leads them.

@@ -4,6 +4,7 @@
 
 mod broker;
 mod claim_ends;
+mod client_log;
 mod kafka_args;
 mod log_reader;
 mod registry;
@@ -15,6 +16,7 @@ mod transaction;
 
 pub use broker::{Broker, SettingsError, cluster_id};
 pub use claim_ends::ClaimEnds;
+pub use client_log::{ClientLog, Reader, log_client_error};
 pub use kafka_args::KafkaArgs;
 pub use log_reader::{Entry, LogReader, ReadError};
 pub use registry::{FetchError, Registry, RegistryError};

@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use backbeat_schemas::{DecodeError, Header, HeaderError, Record};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
-use crate::{Broker, Lookup, Registry, SchemaCache, TopicName};
+use crate::{Broker, Lookup, Reader, Registry, SchemaCache, TopicName};
 
 const PARTITION: i32 = 0;
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -19,7 +19,7 @@ const MAX_IDLE_POLLS: u32 = 150;
 
 /// A reader of the committed records of a topic of `R`s. All its calls block.
 pub struct LogReader<R> {
-    consumer: BaseConsumer,
+    consumer: Reader,
     topic: String,
     schemas: SchemaCache<R>,
     /// A record whose schema is not there yet.
@@ -73,7 +73,7 @@ impl<R: Record + 'static> LogReader<R> {
     /// A reader of `topic`, which reads nothing before it is told where to start.
     pub fn new(broker: &Broker, registry: &Registry, runtime: &Handle, topic: TopicName) -> Result<Self, ReadError> {
         let topic = broker.topics().name(topic);
-        let consumer = broker.reader().create().map_err(|source| ReadError::Kafka { topic: topic.clone(), source })?;
+        let consumer = broker.reader().map_err(|source| ReadError::Kafka { topic: topic.clone(), source })?;
         Ok(Self { consumer, topic, schemas: SchemaCache::new(registry.clone(), runtime.clone()), waiting: None })
     }
 

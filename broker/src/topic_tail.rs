@@ -4,13 +4,13 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use backbeat_schemas::{Header, Record};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
-use crate::{Broker, Lookup, Registry, SchemaCache, TopicName};
+use crate::{Broker, Lookup, Reader, Registry, SchemaCache, TopicName};
 
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 const SCHEMA_POLL: Duration = Duration::from_millis(10);
@@ -44,7 +44,7 @@ pub enum Tailed<R> {
 
 /// An onlooker of a topic of `R`s. All its calls block.
 pub struct TopicTail<R> {
-    consumer: BaseConsumer,
+    consumer: Reader,
     schemas: SchemaCache<R>,
     /// Partitions not read to their end yet.
     unread: BTreeSet<i32>,
@@ -54,7 +54,7 @@ impl<R: Record + 'static> TopicTail<R> {
     /// Begins to read `topic`.
     pub fn new(broker: &Broker, registry: &Registry, runtime: &Handle, topic: TopicName, from: TailFrom) -> Result<Self, KafkaError> {
         let topic = broker.topics().name(topic);
-        let consumer: BaseConsumer = broker.reader().create()?;
+        let consumer = broker.reader()?;
         let metadata = consumer.fetch_metadata(Some(&topic), QUERY_TIMEOUT)?;
         let partitions: BTreeSet<i32> = metadata.topics().iter().flat_map(|t| t.partitions()).map(|p| p.id()).collect();
         let mut assignment = TopicPartitionList::new();

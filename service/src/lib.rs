@@ -3,9 +3,11 @@
 mod command_line;
 mod http;
 mod logging;
+mod outcome;
 mod shutdown;
 
 pub use command_line::command_line;
 pub use http::{ApiError, HttpArgs, base_routes, serve};
 pub use logging::{Environment, LogArgs};
+pub use outcome::conclude;
 pub use shutdown::{Shutdown, on_signals};

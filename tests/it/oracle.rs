@@ -12,7 +12,7 @@ use apache_avro::types::Value;
 use backbeat_broker::TopicName;
 use backbeat_schemas::{BarReport, BeatFrame, WindowId};
 use backbeat_tests::{Cluster, runtime};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
@@ -228,7 +228,7 @@ pub(crate) fn read_claims(cluster: &Cluster) -> Vec<Raw> {
 
 /// All records of `topic`; `look` sees each message first.
 pub(crate) fn read_raw(cluster: &Cluster, topic: &str, mut look: impl FnMut(&rdkafka::message::BorrowedMessage<'_>)) -> Vec<Raw> {
-    let consumer: BaseConsumer = cluster.broker().reader().create().expect("a consumer");
+    let consumer = cluster.broker().reader().expect("a consumer");
     let metadata = consumer.fetch_metadata(Some(topic), QUERY_TIMEOUT).expect("the topic exists");
     let mut unread = BTreeSet::new();
     let mut assignment = TopicPartitionList::new();

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use backbeat_broker::log_client_error;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
+use rdkafka::error::KafkaError;
 use rdkafka::statistics::Statistics;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
@@ -133,6 +135,10 @@ fn partitions(list: &TopicPartitionList) -> Vec<i32> {
 }
 
 impl ClientContext for Group {
+    fn error(&self, error: KafkaError, reason: &str) {
+        log_client_error(&error, reason);
+    }
+
     fn stats(&self, statistics: Statistics) {
         let mut state = self.lock();
         for (id, partition) in statistics.topics.values().flat_map(|topic| &topic.partitions) {

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use backbeat_broker::{Broker, Registry, SchemaCache, TopicName};
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use backbeat_broker::{Broker, Reader, Registry, SchemaCache, TopicName};
+use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
@@ -20,7 +20,7 @@ const MAX_IDLE_POLLS: u32 = 150;
 
 /// Reads the claims of windows by their ranges. All its calls block.
 pub(crate) struct Recompute {
-    consumer: BaseConsumer,
+    consumer: Reader,
     topic: String,
     decoder: ClaimDecoder,
 }
@@ -28,7 +28,7 @@ pub(crate) struct Recompute {
 impl Recompute {
     pub(crate) fn new(broker: &Broker, registry: &Registry, runtime: &Handle) -> Result<Self, KafkaError> {
         Ok(Self {
-            consumer: broker.reader().create()?,
+            consumer: broker.reader()?,
             topic: broker.topics().name(TopicName::StatusClaims),
             decoder: ClaimDecoder::new(SchemaCache::new(registry.clone(), runtime.clone())),
         })

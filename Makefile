@@ -1,0 +1,37 @@
+# `make run-dev` runs everything on this machine, `make test` tests it. Both do all the set-up.
+
+CARGO ?= cargo
+DENY_VERSION := 0.18.3
+
+.PHONY: build test lint run-dev logs status bench ci fmt
+
+build:
+	$(CARGO) build --workspace --locked
+
+# The end-to-end tests run the programs as users do, so those are built first.
+test: build
+	$(CARGO) test --workspace --locked
+
+lint:
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+fmt:
+	$(CARGO) fmt --all
+
+# ARGS are flags of `backbeat dev`: make run-dev ARGS="--bpm 120 --agents 100"
+run-dev: build
+	target/debug/backbeat dev $(ARGS)
+
+status:
+	@target/debug/backbeat status
+
+logs:
+	@tail -n 20 -F .backbeat/*.log
+
+bench:
+	$(CARGO) build --workspace --release --locked
+	$(CARGO) bench --package backbeat-tests --bench pipeline --locked
+
+ci:
+	.ci/run

@@ -1,0 +1,258 @@
+//! `backbeat dev`: a whole cluster on this machine.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail};
+use backbeat_broker::{Broker, KafkaArgs, LogReader, Registry, TopicName};
+use backbeat_devstack::{Options, Stack, Supervised, free_port};
+use backbeat_schemas::{BarReport, BeatFrame, Record};
+use backbeat_service::Shutdown;
+use tokio::runtime::{Handle, Runtime};
+
+use crate::dev_state::{DevState, Service};
+use crate::topics;
+
+/// How long a program may take to end before it is killed.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+const POLL: Duration = Duration::from_millis(20);
+
+/// Flags of `backbeat dev`.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Args {
+    /// The cluster's name.
+    #[arg(long, default_value = "dev")]
+    cluster: String,
+
+    /// Beats per minute.
+    #[arg(long, default_value_t = 24.0)]
+    bpm: f64,
+
+    /// The fastest tempo allowed, for a bpm above 24.
+    #[arg(long)]
+    max_bpm: Option<f64>,
+
+    /// Beats in a bar.
+    #[arg(long, default_value_t = 4)]
+    bar: u16,
+
+    /// Agents.
+    #[arg(long, default_value_t = 20)]
+    agents: u32,
+
+    /// What seeds the agents.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+
+    /// Members of reverb's group.
+    #[arg(long, default_value_t = 2)]
+    members: u16,
+
+    /// Partitions of statusclaims.
+    #[arg(long, default_value_t = 12)]
+    claim_partitions: i32,
+
+    /// Kafka's port, 0 for a free one.
+    #[arg(long, default_value_t = 9092)]
+    kafka_port: u16,
+
+    /// The schema registry's port, 0 for a free one.
+    #[arg(long, default_value_t = 8085)]
+    registry_port: u16,
+
+    /// Pulse's HTTP port, 0 for a free one.
+    #[arg(long, default_value_t = 8080)]
+    pulse_port: u16,
+
+    /// The first reverb member's HTTP port, each next one's two above; 0 for free ones.
+    #[arg(long, default_value_t = 8082)]
+    reverb_port: u16,
+
+    /// Where data and logs go. What an earlier run left there is removed.
+    #[arg(long, default_value = ".backbeat")]
+    dir: PathBuf,
+}
+
+/// Everything that runs, in the order in which it was started.
+struct Programs {
+    running: Vec<(String, Supervised)>,
+}
+
+impl Programs {
+    fn start(&mut self, name: &str, program: &str, args: &[String], env: &[(&str, String)], dir: &Path) -> anyhow::Result<PathBuf> {
+        let executable = std::env::current_exe()?.with_file_name(program);
+        let mut command = Command::new(&executable);
+        command.args(args).envs(env.iter().map(|(name, value)| (*name, value.as_str())));
+        let log = dir.join(format!("{name}.log"));
+        let process = Supervised::spawn(&command, &log, STOP_WITHIN).with_context(|| format!("starting {}", executable.display()))?;
+        self.running.push((name.to_owned(), process));
+        Ok(log)
+    }
+
+    /// An error if one has ended by itself.
+    fn check(&mut self) -> anyhow::Result<()> {
+        for (name, process) in &mut self.running {
+            if let Some(status) = process.try_wait()? {
+                bail!("{name} has ended ({status}); the end of {}:\n{}", process.log().display(), process.log_tail());
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Programs {
+    /// All at once, so that the slowest decides how long it takes.
+    fn drop(&mut self) {
+        self.running.iter_mut().for_each(|(_, process)| process.begin_stop());
+        self.running.clear();
+    }
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let runtime = Runtime::new()?;
+    let shutdown = {
+        let _inside = runtime.enter();
+        backbeat_service::on_signals()?
+    };
+    fs::create_dir_all(&args.dir).with_context(|| format!("creating {}", args.dir.display()))?;
+    let dir = args.dir.canonicalize()?;
+    remove_logs(&dir)?;
+    say(&format!("starting kafka and the schema registry; their data and all logs go to {}", args.dir.display()))?;
+    let options = Options { kafka_port: args.kafka_port, registry_port: args.registry_port, dir: dir.clone(), throughput: false };
+    let stack = Stack::start(&options)?;
+    let kafka = KafkaArgs {
+        bootstrap_servers: stack.bootstrap_servers(),
+        schema_registry: stack.schema_registry(),
+        kafka_config: None,
+        topic_prefix: String::new(),
+    };
+    say(&format!("kafka {}, schema registry {}", kafka.bootstrap_servers, kafka.schema_registry))?;
+    let prepare = topics::Args { claim_partitions: args.claim_partitions, replication_factor: 1, kafka: kafka.clone() };
+    runtime.block_on(topics::ensure(&prepare))?;
+
+    let mut programs = Programs { running: Vec::new() };
+    let outcome = start_programs(args, &kafka, &dir, &mut programs)
+        .and_then(|()| show(args, &kafka, runtime.handle(), &mut programs, &shutdown));
+    say("stopping")?;
+    drop(programs);
+    if let Stack::Local(stack) = stack {
+        stack.stop();
+    }
+    DevState::remove(&dir);
+    outcome.map(|()| ExitCode::SUCCESS)
+}
+
+fn remove_logs(dir: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "log") {
+            fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+        }
+    }
+    Ok(())
+}
+
+fn start_programs(args: &Args, kafka: &KafkaArgs, dir: &Path, programs: &mut Programs) -> anyhow::Result<()> {
+    let env = [
+        ("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap_servers.clone()),
+        ("SCHEMA_REGISTRY_URL", kafka.schema_registry.clone()),
+        ("BACKBEAT_CLUSTER", args.cluster.clone()),
+    ];
+    let flags = |pairs: &[(&str, String)]| pairs.iter().flat_map(|(name, value)| [(*name).to_owned(), value.clone()]).collect::<Vec<_>>();
+    let mut services = Vec::new();
+
+    let port = port_or_free(args.pulse_port)?;
+    let max_bpm = args.max_bpm.unwrap_or_else(|| args.bpm.max(24.0));
+    let pulse = flags(&[
+        ("--bpm", args.bpm.to_string()),
+        ("--max-bpm", max_bpm.to_string()),
+        ("--bar", args.bar.to_string()),
+        ("--admin-port", port.to_string()),
+    ]);
+    let log = programs.start("pulse", "pulse", &pulse, &env, dir)?;
+    services.push(Service { name: "pulse".into(), url: format!("http://127.0.0.1:{port}"), log });
+
+    for member in 0..args.members {
+        let port = port_or_free(if args.reverb_port == 0 { 0 } else { args.reverb_port + 2 * member })?;
+        let name = format!("reverb-{}", member + 1);
+        let reverb = flags(&[("--node", name.clone()), ("--admin-port", port.to_string())]);
+        let log = programs.start(&name, "reverb", &reverb, &env, dir)?;
+        services.push(Service { name, url: format!("http://127.0.0.1:{port}"), log });
+    }
+
+    let agents = flags(&[("--agents", args.agents.to_string()), ("--seed", args.seed.to_string())]);
+    programs.start("agent-sim", "agent-sim", &agents, &env, dir)?;
+
+    for service in &services {
+        say(&format!("{:<9} {}  log {}", service.name, service.url, service.log.display()))?;
+    }
+    let (bootstrap_servers, schema_registry) = (kafka.bootstrap_servers.clone(), kafka.schema_registry.clone());
+    DevState { bootstrap_servers, schema_registry, services }.write(dir)
+}
+
+fn port_or_free(port: u16) -> anyhow::Result<u16> {
+    if port == 0 { Ok(free_port()?) } else { Ok(port) }
+}
+
+/// Shows each beat and each report until it is told to stop, or a program ends.
+fn show(args: &Args, kafka: &KafkaArgs, runtime: &Handle, programs: &mut Programs, shutdown: &Shutdown) -> anyhow::Result<()> {
+    let broker = Broker::new(kafka, "backbeat-dev")?;
+    let registry = Registry::new(&kafka.schema_registry)?;
+    let mut frames = follow::<BeatFrame>(&broker, &registry, runtime, TopicName::BeatFrames)?;
+    let mut reports = follow::<BarReport>(&broker, &registry, runtime, TopicName::BarReports)?;
+    let period = 60.0 / args.bpm;
+    say(&format!("a beat comes every {period:.1} s, a report every {:.1} s; Ctrl-C stops everything", period * f64::from(args.bar)))?;
+    let mut checked = Instant::now();
+    while !shutdown.is_cancelled() {
+        while let Some(entry) = frames.poll(POLL)? {
+            say(&beat_line(&entry.record))?;
+        }
+        while let Some(entry) = reports.poll(POLL)? {
+            say(&report_line(&entry.record))?;
+        }
+        if checked.elapsed() > STOP_WITHIN / 10 {
+            programs.check()?;
+            checked = Instant::now();
+        }
+    }
+    Ok(())
+}
+
+fn follow<R: Record + 'static>(broker: &Broker, registry: &Registry, runtime: &Handle, topic: TopicName) -> anyhow::Result<LogReader<R>> {
+    let mut reader = LogReader::new(broker, registry, runtime, topic)?;
+    let end = reader.end()?;
+    reader.seek(end)?;
+    Ok(reader)
+}
+
+fn beat_line(frame: &BeatFrame) -> String {
+    let mark = if frame.downbeat { "●" } else { "○" };
+    let phase = format!("{:?}", frame.phase).to_lowercase();
+    format!("{mark} beat {:<6} {phase:<10} {} window {}", frame.beat_index, frame.emitted_at, frame.window_id)
+}
+
+fn report_line(report: &BarReport) -> String {
+    format!(
+        "  ▣ report beats {}-{}: {} agents, {} claims, {} reviews on time, {} done, {} failed, {} helped, rotations {}{}",
+        report.from_beat,
+        report.to_beat,
+        report.agents_reporting,
+        report.claims,
+        report.on_time_reviews,
+        report.tasks_done,
+        report.tasks_failed,
+        report.help_promises_fulfilled,
+        if report.secret_rotations_ok { "ok" } else { "failed" },
+        if report.issues.is_empty() { String::new() } else { format!("; {}", report.issues.join("; ")) },
+    )
+}
+
+/// A line on standard output, seen at once.
+fn say(line: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    writeln!(out, "{line}")?;
+    out.flush()
+}

@@ -1,0 +1,39 @@
+//! `backbeat kafka`: the stock tools of the Kafka that `backbeat dev` downloads.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use backbeat_devstack::stock_tool;
+
+/// Flags of `backbeat kafka`.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Args {
+    /// Which tool.
+    #[arg(value_enum)]
+    tool: Tool,
+
+    /// The tool's own arguments.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+    args: Vec<OsString>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Tool {
+    ConsumerGroups,
+    ConsoleConsumer,
+    Topics,
+    Configs,
+    GetOffsets,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let class = match args.tool {
+        Tool::ConsumerGroups => "org.apache.kafka.tools.consumer.group.ConsumerGroupCommand",
+        Tool::ConsoleConsumer => "org.apache.kafka.tools.consumer.ConsoleConsumer",
+        Tool::Topics => "org.apache.kafka.tools.TopicCommand",
+        Tool::Configs => "kafka.admin.ConfigCommand",
+        Tool::GetOffsets => "org.apache.kafka.tools.GetOffsetShell",
+    };
+    let status = stock_tool(class)?.args(&args.args).status()?;
+    Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+}

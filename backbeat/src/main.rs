@@ -1,0 +1,55 @@
+//! The operator's command: see `backbeat --help`.
+
+mod dev;
+mod dev_state;
+mod kafka_tool;
+mod status;
+mod tail;
+mod topics;
+
+use std::process::ExitCode;
+
+use backbeat_service::LogArgs;
+use clap::Parser;
+
+/// Runs and looks after a BACKBEAT cluster.
+#[derive(Debug, Parser)]
+#[command(name = "backbeat", version)]
+struct Args {
+    #[command(subcommand)]
+    command: Command,
+
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Runs everything on this machine: Kafka, a schema registry, pulse, two reverb members, agents.
+    Dev(dev::Args),
+    /// Says how what `backbeat dev` runs is doing.
+    Status(status::Args),
+    /// Creates the topics that are missing, and refuses ones with wrong settings.
+    Topics(topics::Args),
+    /// Prints records as JSON lines.
+    Tail(tail::Args),
+    /// Runs one of Kafka's own command-line tools.
+    Kafka(kafka_tool::Args),
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse_from(backbeat_service::command_line());
+    args.log.init();
+    backbeat_service::conclude(run(args.command))
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    match command {
+        // Its children are run and looked after on this thread.
+        Command::Dev(args) => dev::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Kafka(args) => kafka_tool::run(&args),
+        Command::Topics(args) => tokio::runtime::Runtime::new()?.block_on(topics::run(&args)),
+        Command::Tail(args) => tail::run(&args),
+    }
+}

@@ -1,0 +1,80 @@
+//! `backbeat tail`.
+
+use std::io::{ErrorKind, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Context;
+use backbeat_broker::{Broker, KafkaArgs, Registry, TailFrom, Tailed, TopicName, TopicTail};
+use backbeat_schemas::{BarReport, BeatFrame, Record, StatusClaim};
+use tokio::runtime::Runtime;
+
+const POLL: Duration = Duration::from_millis(100);
+
+/// Flags of `backbeat tail`.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Args {
+    /// Which records.
+    #[arg(value_enum)]
+    topic: Topic,
+
+    /// Begin with the first record that is there, instead of the last ten of each partition.
+    #[arg(long)]
+    from_beginning: bool,
+
+    /// Stop after this many records.
+    #[arg(long, value_name = "N")]
+    max: Option<u64>,
+
+    /// Go on with the records that come.
+    #[arg(long, short)]
+    follow: bool,
+
+    #[command(flatten)]
+    kafka: KafkaArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Topic {
+    Beatframes,
+    Statusclaims,
+    Barreports,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    match args.topic {
+        Topic::Beatframes => print::<BeatFrame>(args, TopicName::BeatFrames),
+        Topic::Statusclaims => print::<StatusClaim>(args, TopicName::StatusClaims),
+        Topic::Barreports => print::<BarReport>(args, TopicName::BarReports),
+    }
+}
+
+fn print<R: Record + 'static>(args: &Args, topic: TopicName) -> anyhow::Result<ExitCode> {
+    let runtime = Runtime::new()?;
+    let broker = Broker::new(&args.kafka, "backbeat-tail")?;
+    let registry = Registry::new(&args.kafka.schema_registry)?;
+    let from = if args.from_beginning { TailFrom::Beginning } else { TailFrom::Last(10) };
+    let mut tail = TopicTail::<R>::new(&broker, &registry, runtime.handle(), topic, from)
+        .with_context(|| format!("reading {} from {}", broker.topics().name(topic), broker.bootstrap_servers()))?;
+    let mut out = std::io::stdout().lock();
+    let mut printed = 0;
+    while args.max.is_none_or(|max| printed < max) {
+        match tail.next(POLL)? {
+            Some(Tailed::Record(record)) => {
+                printed += 1;
+                let written = writeln!(out, "{}", serde_json::to_string(&record)?);
+                match written {
+                    // Whoever read us, as in `backbeat tail ... | head`, has seen enough.
+                    Err(error) if error.kind() == ErrorKind::BrokenPipe => break,
+                    other => other?,
+                }
+            }
+            Some(Tailed::Foreign { partition, offset, reason }) => {
+                tracing::warn!(partition, offset, reason, "not a record of ours");
+            }
+            Some(Tailed::End) if !args.follow => break,
+            Some(Tailed::End) | None => {}
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

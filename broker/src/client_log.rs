@@ -1,0 +1,29 @@
+//! What librdkafka says of itself.
+
+use rdkafka::ClientContext;
+use rdkafka::consumer::{BaseConsumer, ConsumerContext};
+use rdkafka::error::KafkaError;
+
+/// A reader of committed records, outside any group.
+pub type Reader = BaseConsumer<ClientLog>;
+
+/// Logs what librdkafka reports, but for the end of a partition, which our readers look for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ClientLog;
+
+impl ClientContext for ClientLog {
+    fn error(&self, error: KafkaError, reason: &str) {
+        log_client_error(&error, reason);
+    }
+}
+
+impl ConsumerContext for ClientLog {}
+
+/// What [`ClientLog`] does, for other contexts.
+///
+/// librdkafka goes on trying after these; what cannot go on is an error of the call that needs it.
+pub fn log_client_error(error: &KafkaError, reason: &str) {
+    if !matches!(error, KafkaError::PartitionEOF(_)) {
+        tracing::warn!(%error, reason, "kafka client");
+    }
+}

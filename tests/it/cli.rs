@@ -1,0 +1,88 @@
+//! The operator's command.
+
+use std::process::Output;
+
+use backbeat_devstack::stock_tool;
+use backbeat_tests::{Cluster, stack, wait_until};
+use serde_json::Value;
+
+fn backbeat(cluster: &Cluster, args: &[&str]) -> Output {
+    cluster.command("backbeat", args).output().expect("it runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+const TOPICS: &[&str] = &["topics", "--replication-factor", "1", "--claim-partitions", "4"];
+
+#[test]
+fn topics_are_created_once_and_wrong_ones_refused() {
+    let cluster = Cluster::without_topics();
+    let first = backbeat(&cluster, TOPICS);
+    assert!(first.status.success(), "{}", text(&first.stderr));
+    assert_eq!(text(&first.stdout).matches("created ").count(), 5, "{}", text(&first.stdout));
+    let again = backbeat(&cluster, TOPICS);
+    assert!(again.status.success() && !text(&again.stdout).contains("created "));
+
+    let more = backbeat(&cluster, &["topics", "--claim-partitions", "6"]);
+    assert!(!more.status.success());
+    let expected = format!("{}statusclaims: number of partitions is 4, must be at least 6", cluster.prefix());
+    assert!(text(&more.stderr).contains(&expected), "{}", text(&more.stderr));
+
+    let mut configs = stock_tool("kafka.admin.ConfigCommand").expect("Kafka's tools are there");
+    configs.args(["--bootstrap-server", &stack().bootstrap_servers(), "--alter", "--entity-type", "topics"]);
+    configs.args(["--entity-name", &format!("{}statusclaims", cluster.prefix()), "--add-config", "cleanup.policy=compact"]);
+    assert!(configs.output().expect("java runs").status.success());
+    let compacted = backbeat(&cluster, TOPICS);
+    assert!(!compacted.status.success());
+    assert!(text(&compacted.stderr).contains("cleanup.policy is compact, must be delete"), "{}", text(&compacted.stderr));
+}
+
+#[test]
+fn services_wait_for_their_topics_and_say_so() {
+    let cluster = Cluster::without_topics();
+    let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200"]);
+    let limit = std::time::Duration::from_secs(60);
+    wait_until("a word about the topics", limit, || pulse.log().contains("these topics are missing"));
+    let (code, body) = pulse.get("/ready").expect("it answers");
+    assert_eq!(code, 503, "{body}");
+    assert!(backbeat(&cluster, TOPICS).status.success());
+    pulse.wait_ready();
+}
+
+#[test]
+fn tail_prints_records_as_json_lines() {
+    let cluster = Cluster::new(2);
+    let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200", "--bar", "4"]);
+    let sim = cluster.start("agent-sim", &["--agents", "3", "--beats", "8"]);
+    let reverb = cluster.serve("reverb", &["--cluster", "it"]);
+    wait_until("two reports", std::time::Duration::from_secs(60), || cluster.reports().len() >= 2);
+    drop((sim, reverb));
+
+    // While beats come, --follow would go on for ever without --max.
+    let frames = backbeat(&cluster, &["tail", "beatframes", "--from-beginning", "--follow", "--max", "5"]);
+    let lines: Vec<Value> = text(&frames.stdout).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let beats: Vec<i64> = lines.iter().filter_map(|line| line["beat_index"].as_i64()).collect();
+    assert_eq!(beats, [0, 1, 2, 3, 4]);
+    drop(pulse);
+    let reports = backbeat(&cluster, &["tail", "barreports", "--from-beginning"]);
+    assert_eq!(text(&reports.stdout).lines().count(), cluster.reports().len());
+    let claims = backbeat(&cluster, &["tail", "statusclaims", "--from-beginning"]);
+    assert!(text(&claims.stdout).lines().all(|line| line.starts_with("{\"type\":\"backbeat.statusclaim.v1\"")));
+    assert!(text(&claims.stdout).lines().count() > 15, "{}", text(&claims.stdout));
+}
+
+#[test]
+fn bad_flags_are_refused_with_what_is_allowed() {
+    let cluster = Cluster::without_topics();
+    let refused = |program: &str, args: &[&str], reason: &str| {
+        let output = cluster.command(program, args).output().expect("it runs");
+        assert!(!output.status.success());
+        assert!(text(&output.stderr).contains(reason), "{}", text(&output.stderr));
+    };
+    refused("pulse", &["-bpm", "30", "--admin-port", "0"], "--bpm 30 is out of bounds; allowed are 1 to 24 BPM");
+    refused("agent-sim", &["--late-rate", "2"], "2 is not a share; allowed are 0 to 1");
+    refused("agent-sim", &["--trace", "/nowhere.csv"], "opening the task list /nowhere.csv");
+    refused("backbeat", &["tail", "beats"], "possible values: beatframes, statusclaims, barreports");
+}

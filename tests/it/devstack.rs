@@ -1,0 +1,107 @@
+//! `backbeat dev`: everything starts, shows itself, and leaves nothing behind.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use backbeat_tests::{Program, wait_for, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+const LIMIT: Duration = Duration::from_secs(90);
+
+/// `backbeat dev`, Kafka on `kafka_port` and the rest on free ones, fast, with its own Kafka whatever the environment says.
+fn dev(dir: &Path, kafka_port: &str, more: &[&str]) -> Child {
+    let mut command = Command::new(Program::executable("backbeat"));
+    command.args(["dev", "--dir"]).arg(dir);
+    command.args(["--bpm", "600", "--kafka-port", kafka_port, "--registry-port", "0", "--pulse-port", "0", "--reverb-port", "0"]);
+    command.args(more).env_remove("KAFKA_BOOTSTRAP_SERVERS").env_remove("SCHEMA_REGISTRY_URL");
+    let out = fs::File::create(dir.join("stdout.txt")).expect("creates");
+    let err = fs::File::create(dir.join("stderr.txt")).expect("creates");
+    command.stdin(Stdio::null()).stdout(out).stderr(err).spawn().expect("it starts")
+}
+
+fn shown(dir: &Path) -> String {
+    fs::read_to_string(dir.join("stdout.txt")).unwrap_or_default()
+}
+
+/// Every process that the run in `dir` has started, found by its directory or its Kafka's port.
+fn processes_of(dir: &Path) -> BTreeSet<i32> {
+    let kafka = shown(dir).lines().find_map(|line| Some(line.strip_prefix("kafka ")?.split(',').next()?.to_owned()));
+    let mark = dir.to_str().expect("a path");
+    let mut found = BTreeSet::new();
+    for entry in fs::read_dir("/proc").expect("Linux") {
+        let path = entry.expect("an entry").path();
+        let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse::<i32>().ok()) else { continue };
+        let read = |file| fs::read(path.join(file)).map(|bytes| String::from_utf8_lossy(&bytes).replace('\0', " ")).unwrap_or_default();
+        let ours = read("cmdline").contains(mark) || kafka.as_ref().is_some_and(|kafka| read("environ").contains(kafka));
+        let cwd = fs::read_link(path.join("cwd")).is_ok_and(|cwd| cwd.starts_with(dir));
+        if ours || cwd {
+            found.insert(pid);
+        }
+    }
+    found
+}
+
+fn wait_for_a_whole_report(dir: &Path) -> String {
+    wait_for("a report with all agents", LIMIT, || shown(dir).lines().find(|line| line.contains("report beats") && line.contains(": 7 agents")).map(str::to_owned))
+}
+
+fn pid(child: &Child) -> Pid {
+    Pid::from_child(child)
+}
+
+#[test]
+fn it_shows_beats_and_whole_reports_and_ctrl_c_stops_everything() {
+    let dir = TempDir::new().expect("a directory");
+    let mut child = dev(dir.path(), "0", &["--agents", "7"]);
+    wait_for_a_whole_report(dir.path());
+    assert!(shown(dir.path()).contains("● beat 0 "), "{}", shown(dir.path()));
+    // backbeat itself, two JVMs, four programs, and a supervising shell for each of the six.
+    assert!(processes_of(dir.path()).len() >= 7, "{:?}", processes_of(dir.path()));
+
+    let status = Command::new(Program::executable("backbeat")).args(["status", "--dir"]).arg(dir.path()).output().expect("it runs");
+    let said = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(status.status.success() && said.matches("  ready").count() == 3, "{said}");
+
+    kill_process(pid(&child), Signal::INT).expect("it is there");
+    assert!(child.wait().expect("it ends").success(), "{}", shown(dir.path()));
+    assert_eq!(processes_of(dir.path()), BTreeSet::new());
+    let status = Command::new(Program::executable("backbeat")).args(["status", "--dir"]).arg(dir.path()).output().expect("it runs");
+    assert!(String::from_utf8_lossy(&status.stdout).contains("nothing runs here"));
+}
+
+#[test]
+fn killed_with_9_it_leaves_no_process_behind() {
+    let dir = TempDir::new().expect("a directory");
+    let mut child = dev(dir.path(), "0", &["--agents", "7"]);
+    wait_for_a_whole_report(dir.path());
+    kill_process(pid(&child), Signal::KILL).expect("it is there");
+    child.wait().expect("it ends");
+    wait_until("nothing is left", LIMIT, || processes_of(dir.path()).is_empty());
+}
+
+#[test]
+fn a_taken_port_is_a_clear_error_and_nothing_is_left() {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+    let port = taken.local_addr().expect("an address").port().to_string();
+    let dir = TempDir::new().expect("a directory");
+    let mut child = dev(dir.path(), &port, &[]);
+    assert!(!child.wait().expect("it ends").success());
+    let said = fs::read_to_string(dir.path().join("stderr.txt")).expect("it said something");
+    assert!(said.contains(&format!("port {port} for kafka is taken by another process")), "{said}");
+    wait_until("nothing is left", LIMIT, || processes_of(dir.path()).is_empty());
+}
+
+#[test]
+fn a_program_that_dies_ends_it_with_the_reason() {
+    let dir = TempDir::new().expect("a directory");
+    let mut child = dev(dir.path(), "0", &["--cluster", ""]);
+    assert!(!child.wait().expect("it ends").success());
+    let said = fs::read_to_string(dir.path().join("stderr.txt")).expect("it said something");
+    assert!(said.contains("pulse has ended") && said.contains("--cluster is empty"), "{said}");
+    wait_until("nothing is left", LIMIT, || processes_of(dir.path()).is_empty());
+}

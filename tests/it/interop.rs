@@ -1,0 +1,73 @@
+//! Records against another implementation of Avro: Python's fastavro.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use backbeat_schemas::{BarReport, BeatFrame, Record, StatusClaim, WriterSchema, wire};
+use tempfile::TempDir;
+
+/// Reads each file `NAME.ours` beside the schema `NAME.avsc`, prints the record, writes it again to
+/// `NAME.theirs`, and with a further defaulted field to `NAME.newer`.
+const SCRIPT: &str = r#"
+import fastavro, io, json, pathlib, sys
+for path in sorted(pathlib.Path(sys.argv[1]).glob("*.avsc")):
+    text = json.loads(path.read_text())
+    schema = fastavro.parse_schema(text)
+    ours = path.with_suffix(".ours").read_bytes()
+    stream = io.BytesIO(ours)
+    record = fastavro.schemaless_reader(stream, schema)
+    assert stream.read() == b"", "bytes left over"
+    print(json.dumps(record, default=str))
+    with path.with_suffix(".theirs").open("wb") as out:
+        fastavro.schemaless_writer(out, schema, record)
+    text["fields"].append({"name": "further", "type": "string", "default": ""})
+    path.with_suffix(".newer-schema").write_text(json.dumps(text))
+    with path.with_suffix(".newer").open("wb") as out:
+        fastavro.schemaless_writer(out, fastavro.parse_schema(text), {**record, "further": "more"})
+"#;
+
+/// A Python with fastavro, made once beside the build.
+fn python() -> PathBuf {
+    let venv = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("python");
+    let python = venv.join("bin/python");
+    let has_fastavro = |python: &PathBuf| Command::new(python).args(["-c", "import fastavro"]).status().is_ok_and(|status| status.success());
+    if !has_fastavro(&python) {
+        let run = |command: &mut Command| {
+            let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+            assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+        };
+        run(Command::new("python3").args(["-m", "venv"]).arg(&venv));
+        run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "fastavro==1.12.1"]));
+    }
+    python
+}
+
+/// Our bytes of `record`, as fastavro reads them, and what it writes, read by us.
+fn round_trip<R: Record + PartialEq + std::fmt::Debug>(json: &str) -> String {
+    let record: R = serde_json::from_str(json).expect("a record");
+    let dir = TempDir::new().expect("a directory");
+    let file = |suffix: &str| dir.path().join(format!("record.{suffix}"));
+    std::fs::write(file("avsc"), R::schema().text()).expect("writes");
+    let body = wire(1, &record).split_off(5);
+    std::fs::write(file("ours"), &body).expect("writes");
+    let output = Command::new(python()).args(["-c", SCRIPT]).arg(dir.path()).output().expect("python runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let theirs = std::fs::read(file("theirs")).expect("it wrote");
+    assert_eq!(WriterSchema::<R>::ours().decode(&theirs).as_ref(), Ok(&record));
+    assert_eq!(theirs, body, "the encoding of a record is unique here");
+    let newer_schema = std::fs::read_to_string(file("newer-schema")).expect("it wrote");
+    let newer = std::fs::read(file("newer")).expect("it wrote");
+    assert_eq!(WriterSchema::<R>::parse(&newer_schema).and_then(|schema| schema.decode(&newer)), Ok(record));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn fastavro_reads_ours_and_we_read_fastavros() {
+    let frame = r#"{"type":"backbeat.beatframe.v1","cluster_id":"c","beat_index":1234,"downbeat":true,"phase":"review","hlc":"7ffd:0001:beef","deadline_at":"2024-01-15T10:30:00Z","tempo_bpm":5.5,"window_id":"7e9b0e6c4c9a4e59b7f2d9a3c1b2e4d5","claim_offsets":[1,0,9000000000]}"#;
+    assert!(round_trip::<BeatFrame>(frame).contains(r#""claim_offsets": [1, 0, 9000000000]"#));
+    let claim = r#"{"type":"backbeat.statusclaim.v1","agent_id":"agent:é","task_id":"task:123","beat_index":1234,"state":"waiting","beats_left":-3,"progress":0.5,"notes":"","hlc":"7ffd:0001:beef","help":"promised","secret_rotation":"failed","degraded":true}"#;
+    let read = round_trip::<StatusClaim>(claim);
+    assert!(read.contains(r#""help": "promised""#) && read.contains(r#""state": "waiting""#), "{read}");
+    let report = r#"{"type":"backbeat.barreport.v1","window_id":"7e9b0e6c4c9a4e59b7f2d9a3c1b2e4d5","from_beat":240,"to_beat":359,"agents_reporting":978,"on_time_reviews":842,"help_promises_fulfilled":91,"secret_rotations_ok":true,"tempo_drift_ms":7,"issues":["1 late claims"]}"#;
+    assert!(round_trip::<BarReport>(report).contains(r#""agents_reporting": 978"#));
+}

@@ -1,0 +1,134 @@
+//! Every way of being invalid: counted, kept in the dead-letter topic with the reason, stopping nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use backbeat_broker::{Deliveries, Outgoing, Sender, TopicName};
+use backbeat_schemas::{State, StatusClaim, wire};
+use backbeat_tests::{Cluster, runtime, wait_until};
+use rdkafka::message::{Headers, Message};
+
+use crate::oracle::read_raw;
+use crate::pipeline::{check_reports, totals};
+
+const LIMIT: Duration = Duration::from_secs(120);
+const UNKNOWN_SCHEMA: u32 = 4_000_000_000;
+
+fn claim(beat_index: i64) -> StatusClaim {
+    StatusClaim {
+        r#type: Default::default(),
+        agent_id: "agent-7".into(),
+        task_id: "task-1".into(),
+        beat_index,
+        state: State::Executing,
+        beats_left: 2,
+        progress: 0.5,
+        notes: String::new(),
+        hlc: "7ffd:0001:beef".into(),
+        help: None,
+        secret_rotation: None,
+        degraded: false,
+    }
+}
+
+type Record = (Option<&'static [u8]>, Vec<u8>);
+
+/// One record for each way, with the reason that it must get.
+fn broken(beat: i64, claim_schema: u32, frame_schema: u32) -> Vec<(&'static str, Record)> {
+    const KEY: Option<&[u8]> = Some(b"agent-7");
+    let changed = |change: &dyn Fn(&mut StatusClaim)| {
+        let mut claim = claim(beat);
+        change(&mut claim);
+        wire(claim_schema, &claim)
+    };
+    let honest = changed(&|_| ());
+    vec![
+        ("wire_format", (KEY, b"hello, this is not avro".to_vec())),
+        ("wire_format", (KEY, b"\0\0".to_vec())),
+        ("wire_format", (KEY, Vec::new())),
+        ("unknown_schema", (KEY, [&[0], &UNKNOWN_SCHEMA.to_be_bytes()[..], &honest[5..]].concat())),
+        ("undecodable", (KEY, [&[0], &frame_schema.to_be_bytes()[..], &honest[5..]].concat())),
+        ("undecodable", (KEY, honest[..honest.len() - 4].to_vec())),
+        ("left_over_bytes", (KEY, [&honest[..], &[0]].concat())),
+        ("key", (Some(b"agent-8"), honest.clone())),
+        ("key", (None, honest.clone())),
+        ("id_length", (Some(b""), changed(&|c| c.agent_id.clear()))),
+        ("id_length", (KEY, changed(&|c| c.task_id.clear()))),
+        ("id_length", (KEY, changed(&|c| c.task_id = "t".repeat(257)))),
+        ("progress", (KEY, changed(&|c| c.progress = f64::NAN))),
+        ("progress", (KEY, changed(&|c| c.progress = 1.5))),
+        ("notes", (KEY, changed(&|c| c.notes = "n".repeat(100 * 1_024)))),
+        ("hlc", (KEY, changed(&|c| c.hlc = "now".into()))),
+        ("beat", (KEY, changed(&|c| c.beat_index = beat + 1_000_000))),
+        ("beat", (KEY, changed(&|c| c.beat_index = -1))),
+    ]
+}
+
+#[test]
+fn each_lands_in_the_dead_letters_with_its_reason_and_stops_nothing() {
+    let cluster = Cluster::new(3);
+    let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "600", "--max-bpm", "600", "--bar", "4"]);
+    let reverb = cluster.serve("reverb", &["--cluster", "it"]);
+    reverb.wait_ready();
+    let topics = cluster.broker().topics();
+    let register = |topic| topics.subject(topic);
+    let claim_schema = runtime().block_on(cluster.registry().register::<StatusClaim>(&register(TopicName::StatusClaims)));
+    let frame_schema = runtime().block_on(cluster.registry().register::<backbeat_schemas::BeatFrame>(&register(TopicName::BeatFrames)));
+    let (claim_schema, frame_schema) = (claim_schema.expect("registered"), frame_schema.expect("registered"));
+
+    let sender = Sender::new(cluster.broker(), None).expect("a producer");
+    let deliveries = Arc::<Deliveries>::default();
+    let send = |(key, value): &Record| {
+        let topic = topics.name(TopicName::StatusClaims);
+        sender.send(Outgoing { topic: &topic, key: *key, value, headers: &[] }, &deliveries).expect("the queue is empty");
+    };
+    let beat = cluster.frames().last().map(|frame| frame.beat_index.get()).expect("it beats");
+    let broken = broken(beat, claim_schema, frame_schema);
+    for (_, record) in &broken {
+        send(record);
+        // Between them, what must go on.
+        send(&(Some(b"agent-7"), wire(claim_schema, &claim(beat))));
+    }
+    wait_until("all sent", LIMIT, || deliveries.outstanding() == 0);
+    let sent = broken.len() * 2;
+
+    // The registry is asked for the unknown schema for a minute; then all of it is in reports.
+    wait_until("all in reports", LIMIT, || {
+        let (counted, late, invalid) = totals(&cluster.reports());
+        counted + late + invalid == sent as i64
+    });
+    assert_eq!(reverb.metric("backbeat_reverb_dead_letters_total"), Some(broken.len() as f64));
+    drop(pulse);
+    check_reports(&cluster);
+    let (counted, late, invalid) = totals(&cluster.reports());
+    assert_eq!((counted + late, invalid), (broken.len() as i64, broken.len() as i64));
+    let issues: Vec<String> = cluster.reports().into_iter().flat_map(|entry| entry.record.issues).collect();
+    assert!(issues.iter().any(|issue| issue == "1 claims with an unknown schema"), "{issues:?}");
+
+    let mut expected = BTreeMap::<&str, Vec<&[u8]>>::new();
+    for (reason, (_, value)) in &broken {
+        expected.entry(*reason).or_default().push(value);
+    }
+    let mut found = BTreeMap::<String, Vec<Vec<u8>>>::new();
+    let claims_topic = topics.name(TopicName::StatusClaims);
+    read_raw(&cluster, &topics.name(TopicName::DeadLetters), |message| {
+        let header = |name: &str| {
+            let headers = message.headers().expect("dead letters have headers");
+            let found = headers.iter().find(|header| header.key == name).and_then(|header| header.value);
+            String::from_utf8_lossy(found.unwrap_or_else(|| panic!("no header {name}"))).into_owned()
+        };
+        let place = format!("{}/{}/{}", header("topic"), header("partition"), header("offset"));
+        assert_eq!(header("topic"), claims_topic);
+        assert_eq!(message.key(), Some(place.as_bytes()), "keyed by where it came from");
+        assert!(header("detail").len() > 10, "{}", header("detail"));
+        found.entry(header("reason")).or_default().push(message.payload().unwrap_or_default().to_vec());
+    });
+    for (reason, values) in &mut expected {
+        let found = found.get_mut(*reason).unwrap_or_else(|| panic!("no dead letter for {reason}"));
+        found.sort();
+        values.sort_unstable();
+        assert_eq!(found, values, "{reason}: the bytes as they were read");
+    }
+    assert_eq!(found.values().map(Vec::len).sum::<usize>(), broken.len());
+}
