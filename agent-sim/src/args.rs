@@ -43,8 +43,8 @@ pub struct Args {
     #[arg(long, default_value_t = 0.0, value_parser = share)]
     pub malformed_rate: f64,
 
-    /// Drive the agents from a task list instead: a CSV file with the columns name, pod_phase,
-    /// creation_time, scheduled_time and deletion_time (seconds). Each task is an agent.
+    /// Drive the agents from a task list instead: a CSV file with the columns name, `pod_phase`,
+    /// `creation_time`, `scheduled_time` and `deletion_time` (seconds). Each task is an agent.
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
 
@@ -69,6 +69,11 @@ fn share(text: &str) -> Result<f64, String> {
 impl Args {
     /// The rates among the flags.
     pub fn rates(&self) -> Rates {
-        Rates { failure: self.failure_rate, silence: self.silence_rate, late: self.late_rate, malformed: self.malformed_rate }
+        Rates {
+            failure: self.failure_rate,
+            silence: self.silence_rate,
+            late: self.late_rate,
+            malformed: self.malformed_rate,
+        }
     }
 }

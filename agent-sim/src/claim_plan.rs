@@ -74,7 +74,7 @@ impl Malformation {
             Self::FutureBeat => claim.beat_index += 1_000_000,
             Self::EmptyTask => claim.task_id.clear(),
             Self::LongNotes => claim.notes = "x".repeat(100 * 1_024),
-            Self::BrokenHlc => claim.hlc = "yesterday".to_owned(),
+            Self::BrokenHlc => "yesterday".clone_into(&mut claim.hlc),
         }
         (key, encode(&claim))
     }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::time::Duration;
 
 use anyhow::Context;
-use backbeat_sdk::{Beats, BeatFrame, Connection, Reporter, Status};
+use backbeat_sdk::{BeatFrame, Beats, Connection, Reporter, Status};
 use backbeat_service::Shutdown;
 use serde_json::json;
 
@@ -73,7 +73,13 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn follow(args: &Args, agents: &mut Agents, beats: &mut Beats, reporter: &mut Reporter, shutdown: &Shutdown) -> u64 {
+async fn follow(
+    args: &Args,
+    agents: &mut Agents,
+    beats: &mut Beats,
+    reporter: &mut Reporter,
+    shutdown: &Shutdown,
+) -> u64 {
     let mut held = Held::default();
     let mut heard = 0;
     while args.beats == 0 || heard < args.beats {

@@ -65,7 +65,8 @@ impl Agent {
     fn new(id: String, seed: u64, index: u32) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         rng.set_stream(u64::from(index));
-        let mut agent = Self { id, rng, task: 0, state: State::Done, needed: 0, work: 0, worked: 0, beats_left: 0, help: None };
+        let mut agent =
+            Self { id, rng, task: 0, state: State::Done, needed: 0, work: 0, worked: 0, beats_left: 0, help: None };
         agent.begin_task();
         agent
     }
@@ -85,7 +86,8 @@ impl Agent {
         self.live(rates.failure);
         let rotates = downbeat && self.rng.random_bool(ROTATES);
         let rotation_fails = self.rng.random_bool(rates.failure);
-        let secret_rotation = rotates.then_some(if rotation_fails { SecretRotation::Failed } else { SecretRotation::Ok });
+        let secret_rotation =
+            rotates.then_some(if rotation_fails { SecretRotation::Failed } else { SecretRotation::Ok });
         let status = Status {
             beats_left: self.beats_left,
             progress: f64::from(self.worked) / f64::from(self.work),
@@ -179,7 +181,8 @@ mod tests {
         assert_eq!(helps.len(), 3, "{helps:?}");
         let rotations: HashSet<_> = plans.iter().filter_map(|plan| plan.status.secret_rotation).collect();
         assert_eq!(rotations.len(), 2, "{rotations:?}");
-        let broken = Malformation::ALL.iter().filter(|kind| plans.iter().any(|plan| plan.fate == Fate::Malformed(**kind)));
+        let broken =
+            Malformation::ALL.iter().filter(|kind| plans.iter().any(|plan| plan.fate == Fate::Malformed(**kind)));
         assert_eq!(broken.count(), Malformation::ALL.len());
         assert!(plans.iter().any(|plan| plan.fate == Fate::Late));
         assert!(plans.iter().any(|plan| plan.status.beats_left < 0), "some overdraw");

@@ -102,7 +102,9 @@ impl Task {
             "Running" | "Succeeded" => Some(State::Done),
             "Failed" => Some(State::Failed),
             "Pending" => None,
-            _ => return Err(TraceError::Phase { task: name, phase: pod_phase }),
+            _ => {
+                return Err(TraceError::Phase { task: name, phase: pod_phase });
+            }
         };
         if deleted < created {
             return Err(TraceError::Backwards { task: name, created, deleted });
@@ -120,7 +122,9 @@ impl Task {
         let began = self.scheduled.unwrap_or(self.ended);
         let progress = match state {
             State::Done => 1.0,
-            State::Executing | State::Failed => now.saturating_sub(began) as f64 / (self.ended + 1).saturating_sub(began).max(1) as f64,
+            State::Executing | State::Failed => {
+                now.saturating_sub(began) as f64 / (self.ended + 1).saturating_sub(began).max(1) as f64
+            }
             _ => 0.0,
         };
         let beats_left = i32::try_from(self.ended.saturating_sub(now)).unwrap_or(i32::MAX);
@@ -143,15 +147,20 @@ waited,Pending,300,400,
         let mut trace = Trace::read(LIST.as_bytes(), 100).expect("well formed");
         let mut claims = Vec::new();
         while !trace.is_over() {
-            claims.push(trace.beat().into_iter().map(|plan| (plan.status.task_id, plan.status.state)).collect::<Vec<_>>());
+            claims.push(
+                trace.beat().into_iter().map(|plan| (plan.status.task_id, plan.status.state)).collect::<Vec<_>>(),
+            );
         }
         let claim = |task: &str, state| (task.to_owned(), state);
-        assert_eq!(claims, [
-            vec![claim("broke", State::Failed), claim("ran", State::Planning)],
-            vec![claim("ran", State::Executing)],
-            vec![claim("ran", State::Executing), claim("waited", State::Waiting)],
-            vec![claim("ran", State::Done), claim("waited", State::Waiting)],
-        ]);
+        assert_eq!(
+            claims,
+            [
+                vec![claim("broke", State::Failed), claim("ran", State::Planning)],
+                vec![claim("ran", State::Executing)],
+                vec![claim("ran", State::Executing), claim("waited", State::Waiting)],
+                vec![claim("ran", State::Done), claim("waited", State::Waiting)],
+            ]
+        );
     }
 
     #[test]

@@ -82,12 +82,20 @@ struct Programs {
 }
 
 impl Programs {
-    fn start(&mut self, name: &str, program: &str, args: &[String], env: &[(&str, String)], dir: &Path) -> anyhow::Result<PathBuf> {
+    fn start(
+        &mut self,
+        name: &str,
+        program: &str,
+        args: &[String],
+        env: &[(&str, String)],
+        dir: &Path,
+    ) -> anyhow::Result<PathBuf> {
         let executable = std::env::current_exe()?.with_file_name(program);
         let mut command = Command::new(&executable);
         command.args(args).envs(env.iter().map(|(name, value)| (*name, value.as_str())));
         let log = dir.join(format!("{name}.log"));
-        let process = Supervised::spawn(&command, &log, STOP_WITHIN).with_context(|| format!("starting {}", executable.display()))?;
+        let process = Supervised::spawn(&command, &log, STOP_WITHIN)
+            .with_context(|| format!("starting {}", executable.display()))?;
         self.running.push((name.to_owned(), process));
         Ok(log)
     }
@@ -121,7 +129,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let dir = args.dir.canonicalize()?;
     remove_logs(&dir)?;
     say(&format!("starting kafka and the schema registry; their data and all logs go to {}", args.dir.display()))?;
-    let options = Options { kafka_port: args.kafka_port, registry_port: args.registry_port, dir: dir.clone(), throughput: false };
+    let options =
+        Options { kafka_port: args.kafka_port, registry_port: args.registry_port, dir: dir.clone(), throughput: false };
     let stack = Stack::start(&options)?;
     let kafka = KafkaArgs {
         bootstrap_servers: stack.bootstrap_servers(),
@@ -161,7 +170,9 @@ fn start_programs(args: &Args, kafka: &KafkaArgs, dir: &Path, programs: &mut Pro
         ("SCHEMA_REGISTRY_URL", kafka.schema_registry.clone()),
         ("BACKBEAT_CLUSTER", args.cluster.clone()),
     ];
-    let flags = |pairs: &[(&str, String)]| pairs.iter().flat_map(|(name, value)| [(*name).to_owned(), value.clone()]).collect::<Vec<_>>();
+    let flags = |pairs: &[(&str, String)]| {
+        pairs.iter().flat_map(|(name, value)| [(*name).to_owned(), value.clone()]).collect::<Vec<_>>()
+    };
     let mut services = Vec::new();
 
     let port = port_or_free(args.pulse_port)?;
@@ -198,13 +209,22 @@ fn port_or_free(port: u16) -> anyhow::Result<u16> {
 }
 
 /// Shows each beat and each report until it is told to stop, or a program ends.
-fn show(args: &Args, kafka: &KafkaArgs, runtime: &Handle, programs: &mut Programs, shutdown: &Shutdown) -> anyhow::Result<()> {
+fn show(
+    args: &Args,
+    kafka: &KafkaArgs,
+    runtime: &Handle,
+    programs: &mut Programs,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
     let broker = Broker::new(kafka, "backbeat-dev")?;
     let registry = Registry::new(&kafka.schema_registry)?;
     let mut frames = follow::<BeatFrame>(&broker, &registry, runtime, TopicName::BeatFrames)?;
     let mut reports = follow::<BarReport>(&broker, &registry, runtime, TopicName::BarReports)?;
     let period = 60.0 / args.bpm;
-    say(&format!("a beat comes every {period:.1} s, a report every {:.1} s; Ctrl-C stops everything", period * f64::from(args.bar)))?;
+    say(&format!(
+        "a beat comes every {period:.1} s, a report every {:.1} s; Ctrl-C stops everything",
+        period * f64::from(args.bar)
+    ))?;
     let mut checked = Instant::now();
     while !shutdown.is_cancelled() {
         while let Some(entry) = frames.poll(POLL)? {
@@ -221,7 +241,12 @@ fn show(args: &Args, kafka: &KafkaArgs, runtime: &Handle, programs: &mut Program
     Ok(())
 }
 
-fn follow<R: Record + 'static>(broker: &Broker, registry: &Registry, runtime: &Handle, topic: TopicName) -> anyhow::Result<LogReader<R>> {
+fn follow<R: Record + 'static>(
+    broker: &Broker,
+    registry: &Registry,
+    runtime: &Handle,
+    topic: TopicName,
+) -> anyhow::Result<LogReader<R>> {
     let mut reader = LogReader::new(broker, registry, runtime, topic)?;
     let end = reader.end()?;
     reader.seek(end)?;

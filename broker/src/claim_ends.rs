@@ -26,7 +26,7 @@ impl ClaimEnds {
     pub fn partitions(&self, timeout: Duration) -> Result<BTreeMap<i32, Vec<i32>>, KafkaError> {
         let metadata = self.consumer.fetch_metadata(Some(&self.topic), timeout)?;
         let mut by_leader = BTreeMap::<i32, Vec<i32>>::new();
-        for partition in metadata.topics().iter().flat_map(|topic| topic.partitions()) {
+        for partition in metadata.topics().iter().flat_map(rdkafka::metadata::MetadataTopic::partitions) {
             by_leader.entry(partition.leader()).or_default().push(partition.id());
         }
         Ok(by_leader)
@@ -37,7 +37,8 @@ impl ClaimEnds {
     /// One call per leader, all at once: a slow broker costs only its own partitions their freshness.
     pub fn read(&self, by_leader: &BTreeMap<i32, Vec<i32>>, timeout: Duration) -> Vec<(i32, i64)> {
         thread::scope(|scope| {
-            let calls: Vec<_> = by_leader.values().map(|partitions| scope.spawn(|| self.read_leader(partitions, timeout))).collect();
+            let calls: Vec<_> =
+                by_leader.values().map(|partitions| scope.spawn(|| self.read_leader(partitions, timeout))).collect();
             calls.into_iter().flat_map(|call| call.join().expect("asking for offsets does not panic")).collect()
         })
     }

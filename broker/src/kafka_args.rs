@@ -11,7 +11,12 @@ pub struct KafkaArgs {
     pub bootstrap_servers: String,
 
     /// Base URL of the schema registry's Confluent API; credentials may stand in it.
-    #[arg(long, env = "SCHEMA_REGISTRY_URL", default_value = "http://localhost:8085/apis/ccompat/v7", value_name = "URL")]
+    #[arg(
+        long,
+        env = "SCHEMA_REGISTRY_URL",
+        default_value = "http://localhost:8085/apis/ccompat/v7",
+        value_name = "URL"
+    )]
     pub schema_registry: String,
 
     /// A file of librdkafka properties (key=value lines), as for SASL and TLS.

@@ -216,27 +216,29 @@ impl<R: Record + 'static> LogReader<R> {
                 None => return Ok(Polled::Nothing),
                 Some(Err(KafkaError::PartitionEOF(_))) => return Ok(Polled::End),
                 Some(Err(source)) => return Err(self.failed(source)),
-                Some(Ok(message)) => Raw { offset: message.offset(), value: message.payload().unwrap_or_default().to_vec() },
+                Some(Ok(message)) => {
+                    Raw { offset: message.offset(), value: message.payload().unwrap_or_default().to_vec() }
+                }
             },
         };
-        self.decode(raw, timeout)
+        Ok(self.decode(raw, timeout))
     }
 
-    fn decode(&mut self, raw: Raw, timeout: Duration) -> Result<Polled<R>, ReadError> {
+    fn decode(&mut self, raw: Raw, timeout: Duration) -> Polled<R> {
         match self.try_decode(&raw) {
             Ok(Some(record)) => {
                 let body = Header::split(&raw.value).map(|(_, body)| body.to_vec()).unwrap_or_default();
-                Ok(Polled::Entry(Entry { offset: raw.offset, record, body }))
+                Polled::Entry(Entry { offset: raw.offset, record, body })
             }
             Ok(None) => {
                 self.waiting = Some(raw);
                 // The registry is asked in the background; nothing can be read past this record.
                 std::thread::sleep(timeout.min(Duration::from_millis(10)));
-                Ok(Polled::Nothing)
+                Polled::Nothing
             }
             Err(error) => {
                 tracing::warn!(topic = self.topic, offset = raw.offset, %error, "skipping a record that is none of ours");
-                Ok(Polled::Nothing)
+                Polled::Nothing
             }
         }
     }

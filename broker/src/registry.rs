@@ -85,7 +85,8 @@ impl Registry {
     async fn try_register<R: Record>(&self, subject: &str) -> Result<u32, RegistryError> {
         // The registry's own default may be NONE.
         let url = format!("{}/config/{subject}", self.url);
-        let request = self.http.put(url).header("Content-Type", CONTENT_TYPE).body(r#"{"compatibility":"FULL_TRANSITIVE"}"#);
+        let request =
+            self.http.put(url).header("Content-Type", CONTENT_TYPE).body(r#"{"compatibility":"FULL_TRANSITIVE"}"#);
         let answer = request.send().await.map_err(|error| self.unavailable(error.to_string()))?;
         if !answer.status().is_success() {
             return Err(self.unavailable(format!("setting the compatibility of {subject}: HTTP {}", answer.status())));
@@ -94,9 +95,11 @@ impl Registry {
         match post_schema(&self.settings, subject.to_owned(), schema).await {
             Ok(registered) => Ok(registered.id),
             Err(error) => Err(match registry_code(&error) {
-                Some(409 | 422 | 40_901 | 42_201..=42_299) => {
-                    RegistryError::Refused { url: self.url.clone(), subject: subject.to_owned(), reason: error.to_string() }
-                }
+                Some(409 | 422 | 40_901 | 42_201..=42_299) => RegistryError::Refused {
+                    url: self.url.clone(),
+                    subject: subject.to_owned(),
+                    reason: error.to_string(),
+                },
                 _ => self.unavailable(error.to_string()),
             }),
         }
@@ -106,7 +109,9 @@ impl Registry {
     pub async fn fetch(&self, id: u32) -> Result<String, FetchError> {
         match get_schema_by_id(id, &self.settings).await {
             Ok(registered) => Ok(registered.schema),
-            Err(error) if registry_code(&error).is_some_and(|code| SCHEMA_NOT_FOUND.contains(&code)) => Err(FetchError::Unknown(id)),
+            Err(error) if registry_code(&error).is_some_and(|code| SCHEMA_NOT_FOUND.contains(&code)) => {
+                Err(FetchError::Unknown(id))
+            }
             Err(error) => Err(FetchError::Unavailable(error.to_string())),
         }
     }

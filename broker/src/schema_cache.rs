@@ -12,7 +12,7 @@ use crate::{FetchError, Registry};
 
 /// How long an id that the registry does not know is asked again before its records are given up:
 /// a schema may be on its way to this replica of the registry (DESIGN, "Reverb").
-const UNKNOWN_FOR: Duration = Duration::from_secs(60);
+const UNKNOWN_FOR: Duration = Duration::from_mins(1);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// Ids are written by anyone: a flood of made-up ones must not fill the memory.
 const MAX_IDS: usize = 10_000;

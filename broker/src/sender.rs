@@ -92,15 +92,17 @@ impl Sender {
 
     /// Queues `record`, counted in `deliveries`.
     pub fn send(&self, record: Outgoing<'_>, deliveries: &Arc<Deliveries>) -> Result<(), QueueFull> {
-        let mut message = BaseRecord::<[u8], [u8], _>::with_opaque_to(record.topic, Arc::clone(deliveries)).payload(record.value);
+        let mut message =
+            BaseRecord::<[u8], [u8], _>::with_opaque_to(record.topic, Arc::clone(deliveries)).payload(record.value);
         if let Some(key) = record.key {
             message = message.key(key);
         }
         if !record.headers.is_empty() {
             let headers = OwnedHeaders::new_with_capacity(record.headers.len());
-            message = message.headers(record.headers.iter().fold(headers, |headers, (key, value)| {
-                headers.insert(Header { key, value: Some(value.as_bytes()) })
-            }));
+            message =
+                message.headers(record.headers.iter().fold(headers, |headers, (key, value)| {
+                    headers.insert(Header { key, value: Some(value.as_bytes()) })
+                }));
         }
         deliveries.outstanding.fetch_add(1, Ordering::AcqRel);
         let refused = match self.producer.send(message) {

@@ -52,11 +52,22 @@ pub struct TopicTail<R> {
 
 impl<R: Record + 'static> TopicTail<R> {
     /// Begins to read `topic`.
-    pub fn new(broker: &Broker, registry: &Registry, runtime: &Handle, topic: TopicName, from: TailFrom) -> Result<Self, KafkaError> {
+    pub fn new(
+        broker: &Broker,
+        registry: &Registry,
+        runtime: &Handle,
+        topic: TopicName,
+        from: TailFrom,
+    ) -> Result<Self, KafkaError> {
         let topic = broker.topics().name(topic);
         let consumer = broker.reader()?;
         let metadata = consumer.fetch_metadata(Some(&topic), QUERY_TIMEOUT)?;
-        let partitions: BTreeSet<i32> = metadata.topics().iter().flat_map(|t| t.partitions()).map(|p| p.id()).collect();
+        let partitions: BTreeSet<i32> = metadata
+            .topics()
+            .iter()
+            .flat_map(rdkafka::metadata::MetadataTopic::partitions)
+            .map(rdkafka::metadata::MetadataPartition::id)
+            .collect();
         let mut assignment = TopicPartitionList::new();
         for partition in &partitions {
             let (low, high) = consumer.fetch_watermarks(&topic, *partition, QUERY_TIMEOUT)?;

@@ -38,7 +38,8 @@ pub enum TopicName {
 
 impl TopicName {
     /// All of them.
-    pub const ALL: [Self; 5] = [Self::BeatFrames, Self::StatusClaims, Self::BarReports, Self::BarPartials, Self::DeadLetters];
+    pub const ALL: [Self; 5] =
+        [Self::BeatFrames, Self::StatusClaims, Self::BarReports, Self::BarPartials, Self::DeadLetters];
 
     /// The name without a prefix.
     pub fn as_str(self) -> &'static str {
@@ -60,10 +61,16 @@ impl TopicName {
             ("message.timestamp.after.max.ms", "9223372036854775807"),
             ("unclean.leader.election.enable", "false"),
         ];
-        const BROKERS_TIME: &[(&str, &str)] =
-            &[("cleanup.policy", "delete"), ("message.timestamp.type", "LogAppendTime"), ("unclean.leader.election.enable", "false")];
-        const COMPACTED: &[(&str, &str)] =
-            &[("cleanup.policy", "compact"), ("message.timestamp.type", "LogAppendTime"), ("unclean.leader.election.enable", "false")];
+        const BROKERS_TIME: &[(&str, &str)] = &[
+            ("cleanup.policy", "delete"),
+            ("message.timestamp.type", "LogAppendTime"),
+            ("unclean.leader.election.enable", "false"),
+        ];
+        const COMPACTED: &[(&str, &str)] = &[
+            ("cleanup.policy", "compact"),
+            ("message.timestamp.type", "LogAppendTime"),
+            ("unclean.leader.election.enable", "false"),
+        ];
         match self {
             Self::BeatFrames | Self::BarReports => WRITERS_TIME,
             Self::StatusClaims | Self::BarPartials => BROKERS_TIME,
@@ -74,7 +81,9 @@ impl TopicName {
     /// Settings of a new topic that an operator may change.
     fn initial(self) -> Vec<(&'static str, String)> {
         match self {
-            Self::BeatFrames | Self::BarReports => vec![("retention.ms", "-1".into()), ("retention.bytes", "-1".into())],
+            Self::BeatFrames | Self::BarReports => {
+                vec![("retention.ms", "-1".into()), ("retention.bytes", "-1".into())]
+            }
             Self::StatusClaims => vec![("retention.ms", (7 * DAY_MS).to_string())],
             Self::BarPartials => vec![("retention.ms", DAY_MS.to_string())],
             Self::DeadLetters => vec![("max.message.bytes", MAX_RECORD_BYTES.to_string())],
@@ -97,7 +106,7 @@ impl Topics {
         format!("{}{}", self.prefix, topic.as_str())
     }
 
-    /// The registry's subject of a topic's values (TopicNameStrategy).
+    /// The registry's subject of a topic's values (`TopicNameStrategy`).
     pub fn subject(&self, topic: TopicName) -> String {
         format!("{}-value", self.name(topic))
     }
@@ -165,10 +174,15 @@ impl fmt::Display for WrongSetting {
 ///
 /// `claim_partitions` is what `statusclaims` must have at least; more are welcome, since partitions
 /// may be added.
-pub async fn ensure_topics(broker: &Broker, claim_partitions: i32, replication: i32) -> Result<Vec<String>, TopicError> {
+pub async fn ensure_topics(
+    broker: &Broker,
+    claim_partitions: i32,
+    replication: i32,
+) -> Result<Vec<String>, TopicError> {
     let existing = partitions(broker).await?;
     check(broker, &existing, claim_partitions).await?;
-    let missing: Vec<TopicName> = TopicName::ALL.into_iter().filter(|topic| !existing.contains_key(topic.as_str())).collect();
+    let missing: Vec<TopicName> =
+        TopicName::ALL.into_iter().filter(|topic| !existing.contains_key(topic.as_str())).collect();
     let names: Vec<String> = missing.iter().map(|topic| broker.topics().name(*topic)).collect();
     let min_isr = (replication - 1).max(1).to_string();
     let settings: Vec<Vec<(&str, String)>> = missing.iter().map(|topic| topic.initial()).collect();
@@ -178,7 +192,8 @@ pub async fn ensure_topics(broker: &Broker, claim_partitions: i32, replication: 
         .zip(&settings)
         .map(|((topic, name), initial)| {
             let partitions = if *topic == TopicName::StatusClaims { claim_partitions } else { 1 };
-            let new = NewTopic::new(name, partitions, TopicReplication::Fixed(replication)).set("min.insync.replicas", &min_isr);
+            let new = NewTopic::new(name, partitions, TopicReplication::Fixed(replication))
+                .set("min.insync.replicas", &min_isr);
             let new = topic.required().iter().fold(new, |new, (key, value)| new.set(key, value));
             initial.iter().fold(new, |new, (key, value)| new.set(key, value))
         })
@@ -240,10 +255,16 @@ async fn partitions(broker: &Broker) -> Result<HashMap<&'static str, usize>, Top
 }
 
 /// Refuses existing topics with wrong settings.
-async fn check(broker: &Broker, existing: &HashMap<&'static str, usize>, claim_partitions: i32) -> Result<(), TopicError> {
+async fn check(
+    broker: &Broker,
+    existing: &HashMap<&'static str, usize>,
+    claim_partitions: i32,
+) -> Result<(), TopicError> {
     let mut wrong = Vec::new();
-    let found: Vec<(TopicName, usize)> =
-        TopicName::ALL.into_iter().filter_map(|topic| existing.get(topic.as_str()).map(|count| (topic, *count))).collect();
+    let found: Vec<(TopicName, usize)> = TopicName::ALL
+        .into_iter()
+        .filter_map(|topic| existing.get(topic.as_str()).map(|count| (topic, *count)))
+        .collect();
     for (topic, count) in &found {
         let (right, allowed) = match topic {
             TopicName::StatusClaims => (*count >= claim_partitions as usize, format!("at least {claim_partitions}")),
@@ -251,7 +272,12 @@ async fn check(broker: &Broker, existing: &HashMap<&'static str, usize>, claim_p
         };
         if !right {
             let topic = broker.topics().name(*topic);
-            wrong.push(WrongSetting { topic, setting: "number of partitions".into(), found: count.to_string(), allowed });
+            wrong.push(WrongSetting {
+                topic,
+                setting: "number of partitions".into(),
+                found: count.to_string(),
+                allowed,
+            });
         }
     }
     let names: Vec<String> = found.iter().map(|(topic, _)| broker.topics().name(*topic)).collect();

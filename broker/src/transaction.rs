@@ -98,14 +98,16 @@ pub struct Transaction<'p> {
 }
 
 impl Transaction<'_> {
-    /// Adds a record; `timestamp_ms` becomes its CreateTime.
+    /// Adds a record; `timestamp_ms` becomes its `CreateTime`.
     pub fn send(&mut self, topic: &str, key: &str, value: &[u8], timestamp_ms: i64) -> Result<(), TransactionError> {
         let deadline = Instant::now() + self.timeout;
         let mut record = BaseRecord::to(topic).key(key).payload(value).timestamp(timestamp_ms);
         loop {
             match self.producer.send(record) {
                 Ok(()) => return Ok(()),
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back)) if Instant::now() < deadline => {
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back))
+                    if Instant::now() < deadline =>
+                {
                     record = back;
                     self.producer.poll(POLL);
                 }

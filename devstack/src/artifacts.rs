@@ -34,7 +34,10 @@ impl Artifacts {
         let registry = cached(&cache, &format!("registry-{REGISTRY_VERSION}"), |dir| {
             // Plugin 2.10: later ones want the artifact's parent pom, which is not published.
             let artifact = format!("-Dartifact=io.apicurio:apicurio-registry-app:{REGISTRY_VERSION}:tar.gz:all");
-            maven(dir, &["org.apache.maven.plugins:maven-dependency-plugin:2.10:copy", &artifact, "-DoutputDirectory=."])?;
+            maven(
+                dir,
+                &["org.apache.maven.plugins:maven-dependency-plugin:2.10:copy", &artifact, "-DoutputDirectory=."],
+            )?;
             let archive = format!("apicurio-registry-app-{REGISTRY_VERSION}-all.tar.gz");
             run(Command::new("tar").args(["xzf", &archive]).current_dir(dir))?;
             fs::remove_file(dir.join(&archive)).context(|| format!("removing {archive}"))
@@ -48,7 +51,9 @@ impl Artifacts {
 
 /// `$BACKBEAT_CACHE`, or `backbeat` in the user's cache directory.
 fn cache_dir() -> Result<PathBuf, DevstackError> {
-    let under = |variable: &str, rest: &str| env::var_os(variable).filter(|v| !v.is_empty()).map(|v| PathBuf::from(v).join(rest));
+    let under = |variable: &str, rest: &str| {
+        env::var_os(variable).filter(|v| !v.is_empty()).map(|v| PathBuf::from(v).join(rest))
+    };
     let dir = under("BACKBEAT_CACHE", "")
         .or_else(|| under("XDG_CACHE_HOME", "backbeat"))
         .or_else(|| under("HOME", ".cache/backbeat"))
@@ -61,7 +66,11 @@ fn cache_dir() -> Result<PathBuf, DevstackError> {
 ///
 /// It is filled under another name and renamed when whole, so a download that was cut off is never
 /// taken for one that was not; a lock makes concurrent runs download once.
-fn cached(cache: &Path, name: &str, fill: impl FnOnce(&Path) -> Result<(), DevstackError>) -> Result<PathBuf, DevstackError> {
+fn cached(
+    cache: &Path,
+    name: &str,
+    fill: impl FnOnce(&Path) -> Result<(), DevstackError>,
+) -> Result<PathBuf, DevstackError> {
     let whole = cache.join(name);
     let lock_path = cache.join(format!("{name}.lock"));
     let lock = File::create(&lock_path).context(|| format!("creating {}", lock_path.display()))?;
@@ -69,7 +78,10 @@ fn cached(cache: &Path, name: &str, fill: impl FnOnce(&Path) -> Result<(), Devst
     if !whole.is_dir() {
         tracing::info!(artifact = name, into = %cache.display(), "downloading, once");
         require("mvn", |output| output.contains("Apache Maven"), "maven", "install Maven 3.6 or newer")?;
-        let partial = tempfile::Builder::new().prefix(&format!("{name}.partial-")).tempdir_in(cache).context(|| "creating a directory".to_owned())?;
+        let partial = tempfile::Builder::new()
+            .prefix(&format!("{name}.partial-"))
+            .tempdir_in(cache)
+            .context(|| "creating a directory".to_owned())?;
         fill(partial.path())?;
         fs::rename(partial.path(), &whole).context(|| format!("renaming into {}", whole.display()))?;
     }
@@ -94,11 +106,17 @@ pub(crate) fn run(command: &mut Command) -> Result<(), DevstackError> {
 
 /// Makes sure that `program` is there and `accepts` what it says of its version: installs the
 /// Debian `package` where we are root on Debian, and says what to install elsewhere.
-fn require(program: &'static str, accepts: impl Fn(&str) -> bool, package: &str, hint: &str) -> Result<(), DevstackError> {
+fn require(
+    program: &'static str,
+    accepts: impl Fn(&str) -> bool,
+    package: &str,
+    hint: &str,
+) -> Result<(), DevstackError> {
     let present = || {
-        Command::new(program).arg("-version").output().is_ok_and(|output| {
-            accepts(&String::from_utf8_lossy(&[output.stdout, output.stderr].concat()))
-        })
+        Command::new(program)
+            .arg("-version")
+            .output()
+            .is_ok_and(|output| accepts(&String::from_utf8_lossy(&[output.stdout, output.stderr].concat())))
     };
     if present() {
         return Ok(());
@@ -140,7 +158,8 @@ mod tests {
             Err(DevstackError::Missing { program: "network", hint: "gone".into() })
         });
         assert!(cut_off.is_err());
-        let whole = cached(cache.path(), "thing", |dir| fs::write(dir.join("whole"), "").context(String::new)).expect("filled");
+        let whole =
+            cached(cache.path(), "thing", |dir| fs::write(dir.join("whole"), "").context(String::new)).expect("filled");
         assert!(whole.join("whole").exists() && !whole.join("half").exists());
         cached(cache.path(), "thing", |_| panic!("it is there")).expect("cached");
     }

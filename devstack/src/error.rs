@@ -23,7 +23,9 @@ pub enum DevstackError {
         port: u16,
     },
     /// One of two settings is there.
-    #[error("{set} is set and {unset} is not: set both to use an outside Kafka and registry, or neither to start them here")]
+    #[error(
+        "{set} is set and {unset} is not: set both to use an outside Kafka and registry, or neither to start them here"
+    )]
     HalfOutside {
         /// The one that is set.
         set: &'static str,

@@ -9,7 +9,7 @@ use crate::artifacts::{Artifacts, run};
 use crate::error::Context;
 use crate::{DevstackError, Options, Supervised, port};
 
-const READY_WITHIN: Duration = Duration::from_secs(60);
+const READY_WITHIN: Duration = Duration::from_mins(1);
 /// An orderly shutdown takes about a second; the data is thrown away, so more is not worth it.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -67,7 +67,11 @@ impl Kafka {
             match backbeat_broker::cluster_id(&self.address(), PROBE_TIMEOUT) {
                 Some(found) if found == expected => return Ok(()),
                 Some(found) => {
-                    return Err(DevstackError::NotOurs { address: self.address(), found: Some(found), expected: expected.to_owned() });
+                    return Err(DevstackError::NotOurs {
+                        address: self.address(),
+                        found: Some(found),
+                        expected: expected.to_owned(),
+                    });
                 }
                 None => thread::sleep(PROBE_PAUSE),
             }

@@ -14,13 +14,18 @@ pub(crate) fn claim(service: &'static str, port: u16) -> Result<u16, DevstackErr
         return free_port();
     }
     // Bound on all interfaces, so that a service that listens on any of them is noticed.
-    TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).map(|_| port).map_err(|_| DevstackError::PortTaken { service, port })
+    TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))
+        .map(|_| port)
+        .map_err(|_| DevstackError::PortTaken { service, port })
 }
 
 /// A loopback port that nobody listens on at this moment.
 pub fn free_port() -> Result<u16, DevstackError> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-    listener.and_then(|listener| listener.local_addr()).map(|address| address.port()).context(|| "looking for a free port".to_owned())
+    listener
+        .and_then(|listener| listener.local_addr())
+        .map(|address| address.port())
+        .context(|| "looking for a free port".to_owned())
 }
 
 #[cfg(test)]
@@ -32,6 +37,9 @@ mod tests {
         let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
         let port = taken.local_addr().expect("an address").port();
         let error = claim("kafka", port).expect_err("it is taken");
-        assert_eq!(error.to_string(), format!("port {port} for kafka is taken by another process; stop it or choose another port"));
+        assert_eq!(
+            error.to_string(),
+            format!("port {port} for kafka is taken by another process; stop it or choose another port")
+        );
     }
 }

@@ -9,7 +9,7 @@ use crate::error::Context;
 use crate::kafka::java;
 use crate::{DevstackError, Options, Supervised, port};
 
-const READY_WITHIN: Duration = Duration::from_secs(60);
+const READY_WITHIN: Duration = Duration::from_mins(1);
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 const PROBE_PAUSE: Duration = Duration::from_millis(100);

@@ -26,7 +26,9 @@ impl Stack {
     pub fn start(options: &Options) -> Result<Self, DevstackError> {
         let set = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
         match (set(BOOTSTRAP), set(REGISTRY)) {
-            (Some(bootstrap_servers), Some(schema_registry)) => Ok(Self::Outside { bootstrap_servers, schema_registry }),
+            (Some(bootstrap_servers), Some(schema_registry)) => {
+                Ok(Self::Outside { bootstrap_servers, schema_registry })
+            }
             (None, None) => Devstack::start(options).map(Self::Local),
             (Some(_), None) => Err(DevstackError::HalfOutside { set: BOOTSTRAP, unset: REGISTRY }),
             (None, Some(_)) => Err(DevstackError::HalfOutside { set: REGISTRY, unset: BOOTSTRAP }),

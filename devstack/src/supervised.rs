@@ -44,7 +44,8 @@ impl Supervised {
             BufReader::new(stdout).read_line(&mut line)?;
         }
         let pid = line.trim().parse().ok().and_then(Pid::from_raw);
-        let pid = pid.ok_or_else(|| io::Error::other(format!("the supervising shell said {line:?}, not a process id")))?;
+        let pid =
+            pid.ok_or_else(|| io::Error::other(format!("the supervising shell said {line:?}, not a process id")))?;
         Ok(Self { shell, pid, log: log.to_owned() })
     }
 

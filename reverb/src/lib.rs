@@ -1,4 +1,4 @@
-//! Reverb: windows the claims by beat and publishes one BarReport per window.
+//! Reverb: windows the claims by beat and publishes one `BarReport` per window.
 //!
 //! ```text
 //!  statusclaims ──▶ core::Fold, one per partition ──▶ barpartials ──▶ core::Merge ──▶ barreports

@@ -52,9 +52,8 @@ fn full_name(schema: &Schema) -> String {
 macro_rules! record_schema {
     ($file:literal) => {{
         use std::sync::LazyLock;
-        static SCHEMA: LazyLock<apache_avro::Schema> = LazyLock::new(|| {
-            apache_avro::Schema::parse_str(include_str!($file)).expect("our schema parses")
-        });
+        static SCHEMA: LazyLock<apache_avro::Schema> =
+            LazyLock::new(|| apache_avro::Schema::parse_str(include_str!($file)).expect("our schema parses"));
         static RECORD: LazyLock<$crate::RecordSchema> =
             LazyLock::new(|| $crate::RecordSchema::new(include_str!($file), &SCHEMA));
         &RECORD

@@ -128,7 +128,16 @@ mod tests {
 
     #[test]
     fn refuses_other_forms() {
-        for text in ["", "7ffd", "7ffd:1:beef", "7FFD:0001:beef", "7ffd:0001:beef:0", ":0001:beef", "+7ffd:0001:beef", "1234567890abc:0001:beef"] {
+        for text in [
+            "",
+            "7ffd",
+            "7ffd:1:beef",
+            "7FFD:0001:beef",
+            "7ffd:0001:beef:0",
+            ":0001:beef",
+            "+7ffd:0001:beef",
+            "1234567890abc:0001:beef",
+        ] {
             assert!(text.parse::<Hlc>().is_err(), "{text:?}");
         }
     }

@@ -1,8 +1,8 @@
 //! Records against the prototype's JSON, against golden bytes, and through round trips.
 
 use backbeat_schemas::{
-    BarPartial, BarReport, BeatFrame, BeatIndex, DecodeError, Done, Header, HeaderError, Help, Partial, PartialBody, Phase, Record,
-    SecretRotation, State, StatusClaim, Tempo, Timestamp, Verdict, WindowId, WriterSchema, wire,
+    BarPartial, BarReport, BeatFrame, BeatIndex, DecodeError, Done, Header, HeaderError, Help, Partial, PartialBody,
+    Phase, Record, SecretRotation, State, StatusClaim, Tempo, Timestamp, Verdict, WindowId, WriterSchema, wire,
 };
 use proptest::prelude::*;
 
@@ -94,7 +94,8 @@ fn an_older_writer_without_a_defaulted_field_decodes() {
 #[test]
 fn a_newer_writer_with_a_further_defaulted_field_decodes() {
     let newer = evolved(|fields| fields.push(serde_json::json!({"name": "mood", "type": "string", "default": "calm"})));
-    let claim = StatusClaim { help: Some(Help::Promised), secret_rotation: Some(SecretRotation::Failed), ..from_json(CLAIM) };
+    let claim =
+        StatusClaim { help: Some(Help::Promised), secret_rotation: Some(SecretRotation::Failed), ..from_json(CLAIM) };
     let mut body = wire(1, &claim)[5..].to_vec();
     body.extend(b"\x08glad");
     let decoded = WriterSchema::parse(&newer).and_then(|schema| schema.decode(&body));
@@ -118,7 +119,10 @@ fn a_newer_writers_further_state_reads_as_unknown() {
 #[test]
 fn a_schema_of_another_record_is_refused() {
     let refused = WriterSchema::<StatusClaim>::parse(BarReport::schema().text()).err();
-    assert_eq!(refused, Some(DecodeError::OtherRecord { found: "backbeat.BarReport".into(), expected: "backbeat.StatusClaim".into() }));
+    assert_eq!(
+        refused,
+        Some(DecodeError::OtherRecord { found: "backbeat.BarReport".into(), expected: "backbeat.StatusClaim".into() })
+    );
     assert!(WriterSchema::<StatusClaim>::parse("\"string\"").is_err());
     assert!(WriterSchema::<StatusClaim>::parse("{").is_err());
 }
@@ -211,8 +215,22 @@ proptest! {
 fn partials_and_dones_survive() {
     let window = WindowId::new("c", BeatIndex::ZERO);
     let partial = Partial {
-        partition: 3, member: "m".into(), counter: 9, logic: 1, retained: true, misplaced: false, agents: 1, on_time_reviews: 2, help_fulfilled: 3,
-        rotation_failed_agents: 4, tasks_done: 5, tasks_failed: 6, claims: 7, degraded_claims: 8, late_claims: 9, invalid_claims: 10,
+        partition: 3,
+        member: "m".into(),
+        counter: 9,
+        logic: 1,
+        retained: true,
+        misplaced: false,
+        agents: 1,
+        on_time_reviews: 2,
+        help_fulfilled: 3,
+        rotation_failed_agents: 4,
+        tasks_done: 5,
+        tasks_failed: 6,
+        claims: 7,
+        degraded_claims: 8,
+        late_claims: 9,
+        invalid_claims: 10,
         unknown_schema_claims: 11,
     };
     for body in [PartialBody::Partial(partial), PartialBody::Done(Done { verdict: Verdict::Skipped, low: 12 })] {

@@ -42,7 +42,11 @@ fn listen(mut reader: LogReader<BeatFrame>, heard: &Sender<BeatFrame>) {
     }
 }
 
-fn follow(reader: &mut LogReader<BeatFrame>, heard: &Sender<BeatFrame>, last: &mut Option<BeatIndex>) -> Result<(), ReadError> {
+fn follow(
+    reader: &mut LogReader<BeatFrame>,
+    heard: &Sender<BeatFrame>,
+    last: &mut Option<BeatIndex>,
+) -> Result<(), ReadError> {
     // The newest beat is the present one, unless it was heard before an error.
     let newest = reader.last()?;
     let start = match &newest {

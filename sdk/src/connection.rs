@@ -1,6 +1,9 @@
 //! The way to a cluster.
 
-use backbeat_broker::{Broker, KafkaArgs, ReadError, Registry, RegistryError, Sender, SettingsError, TopicError, TopicName, wait_for_topics};
+use backbeat_broker::{
+    Broker, KafkaArgs, ReadError, Registry, RegistryError, Sender, SettingsError, TopicError, TopicName,
+    wait_for_topics,
+};
 use backbeat_schemas::StatusClaim;
 use rdkafka::error::KafkaError;
 use tokio::runtime::Handle;
@@ -8,7 +11,7 @@ use tokio::runtime::Handle;
 use crate::{Beats, Reporter};
 
 /// How long a claim is tried to be sent: it is of no use to anyone much later.
-const GIVE_UP_AFTER: std::time::Duration = std::time::Duration::from_secs(300);
+const GIVE_UP_AFTER: std::time::Duration = std::time::Duration::from_mins(5);
 
 /// A connection to a BACKBEAT cluster.
 #[derive(Debug, Clone)]

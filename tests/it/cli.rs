@@ -32,18 +32,27 @@ fn topics_are_created_once_and_wrong_ones_refused() {
 
     let mut configs = stock_tool("kafka.admin.ConfigCommand").expect("Kafka's tools are there");
     configs.args(["--bootstrap-server", &stack().bootstrap_servers(), "--alter", "--entity-type", "topics"]);
-    configs.args(["--entity-name", &format!("{}statusclaims", cluster.prefix()), "--add-config", "cleanup.policy=compact"]);
+    configs.args([
+        "--entity-name",
+        &format!("{}statusclaims", cluster.prefix()),
+        "--add-config",
+        "cleanup.policy=compact",
+    ]);
     assert!(configs.output().expect("java runs").status.success());
     let compacted = backbeat(&cluster, TOPICS);
     assert!(!compacted.status.success());
-    assert!(text(&compacted.stderr).contains("cleanup.policy is compact, must be delete"), "{}", text(&compacted.stderr));
+    assert!(
+        text(&compacted.stderr).contains("cleanup.policy is compact, must be delete"),
+        "{}",
+        text(&compacted.stderr)
+    );
 }
 
 #[test]
 fn services_wait_for_their_topics_and_say_so() {
     let cluster = Cluster::without_topics();
     let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200"]);
-    let limit = std::time::Duration::from_secs(60);
+    let limit = std::time::Duration::from_mins(1);
     wait_until("a word about the topics", limit, || pulse.log().contains("these topics are missing"));
     let (code, body) = pulse.get("/ready").expect("it answers");
     assert_eq!(code, 503, "{body}");
@@ -57,12 +66,13 @@ fn tail_prints_records_as_json_lines() {
     let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200", "--bar", "4"]);
     let sim = cluster.start("agent-sim", &["--agents", "3", "--beats", "8"]);
     let reverb = cluster.serve("reverb", &["--cluster", "it"]);
-    wait_until("two reports", std::time::Duration::from_secs(60), || cluster.reports().len() >= 2);
+    wait_until("two reports", std::time::Duration::from_mins(1), || cluster.reports().len() >= 2);
     drop((sim, reverb));
 
     // While beats come, --follow would go on for ever without --max.
     let frames = backbeat(&cluster, &["tail", "beatframes", "--from-beginning", "--follow", "--max", "5"]);
-    let lines: Vec<Value> = text(&frames.stdout).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let lines: Vec<Value> =
+        text(&frames.stdout).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     let beats: Vec<i64> = lines.iter().filter_map(|line| line["beat_index"].as_i64()).collect();
     assert_eq!(beats, [0, 1, 2, 3, 4]);
     drop(pulse);

@@ -17,7 +17,18 @@ const LIMIT: Duration = Duration::from_secs(90);
 fn dev(dir: &Path, kafka_port: &str, more: &[&str]) -> Child {
     let mut command = Command::new(Program::executable("backbeat"));
     command.args(["dev", "--dir"]).arg(dir);
-    command.args(["--bpm", "600", "--kafka-port", kafka_port, "--registry-port", "0", "--pulse-port", "0", "--reverb-port", "0"]);
+    command.args([
+        "--bpm",
+        "600",
+        "--kafka-port",
+        kafka_port,
+        "--registry-port",
+        "0",
+        "--pulse-port",
+        "0",
+        "--reverb-port",
+        "0",
+    ]);
     command.args(more).env_remove("KAFKA_BOOTSTRAP_SERVERS").env_remove("SCHEMA_REGISTRY_URL");
     let out = fs::File::create(dir.join("stdout.txt")).expect("creates");
     let err = fs::File::create(dir.join("stderr.txt")).expect("creates");
@@ -35,9 +46,16 @@ fn processes_of(dir: &Path) -> BTreeSet<i32> {
     let mut found = BTreeSet::new();
     for entry in fs::read_dir("/proc").expect("Linux") {
         let path = entry.expect("an entry").path();
-        let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse::<i32>().ok()) else { continue };
-        let read = |file| fs::read(path.join(file)).map(|bytes| String::from_utf8_lossy(&bytes).replace('\0', " ")).unwrap_or_default();
-        let ours = read("cmdline").contains(mark) || kafka.as_ref().is_some_and(|kafka| read("environ").contains(kafka));
+        let Some(pid) = path.file_name().and_then(|name| name.to_str()?.parse::<i32>().ok()) else {
+            continue;
+        };
+        let read = |file| {
+            fs::read(path.join(file))
+                .map(|bytes| String::from_utf8_lossy(&bytes).replace('\0', " "))
+                .unwrap_or_default()
+        };
+        let ours =
+            read("cmdline").contains(mark) || kafka.as_ref().is_some_and(|kafka| read("environ").contains(kafka));
         let cwd = fs::read_link(path.join("cwd")).is_ok_and(|cwd| cwd.starts_with(dir));
         if ours || cwd {
             found.insert(pid);
@@ -47,7 +65,9 @@ fn processes_of(dir: &Path) -> BTreeSet<i32> {
 }
 
 fn wait_for_a_whole_report(dir: &Path) -> String {
-    wait_for("a report with all agents", LIMIT, || shown(dir).lines().find(|line| line.contains("report beats") && line.contains(": 7 agents")).map(str::to_owned))
+    wait_for("a report with all agents", LIMIT, || {
+        shown(dir).lines().find(|line| line.contains("report beats") && line.contains(": 7 agents")).map(str::to_owned)
+    })
 }
 
 fn pid(child: &Child) -> Pid {
@@ -63,14 +83,22 @@ fn it_shows_beats_and_whole_reports_and_ctrl_c_stops_everything() {
     // backbeat itself, two JVMs, four programs, and a supervising shell for each of the six.
     assert!(processes_of(dir.path()).len() >= 7, "{:?}", processes_of(dir.path()));
 
-    let status = Command::new(Program::executable("backbeat")).args(["status", "--dir"]).arg(dir.path()).output().expect("it runs");
+    let status = Command::new(Program::executable("backbeat"))
+        .args(["status", "--dir"])
+        .arg(dir.path())
+        .output()
+        .expect("it runs");
     let said = String::from_utf8_lossy(&status.stdout).into_owned();
     assert!(status.status.success() && said.matches("  ready").count() == 3, "{said}");
 
     kill_process(pid(&child), Signal::INT).expect("it is there");
     assert!(child.wait().expect("it ends").success(), "{}", shown(dir.path()));
     assert_eq!(processes_of(dir.path()), BTreeSet::new());
-    let status = Command::new(Program::executable("backbeat")).args(["status", "--dir"]).arg(dir.path()).output().expect("it runs");
+    let status = Command::new(Program::executable("backbeat"))
+        .args(["status", "--dir"])
+        .arg(dir.path())
+        .output()
+        .expect("it runs");
     assert!(String::from_utf8_lossy(&status.stdout).contains("nothing runs here"));
 }
 

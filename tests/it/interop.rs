@@ -30,14 +30,23 @@ for path in sorted(pathlib.Path(sys.argv[1]).glob("*.avsc")):
 fn python() -> PathBuf {
     let venv = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("python");
     let python = venv.join("bin/python");
-    let has_fastavro = |python: &PathBuf| Command::new(python).args(["-c", "import fastavro"]).status().is_ok_and(|status| status.success());
+    let has_fastavro = |python: &PathBuf| {
+        Command::new(python).args(["-c", "import fastavro"]).status().is_ok_and(|status| status.success())
+    };
     if !has_fastavro(&python) {
         let run = |command: &mut Command| {
             let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
             assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
         };
         run(Command::new("python3").args(["-m", "venv"]).arg(&venv));
-        run(Command::new(&python).args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "fastavro==1.12.1"]));
+        run(Command::new(&python).args([
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "fastavro==1.12.1",
+        ]));
     }
     python
 }

@@ -12,7 +12,7 @@ use rdkafka::message::{Headers, Message};
 use crate::oracle::read_raw;
 use crate::pipeline::{check_reports, totals};
 
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_mins(2);
 const UNKNOWN_SCHEMA: u32 = 4_000_000_000;
 
 fn claim(beat_index: i64) -> StatusClaim {
@@ -73,15 +73,19 @@ fn each_lands_in_the_dead_letters_with_its_reason_and_stops_nothing() {
     reverb.wait_ready();
     let topics = cluster.broker().topics();
     let register = |topic| topics.subject(topic);
-    let claim_schema = runtime().block_on(cluster.registry().register::<StatusClaim>(&register(TopicName::StatusClaims)));
-    let frame_schema = runtime().block_on(cluster.registry().register::<backbeat_schemas::BeatFrame>(&register(TopicName::BeatFrames)));
+    let claim_schema =
+        runtime().block_on(cluster.registry().register::<StatusClaim>(&register(TopicName::StatusClaims)));
+    let frame_schema = runtime()
+        .block_on(cluster.registry().register::<backbeat_schemas::BeatFrame>(&register(TopicName::BeatFrames)));
     let (claim_schema, frame_schema) = (claim_schema.expect("registered"), frame_schema.expect("registered"));
 
     let sender = Sender::new(cluster.broker(), None).expect("a producer");
     let deliveries = Arc::<Deliveries>::default();
     let send = |(key, value): &Record| {
         let topic = topics.name(TopicName::StatusClaims);
-        sender.send(Outgoing { topic: &topic, key: *key, value, headers: &[] }, &deliveries).expect("the queue is empty");
+        sender
+            .send(Outgoing { topic: &topic, key: *key, value, headers: &[] }, &deliveries)
+            .expect("the queue is empty");
     };
     let beat = cluster.frames().last().map(|frame| frame.beat_index.get()).expect("it beats");
     let broken = broken(beat, claim_schema, frame_schema);
@@ -91,12 +95,12 @@ fn each_lands_in_the_dead_letters_with_its_reason_and_stops_nothing() {
         send(&(Some(b"agent-7"), wire(claim_schema, &claim(beat))));
     }
     wait_until("all sent", LIMIT, || deliveries.outstanding() == 0);
-    let sent = broken.len() * 2;
+    let records = broken.len() * 2;
 
     // The registry is asked for the unknown schema for a minute; then all of it is in reports.
     wait_until("all in reports", LIMIT, || {
         let (counted, late, invalid) = totals(&cluster.reports());
-        counted + late + invalid == sent as i64
+        counted + late + invalid == records as i64
     });
     assert_eq!(reverb.metric("backbeat_reverb_dead_letters_total"), Some(broken.len() as f64));
     drop(pulse);

@@ -46,8 +46,10 @@ impl Oracle {
     /// Reads the whole log of `cluster`; nothing may be written meanwhile.
     pub(crate) fn read(cluster: &Cluster) -> Self {
         let claims = read_claims(cluster);
-        let ids: BTreeSet<u32> = claims.iter().filter_map(|raw| split(raw.value.as_deref()?)).map(|(id, _)| id).collect();
-        let fetch = |id| runtime().block_on(cluster.registry().fetch(id)).ok().and_then(|text| Schema::parse_str(&text).ok());
+        let ids: BTreeSet<u32> =
+            claims.iter().filter_map(|raw| split(raw.value.as_deref()?)).map(|(id, _)| id).collect();
+        let fetch =
+            |id| runtime().block_on(cluster.registry().fetch(id)).ok().and_then(|text| Schema::parse_str(&text).ok());
         let schemas = ids.into_iter().map(|id| (id, fetch(id))).collect();
         Self { frames: cluster.frames(), claims, schemas }
     }
@@ -82,13 +84,21 @@ impl Oracle {
 
     fn verdict(&self, raw: &Raw, arrival: i64) -> Verdict {
         let invalid = Verdict::Invalid { unknown_schema: false };
-        let Some((id, body)) = raw.value.as_deref().and_then(split) else { return invalid };
-        let Some(schema) = self.schemas.get(&id).and_then(Option::as_ref) else { return Verdict::Invalid { unknown_schema: true } };
-        let Some(claim) = decode(schema, body) else { return invalid };
+        let Some((id, body)) = raw.value.as_deref().and_then(split) else {
+            return invalid;
+        };
+        let Some(schema) = self.schemas.get(&id).and_then(Option::as_ref) else {
+            return Verdict::Invalid { unknown_schema: true };
+        };
+        let Some(claim) = decode(schema, body) else {
+            return invalid;
+        };
         if !keeps_the_rules(raw.key.as_deref(), &claim, arrival) {
             return invalid;
         }
-        let Some(Value::Long(beat)) = claim.get("beat_index") else { return invalid };
+        let Some(Value::Long(beat)) = claim.get("beat_index") else {
+            return invalid;
+        };
         let from = self.window_from(*beat);
         let opening = &self.frames[from as usize];
         let end = from + i64::from(opening.bar_length) - 1;
@@ -113,19 +123,30 @@ impl Oracle {
         let owned = by_owner.get(&from).map_or(&[][..], Vec::as_slice);
         let late = owned.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Late)).count();
         let invalid = owned.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Invalid { .. })).count();
-        let unknown = owned.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Invalid { unknown_schema: true })).count();
+        let unknown =
+            owned.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Invalid { unknown_schema: true })).count();
 
         let distinct = |wanted: &dyn Fn(&HashMap<String, Value>) -> bool| {
-            let ids = counted.iter().filter(|claim| wanted(claim)).map(|claim| (text(claim, "agent_id"), text(claim, "task_id")));
+            let ids = counted
+                .iter()
+                .filter(|claim| wanted(claim))
+                .map(|claim| (text(claim, "agent_id"), text(claim, "task_id")));
             ids.collect::<BTreeSet<_>>().len() as i64
         };
         let agents = |wanted: &dyn Fn(&HashMap<String, Value>) -> bool| {
-            counted.iter().filter(|claim| wanted(claim)).map(|claim| text(claim, "agent_id")).collect::<BTreeSet<_>>().len() as i64
+            counted
+                .iter()
+                .filter(|claim| wanted(claim))
+                .map(|claim| text(claim, "agent_id"))
+                .collect::<BTreeSet<_>>()
+                .len() as i64
         };
-        let in_time = |claim: &HashMap<String, Value>| matches!(claim.get("beats_left"), Some(Value::Int(left)) if *left >= 0);
+        let in_time =
+            |claim: &HashMap<String, Value>| matches!(claim.get("beats_left"), Some(Value::Int(left)) if *left >= 0);
         let state = |claim: &HashMap<String, Value>, names: &[&str]| names.contains(&text(claim, "state").as_str());
         let failed_rotations = agents(&|claim| text(claim, "secret_rotation") == "failed");
-        let degraded_claims = counted.iter().filter(|claim| claim.get("degraded") == Some(&Value::Boolean(true))).count();
+        let degraded_claims =
+            counted.iter().filter(|claim| claim.get("degraded") == Some(&Value::Boolean(true))).count();
 
         let bar = &self.frames[from as usize..=end as usize];
         let degraded_beats = bar.iter().filter(|frame| frame.degraded).count();
@@ -151,7 +172,8 @@ impl Oracle {
         issues.sort();
 
         let partitions = closing.claim_offsets.len();
-        let offsets = |frame: &BeatFrame| (0..partitions).map(|p| frame.claim_offsets.get(p).copied().unwrap_or(0)).collect();
+        let offsets =
+            |frame: &BeatFrame| (0..partitions).map(|p| frame.claim_offsets.get(p).copied().unwrap_or(0)).collect();
         Some(BarReport {
             r#type: Default::default(),
             window_id: WindowId::new(&opening.cluster_id, opening.beat_index),
@@ -161,7 +183,11 @@ impl Oracle {
             on_time_reviews: distinct(&|claim| state(claim, &["review", "done"]) && in_time(claim)),
             help_promises_fulfilled: distinct(&|claim| text(claim, "help") == "fulfilled"),
             secret_rotations_ok: failed_rotations == 0,
-            tempo_drift_ms: bar.iter().map(|f| (f.emitted_at.millis() - f.scheduled_at.millis()).abs()).max().expect("a bar has beats"),
+            tempo_drift_ms: bar
+                .iter()
+                .map(|f| (f.emitted_at.millis() - f.scheduled_at.millis()).abs())
+                .max()
+                .expect("a bar has beats"),
             issues,
             cluster_id: opening.cluster_id.clone(),
             opened_at: opening.scheduled_at,
@@ -193,7 +219,8 @@ fn decode(schema: &Schema, mut body: &[u8]) -> Option<HashMap<String, Value>> {
 }
 
 fn keeps_the_rules(key: Option<&[u8]>, claim: &HashMap<String, Value>, arrival: i64) -> bool {
-    let (agent, task, notes, hlc) = (text(claim, "agent_id"), text(claim, "task_id"), text(claim, "notes"), text(claim, "hlc"));
+    let (agent, task, notes, hlc) =
+        (text(claim, "agent_id"), text(claim, "task_id"), text(claim, "notes"), text(claim, "hlc"));
     let hex = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c));
     let parts: Vec<&str> = hlc.split(':').collect();
     key == Some(agent.as_bytes())
@@ -227,7 +254,11 @@ pub(crate) fn read_claims(cluster: &Cluster) -> Vec<Raw> {
 }
 
 /// All records of `topic`; `look` sees each message first.
-pub(crate) fn read_raw(cluster: &Cluster, topic: &str, mut look: impl FnMut(&rdkafka::message::BorrowedMessage<'_>)) -> Vec<Raw> {
+pub(crate) fn read_raw(
+    cluster: &Cluster,
+    topic: &str,
+    mut look: impl FnMut(&rdkafka::message::BorrowedMessage<'_>),
+) -> Vec<Raw> {
     let consumer = cluster.broker().reader().expect("a consumer");
     let metadata = consumer.fetch_metadata(Some(topic), QUERY_TIMEOUT).expect("the topic exists");
     let mut unread = BTreeSet::new();

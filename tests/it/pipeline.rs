@@ -12,7 +12,7 @@ use backbeat_tests::{Cluster, Program, stack, wait_until};
 
 use crate::oracle::Oracle;
 
-const LIMIT: Duration = Duration::from_secs(120);
+const LIMIT: Duration = Duration::from_mins(2);
 
 /// Waits until there are reports of `windows` windows.
 pub(crate) fn wait_for_reports(cluster: &Cluster, windows: usize) {
@@ -55,11 +55,23 @@ fn count(verdicts: &BTreeMap<&'static str, usize>, verdict: Verdict) -> usize {
 
 /// Resets the group to the earliest offsets with Kafka's own tool.
 fn reset_to_earliest(cluster: &Cluster) {
-    let mut tool = stock_tool("org.apache.kafka.tools.consumer.group.ConsumerGroupCommand").expect("Kafka's tools are there");
+    let mut tool =
+        stock_tool("org.apache.kafka.tools.consumer.group.ConsumerGroupCommand").expect("Kafka's tools are there");
     tool.args(["--bootstrap-server", &stack().bootstrap_servers(), "--group", &format!("{}reverb", cluster.prefix())]);
-    tool.args(["--reset-offsets", "--to-earliest", "--execute", "--topic", &format!("{}statusclaims", cluster.prefix())]);
+    tool.args([
+        "--reset-offsets",
+        "--to-earliest",
+        "--execute",
+        "--topic",
+        &format!("{}statusclaims", cluster.prefix()),
+    ]);
     let output = tool.output().expect("java runs");
-    assert!(output.status.success(), "{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
 }
 
 /// 2,200 consecutive tasks of the real cluster's list, in a file of their own.

@@ -34,7 +34,8 @@ pub fn start_stack_for_throughput() -> &'static Stack {
 
 fn start(throughput: bool) -> Stack {
     let dir = std::env::temp_dir().join(format!("backbeat-tests-{}", std::process::id()));
-    Stack::start(&Options { kafka_port: 0, registry_port: 0, dir, throughput }).unwrap_or_else(|error| panic!("{error}"))
+    Stack::start(&Options { kafka_port: 0, registry_port: 0, dir, throughput })
+        .unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A cluster of BACKBEAT: a topic prefix, and a directory for logs.

@@ -12,7 +12,7 @@ use serde_json::Value;
 use crate::wait::wait_for;
 
 const STOP_WITHIN: Duration = Duration::from_secs(15);
-const END_WITHIN: Duration = Duration::from_secs(60);
+const END_WITHIN: Duration = Duration::from_mins(1);
 
 /// A running program of the workspace. Dropping it stops it.
 pub struct Program {
@@ -27,12 +27,17 @@ impl Program {
         let test = env::current_exe().expect("a running program has a path");
         let target = test.ancestors().nth(2).expect("tests run from target/PROFILE/deps");
         let path = target.join(name);
-        assert!(path.exists(), "{} is not built: run `cargo build --workspace` first, as `make test` does", path.display());
+        assert!(
+            path.exists(),
+            "{} is not built: run `cargo build --workspace` first, as `make test` does",
+            path.display()
+        );
         path
     }
 
     pub(crate) fn start(name: &str, command: &mut Command, log: &Path, port: Option<u16>) -> Self {
-        let process = Supervised::spawn(command, log, STOP_WITHIN).unwrap_or_else(|error| panic!("starting {name}: {error}"));
+        let process =
+            Supervised::spawn(command, log, STOP_WITHIN).unwrap_or_else(|error| panic!("starting {name}: {error}"));
         Self { process, port }
     }
 
@@ -81,7 +86,12 @@ impl Program {
         let ready = || self.get("/ready").filter(|(status, _)| *status == 200);
         let deadline = Instant::now() + END_WITHIN;
         while ready().is_none() {
-            assert!(Instant::now() < deadline, "not ready within {END_WITHIN:?}: {:?}\n{}", self.get("/ready"), self.log());
+            assert!(
+                Instant::now() < deadline,
+                "not ready within {END_WITHIN:?}: {:?}\n{}",
+                self.get("/ready"),
+                self.log()
+            );
             std::thread::sleep(Duration::from_millis(20));
         }
     }

@@ -83,7 +83,9 @@ pub enum StopReason {
         ours: String,
     },
     /// Another pulse beats for this cluster.
-    #[error("fenced: another pulse, node {node:?}, has published beat {beat} of this cluster; a pulse without peers gives way")]
+    #[error(
+        "fenced: another pulse, node {node:?}, has published beat {beat} of this cluster; a pulse without peers gives way"
+    )]
     Rival {
         /// Its node name.
         node: String,
@@ -91,7 +93,9 @@ pub enum StopReason {
         beat: i64,
     },
     /// Frames are gone that reports were made from.
-    #[error("beatframes is empty but barreports is not: the frames were lost or deleted, and beats must not begin at 0 again")]
+    #[error(
+        "beatframes is empty but barreports is not: the frames were lost or deleted, and beats must not begin at 0 again"
+    )]
     FramesLost,
 }
 
@@ -148,8 +152,8 @@ impl Leadership {
     /// What to do after `event`, at `now`, with the line as it is known now.
     pub fn on(&mut self, event: Event, now: Timestamp, line: &Line) -> Command {
         match (std::mem::replace(&mut self.state, State::Approaching), event) {
-            (State::Approaching, Event::Tail { frame, no_reports }) => self.approach(frame, no_reports),
-            (State::Suspecting, Event::Tail { frame, .. }) => self.suspect(frame),
+            (State::Approaching, Event::Tail { frame, no_reports }) => self.approach(frame.as_ref(), no_reports),
+            (State::Suspecting, Event::Tail { frame, .. }) => self.suspect(frame.as_ref()),
             (State::Resuming, Event::Tail { frame, no_reports }) => self.resume(frame, no_reports),
             (State::Opening, Event::TransactionsOpen) => self.enter(State::Resuming, Command::ReadTail),
             (State::Drawing, Event::LineDrawn) => self.wait(),
@@ -180,8 +184,8 @@ impl Leadership {
         command
     }
 
-    fn approach(&mut self, frame: Option<BeatFrame>, no_reports: bool) -> Command {
-        match self.refusal(frame.as_ref(), no_reports) {
+    fn approach(&mut self, frame: Option<&BeatFrame>, no_reports: bool) -> Command {
+        match self.refusal(frame, no_reports) {
             Some(reason) => Command::Stop(reason),
             None => self.enter(State::Opening, Command::OpenTransactions),
         }
@@ -192,7 +196,9 @@ impl Leadership {
         if let Some(reason) = self.refusal(frame.as_ref(), no_reports) {
             return Command::Stop(reason);
         }
-        if self.leading && let Some(reason) = self.rival(frame.as_ref()) {
+        if self.leading
+            && let Some(reason) = self.rival(frame.as_ref())
+        {
             return Command::Stop(reason);
         }
         self.in_doubt = None;
@@ -207,8 +213,8 @@ impl Leadership {
     }
 
     /// Fenced: by a rival, or by a broker that timed our transaction out?
-    fn suspect(&mut self, frame: Option<BeatFrame>) -> Command {
-        match self.rival(frame.as_ref()) {
+    fn suspect(&mut self, frame: Option<&BeatFrame>) -> Command {
+        match self.rival(frame) {
             Some(reason) => Command::Stop(reason),
             None => self.enter(State::Opening, Command::OpenTransactions),
         }

@@ -210,7 +210,10 @@ mod tests {
         beat(&mut metronome, 0);
         let late = beat(&mut metronome, 2_001);
         assert!(late.re_anchored());
-        assert_eq!((late.scheduled_at.millis(), late.anchor_at.millis(), late.deadline_at.millis()), (1_000, 2_001, 3_001));
+        assert_eq!(
+            (late.scheduled_at.millis(), late.anchor_at.millis(), late.deadline_at.millis()),
+            (1_000, 2_001, 3_001)
+        );
         let next = beat(&mut metronome, 3_001);
         assert_eq!((next.scheduled_at.millis(), next.deadline_at.millis(), next.re_anchored()), (3_001, 4_001, false));
     }

@@ -6,7 +6,7 @@ use backbeat_service::{HttpArgs, LogArgs};
 
 use crate::core::Plan;
 
-/// The cluster's metronome: publishes one BeatFrame per beat.
+/// The cluster's metronome: publishes one `BeatFrame` per beat.
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "pulse", version)]
 pub struct Args {

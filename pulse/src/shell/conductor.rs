@@ -43,7 +43,10 @@ pub(crate) struct Conductor {
 
 impl Conductor {
     /// The readers of what was written before.
-    pub(crate) fn readers(broker: &Broker, registry: &Registry) -> anyhow::Result<(LogReader<BeatFrame>, LogReader<BarReport>)> {
+    pub(crate) fn readers(
+        broker: &Broker,
+        registry: &Registry,
+    ) -> anyhow::Result<(LogReader<BeatFrame>, LogReader<BarReport>)> {
         let runtime = Handle::current();
         let frames = LogReader::new(broker, registry, &runtime, TopicName::BeatFrames)?;
         let reports = LogReader::new(broker, registry, &runtime, TopicName::BarReports)?;
@@ -57,7 +60,9 @@ impl Conductor {
         let mut compared = false;
         while !self.shutdown.is_cancelled() {
             let since = Instant::now();
-            let Some(event) = self.perform(command, &mut producer)? else { break };
+            let Some(event) = self.perform(command, &mut producer)? else {
+                break;
+            };
             self.lines.check()?;
             if let (false, Event::Tail { frame: Some(frame), .. }) = (compared, &event) {
                 compared = true;
@@ -73,7 +78,11 @@ impl Conductor {
     }
 
     /// Does `command`; `None` if it was told to shut down meanwhile.
-    fn perform(&mut self, command: Command, producer: &mut Option<TransactionalProducer>) -> anyhow::Result<Option<Event>> {
+    fn perform(
+        &mut self,
+        command: Command,
+        producer: &mut Option<TransactionalProducer>,
+    ) -> anyhow::Result<Option<Event>> {
         Ok(match command {
             Command::ReadTail => self.read_tail(),
             Command::OpenTransactions => {
@@ -183,7 +192,12 @@ impl Conductor {
         let topics = self.broker.topics();
         let value = wire(self.schema_id, frame);
         let sent = producer.begin().and_then(|mut transaction| {
-            transaction.send(&topics.name(TopicName::BeatFrames), &frame.cluster_id, &value, frame.emitted_at.millis())?;
+            transaction.send(
+                &topics.name(TopicName::BeatFrames),
+                &frame.cluster_id,
+                &value,
+                frame.emitted_at.millis(),
+            )?;
             transaction.commit()
         });
         match sent {
@@ -202,7 +216,11 @@ impl Conductor {
     }
 
     /// Tries until it works; `None` if it was told to shut down.
-    fn retry<T, E: std::fmt::Display>(&mut self, what: &str, mut attempt: impl FnMut(&mut Self) -> Result<T, E>) -> Option<T> {
+    fn retry<T, E: std::fmt::Display>(
+        &mut self,
+        what: &str,
+        mut attempt: impl FnMut(&mut Self) -> Result<T, E>,
+    ) -> Option<T> {
         while !self.shutdown.is_cancelled() {
             match attempt(self) {
                 Ok(done) => return Some(done),

@@ -29,10 +29,22 @@ impl Metrics {
             )?,
             is_leader: IntGauge::new("backbeat_is_leader", "1 while this node beats")?,
             tempo: Gauge::new("backbeat_current_tempo_bpm", "Tempo of the last beat, in beats per minute")?,
-            re_anchors: IntCounter::new("backbeat_pulse_re_anchors_total", "Beats more than a period off, which began a new schedule")?,
-            retries: IntCounter::new("backbeat_pulse_transaction_failures_total", "Transactions that failed or were fenced")?,
-            stale_lines: IntCounter::new("backbeat_pulse_stale_lines_total", "Beats whose line could not be drawn afresh in time")?,
-            commit: Histogram::with_opts(HistogramOpts::new("backbeat_pulse_commit_seconds", "From a beat's sending to its commit"))?,
+            re_anchors: IntCounter::new(
+                "backbeat_pulse_re_anchors_total",
+                "Beats more than a period off, which began a new schedule",
+            )?,
+            retries: IntCounter::new(
+                "backbeat_pulse_transaction_failures_total",
+                "Transactions that failed or were fenced",
+            )?,
+            stale_lines: IntCounter::new(
+                "backbeat_pulse_stale_lines_total",
+                "Beats whose line could not be drawn afresh in time",
+            )?,
+            commit: Histogram::with_opts(HistogramOpts::new(
+                "backbeat_pulse_commit_seconds",
+                "From a beat's sending to its commit",
+            ))?,
             registry,
         };
         let registry = &metrics.registry;

@@ -44,7 +44,8 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
             // The node part of our HLC readings: any number that a rival is unlikely to have.
             let metronome = Metronome::new(plan, args.node, rand::random());
             let leadership = Leadership::new(metronome, cluster_id);
-            let conductor = Conductor { broker, frames, reports, schema_id, flags, lines, leadership, metrics, status, shutdown };
+            let conductor =
+                Conductor { broker, frames, reports, schema_id, flags, lines, leadership, metrics, status, shutdown };
             tokio::task::spawn_blocking(|| conductor.run()).await.context("the beating thread panicked")?
         }
     };

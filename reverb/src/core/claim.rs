@@ -4,6 +4,7 @@ use backbeat_schemas::{Help, InvalidClaim, SecretRotation, State, StatusClaim};
 
 /// What counts of a valid claim, small enough to keep a beat's worth of them waiting.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::struct_excessive_bools, reason = "independent facts")]
 pub struct Claim {
     /// The agent.
     pub agent: String,

@@ -159,7 +159,9 @@ impl Fold {
     }
 
     fn open_window(&mut self, frames: &Frames) {
-        let Some(window) = frames.window_of(self.arrival).filter(|window| window.from == self.arrival) else { return };
+        let Some(window) = frames.window_of(self.arrival).filter(|window| window.from == self.arrival) else {
+            return;
+        };
         let known = self.open.back().is_some_and(|(last, _)| last.from >= window.from);
         if !known {
             self.open.push_back((window, Tally::default()));
@@ -205,7 +207,14 @@ impl Fold {
         }
     }
 
-    fn refuse(&mut self, offset: i64, reason: InvalidClaim, raw: Box<RawRecord>, frames: &Frames, outputs: &mut Vec<Output>) {
+    fn refuse(
+        &mut self,
+        offset: i64,
+        reason: InvalidClaim,
+        raw: Box<RawRecord>,
+        frames: &Frames,
+        outputs: &mut Vec<Output>,
+    ) {
         self.owner(frames).invalid(matches!(reason, InvalidClaim::UnknownSchema(_)));
         outputs.push(Output::DeadLetter { offset, reason, raw });
     }

@@ -96,7 +96,12 @@ impl Frames {
     pub fn window_of(&self, beat: BeatIndex) -> Option<Window> {
         let opening = self.get(self.row(beat)?.from)?;
         let end = opening.beat_index.plus(opening.bar_length.into());
-        Some(Window { id: opening.window_id, from: opening.beat_index, end, closes: end.plus(opening.grace_beats.into()) })
+        Some(Window {
+            id: opening.window_id,
+            from: opening.beat_index,
+            end,
+            closes: end.plus(opening.grace_beats.into()),
+        })
     }
 
     /// The first downbeat at or after `beat`.

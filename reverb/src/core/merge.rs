@@ -62,7 +62,8 @@ impl Merge {
     fn judge(&self, from: BeatIndex, set: &Set, partitions: usize) -> Option<Ready> {
         let mut missing = (0..partitions as i32).filter(|p| !set.partials.contains_key(p)).peekable();
         if missing.peek().is_some() {
-            let moved_on = |p| self.newest.get(&p).is_some_and(|(offset, window)| *offset > set.opened_at && *window > from);
+            let moved_on =
+                |p| self.newest.get(&p).is_some_and(|(offset, window)| *offset > set.opened_at && *window > from);
             return missing.all(moved_on).then_some(Ready::Stuck);
         }
         let partials = || set.partials.values().filter(|partial| (0..partitions as i32).contains(&partial.partition));

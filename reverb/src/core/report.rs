@@ -54,8 +54,12 @@ fn issues<'f>(beats: impl Iterator<Item = &'f BeatFrame>, degraded_beats: i64, c
         let millis = frame.emitted_at.millis_since(frame.scheduled_at);
         (millis > 0).then(|| format!("pulse outage of {millis} ms before beat {}", frame.beat_index))
     });
-    let mut issues: Vec<String> =
-        counted.into_iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).chain(outages).collect();
+    let mut issues: Vec<String> = counted
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("{count} {what}"))
+        .chain(outages)
+        .collect();
     issues.sort();
     issues
 }
@@ -83,7 +87,12 @@ mod tests {
         assert_eq!((report.opened_at.millis(), report.closed_at.millis()), (0, 2_000));
         assert_eq!((report.from_offsets, report.to_offsets), (vec![0, 0], vec![4, 2]));
         assert!(!report.secret_rotations_ok);
-        let issues = ["1 agents failed secret rotation", "1 claims with an unknown schema", "10 late claims", "2 invalid claims"];
+        let issues = [
+            "1 agents failed secret rotation",
+            "1 claims with an unknown schema",
+            "10 late claims",
+            "2 invalid claims",
+        ];
         assert_eq!(report.issues, issues);
         frames = frames_of_partitions(2, 0, &[&[0, 1]]);
         assert_eq!(bar_report(&frames, &window, &counts), None);

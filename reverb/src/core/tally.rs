@@ -68,6 +68,7 @@ struct Agent {
 }
 
 #[derive(Debug, Clone, Copy, Default)]
+#[allow(clippy::struct_excessive_bools, reason = "independent facts")]
 struct Task {
     on_time_review: bool,
     help_fulfilled: bool,

@@ -3,7 +3,7 @@
 use backbeat_broker::KafkaArgs;
 use backbeat_service::{HttpArgs, LogArgs};
 
-/// Windows the claims by beat and publishes one BarReport per bar, exactly once.
+/// Windows the claims by beat and publishes one `BarReport` per bar, exactly once.
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "reverb", version)]
 pub struct Args {

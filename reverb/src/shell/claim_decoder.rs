@@ -29,7 +29,9 @@ impl ClaimDecoder {
 
     fn try_decode(&mut self, key: Option<&[u8]>, value: Option<&[u8]>) -> Result<Option<Claim>, InvalidClaim> {
         let (header, body) = Header::split(value.ok_or(InvalidClaim::NoValue)?)?;
-        let Some(schema) = self.schema(header.schema_id)? else { return Ok(None) };
+        let Some(schema) = self.schema(header.schema_id)? else {
+            return Ok(None);
+        };
         let claim = schema.decode(body)?;
         check_claim(key, &claim)?;
         Ok(Some(claim.into()))

@@ -78,7 +78,10 @@ impl FrameTable {
             return Ok(());
         }
         // Two bars hold a whole one; the grace is at most a bar.
-        let margin = self.reader.last()?.map_or(0, |last| i64::from(last.record.bar_length) * 2 + i64::from(last.record.grace_beats));
+        let margin = self
+            .reader
+            .last()?
+            .map_or(0, |last| i64::from(last.record.bar_length) * 2 + i64::from(last.record.grace_beats));
         let target = (beat.get() - margin).max(0);
         let entry = self.reader.first_where(|frame| frame.beat_index.get() >= target)?;
         let start = match entry {

@@ -131,7 +131,7 @@ pub(crate) fn commit(
 }
 
 fn partitions(list: &TopicPartitionList) -> Vec<i32> {
-    list.elements().iter().map(|element| element.partition()).collect()
+    list.elements().iter().map(rdkafka::topic_partition_list::TopicPartitionListElem::partition).collect()
 }
 
 impl ClientContext for Group {
@@ -143,7 +143,8 @@ impl ClientContext for Group {
         let mut state = self.lock();
         for (id, partition) in statistics.topics.values().flat_map(|topic| &topic.partitions) {
             let next_offset = partition.next_offset;
-            let drained = partition.fetch_state == "active" && partition.fetchq_cnt == 0 && partition.eof_offset >= next_offset;
+            let drained =
+                partition.fetch_state == "active" && partition.fetchq_cnt == 0 && partition.eof_offset >= next_offset;
             let settled = state.tips.get(id).is_some_and(|before| before.drained && before.next_offset == next_offset);
             state.tips.insert(*id, Tip { next_offset, low: partition.lo_offset, drained, settled });
         }

@@ -15,7 +15,10 @@ pub(crate) fn routes(metrics: &Metrics, status: SharedStatus) -> Router {
         Router::new()
             .route("/ready", get(ready))
             .route("/api/v1/status", get(async |State(status): State<SharedStatus>| Json(status.member())))
-            .route("/api/v1/windows", get(async |State(status): State<SharedStatus>| Json(json!({ "windows": status.windows() }))))
+            .route(
+                "/api/v1/windows",
+                get(async |State(status): State<SharedStatus>| Json(json!({ "windows": status.windows() }))),
+            )
             .route("/api/v1/windows/{id}", get(window))
             .with_state(status),
     )
@@ -31,9 +34,12 @@ async fn ready(State(status): State<SharedStatus>) -> Result<Json<Value>, ApiErr
 }
 
 async fn window(State(status): State<SharedStatus>, Path(id): Path<String>) -> Result<Json<WindowStatus>, ApiError> {
-    let id: WindowId = id.parse().map_err(|error: backbeat_schemas::WindowIdError| ApiError::bad_request(error.to_string()))?;
+    let id: WindowId =
+        id.parse().map_err(|error: backbeat_schemas::WindowIdError| ApiError::bad_request(error.to_string()))?;
     let found = status.window(id).ok_or_else(|| {
-        ApiError::not_found(format!("window {id} is neither open nor among the last finished ones here; older reports are in barreports"))
+        ApiError::not_found(format!(
+            "window {id} is neither open nor among the last finished ones here; older reports are in barreports"
+        ))
     })?;
     Ok(Json(found))
 }

@@ -118,7 +118,7 @@ impl Member {
                 locate_at = now + LOCATE_EVERY;
             }
             self.advance();
-            self.follow_partials()?;
+            self.follow_partials();
             self.look_after_merge()?;
             if now >= commit_at {
                 self.commit();
@@ -148,7 +148,9 @@ impl Member {
             };
             timeout = Duration::ZERO;
             taken += 1;
-            let Some(partition) = self.partitions.get_mut(&message.partition()) else { continue };
+            let Some(partition) = self.partitions.get_mut(&message.partition()) else {
+                continue;
+            };
             let gap = partition.fold.as_ref().is_some_and(|fold| message.offset() > fold.next_offset());
             if gap && let Ok((low, _)) = self.consumer.fetch_watermarks(&self.topic, partition.id, QUERY_TIMEOUT) {
                 // Control records leave gaps, and so does retention.
@@ -193,17 +195,20 @@ impl Member {
 
     /// Asks Kafka what was committed and where the logs begin.
     fn ask_committed(&mut self) -> Result<(), KafkaError> {
-        let unknown: Vec<i32> = self.locating.iter().filter(|(_, beginning)| beginning.offset < 0).map(|(p, _)| *p).collect();
+        let unknown: Vec<i32> =
+            self.locating.iter().filter(|(_, beginning)| beginning.offset < 0).map(|(p, _)| *p).collect();
         if unknown.is_empty() {
             return Ok(());
         }
         let metadata = self.consumer.fetch_metadata(Some(&self.topic), QUERY_TIMEOUT)?;
-        for partition in metadata.topics().iter().flat_map(|topic| topic.partitions()) {
+        for partition in metadata.topics().iter().flat_map(rdkafka::metadata::MetadataTopic::partitions) {
             let (low, _) = self.consumer.fetch_watermarks(&self.topic, partition.id(), QUERY_TIMEOUT)?;
             self.lows.insert(partition.id(), low);
         }
         let mut list = TopicPartitionList::new();
-        unknown.iter().for_each(|partition| drop(list.add_partition(&self.topic, *partition)));
+        for partition in &unknown {
+            list.add_partition(&self.topic, *partition);
+        }
         let committed = self.consumer.committed_offsets(list, QUERY_TIMEOUT)?;
         for element in committed.elements() {
             let low = self.lows.get(&element.partition()).copied().unwrap_or(0);
@@ -237,7 +242,9 @@ impl Member {
             self.table.follow(Duration::ZERO)?;
             let frames = self.table.frames();
             // Frames before the first downbeat of the table are not in it: the beat may be one of them.
-            let Some(start) = frames.first().filter(|first| first.beat_index <= beat).and_then(|_| frames.downbeat_from(beat)) else {
+            let Some(start) =
+                frames.first().filter(|first| first.beat_index <= beat).and_then(|_| frames.downbeat_from(beat))
+            else {
                 continue;
             };
             let line = frames.get(start).map_or(0, |frame| frame.line(id));
@@ -254,11 +261,18 @@ impl Member {
     fn beginning_beat(&mut self, id: i32, beginning: &Beginning) -> Result<Option<BeatIndex>, TableError> {
         if let Some(downbeat) = beginning.downbeat {
             let found = self.table.find(|frame| frame.beat_index.get() >= downbeat)?;
-            let trusted = found.filter(|frame| frame.beat_index.get() == downbeat && frame.downbeat && frame.line(id) == beginning.offset);
+            let trusted = found.filter(|frame| {
+                frame.beat_index.get() == downbeat && frame.downbeat && frame.line(id) == beginning.offset
+            });
             if let Some(frame) = trusted {
                 return Ok(Some(frame.beat_index));
             }
-            tracing::info!(partition = id, beginning.offset, downbeat, "the group was reset: looking for the first whole window");
+            tracing::info!(
+                partition = id,
+                beginning.offset,
+                downbeat,
+                "the group was reset: looking for the first whole window"
+            );
         }
         let lows = self.lows.clone();
         let whole = |frame: &BeatFrame| lows.iter().all(|(partition, low)| frame.line(*partition) >= *low);
@@ -287,7 +301,8 @@ impl Member {
         let newest = self.table.frames().last().map(|frame| frame.beat_index);
         for partition in self.partitions.values_mut() {
             partition.take_stalled(newest, &mut self.decoder);
-            if let (Some(fold), Some((tip, low)), false) = (&mut partition.fold, self.group.tip(partition.id), partition.paused)
+            if let (Some(fold), Some((tip, low)), false) =
+                (&mut partition.fold, self.group.tip(partition.id), partition.paused)
                 && tip > fold.next_offset()
             {
                 fold.reached(tip, low);
@@ -309,7 +324,7 @@ impl Member {
         }
     }
 
-    fn follow_partials(&mut self) -> anyhow::Result<()> {
+    fn follow_partials(&mut self) {
         for _ in 0..BATCH {
             let entry = match self.partials.poll(Duration::ZERO) {
                 Ok(Some(entry)) => entry,
@@ -333,11 +348,12 @@ impl Member {
                 _ => {}
             }
         }
-        Ok(())
     }
 
     fn look_after_merge(&mut self) -> anyhow::Result<()> {
-        let Some(ended) = self.group.take_ended_merge() else { return Ok(()) };
+        let Some(ended) = self.group.take_ended_merge() else {
+            return Ok(());
+        };
         match ended.end() {
             None => Ok(()),
             Some(MergeEnd::Failed(error)) => Err(error),
@@ -348,7 +364,9 @@ impl Member {
                 match commit(&self.consumer, &self.topic, &positions, CommitMode::Sync) {
                     Ok(()) if ours => self.group.set_merge(MergeThread::start(self.merge.clone())?),
                     Ok(()) => {}
-                    Err(error) => tracing::warn!(%error, "fenced, and no longer sure to own statusclaims-0: not merging"),
+                    Err(error) => {
+                        tracing::warn!(%error, "fenced, and no longer sure to own statusclaims-0: not merging");
+                    }
                 }
                 Ok(())
             }
@@ -363,7 +381,8 @@ impl Member {
             Ok(()) => self.committed.extend(positions),
             Err(error) => tracing::warn!(%error, "committing positions"),
         }
-        let oldest = self.partitions.values().filter_map(|partition| Some(partition.fold.as_ref()?.oldest_beat())).min();
+        let oldest =
+            self.partitions.values().filter_map(|partition| Some(partition.fold.as_ref()?.oldest_beat())).min();
         if let (Some(oldest), true) = (oldest, self.locating.is_empty()) {
             self.table.forget_before(oldest);
         }

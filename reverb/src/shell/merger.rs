@@ -5,7 +5,7 @@
 //! which settles what was in doubt, and reads from where the last `done` says.
 
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -83,10 +83,7 @@ impl MergeThread {
 
     /// How it ended by itself.
     pub(crate) fn end(&self) -> Option<MergeEnd> {
-        match self.end.try_recv() {
-            Ok(end) => Some(end),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        }
+        self.end.try_recv().ok()
     }
 }
 
@@ -156,12 +153,16 @@ impl<'s> Session<'s> {
     /// Fences every earlier merge, then reads the partials of the windows that are not done.
     fn open(settings: &'s MergeSettings) -> Result<Self, SessionError> {
         let MergeSettings { broker, registry, runtime, .. } = settings;
-        let producer = TransactionalProducer::open(broker, &broker.topics().merge_transactional_id(), TRANSACTION_TIMEOUT)?;
+        let producer =
+            TransactionalProducer::open(broker, &broker.topics().merge_transactional_id(), TRANSACTION_TIMEOUT)?;
         let mut session = Self {
             settings,
             producer,
             partials: LogReader::new(broker, registry, runtime, TopicName::BarPartials)?,
-            table: FrameTable::new(LogReader::new(broker, registry, runtime, TopicName::BeatFrames)?, settings.cluster_id.clone()),
+            table: FrameTable::new(
+                LogReader::new(broker, registry, runtime, TopicName::BeatFrames)?,
+                settings.cluster_id.clone(),
+            ),
             reports: ReportIndex::new(LogReader::new(broker, registry, runtime, TopicName::BarReports)?),
             recompute: Recompute::new(broker, registry, runtime)?,
             merge: Merge::default(),
@@ -187,7 +188,9 @@ impl<'s> Session<'s> {
         while !stop.is_cancelled() {
             let mut timeout = POLL;
             for _ in 0..BATCH {
-                let Some(entry) = self.partials.poll(timeout)? else { break };
+                let Some(entry) = self.partials.poll(timeout)? else {
+                    break;
+                };
                 take(&mut self.merge, entry);
                 timeout = Duration::ZERO;
             }
@@ -206,7 +209,7 @@ impl<'s> Session<'s> {
     fn finish(&mut self, ready: Vec<(Window, Ready)>) -> Result<(), SessionError> {
         let mut finishing = Vec::with_capacity(ready.len());
         for (window, ready) in ready {
-            finishing.push(self.decide(window, ready)?);
+            finishing.push(self.decide(window, &ready)?);
         }
         self.write(&finishing)?;
         for finish in &finishing {
@@ -223,22 +226,25 @@ impl<'s> Session<'s> {
         Ok(())
     }
 
-    fn decide(&mut self, window: Window, ready: Ready) -> Result<Finish, SessionError> {
+    fn decide(&mut self, window: Window, ready: &Ready) -> Result<Finish, SessionError> {
+        let exists = *ready == Ready::Stuck && self.last_report(&window)?.is_some();
+        if exists {
+            return Ok(Finish { window, verdict: Verdict::Dropped, report: None });
+        }
         let counts = match ready {
-            Ready::Complete(counts) => Some(counts),
+            Ready::Complete(counts) => Some(*counts),
             Ready::Skip => None,
-            Ready::Recompute => self.recompute.window(self.table.frames(), &window)?,
-            Ready::Stuck if self.last_report(&window)?.is_some() => {
-                return Ok(Finish { window, verdict: Verdict::Dropped, report: None });
-            }
-            Ready::Stuck => self.recompute.window(self.table.frames(), &window)?,
+            Ready::Recompute | Ready::Stuck => self.recompute.window(self.table.frames(), &window)?,
         };
-        let Some(counts) = counts else { return Ok(Finish { window, verdict: Verdict::Skipped, report: None }) };
+        let Some(counts) = counts else {
+            return Ok(Finish { window, verdict: Verdict::Skipped, report: None });
+        };
         self.judge(window, &counts)
     }
 
     fn judge(&mut self, window: Window, counts: &Counts) -> Result<Finish, SessionError> {
-        let report = bar_report(self.table.frames(), &window, counts).expect("a window is ready once its closing frame is there");
+        let report = bar_report(self.table.frames(), &window, counts)
+            .expect("a window is ready once its closing frame is there");
         let ours = ReportIndex::fingerprint(&body(&report));
         let (verdict, write) = match self.last_report(&window)? {
             None => (Verdict::Written, true),
@@ -264,7 +270,12 @@ impl<'s> Session<'s> {
         for Finish { window, verdict, report } in finishing {
             let key = window.id.to_string();
             if let Some(report) = report {
-                transaction.send(&reports, &key, &wire(self.settings.report_schema, report), report.closed_at.millis())?;
+                transaction.send(
+                    &reports,
+                    &key,
+                    &wire(self.settings.report_schema, report),
+                    report.closed_at.millis(),
+                )?;
             }
             let done = PartialBody::Done(Done { verdict: *verdict, low });
             let record = BarPartial::new(window.id, window.from, done);
@@ -281,9 +292,10 @@ impl<'s> Session<'s> {
             self.settings.status.report(report.clone());
         }
         let (window_id, from_beat, verdict) = (window.id, window.from, verdict.as_str());
-        match finish.verdict {
-            Verdict::Skipped => tracing::warn!(%window_id, %from_beat, verdict, "claims of this window are no longer retained: no report"),
-            _ => tracing::info!(%window_id, %from_beat, verdict, "window finished"),
+        if finish.verdict == Verdict::Skipped {
+            tracing::warn!(%window_id, %from_beat, verdict, "claims of this window are no longer retained: no report");
+        } else {
+            tracing::info!(%window_id, %from_beat, verdict, "window finished")
         }
     }
 }

@@ -37,18 +37,39 @@ impl Metrics {
         let metrics = Self {
             agents_reporting: IntGauge::new("backbeat_reverb_agents_reporting", "Agents in the last report")?,
             on_time_reviews: IntGauge::new("backbeat_reverb_on_time_reviews", "On-time reviews in the last report")?,
-            windows_completed: IntCounter::new("backbeat_reverb_windows_completed_total", "Windows finished by this member's merge")?,
+            windows_completed: IntCounter::new(
+                "backbeat_reverb_windows_completed_total",
+                "Windows finished by this member's merge",
+            )?,
             window_processing: Histogram::with_opts(processing.buckets(PROCESSING_BUCKETS.to_vec()))?,
-            claims_processed: IntCounter::new("backbeat_reverb_claims_processed_total", "Records of statusclaims that were read")?,
+            claims_processed: IntCounter::new(
+                "backbeat_reverb_claims_processed_total",
+                "Records of statusclaims that were read",
+            )?,
             late: IntCounter::new("backbeat_reverb_late_claims_total", "Late claims in closed windows")?,
-            invalid: reason("backbeat_reverb_invalid_claims_total", "Records of statusclaims that are no valid claims")?,
+            invalid: reason(
+                "backbeat_reverb_invalid_claims_total",
+                "Records of statusclaims that are no valid claims",
+            )?,
             dead_letters: reason("backbeat_reverb_dead_letters_total", "Records sent to the dead-letter topic")?,
-            verdicts: IntCounterVec::new(Opts::new("backbeat_reverb_verdicts_total", "How windows were finished"), &["verdict"])?,
-            merge_restarts: IntCounter::new("backbeat_reverb_merge_restarts_total", "Times the merge started over after an error")?,
+            verdicts: IntCounterVec::new(
+                Opts::new("backbeat_reverb_verdicts_total", "How windows were finished"),
+                &["verdict"],
+            )?,
+            merge_restarts: IntCounter::new(
+                "backbeat_reverb_merge_restarts_total",
+                "Times the merge started over after an error",
+            )?,
             rebalances: IntCounter::new("backbeat_reverb_rebalances_total", "Changes of this member's assignment")?,
-            partitions: IntGauge::new("backbeat_reverb_assigned_partitions", "Partitions of statusclaims that this member owns")?,
+            partitions: IntGauge::new(
+                "backbeat_reverb_assigned_partitions",
+                "Partitions of statusclaims that this member owns",
+            )?,
             waiting: IntGauge::new("backbeat_reverb_waiting_claims", "Claims that wait for the next line")?,
-            lag_beats: IntGauge::new("backbeat_reverb_lag_beats", "Beats between the newest frame and the slowest owned partition")?,
+            lag_beats: IntGauge::new(
+                "backbeat_reverb_lag_beats",
+                "Beats between the newest frame and the slowest owned partition",
+            )?,
             started_at_ms: chrono::Utc::now().timestamp_millis(),
             registry: Registry::new(),
         };

@@ -17,7 +17,7 @@ const MAX_WAITING: usize = 20_000;
 /// Records that may wait to be sent before the partition pauses.
 const MAX_OUTBOX: usize = 1_000;
 /// A partial that nobody finished is sent again after this: it may have been lost with its topic.
-const RESEND_AFTER: Duration = Duration::from_secs(60 * 60);
+const RESEND_AFTER: Duration = Duration::from_hours(1);
 
 /// Who sends, where, and under which name.
 pub(crate) struct Outlet {
@@ -66,7 +66,14 @@ impl OwnedPartition {
     }
 
     /// Takes a record as it comes from Kafka.
-    pub(crate) fn take(&mut self, offset: i64, key: Option<&[u8]>, value: Option<&[u8]>, newest: Option<BeatIndex>, decoder: &mut ClaimDecoder) {
+    pub(crate) fn take(
+        &mut self,
+        offset: i64,
+        key: Option<&[u8]>,
+        value: Option<&[u8]>,
+        newest: Option<BeatIndex>,
+        decoder: &mut ClaimDecoder,
+    ) {
         let raw = || RawRecord { key: key.map(<[u8]>::to_vec), value: value.map(<[u8]>::to_vec) };
         match &mut self.fold {
             Some(fold) if self.stalled.is_empty() => match decoder.decode(key, value) {
@@ -137,7 +144,13 @@ impl OwnedPartition {
         }
     }
 
-    fn send_dead_letter(&self, offset: i64, reason: &InvalidClaim, raw: &RawRecord, outlet: &Outlet) -> Result<(), QueueFull> {
+    fn send_dead_letter(
+        &self,
+        offset: i64,
+        reason: &InvalidClaim,
+        raw: &RawRecord,
+        outlet: &Outlet,
+    ) -> Result<(), QueueFull> {
         let source = outlet.topics.name(TopicName::StatusClaims);
         let topic = outlet.topics.name(TopicName::DeadLetters);
         let key = format!("{source}/{}/{offset}", self.id);
@@ -172,7 +185,8 @@ impl OwnedPartition {
     /// Sends again what nobody finished for an hour, and what could not go out.
     pub(crate) fn retry(&mut self, outlet: &mut Outlet, metrics: &Metrics) {
         let overdue = self.unfinished.extract_if(.., |_, (sent, _)| sent.elapsed() >= RESEND_AFTER);
-        let again: Vec<Message> = overdue.map(|(from, (_, record))| Message::Partial { from, record: Box::new(record) }).collect();
+        let again: Vec<Message> =
+            overdue.map(|(from, (_, record))| Message::Partial { from, record: Box::new(record) }).collect();
         self.outbox.extend(again);
         self.send(outlet, metrics);
     }
@@ -186,7 +200,9 @@ impl OwnedPartition {
 
     /// Whether it must not be given more records for now.
     pub(crate) fn is_full(&self) -> bool {
-        self.fold.as_ref().is_none_or(|fold| fold.waiting() >= MAX_WAITING) || !self.stalled.is_empty() || self.outbox.len() >= MAX_OUTBOX
+        self.fold.as_ref().is_none_or(|fold| fold.waiting() >= MAX_WAITING)
+            || !self.stalled.is_empty()
+            || self.outbox.len() >= MAX_OUTBOX
     }
 }
 

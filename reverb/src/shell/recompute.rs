@@ -65,7 +65,14 @@ impl Recompute {
         Ok(closed.retained.then_some(closed.tally))
     }
 
-    fn read(&mut self, partition: i32, start: i64, end: i64, frames: &Frames, fold: &mut Fold) -> Result<(), KafkaError> {
+    fn read(
+        &mut self,
+        partition: i32,
+        start: i64,
+        end: i64,
+        frames: &Frames,
+        fold: &mut Fold,
+    ) -> Result<(), KafkaError> {
         let mut assignment = TopicPartitionList::new();
         assignment.add_partition_offset(&self.topic, partition, Offset::Offset(start))?;
         self.consumer.assign(&assignment)?;

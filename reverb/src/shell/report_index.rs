@@ -54,7 +54,9 @@ impl ReportIndex {
     /// Windows closed before `closed_at` of the window at `oldest` are finished: remembers not too
     /// many of them.
     pub(crate) fn forget_before(&mut self, oldest: BeatIndex, closed_at: Timestamp) {
-        if self.reports.len() > MAX_REMEMBERED && self.reports.first_key_value().is_some_and(|(first, _)| *first < oldest) {
+        if self.reports.len() > MAX_REMEMBERED
+            && self.reports.first_key_value().is_some_and(|(first, _)| *first < oldest)
+        {
             self.reports = self.reports.split_off(&oldest);
             self.since = self.since.max(Some(closed_at));
         }

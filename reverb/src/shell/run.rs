@@ -27,7 +27,7 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
     let name = format!("{}-{:08x}", args.node, rand::random::<u32>());
     status.update(|member| {
         member.cluster_id.clone_from(&args.cluster);
-        member.member.clone_from(&name);
+        member.name.clone_from(&name);
         member.waiting_for = Some("kafka, its topics and the schema registry".to_owned());
     });
     let stop_serving = shutdown.child_token();
@@ -54,7 +54,8 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
                 metrics: Arc::clone(&metrics),
                 status: status.clone(),
             };
-            let work = move || member(&args, name, &broker, &registry, &runtime, merge, metrics, status)?.run(&shutdown);
+            let work =
+                move || member(&args, name, &broker, &registry, &runtime, merge, metrics, status)?.run(&shutdown);
             tokio::task::spawn_blocking(work).await.context("the member's thread panicked")?
         }
     };

@@ -23,7 +23,7 @@ struct Status {
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct Member {
     pub(crate) cluster_id: String,
-    pub(crate) member: String,
+    pub(crate) name: String,
     /// Whether this member runs the merge.
     pub(crate) merging: bool,
     pub(crate) newest_beat: Option<BeatIndex>,
