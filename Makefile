@@ -1,7 +1,10 @@
 # `make run-dev` runs everything on this machine, `make test` tests it. Both do all the set-up.
 
 CARGO ?= cargo
-DENY_VERSION := 0.18.3
+# Built once a user; a debug build checks just as well and takes a third of the time.
+DENY_VERSION := 0.20.2
+DENY_ROOT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/backbeat/cargo-deny-$(DENY_VERSION)
+DENY := $(DENY_ROOT)/bin/cargo-deny
 
 .PHONY: build test lint run-dev logs status bench ci fmt
 
@@ -12,9 +15,13 @@ build:
 test: build
 	$(CARGO) test --workspace --locked
 
-lint:
+lint: $(DENY)
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(DENY) --all-features check bans licenses sources
+
+$(DENY):
+	$(CARGO) install --quiet --locked --debug cargo-deny@$(DENY_VERSION) --root $(DENY_ROOT)
 
 fmt:
 	$(CARGO) fmt --all

@@ -33,7 +33,10 @@ pub fn start_stack_for_throughput() -> &'static Stack {
 }
 
 fn start(throughput: bool) -> Stack {
-    let dir = std::env::temp_dir().join(format!("backbeat-tests-{}", std::process::id()));
+    // One directory for each test binary; what its last run left there is removed at the next.
+    let binary = std::env::current_exe().expect("a running program has a path");
+    let name = binary.file_stem().and_then(|stem| stem.to_str()).expect("a name");
+    let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tmp").join(name);
     Stack::start(&Options { kafka_port: 0, registry_port: 0, dir, throughput })
         .unwrap_or_else(|error| panic!("{error}"))
 }

@@ -295,7 +295,7 @@ impl<'s> Session<'s> {
         if finish.verdict == Verdict::Skipped {
             tracing::warn!(%window_id, %from_beat, verdict, "claims of this window are no longer retained: no report");
         } else {
-            tracing::info!(%window_id, %from_beat, verdict, "window finished")
+            tracing::info!(%window_id, %from_beat, verdict, "window finished");
         }
     }
 }
