@@ -102,6 +102,9 @@ impl Broker {
         config.set("group.id", self.topics.group());
         config.set("partition.assignment.strategy", "cooperative-sticky");
         config.set("enable.auto.offset.store", "false");
+        // A member that died is noticed in 6 s, the least that Kafka allows by default.
+        config.set("session.timeout.ms", "6000");
+        config.set("heartbeat.interval.ms", "2000");
         // A cold replay is bound by the fetch queue, not by the network.
         config.set("queued.min.messages", "200000");
         config.set("queued.max.messages.kbytes", "65536");

@@ -1,6 +1,7 @@
 //! A child process that never outlives this one, however this one ends.
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io::{self, BufRead, BufReader};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -25,6 +26,8 @@ impl Supervised {
     /// Starts `command`, appending its output to `log`. When it is stopped it gets TERM, and KILL
     /// after `grace`.
     pub fn spawn(command: &Command, log: &Path, grace: Duration) -> io::Result<Self> {
+        // Made before the child is there, so that whoever asks for it finds it.
+        File::options().create(true).append(true).open(log)?;
         let tenths = (grace.as_millis() / 100).to_string();
         let mut shell = Command::new("sh");
         shell.args([OsStr::new("-c"), OsStr::new(include_str!("supervise.sh")), OsStr::new("sh")]);

@@ -2,7 +2,7 @@
 
 use std::process::Output;
 
-use backbeat_devstack::stock_tool;
+use backbeat_devstack::{Devstack, Options, free_port, stock_tool};
 use backbeat_tests::{Cluster, stack, wait_until};
 use serde_json::Value;
 
@@ -58,6 +58,42 @@ fn services_wait_for_their_topics_and_say_so() {
     assert_eq!(code, 503, "{body}");
     assert!(backbeat(&cluster, TOPICS).status.success());
     pulse.wait_ready();
+}
+
+#[test]
+fn services_wait_for_a_kafka_or_a_registry_that_is_away() {
+    let limit = std::time::Duration::from_secs(60);
+    let (kafka_port, registry_port) = (free_port().expect("a free port"), free_port().expect("a free port"));
+    let registry_url = format!("http://127.0.0.1:{registry_port}/apis/ccompat/v7");
+    let cluster = Cluster::new(1);
+    let flags = ["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200"];
+    let without_registry = cluster.serve("pulse", &[&flags[..], &["--schema-registry", &registry_url]].concat());
+    let kafka = format!("127.0.0.1:{kafka_port}");
+    let without_kafka = cluster
+        .serve("pulse", &[&flags[..], &["--bootstrap-servers", &kafka, "--schema-registry", &registry_url]].concat());
+    wait_until("a word about the registry", limit, || {
+        without_registry.log().contains("waiting for the schema registry")
+    });
+    wait_until("a word about Kafka", limit, || without_kafka.log().contains("waiting for kafka and its topics"));
+
+    let dir = cluster.dir().join("stack");
+    let late = Devstack::start(&Options { kafka_port, registry_port, dir, throughput: false }).expect("it starts");
+    without_registry.wait_ready();
+    let there = ["--bootstrap-servers", &kafka, "--schema-registry", &registry_url];
+    assert!(backbeat(&cluster, &[TOPICS, &there[..]].concat()).status.success());
+    without_kafka.wait_ready();
+    drop((without_registry, without_kafka));
+    late.stop();
+}
+
+#[test]
+fn reverb_refuses_bars_of_another_length() {
+    let cluster = Cluster::new(1);
+    let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200", "--bar", "4"]);
+    let mut reverb = cluster.serve("reverb", &["--cluster", "it", "-bar-length", "5"]);
+    assert_eq!(reverb.wait(), 1);
+    assert!(reverb.log().contains("with 4 beats, but --bar-length says 5"), "{}", reverb.log());
+    drop(pulse);
 }
 
 #[test]

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use backbeat_broker::{Entry, TopicName};
-use backbeat_devstack::stock_tool;
 use backbeat_schemas::{BarPartial, BarReport, PartialBody, Verdict};
-use backbeat_tests::{Cluster, Program, stack, wait_until};
+use backbeat_tests::{Cluster, Program, wait_until};
+use rustix::process::Signal;
 
 use crate::oracle::Oracle;
 
@@ -53,27 +53,6 @@ fn count(verdicts: &BTreeMap<&'static str, usize>, verdict: Verdict) -> usize {
     verdicts.get(verdict.as_str()).copied().unwrap_or(0)
 }
 
-/// Resets the group to the earliest offsets with Kafka's own tool.
-fn reset_to_earliest(cluster: &Cluster) {
-    let mut tool =
-        stock_tool("org.apache.kafka.tools.consumer.group.ConsumerGroupCommand").expect("Kafka's tools are there");
-    tool.args(["--bootstrap-server", &stack().bootstrap_servers(), "--group", &format!("{}reverb", cluster.prefix())]);
-    tool.args([
-        "--reset-offsets",
-        "--to-earliest",
-        "--execute",
-        "--topic",
-        &format!("{}statusclaims", cluster.prefix()),
-    ]);
-    let output = tool.output().expect("java runs");
-    assert!(
-        output.status.success(),
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
 /// 2,200 consecutive tasks of the real cluster's list, in a file of their own.
 fn real_tasks(cluster: &Cluster) -> (PathBuf, usize) {
     const FIRST: usize = 3_000;
@@ -105,6 +84,11 @@ fn a_real_clusters_tasks_go_through_and_replays_give_the_same_bytes() {
     let members = [reverb(&cluster, &[]), reverb(&cluster, &["--bar-length", "8"])];
     let trace = ["--trace", tasks.to_str().expect("a path"), "--trace-seconds-per-beat", "3600"];
     let mut sim = cluster.start("agent-sim", &trace);
+    wait_for_reports(&cluster, 10);
+    let [stays, dies] = members;
+    dies.signal(Signal::KILL);
+    drop(dies);
+    let members = [stays, reverb(&cluster, &[])];
     assert_eq!(sim.wait(), 0, "{}", sim.log());
     // The last claims lie in a window that closes with the bar after theirs.
     let beats = cluster.frames().len();
@@ -124,7 +108,7 @@ fn a_real_clusters_tasks_go_through_and_replays_give_the_same_bytes() {
     }
 
     // Again from the earliest offsets, with three members: the same bytes, so nothing is written.
-    reset_to_earliest(&cluster);
+    cluster.reset_to_earliest();
     let before = verdicts(&cluster);
     let members = [reverb(&cluster, &[]), reverb(&cluster, &[]), reverb(&cluster, &[])];
     wait_until("all windows verified", LIMIT, || count(&verdicts(&cluster), Verdict::Verified) >= first.len());
@@ -137,7 +121,7 @@ fn a_real_clusters_tasks_go_through_and_replays_give_the_same_bytes() {
     assert_eq!(cluster.reports().len(), first.len(), "nothing written twice");
 
     // And once more with one member that writes them all: byte for byte what was there.
-    reset_to_earliest(&cluster);
+    cluster.reset_to_earliest();
     let member = reverb(&cluster, &["--reemit", "always"]);
     wait_for_reports(&cluster, first.len() * 2);
     drop(member);
@@ -146,4 +130,25 @@ fn a_real_clusters_tasks_go_through_and_replays_give_the_same_bytes() {
     for (before, after) in all.iter().zip(&all[first.len()..]) {
         assert_eq!(before.body, after.body, "window {}", before.record.window_id);
     }
+}
+
+#[test]
+fn late_silent_and_broken_claims_of_a_fleet_are_told_apart_with_a_grace() {
+    let cluster = Cluster::new(5);
+    let pulse = cluster
+        .serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200", "--bar", "4", "--grace", "2"]);
+    let members = [reverb(&cluster, &[]), reverb(&cluster, &[])];
+    let rates = ["--silence-rate", "0.1", "--late-rate", "0.1", "--malformed-rate", "0.1", "--failure-rate", "0.2"];
+    let mut sim =
+        cluster.start("agent-sim", &[&["--agents", "60", "--seed", "7", "--beats", "80"], &rates[..]].concat());
+    assert_eq!(sim.wait(), 0, "{}", sim.log());
+    let beats = cluster.frames().len();
+    wait_until("two more bars", LIMIT, || cluster.frames().len() >= beats + 10);
+    drop(pulse);
+    let oracle = check_reports(&cluster);
+    let (counted, late, invalid) = totals(&cluster.reports());
+    assert_eq!(counted + late + invalid, oracle.claims() as i64);
+    assert!(late > 100 && invalid > 100, "late {late}, invalid {invalid}");
+    assert!(cluster.reports().iter().any(|entry| !entry.record.secret_rotations_ok));
+    drop(members);
 }

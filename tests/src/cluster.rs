@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use backbeat_broker::{Broker, Entry, KafkaArgs, LogReader, Registry, TopicName, ensure_topics};
-use backbeat_devstack::{Options, Stack, free_port};
+use backbeat_devstack::{Options, Stack, free_port, stock_tool};
 use backbeat_schemas::{BarReport, BeatFrame, Record};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -111,6 +111,18 @@ impl Cluster {
 
     fn log(&self, name: &str) -> std::path::PathBuf {
         self.dir.path().join(format!("{name}-{}.log", NEXT.fetch_add(1, Ordering::Relaxed)))
+    }
+
+    /// Resets reverb's group to the earliest offsets, with Kafka's own tool.
+    pub fn reset_to_earliest(&self) {
+        let mut tool =
+            stock_tool("org.apache.kafka.tools.consumer.group.ConsumerGroupCommand").expect("Kafka's tools are there");
+        tool.args(["--bootstrap-server", &stack().bootstrap_servers(), "--group", &self.broker.topics().group()]);
+        tool.args(["--reset-offsets", "--to-earliest", "--execute"]);
+        tool.args(["--topic", &self.broker.topics().name(TopicName::StatusClaims)]);
+        let output = tool.output().expect("java runs");
+        let said = [output.stdout, output.stderr].concat();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
     }
 
     /// A reader of one of its single-partition topics.

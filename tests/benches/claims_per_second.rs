@@ -1,0 +1,172 @@
+//! Claims per second through one reverb member, beside a bare librdkafka consumer that only counts the
+//! same records.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use backbeat_broker::{Deliveries, Outgoing, Sender, TopicName};
+use backbeat_schemas::{State, StatusClaim, wire};
+use backbeat_tests::{Cluster, runtime, stack, wait_for, wait_until};
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::{Offset, TopicPartitionList};
+
+use crate::table::{Row, Table, median};
+
+const CLAIMS: u64 = 2_000_000;
+const AGENTS: u64 = 20_000;
+const PARTITIONS: i32 = 12;
+const ROUNDS: usize = 3;
+const LIMIT: Duration = Duration::from_secs(300);
+
+/// One way through the claims.
+struct Pass {
+    claims_per_second: f64,
+    /// CPU seconds for a million claims: steadier than the wall clock on a shared machine.
+    cpu_per_million: f64,
+}
+
+pub(crate) fn run(table: &mut Table) {
+    let cluster = Cluster::new(PARTITIONS);
+    fill(&cluster);
+    let (mut bare, mut reverb) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        bare.push(count_only(&cluster));
+        reverb.push(through_reverb(&cluster));
+        cluster.reset_to_earliest();
+    }
+    let of = |passes: &[Pass], what: fn(&Pass) -> f64| median(passes.iter().map(what).collect());
+    table.add(Row {
+        name: "reverb_vs_bare_consumer",
+        value: of(&reverb, |pass| pass.claims_per_second),
+        unit: "claims/s",
+        beside: "bare consumer that counts them",
+        beside_value: of(&bare, |pass| pass.claims_per_second),
+    });
+    table.add(Row {
+        name: "reverb_cpu_s_per_million_claims",
+        value: of(&reverb, |pass| pass.cpu_per_million),
+        unit: "CPU s / 1M",
+        beside: "bare consumer that counts them",
+        beside_value: of(&bare, |pass| pass.cpu_per_million),
+    });
+}
+
+/// Writes the claims while pulse beats, until the window of the last one can be closed.
+fn fill(cluster: &Cluster) {
+    let pulse = cluster.serve("pulse", &["--cluster", "bench", "--bpm", "60", "--max-bpm", "60", "--bar", "4"]);
+    wait_until("a beat", LIMIT, || !cluster.frames().is_empty());
+    let topics = cluster.broker().topics();
+    let schema = cluster.registry().register::<StatusClaim>(&topics.subject(TopicName::StatusClaims));
+    let schema = runtime().block_on(schema).expect("registered");
+    let sender = Sender::new(cluster.broker(), None).expect("a producer");
+    let deliveries = Arc::<Deliveries>::default();
+    let topic = topics.name(TopicName::StatusClaims);
+    let mut reader = cluster.reader::<backbeat_schemas::BeatFrame>(TopicName::BeatFrames);
+    let mut newest = 0;
+    for index in 0..CLAIMS {
+        if index % 50_000 == 0 {
+            newest = reader.last().expect("it can be read").map_or(0, |entry| entry.record.beat_index.get());
+        }
+        let claim = claim(index % AGENTS, newest);
+        let value = wire(schema, &claim);
+        let record = Outgoing { topic: &topic, key: Some(claim.agent_id.as_bytes()), value: &value, headers: &[] };
+        while sender.send(record, &deliveries).is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    wait_until("all sent", LIMIT, || deliveries.outstanding() == 0);
+    assert_eq!(deliveries.failed(), 0);
+    let beats = cluster.frames().len();
+    wait_until("two more bars", LIMIT, || cluster.frames().len() >= beats + 8);
+    drop(pulse);
+}
+
+/// A claim of some 170 bytes.
+fn claim(agent: u64, beat_index: i64) -> StatusClaim {
+    StatusClaim {
+        r#type: Default::default(),
+        agent_id: format!("agent-{agent:06}"),
+        task_id: format!("task-{agent:06}-of-the-benchmark"),
+        beat_index,
+        state: State::Executing,
+        beats_left: 7,
+        progress: 0.42,
+        notes: "compiling the third of seven crates, no errors".into(),
+        hlc: "19a3b4c5d6e:0001:beef".into(),
+        help: None,
+        secret_rotation: None,
+        degraded: false,
+    }
+}
+
+/// The yardstick: librdkafka's consumer, set to keep its fetcher busy, counting.
+fn count_only(cluster: &Cluster) -> Pass {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", stack().bootstrap_servers())
+        .set("group.id", "bare")
+        .set("enable.auto.commit", "false")
+        .set("enable.partition.eof", "true")
+        .set("queued.min.messages", "1000000")
+        .set("fetch.queue.backoff.ms", "10")
+        .set_log_level(rdkafka::config::RDKafkaLogLevel::Emerg)
+        .create()
+        .expect("a consumer");
+    let mut assignment = TopicPartitionList::new();
+    let topic = cluster.broker().topics().name(TopicName::StatusClaims);
+    for partition in 0..PARTITIONS {
+        assignment.add_partition_offset(&topic, partition, Offset::Beginning).expect("a partition");
+    }
+    consumer.assign(&assignment).expect("assigns");
+    let mut unread: BTreeSet<i32> = (0..PARTITIONS).collect();
+    let mut stopwatch = None;
+    let mut counted = 0;
+    while !unread.is_empty() {
+        match consumer.poll(LIMIT).expect("Kafka answers") {
+            Ok(_) => {
+                stopwatch.get_or_insert_with(|| (Instant::now(), cpu_seconds(std::process::id() as i32)));
+                counted += 1;
+            }
+            Err(KafkaError::PartitionEOF(partition)) => drop(unread.remove(&partition)),
+            Err(error) => panic!("reading claims: {error}"),
+        }
+    }
+    assert_eq!(counted, CLAIMS);
+    let (began, cpu) = stopwatch.expect("there are claims");
+    pass(began.elapsed(), cpu_seconds(std::process::id() as i32) - cpu)
+}
+
+/// One member, from its first claim to the last: decoded, checked, folded, its partials sent.
+fn through_reverb(cluster: &Cluster) -> Pass {
+    let reverb = cluster.serve("reverb", &["--cluster", "bench"]);
+    let processed = || reverb.metric("backbeat_reverb_claims_processed_total").unwrap_or(0.0) as u64;
+    let (before, began, cpu) = wait_for("the first claims", LIMIT, || {
+        let processed = processed();
+        (processed > 0).then(|| (processed, Instant::now(), cpu_seconds(reverb.pid())))
+    });
+    wait_until("all claims", LIMIT, || processed() >= CLAIMS);
+    let share = (CLAIMS - before) as f64 / CLAIMS as f64;
+    let Pass { claims_per_second, cpu_per_million } = pass(began.elapsed(), cpu_seconds(reverb.pid()) - cpu);
+    wait_until("all reports", LIMIT, || {
+        let reports = cluster.reports();
+        reports.iter().map(|entry| entry.record.claims + entry.record.late_claims).sum::<i64>() == CLAIMS as i64
+    });
+    // What was done before the stopwatch started does not count.
+    Pass { claims_per_second: claims_per_second * share, cpu_per_million: cpu_per_million / share }
+}
+
+fn pass(took: Duration, cpu: f64) -> Pass {
+    Pass { claims_per_second: CLAIMS as f64 / took.as_secs_f64(), cpu_per_million: cpu / (CLAIMS as f64 / 1e6) }
+}
+
+/// User and system time of a process so far.
+fn cpu_seconds(pid: i32) -> f64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process is there");
+    // After the name, which may hold anything: state is field 3, utime and stime are 14 and 15.
+    let fields: Vec<&str> = stat.rsplit(')').next().expect("a name").split_whitespace().collect();
+    let ticks = |field: usize| fields[field - 3].parse::<f64>().expect("ticks");
+    (ticks(14) + ticks(15)) / rustix::param::clock_ticks_per_second() as f64
+}

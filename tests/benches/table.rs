@@ -1,0 +1,75 @@
+//! The table of figures.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+
+/// Figures in the order in which they were measured.
+#[derive(Default)]
+pub(crate) struct Table {
+    rows: Vec<Row>,
+}
+
+/// One figure beside another, both of this run.
+pub(crate) struct Row {
+    /// Its name in `target/bench.json`.
+    pub(crate) name: &'static str,
+    /// What was measured.
+    pub(crate) value: f64,
+    /// Its unit.
+    pub(crate) unit: &'static str,
+    /// What it stands beside.
+    pub(crate) beside: &'static str,
+    /// What that measured, in the same unit.
+    pub(crate) beside_value: f64,
+}
+
+impl Row {
+    fn ratio(&self) -> f64 {
+        self.value / self.beside_value
+    }
+}
+
+impl Table {
+    pub(crate) fn add(&mut self, row: Row) {
+        self.rows.push(row);
+    }
+
+    pub(crate) fn print(&self) {
+        let cores = std::thread::available_parallelism().map_or(0, usize::from);
+        println!("\n{cores} cores, shared by Kafka, the registry and what is measured; medians\n");
+        println!("{:<36} {:>12} {:<14} {:>12}  {:<34} {:>6}", "figure", "value", "unit", "beside", "", "ratio");
+        for row in &self.rows {
+            println!(
+                "{:<36} {:>12.2} {:<14} {:>12.2}  {:<34} {:>6.2}",
+                row.name,
+                row.value,
+                row.unit,
+                row.beside_value,
+                row.beside,
+                row.ratio()
+            );
+        }
+    }
+
+    pub(crate) fn write(&self) {
+        let figure = |row: &Row| {
+            let beside = json!({ "name": row.beside, "value": row.beside_value });
+            (
+                row.name.to_owned(),
+                json!({ "value": row.value, "unit": row.unit, "beside": beside, "ratio": row.ratio() }),
+            )
+        };
+        let figures: Map<String, Value> = self.rows.iter().map(figure).collect();
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench.json");
+        let text = serde_json::to_string_pretty(&figures).expect("figures are JSON");
+        std::fs::write(&path, text + "\n").unwrap_or_else(|error| panic!("writing {}: {error}", path.display()));
+        println!("\nwritten to target/bench.json");
+    }
+}
+
+/// The middle one.
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
