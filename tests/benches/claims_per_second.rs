@@ -20,7 +20,7 @@ const CLAIMS: u64 = 2_000_000;
 const AGENTS: u64 = 20_000;
 const PARTITIONS: i32 = 12;
 const ROUNDS: usize = 3;
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_mins(5);
 
 /// One way through the claims.
 struct Pass {
@@ -60,8 +60,8 @@ fn fill(cluster: &Cluster) {
     let pulse = cluster.serve("pulse", &["--cluster", "bench", "--bpm", "60", "--max-bpm", "60", "--bar", "4"]);
     wait_until("a beat", LIMIT, || !cluster.frames().is_empty());
     let topics = cluster.broker().topics();
-    let schema = cluster.registry().register::<StatusClaim>(&topics.subject(TopicName::StatusClaims));
-    let schema = runtime().block_on(schema).expect("registered");
+    let subject = topics.subject(TopicName::StatusClaims);
+    let schema = runtime().block_on(cluster.registry().register::<StatusClaim>(&subject)).expect("registered");
     let sender = Sender::new(cluster.broker(), None).expect("a producer");
     let deliveries = Arc::<Deliveries>::default();
     let topic = topics.name(TopicName::StatusClaims);

@@ -1,6 +1,7 @@
 //! The operator's command.
 
 use std::process::Output;
+use std::time::Duration;
 
 use backbeat_devstack::{Devstack, Options, free_port, stock_tool};
 use backbeat_tests::{Cluster, stack, wait_until};
@@ -62,7 +63,7 @@ fn services_wait_for_their_topics_and_say_so() {
 
 #[test]
 fn services_wait_for_a_kafka_or_a_registry_that_is_away() {
-    let limit = std::time::Duration::from_secs(60);
+    let limit = Duration::from_mins(1);
     let (kafka_port, registry_port) = (free_port().expect("a free port"), free_port().expect("a free port"));
     let registry_url = format!("http://127.0.0.1:{registry_port}/apis/ccompat/v7");
     let cluster = Cluster::new(1);

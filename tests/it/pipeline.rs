@@ -152,3 +152,39 @@ fn late_silent_and_broken_claims_of_a_fleet_are_told_apart_with_a_grace() {
     assert!(cluster.reports().iter().any(|entry| !entry.record.secret_rotations_ok));
     drop(members);
 }
+
+#[test]
+fn reverbs_http_api_tells_of_it() {
+    let cluster = Cluster::new(2);
+    let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200", "--bar", "4"]);
+    let reverb = reverb(&cluster, &[]);
+    let sim = cluster.start("agent-sim", &["--agents", "9"]);
+    wait_until("a whole report", LIMIT, || cluster.reports().iter().any(|entry| entry.record.agents_reporting == 9));
+
+    let status = reverb.get_json("/api/v1/status");
+    assert_eq!((status["cluster_id"].as_str(), status["merging"].as_bool()), (Some("it"), Some(true)));
+    assert_eq!(status["partitions"].as_array().map(Vec::len), Some(2));
+    for metric in [
+        "backbeat_reverb_agents_reporting",
+        "backbeat_reverb_windows_completed_total",
+        "backbeat_reverb_window_processing_seconds_count",
+        "backbeat_reverb_claims_processed_total",
+        "backbeat_reverb_assigned_partitions",
+    ] {
+        assert!(reverb.metric(metric).is_some_and(|value| value > 0.0), "{metric}");
+    }
+    assert!(reverb.metric("backbeat_reverb_on_time_reviews").is_some());
+
+    let windows = reverb.get_json("/api/v1/windows");
+    let windows = windows["windows"].as_array().expect("a list");
+    let finished = windows.iter().find(|window| window["report"].is_object()).expect("the merge is here");
+    assert_eq!(finished["verdict"], "written");
+    let id = finished["window_id"].as_str().expect("an id");
+    let window = reverb.get_json(&format!("/api/v1/windows/{id}"));
+    assert_eq!(window["report"]["window_id"].as_str(), Some(id));
+    assert_eq!(window["report"]["type"], "backbeat.barreport.v1");
+    let code_of = |path: &str| reverb.get(path).map(|(code, _)| code);
+    assert_eq!(code_of("/api/v1/windows/nonsense"), Some(400));
+    assert_eq!(code_of(&format!("/api/v1/windows/{}", "0".repeat(32))), Some(404));
+    drop((sim, pulse));
+}

@@ -32,7 +32,7 @@ pub struct Fold {
 enum Waiting {
     Valid {
         claim: Claim,
-        /// Kept where the claim's beat was not issued when it was read: it may turn out invalid.
+        /// Kept where the claim's beat may not be issued by its arrival: it may turn out invalid.
         raw: Option<Box<RawRecord>>,
     },
     Invalid {
@@ -110,16 +110,28 @@ impl Fold {
         self.open.iter().map(|(window, tally)| (window, tally.claims()))
     }
 
-    /// Takes the record at `offset`. `raw` is called only if the record may be a dead letter.
-    pub fn take(&mut self, offset: i64, reading: Reading, newest: Option<BeatIndex>, raw: impl FnOnce() -> RawRecord) {
+    /// Takes the record at `offset`, going first as far as the lines before it allow. `raw` is called
+    /// only if the record may be a dead letter.
+    pub fn take(
+        &mut self,
+        offset: i64,
+        reading: Reading,
+        frames: &Frames,
+        raw: impl FnOnce() -> RawRecord,
+        outputs: &mut Vec<Output>,
+    ) {
         if offset < self.next_offset {
             return;
         }
+        // Records come in the order of their offsets: nothing below this one is to come.
+        self.next_offset = offset;
+        self.advance(frames, outputs);
         self.next_offset = offset + 1;
         let waiting = match reading {
             Reading::Invalid(reason) => Waiting::Invalid { reason, raw: Box::new(raw()) },
             Reading::Valid(claim) => {
-                let issued = newest.is_some_and(|newest| (0..=newest.get()).contains(&claim.beat));
+                // It arrives on the present beat or on a later one.
+                let issued = (0..=self.arrival.get()).contains(&claim.beat);
                 let raw = (!issued).then(|| Box::new(raw()));
                 Waiting::Valid { claim, raw }
             }
@@ -136,8 +148,7 @@ impl Fold {
     }
 
     /// Goes as far as the lines in `frames` allow.
-    pub fn advance(&mut self, frames: &Frames) -> Vec<Output> {
-        let mut outputs = Vec::new();
+    pub fn advance(&mut self, frames: &Frames, outputs: &mut Vec<Output>) {
         self.open_window(frames);
         while let Some(next) = frames.get(self.arrival.plus(1)) {
             let line = next.line(self.partition);
@@ -145,17 +156,16 @@ impl Fold {
                 && *offset < line
             {
                 let (offset, waiting) = self.waiting.pop_front().expect("it was just looked at");
-                self.judge(offset, waiting, frames, &mut outputs);
+                self.judge(offset, waiting, frames, outputs);
             }
             // Reached by a record at or past it, or because nothing below it is to come.
             if self.waiting.is_empty() && self.next_offset < line {
                 break;
             }
             self.arrival = self.arrival.plus(1);
-            self.close_windows(frames, &mut outputs);
+            self.close_windows(frames, outputs);
             self.open_window(frames);
         }
-        outputs
     }
 
     fn open_window(&mut self, frames: &Frames) {
@@ -236,9 +246,22 @@ mod tests {
     use super::*;
     use crate::core::testing::{beat, claim, frames};
 
-    /// Takes a valid claim of `agent` for `beat_index` at `offset`.
+    /// Takes a valid claim of `agent` for `beat_index` at `offset`, before any frame is known.
     fn take(fold: &mut Fold, offset: i64, agent: &str, beat_index: i64) {
-        fold.take(offset, Reading::Valid(claim(agent, beat_index)), Some(beat(1_000)), RawRecord::default);
+        take_with(fold, offset, claim(agent, beat_index), &Frames::default());
+    }
+
+    fn take_with(fold: &mut Fold, offset: i64, claim: Claim, frames: &Frames) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        let raw = || RawRecord { key: None, value: Some(vec![7]) };
+        fold.take(offset, Reading::Valid(claim), frames, raw, &mut outputs);
+        outputs
+    }
+
+    fn advance(fold: &mut Fold, frames: &Frames) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        fold.advance(frames, &mut outputs);
+        outputs
     }
 
     /// The windows that close, as (downbeat, counted, late, invalid).
@@ -263,7 +286,7 @@ mod tests {
         for (offset, beat_index) in [(0, 0), (1, 0), (2, 0), (3, 1), (4, 0)] {
             take(&mut fold, offset, &format!("a{offset}"), beat_index);
         }
-        assert_eq!(closed(&fold.advance(&table)), [(0, 5, 0, 0)]);
+        assert_eq!(closed(&advance(&mut fold, &table)), [(0, 5, 0, 0)]);
     }
 
     #[test]
@@ -273,25 +296,25 @@ mod tests {
         for offset in 0..4 {
             take(&mut fold, offset, "a", 0);
         }
-        assert_eq!(closed(&fold.advance(&table)), []);
+        assert_eq!(closed(&advance(&mut fold, &table)), []);
         // A record past the line proves that nothing below it is to come.
         take(&mut fold, 5, "b", 2);
-        assert_eq!(closed(&fold.advance(&table)), [(0, 4, 0, 0)]);
+        assert_eq!(closed(&advance(&mut fold, &table)), [(0, 4, 0, 0)]);
     }
 
     #[test]
     fn a_quiet_partition_closes_with_the_beats() {
         let mut fold = Fold::new(0, beat(0), 0, 0);
-        assert_eq!(closed(&fold.advance(&frames(2, 0, &[0, 0, 0, 0, 0]))), [(0, 0, 0, 0), (2, 0, 0, 0)]);
+        assert_eq!(closed(&advance(&mut fold, &frames(2, 0, &[0, 0, 0, 0, 0]))), [(0, 0, 0, 0), (2, 0, 0, 0)]);
     }
 
     #[test]
     fn claims_past_the_newest_line_wait_for_the_next_frame() {
         let mut fold = Fold::new(0, beat(0), 0, 0);
         take(&mut fold, 0, "a", 0);
-        assert!(fold.advance(&frames(2, 0, &[0])).is_empty());
+        assert!(advance(&mut fold, &frames(2, 0, &[0])).is_empty());
         assert_eq!(fold.waiting(), 1);
-        fold.advance(&frames(2, 0, &[0, 1]));
+        advance(&mut fold, &frames(2, 0, &[0, 1]));
         assert_eq!(fold.waiting(), 0);
     }
 
@@ -300,7 +323,7 @@ mod tests {
         let mut fold = Fold::new(0, beat(0), 0, 0);
         let table = frames(2, 0, &[0, 0, 0, 1, 1]);
         take(&mut fold, 0, "a", 1);
-        assert_eq!(closed(&fold.advance(&table)), [(0, 0, 0, 0), (2, 0, 1, 0)]);
+        assert_eq!(closed(&advance(&mut fold, &table)), [(0, 0, 0, 0), (2, 0, 1, 0)]);
     }
 
     #[test]
@@ -309,17 +332,16 @@ mod tests {
         // Window [0, 2) closes at the line of beat 3; the claim arrives on beat 2.
         let table = frames(2, 1, &[0, 0, 0, 1, 1, 1]);
         take(&mut fold, 0, "a", 1);
-        assert_eq!(closed(&fold.advance(&table)), [(0, 1, 0, 0), (2, 0, 0, 0)]);
+        assert_eq!(closed(&advance(&mut fold, &table)), [(0, 1, 0, 0), (2, 0, 0, 0)]);
     }
 
     #[test]
     fn a_claim_for_a_beat_not_issued_on_its_arrival_is_a_dead_letter() {
         for beat_index in [1, -1, i64::MAX] {
             let mut fold = Fold::new(0, beat(0), 0, 0);
-            let raw = || RawRecord { key: None, value: Some(vec![7]) };
             // Read when beat 0 was the newest, it is judged when its arrival is known.
-            fold.take(0, Reading::Valid(claim("a", beat_index)), Some(beat(0)), raw);
-            let outputs = fold.advance(&frames(2, 0, &[0, 1, 1]));
+            take_with(&mut fold, 0, claim("a", beat_index), &frames(2, 0, &[0]));
+            let outputs = advance(&mut fold, &frames(2, 0, &[0, 1, 1]));
             let [Output::DeadLetter { offset: 0, reason, raw }, Output::Closed(_)] = &outputs[..] else {
                 panic!("{outputs:?}");
             };
@@ -330,11 +352,22 @@ mod tests {
     }
 
     #[test]
+    fn a_claim_from_the_future_keeps_its_bytes_in_a_replay_too() {
+        let mut fold = Fold::new(0, beat(0), 0, 0);
+        // Beat 3 is long issued when the log is read again, but was not when the claim arrived.
+        let table = frames(2, 0, &[0, 1, 1, 1, 1]);
+        take_with(&mut fold, 0, claim("a", 3), &table);
+        let outputs = take_with(&mut fold, 1, claim("a", 4), &table);
+        let [Output::DeadLetter { offset: 0, raw, .. }, ..] = &outputs[..] else { panic!("{outputs:?}") };
+        assert_eq!(raw.value.as_deref(), Some(&[7][..]));
+    }
+
+    #[test]
     fn what_it_took_before_is_not_taken_again() {
         let mut fold = Fold::new(0, beat(0), 0, 0);
         take(&mut fold, 0, "a", 0);
         take(&mut fold, 0, "a", 0);
-        assert_eq!(closed(&fold.advance(&frames(2, 0, &[0, 1, 1]))), [(0, 1, 0, 0)]);
+        assert_eq!(closed(&advance(&mut fold, &frames(2, 0, &[0, 1, 1]))), [(0, 1, 0, 0)]);
     }
 
     #[test]
@@ -345,7 +378,7 @@ mod tests {
         take(&mut fold, 2, "a", 1);
         take(&mut fold, 3, "b", 2);
         fold.reached(7, 0);
-        assert_eq!(closed(&fold.advance(&table)), [(2, 1, 0, 0)]);
+        assert_eq!(closed(&advance(&mut fold, &table)), [(2, 1, 0, 0)]);
     }
 
     #[test]
@@ -353,7 +386,7 @@ mod tests {
         let retained = |lines: &[i64], low| {
             let mut fold = Fold::new(0, beat(0), lines[0], low);
             fold.reached(lines[lines.len() - 1], low);
-            let outputs = fold.advance(&frames(2, 0, lines));
+            let outputs = advance(&mut fold, &frames(2, 0, lines));
             let [Output::Closed(closed)] = &outputs[..] else { panic!("{outputs:?}") };
             closed.retained
         };
@@ -368,9 +401,9 @@ mod tests {
         let mut fold = Fold::new(0, beat(0), 0, 0);
         for (offset, agent, task) in [(0, "a", "t"), (1, "a", "t"), (2, "a", "u"), (3, "b", "t")] {
             let claim = Claim { task: task.into(), done: true, on_time_review: true, ..claim(agent, 0) };
-            fold.take(offset, Reading::Valid(claim), Some(beat(0)), RawRecord::default);
+            take_with(&mut fold, offset, claim, &Frames::default());
         }
-        let outputs = fold.advance(&frames(2, 0, &[0, 4, 4]));
+        let outputs = advance(&mut fold, &frames(2, 0, &[0, 4, 4]));
         let [Output::Closed(closed)] = &outputs[..] else { panic!("{outputs:?}") };
         let counts = closed.tally.counts();
         assert_eq!((counts.agents, counts.tasks_done, counts.on_time_reviews, counts.claims), (2, 3, 3, 4));

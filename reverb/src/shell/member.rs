@@ -8,11 +8,12 @@ use anyhow::bail;
 use backbeat_broker::LogReader;
 use backbeat_schemas::{BarPartial, BeatFrame, BeatIndex, PartialBody};
 use backbeat_service::Shutdown;
+use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
-use rdkafka::{Offset, TopicPartitionList};
 
+use super::beginnings::Beginnings;
 use super::claim_decoder::ClaimDecoder;
 use super::frame_table::{FrameTable, TableError};
 use super::group::{Change, GroupConsumer, Position, SharedGroup, commit};
@@ -20,6 +21,7 @@ use super::merger::{MergeEnd, MergeSettings, MergeThread};
 use super::metrics::Metrics;
 use super::owned_partition::{Outlet, OwnedPartition};
 use super::status::{PartitionStatus, SharedStatus};
+use super::timeouts::QUERY_TIMEOUT;
 use crate::core::Fold;
 
 /// Records taken before everything else is looked at.
@@ -30,7 +32,6 @@ const COMMIT_EVERY: Duration = Duration::from_secs(1);
 const STATUS_EVERY: Duration = Duration::from_millis(250);
 /// How often it is tried to find where a new partition begins.
 const LOCATE_EVERY: Duration = Duration::from_millis(200);
-const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 /// Partials and dead letters that are on their way at shutdown get this long.
 const FLUSH_WITHIN: Duration = Duration::from_secs(5);
 
@@ -48,21 +49,8 @@ pub(crate) struct Member {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) status: SharedStatus,
     pub(crate) partitions: BTreeMap<i32, OwnedPartition>,
-    /// Where the partitions that have no fold yet begin.
-    pub(crate) locating: BTreeMap<i32, Beginning>,
-    /// The start of the log of each partition of the topic, read at the last assignment.
-    pub(crate) lows: BTreeMap<i32, i64>,
+    pub(crate) beginnings: Beginnings,
     pub(crate) committed: BTreeMap<i32, Position>,
-}
-
-/// What is known of where a fold begins.
-#[derive(Debug, Clone)]
-pub(crate) struct Beginning {
-    offset: i64,
-    /// The downbeat beside the committed offset: to be trusted if its line is that offset.
-    downbeat: Option<i64>,
-    /// The beat from which the next downbeat is the beginning.
-    beat: Option<BeatIndex>,
 }
 
 /// Refuses windows of another length, opened after the start.
@@ -113,8 +101,8 @@ impl Member {
             self.take_changes()?;
             self.follow_frames()?;
             let now = Instant::now();
-            if !self.locating.is_empty() && now >= locate_at {
-                self.locate()?;
+            if !self.beginnings.is_empty() && now >= locate_at {
+                self.begin_folds()?;
                 locate_at = now + LOCATE_EVERY;
             }
             self.advance();
@@ -133,7 +121,6 @@ impl Member {
     }
 
     fn take_claims(&mut self) {
-        let newest = self.table.frames().last().map(|frame| frame.beat_index);
         let mut taken = 0;
         let mut timeout = POLL;
         while taken < BATCH {
@@ -151,13 +138,13 @@ impl Member {
             let Some(partition) = self.partitions.get_mut(&message.partition()) else {
                 continue;
             };
-            let gap = partition.fold.as_ref().is_some_and(|fold| message.offset() > fold.next_offset());
-            if gap && let Ok((low, _)) = self.consumer.fetch_watermarks(&self.topic, partition.id, QUERY_TIMEOUT) {
-                // Control records leave gaps, and so does retention.
-                let fold = partition.fold.as_mut().expect("it was just looked at");
-                fold.reached(fold.next_offset(), low);
+            // Control records leave gaps, and so does retention.
+            if partition.misses_before(message.offset())
+                && let Ok((low, _)) = self.consumer.fetch_watermarks(&self.topic, partition.id, QUERY_TIMEOUT)
+            {
+                partition.reached(message.offset(), low);
             }
-            partition.take(message.offset(), message.key(), message.payload(), newest, &mut self.decoder);
+            partition.take(message.offset(), message.key(), message.payload(), self.table.frames(), &mut self.decoder);
         }
         self.metrics.processed(taken as u64);
     }
@@ -168,12 +155,19 @@ impl Member {
                 Change::Revoked(revoked) => {
                     for partition in &revoked {
                         self.partitions.remove(partition);
-                        self.locating.remove(partition);
+                        self.beginnings.remove(*partition);
                         self.committed.remove(partition);
+                    }
+                    if revoked.contains(&0) {
+                        // Assigned and revoked within one poll, it may have been started just now.
+                        self.group.stop_merge();
                     }
                 }
                 Change::Assigned(assigned) => {
-                    self.begin(&assigned);
+                    for partition in &assigned {
+                        self.partitions.insert(*partition, OwnedPartition::new(*partition));
+                        self.beginnings.add(*partition);
+                    }
                     if assigned.contains(&0) {
                         self.group.set_merge(MergeThread::start(self.merge.clone())?);
                     }
@@ -184,100 +178,26 @@ impl Member {
         Ok(())
     }
 
-    /// Notes what was committed for new partitions.
-    fn begin(&mut self, assigned: &[i32]) {
-        for partition in assigned {
-            self.partitions.insert(*partition, OwnedPartition::new(*partition));
-            // Until it is known what was committed, nothing says where to begin.
-            self.locating.insert(*partition, Beginning { offset: -1, downbeat: None, beat: None });
-        }
-    }
-
-    /// Asks Kafka what was committed and where the logs begin.
-    fn ask_committed(&mut self) -> Result<(), KafkaError> {
-        let unknown: Vec<i32> =
-            self.locating.iter().filter(|(_, beginning)| beginning.offset < 0).map(|(p, _)| *p).collect();
-        if unknown.is_empty() {
-            return Ok(());
-        }
-        let metadata = self.consumer.fetch_metadata(Some(&self.topic), QUERY_TIMEOUT)?;
-        for partition in metadata.topics().iter().flat_map(rdkafka::metadata::MetadataTopic::partitions) {
-            let (low, _) = self.consumer.fetch_watermarks(&self.topic, partition.id(), QUERY_TIMEOUT)?;
-            self.lows.insert(partition.id(), low);
-        }
-        let mut list = TopicPartitionList::new();
-        for partition in &unknown {
-            list.add_partition(&self.topic, *partition);
-        }
-        let committed = self.consumer.committed_offsets(list, QUERY_TIMEOUT)?;
-        for element in committed.elements() {
-            let low = self.lows.get(&element.partition()).copied().unwrap_or(0);
-            let (offset, downbeat) = match element.offset() {
-                Offset::Offset(offset) => (offset, Position::downbeat(element.metadata())),
-                // Never committed, or reset away: from the beginning.
-                _ => (low, None),
-            };
-            tracing::info!(partition = element.partition(), offset, ?downbeat, low, "committed position");
-            self.locating.insert(element.partition(), Beginning { offset, downbeat, beat: None });
-        }
-        Ok(())
-    }
-
-    /// Finds where the folds of new partitions begin, as far as the frames tell.
-    fn locate(&mut self) -> anyhow::Result<()> {
-        if let Err(error) = self.ask_committed() {
+    /// Begins the folds of new partitions, as far as the frames tell where.
+    fn begin_folds(&mut self) -> anyhow::Result<()> {
+        if let Err(error) = self.beginnings.ask(&self.consumer, &self.topic) {
             tracing::warn!(%error, "asking for committed offsets");
             return Ok(());
         }
-        for (id, mut beginning) in self.locating.clone() {
-            if beginning.offset < 0 {
-                continue;
+        let folds = match self.beginnings.locate(&mut self.table) {
+            Ok(folds) => folds,
+            Err(TableError::Read(error)) => {
+                tracing::warn!(%error, "looking for the first window");
+                return Ok(());
             }
-            if beginning.beat.is_none() {
-                beginning.beat = self.beginning_beat(id, &beginning)?;
-                self.locating.insert(id, beginning.clone());
+            Err(error) => return Err(error.into()),
+        };
+        for (id, fold) in folds {
+            if let Some(partition) = self.partitions.get_mut(&id) {
+                partition.fold = Some(fold);
             }
-            let Some(beat) = beginning.beat else { continue };
-            self.table.cover(beat)?;
-            self.table.follow(Duration::ZERO)?;
-            let frames = self.table.frames();
-            // Frames before the first downbeat of the table are not in it: the beat may be one of them.
-            let Some(start) =
-                frames.first().filter(|first| first.beat_index <= beat).and_then(|_| frames.downbeat_from(beat))
-            else {
-                continue;
-            };
-            let line = frames.get(start).map_or(0, |frame| frame.line(id));
-            let low = self.lows.get(&id).copied().unwrap_or(0);
-            tracing::info!(partition = id, from_beat = %start, offset = line, "fold begins");
-            let partition = self.partitions.get_mut(&id).expect("what is located is owned");
-            partition.fold = Some(Fold::new(id, start, line, low));
-            self.locating.remove(&id);
         }
         Ok(())
-    }
-
-    /// The beat at or after which the first downbeat is the beginning; `None` while there is none.
-    fn beginning_beat(&mut self, id: i32, beginning: &Beginning) -> Result<Option<BeatIndex>, TableError> {
-        if let Some(downbeat) = beginning.downbeat {
-            let found = self.table.find(|frame| frame.beat_index.get() >= downbeat)?;
-            let trusted = found.filter(|frame| {
-                frame.beat_index.get() == downbeat && frame.downbeat && frame.line(id) == beginning.offset
-            });
-            if let Some(frame) = trusted {
-                return Ok(Some(frame.beat_index));
-            }
-            tracing::info!(
-                partition = id,
-                beginning.offset,
-                downbeat,
-                "the group was reset: looking for the first whole window"
-            );
-        }
-        let lows = self.lows.clone();
-        let whole = |frame: &BeatFrame| lows.iter().all(|(partition, low)| frame.line(*partition) >= *low);
-        let found = self.table.find(|frame| frame.line(id) >= beginning.offset && whole(frame))?;
-        Ok(found.map(|frame| frame.beat_index))
     }
 
     fn follow_frames(&mut self) -> anyhow::Result<()> {
@@ -298,14 +218,10 @@ impl Member {
     }
 
     fn advance(&mut self) {
-        let newest = self.table.frames().last().map(|frame| frame.beat_index);
         for partition in self.partitions.values_mut() {
-            partition.take_stalled(newest, &mut self.decoder);
-            if let (Some(fold), Some((tip, low)), false) =
-                (&mut partition.fold, self.group.tip(partition.id), partition.paused)
-                && tip > fold.next_offset()
-            {
-                fold.reached(tip, low);
+            partition.take_stalled(self.table.frames(), &mut self.decoder);
+            if let (Some((tip, low)), false) = (self.group.tip(partition.id), partition.paused) {
+                partition.reached(tip, low);
             }
             partition.advance(self.table.frames(), &mut self.outlet, &self.metrics);
             let full = partition.is_full();
@@ -383,7 +299,7 @@ impl Member {
         }
         let oldest =
             self.partitions.values().filter_map(|partition| Some(partition.fold.as_ref()?.oldest_beat())).min();
-        if let (Some(oldest), true) = (oldest, self.locating.is_empty()) {
+        if let (Some(oldest), true) = (oldest, self.beginnings.is_empty()) {
             self.table.forget_before(oldest);
         }
     }
@@ -409,10 +325,10 @@ impl Member {
         self.metrics.lag(partitions.iter().map(|partition| partition.waiting_claims).sum(), lag);
         let waiting_for = if partitions.is_empty() {
             Some("partitions of statusclaims".to_owned())
-        } else if self.locating.is_empty() {
+        } else if self.beginnings.is_empty() {
             None
         } else {
-            Some(format!("the first window of partitions {:?}", self.locating.keys().collect::<Vec<_>>()))
+            Some(format!("the first window of partitions {:?}", self.beginnings.partitions()))
         };
         self.status.open(open);
         self.status.update(|member| {

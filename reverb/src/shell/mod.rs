@@ -4,6 +4,7 @@
 //! `statusclaims-0`, a second one runs the merge.
 
 mod args;
+mod beginnings;
 mod claim_decoder;
 mod frame_table;
 mod group;
@@ -16,6 +17,7 @@ mod recompute;
 mod report_index;
 mod run;
 mod status;
+mod timeouts;
 
 pub use args::{Args, Reemit};
 pub use run::run;

@@ -38,6 +38,8 @@ pub(crate) struct OwnedPartition {
     pub(crate) progress: Progress,
     /// Records that came before the fold began or whose schema is being fetched, in order.
     stalled: VecDeque<(i64, RawRecord)>,
+    /// What the fold wants done and was not looked at yet.
+    outputs: Vec<Output>,
     outbox: VecDeque<Message>,
     dead_letters: Arc<Deliveries>,
     /// Partials of windows that are not done.
@@ -58,6 +60,7 @@ impl OwnedPartition {
             fold: None,
             progress: Progress::default(),
             stalled: VecDeque::new(),
+            outputs: Vec::new(),
             outbox: VecDeque::new(),
             dead_letters: Arc::default(),
             unfinished: BTreeMap::new(),
@@ -71,34 +74,47 @@ impl OwnedPartition {
         offset: i64,
         key: Option<&[u8]>,
         value: Option<&[u8]>,
-        newest: Option<BeatIndex>,
+        frames: &Frames,
         decoder: &mut ClaimDecoder,
     ) {
         let raw = || RawRecord { key: key.map(<[u8]>::to_vec), value: value.map(<[u8]>::to_vec) };
-        match &mut self.fold {
-            Some(fold) if self.stalled.is_empty() => match decoder.decode(key, value) {
-                Some(reading) => fold.take(offset, reading, newest, raw),
-                None => self.stalled.push_back((offset, raw())),
-            },
-            _ => self.stalled.push_back((offset, raw())),
+        if let Some(fold) = self.fold.as_mut().filter(|_| self.stalled.is_empty())
+            && let Some(reading) = decoder.decode(key, value)
+        {
+            fold.take(offset, reading, frames, raw, &mut self.outputs);
+        } else {
+            self.stalled.push_back((offset, raw()));
         }
     }
 
     /// Takes the records that had to wait and need not any more.
-    pub(crate) fn take_stalled(&mut self, newest: Option<BeatIndex>, decoder: &mut ClaimDecoder) {
+    pub(crate) fn take_stalled(&mut self, frames: &Frames, decoder: &mut ClaimDecoder) {
         let Some(fold) = &mut self.fold else { return };
         while let Some((offset, raw)) = self.stalled.pop_front() {
             match decoder.decode(raw.key.as_deref(), raw.value.as_deref()) {
-                Some(reading) => fold.take(offset, reading, newest, || raw),
+                Some(reading) => fold.take(offset, reading, frames, || raw, &mut self.outputs),
                 None => return self.stalled.push_front((offset, raw)),
             }
+        }
+    }
+
+    /// Whether records are missing between those taken and `offset`.
+    pub(crate) fn misses_before(&self, offset: i64) -> bool {
+        self.stalled.is_empty() && self.fold.as_ref().is_some_and(|fold| offset > fold.next_offset())
+    }
+
+    /// No record below `offset` is to come, in a log that begins at `low`.
+    pub(crate) fn reached(&mut self, offset: i64, low: i64) {
+        if let Some(fold) = self.fold.as_mut().filter(|fold| self.stalled.is_empty() && offset > fold.next_offset()) {
+            fold.reached(offset, low);
         }
     }
 
     /// Goes as far as the lines allow, and sends what comes of it.
     pub(crate) fn advance(&mut self, frames: &Frames, outlet: &mut Outlet, metrics: &Metrics) {
         let Some(fold) = &mut self.fold else { return };
-        for output in fold.advance(frames) {
+        fold.advance(frames, &mut self.outputs);
+        for output in self.outputs.drain(..) {
             match output {
                 Output::DeadLetter { offset, reason, raw } => {
                     metrics.invalid(reason.reason());
@@ -194,8 +210,10 @@ impl OwnedPartition {
     /// A window is done.
     pub(crate) fn done(&mut self, from: BeatIndex) {
         self.progress.done(from);
-        let oldest_open = self.progress.position().map(|(_, oldest)| oldest);
-        self.unfinished.retain(|window, _| *window != from && oldest_open.is_some_and(|oldest| *window >= oldest));
+        let oldest = self.progress.position().map(|(_, oldest)| oldest);
+        while self.unfinished.first_key_value().is_some_and(|(first, _)| oldest.is_none_or(|oldest| *first < oldest)) {
+            self.unfinished.pop_first();
+        }
     }
 
     /// Whether it must not be given more records for now.

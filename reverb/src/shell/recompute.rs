@@ -10,10 +10,10 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
 use super::claim_decoder::ClaimDecoder;
+use super::timeouts::QUERY_TIMEOUT;
 use crate::core::{Counts, Fold, Frames, Output, RawRecord, Tally, Window};
 
 const POLL: Duration = Duration::from_millis(100);
-const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 const SCHEMA_POLL: Duration = Duration::from_millis(10);
 /// Polls in a row that bring nothing, after which Kafka is taken to be away.
 const MAX_IDLE_POLLS: u32 = 150;
@@ -53,11 +53,13 @@ impl Recompute {
         let (start, end) = (line(window.from), line(window.closes));
         let low = self.consumer.fetch_watermarks(&self.topic, partition, QUERY_TIMEOUT)?.0;
         let mut fold = Fold::new(partition, window.from, start, low);
+        let mut outputs = Vec::new();
         if start.max(low) < end {
-            self.read(partition, start.max(low), end, frames, &mut fold)?;
+            self.read(partition, start.max(low), end, frames, &mut fold, &mut outputs)?;
         }
         fold.reached(end, low);
-        let closed = fold.advance(frames).into_iter().find_map(|output| match output {
+        fold.advance(frames, &mut outputs);
+        let closed = outputs.into_iter().find_map(|output| match output {
             Output::Closed(closed) if closed.window.from == window.from => Some(closed),
             _ => None,
         });
@@ -72,11 +74,11 @@ impl Recompute {
         end: i64,
         frames: &Frames,
         fold: &mut Fold,
+        outputs: &mut Vec<Output>,
     ) -> Result<(), KafkaError> {
         let mut assignment = TopicPartitionList::new();
         assignment.add_partition_offset(&self.topic, partition, Offset::Offset(start))?;
         self.consumer.assign(&assignment)?;
-        let newest = frames.last().map(|frame| frame.beat_index);
         let mut idle = 0;
         while fold.next_offset() < end {
             let message = match self.consumer.poll(POLL) {
@@ -101,7 +103,7 @@ impl Recompute {
                     None => std::thread::sleep(SCHEMA_POLL),
                 }
             };
-            fold.take(message.offset(), reading, newest, RawRecord::default);
+            fold.take(message.offset(), reading, frames, RawRecord::default, outputs);
         }
         Ok(())
     }

@@ -111,8 +111,7 @@ fn member(
         metrics,
         status,
         partitions: Default::default(),
-        locating: Default::default(),
-        lows: Default::default(),
+        beginnings: Default::default(),
         committed: Default::default(),
     })
 }
