@@ -34,11 +34,11 @@ status:
 	@target/debug/backbeat status
 
 logs:
-	@tail -n 20 -F .backbeat/*.log
+	@tail -n 20 -F .backbeat/*.log .backbeat/*/*.log
 
 bench:
 	$(CARGO) build --workspace --release --locked
-	$(CARGO) bench --package backbeat-tests --bench pipeline --locked
+	target/release/bench
 
 ci:
 	.ci/run

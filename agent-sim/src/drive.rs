@@ -90,8 +90,10 @@ async fn follow(
         let Some(frame) = frame else { break };
         heard += 1;
         tracing::debug!(beat = %frame.beat_index, "heard");
-        let due = held.by_beat.remove(&frame.beat_index.get()).unwrap_or_default();
-        for (frame, status) in due {
+        // A beat may have been missed: what was due then is due now.
+        let later = held.by_beat.split_off(&(frame.beat_index.get() + 1));
+        let due = std::mem::replace(&mut held.by_beat, later);
+        for (frame, status) in due.into_values().flatten() {
             report(reporter, &frame, &status, Fate::Honest).await;
         }
         for ClaimPlan { status, fate } in agents.beat(&frame) {

@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use backbeat_broker::{Broker, KafkaArgs, LogReader, Registry, TopicName};
+use backbeat_broker::{Broker, KafkaArgs, LogReader, ReadError, Registry, TopicName};
 use backbeat_devstack::{Options, Stack, Supervised, free_port};
 use backbeat_schemas::{BarReport, BeatFrame, Record};
 use backbeat_service::Shutdown;
@@ -92,7 +92,7 @@ impl Programs {
     ) -> anyhow::Result<PathBuf> {
         let executable = std::env::current_exe()?.with_file_name(program);
         let mut command = Command::new(&executable);
-        command.args(args).envs(env.iter().map(|(name, value)| (*name, value.as_str())));
+        command.args(args).env_remove("KAFKA_CONFIG").envs(env.iter().map(|(name, value)| (*name, value.as_str())));
         let log = dir.join(format!("{name}.log"));
         let process = Supervised::spawn(&command, &log, STOP_WITHIN)
             .with_context(|| format!("starting {}", executable.display()))?;
@@ -132,18 +132,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let options =
         Options { kafka_port: args.kafka_port, registry_port: args.registry_port, dir: dir.clone(), throughput: false };
     let stack = Stack::start(&options)?;
-    let kafka = KafkaArgs {
-        bootstrap_servers: stack.bootstrap_servers(),
-        schema_registry: stack.schema_registry(),
-        kafka_config: None,
-        topic_prefix: String::new(),
-    };
+    let kafka = kafka_args(&stack);
     say(&format!("kafka {}, schema registry {}", kafka.bootstrap_servers, kafka.schema_registry))?;
     let prepare = topics::Args { claim_partitions: args.claim_partitions, replication_factor: 1, kafka: kafka.clone() };
-    runtime.block_on(topics::ensure(&prepare))?;
-
+    let prepared = runtime.block_on(async {
+        tokio::select! {
+            prepared = topics::ensure(&prepare) => prepared.map(drop),
+            () = shutdown.cancelled() => Ok(()),
+        }
+    });
     let mut programs = Programs { running: Vec::new() };
-    let outcome = start_programs(args, &kafka, &dir, &mut programs)
+    let outcome = prepared
+        .and_then(|()| if shutdown.is_cancelled() { Ok(()) } else { start_programs(args, &kafka, &dir, &mut programs) })
         .and_then(|()| show(args, &kafka, runtime.handle(), &mut programs, &shutdown));
     say("stopping")?;
     drop(programs);
@@ -152,6 +152,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     DevState::remove(&dir);
     outcome.map(|()| ExitCode::SUCCESS)
+}
+
+/// The way to `stack`. Our own Kafka is as it comes; another's may need a prefix and properties.
+fn kafka_args(stack: &Stack) -> KafkaArgs {
+    let outside = |name: &str| match stack {
+        Stack::Local(_) => None,
+        Stack::Outside { .. } => std::env::var(name).ok().filter(|value| !value.is_empty()),
+    };
+    KafkaArgs {
+        bootstrap_servers: stack.bootstrap_servers(),
+        schema_registry: stack.schema_registry(),
+        kafka_config: outside("KAFKA_CONFIG").map(PathBuf::from),
+        topic_prefix: outside("BACKBEAT_TOPIC_PREFIX").unwrap_or_default(),
+    }
 }
 
 fn remove_logs(dir: &Path) -> anyhow::Result<()> {
@@ -165,11 +179,15 @@ fn remove_logs(dir: &Path) -> anyhow::Result<()> {
 }
 
 fn start_programs(args: &Args, kafka: &KafkaArgs, dir: &Path, programs: &mut Programs) -> anyhow::Result<()> {
-    let env = [
+    let mut env = vec![
         ("KAFKA_BOOTSTRAP_SERVERS", kafka.bootstrap_servers.clone()),
         ("SCHEMA_REGISTRY_URL", kafka.schema_registry.clone()),
+        ("BACKBEAT_TOPIC_PREFIX", kafka.topic_prefix.clone()),
         ("BACKBEAT_CLUSTER", args.cluster.clone()),
     ];
+    if let Some(path) = &kafka.kafka_config {
+        env.push(("KAFKA_CONFIG", path.display().to_string()));
+    }
     let flags = |pairs: &[(&str, String)]| {
         pairs.iter().flat_map(|(name, value)| [(*name).to_owned(), value.clone()]).collect::<Vec<_>>()
     };
@@ -227,10 +245,10 @@ fn show(
     ))?;
     let mut checked = Instant::now();
     while !shutdown.is_cancelled() {
-        while let Some(entry) = frames.poll(POLL)? {
+        if let Some(entry) = or_warn(frames.poll(POLL)) {
             say(&beat_line(&entry.record))?;
         }
-        while let Some(entry) = reports.poll(POLL)? {
+        if let Some(entry) = or_warn(reports.poll(Duration::ZERO)) {
             say(&report_line(&entry.record))?;
         }
         if checked.elapsed() > STOP_WITHIN / 10 {
@@ -239,6 +257,14 @@ fn show(
         }
     }
     Ok(())
+}
+
+/// A read that fails is tried again: what cannot go on is noticed by the programs.
+fn or_warn<T>(polled: Result<Option<T>, ReadError>) -> Option<T> {
+    polled.unwrap_or_else(|error| {
+        tracing::warn!(%error, "reading what to show");
+        None
+    })
 }
 
 fn follow<R: Record + 'static>(

@@ -1,4 +1,4 @@
-//! What `backbeat dev` leaves in its directory for `backbeat status` and `make logs`.
+//! What `backbeat dev` leaves in its directory for `backbeat status`.
 
 use std::fs;
 use std::path::{Path, PathBuf};

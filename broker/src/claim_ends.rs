@@ -1,7 +1,6 @@
 //! The last stable offsets of `statusclaims`: where a line is drawn.
 
 use std::collections::BTreeMap;
-use std::thread;
 use std::time::Duration;
 
 use rdkafka::consumer::Consumer;
@@ -32,18 +31,8 @@ impl ClaimEnds {
         Ok(by_leader)
     }
 
-    /// The ends of the partitions that answer in time, as (partition, offset).
-    ///
-    /// One call per leader, all at once: a slow broker costs only its own partitions their freshness.
-    pub fn read(&self, by_leader: &BTreeMap<i32, Vec<i32>>, timeout: Duration) -> Vec<(i32, i64)> {
-        thread::scope(|scope| {
-            let calls: Vec<_> =
-                by_leader.values().map(|partitions| scope.spawn(|| self.read_leader(partitions, timeout))).collect();
-            calls.into_iter().flat_map(|call| call.join().expect("asking for offsets does not panic")).collect()
-        })
-    }
-
-    fn read_leader(&self, partitions: &[i32], timeout: Duration) -> Vec<(i32, i64)> {
+    /// The ends of `partitions`, all led by one broker, as (partition, offset); none if it does not answer.
+    pub fn read(&self, partitions: &[i32], timeout: Duration) -> Vec<(i32, i64)> {
         let mut list = TopicPartitionList::new();
         let added = partitions.iter().try_for_each(|p| list.add_partition_offset(&self.topic, *p, Offset::End));
         match added.and_then(|()| self.consumer.offsets_for_times(list, timeout)) {

@@ -2,7 +2,7 @@
 
 use rdkafka::ClientContext;
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 
 /// A reader of committed records, outside any group.
 pub type Reader = BaseConsumer<ClientLog>;
@@ -26,4 +26,12 @@ pub fn log_client_error(error: &KafkaError, reason: &str) {
     if !matches!(error, KafkaError::PartitionEOF(_)) {
         tracing::warn!(%error, reason, "kafka client");
     }
+}
+
+/// Whether a consumer's poll only says that a broker cannot be reached just now. librdkafka goes on
+/// trying, and [`log_client_error`] has logged it.
+pub fn is_transient(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, OperationTimedOut, Resolve};
+    let code = error.rdkafka_error_code();
+    matches!(code, Some(AllBrokersDown | BrokerTransportFailure | OperationTimedOut | Resolve))
 }

@@ -1,6 +1,6 @@
 //! Reads one of our single-partition topics, outside any group.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backbeat_schemas::{DecodeError, Header, HeaderError, Record};
 use rdkafka::consumer::Consumer;
@@ -9,13 +9,14 @@ use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
-use crate::{Broker, Lookup, Reader, Registry, SchemaCache, TopicName};
+use crate::{Broker, Lookup, Reader, Registry, SchemaCache, TopicName, is_transient};
 
 const PARTITION: i32 = 0;
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
-/// Polls without a record or the end of the log, after which a read is given up.
-const MAX_IDLE_POLLS: u32 = 150;
+/// A read is given up after this long without a record or the end of the log.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(15);
+const SCHEMA_POLL: Duration = Duration::from_millis(10);
 
 /// A reader of the committed records of a topic of `R`s. All its calls block.
 pub struct LogReader<R> {
@@ -24,6 +25,8 @@ pub struct LogReader<R> {
     schemas: SchemaCache<R>,
     /// A record whose schema is not there yet.
     waiting: Option<Raw>,
+    /// Records that are none of ours, since the reader was made.
+    skipped: u64,
 }
 
 /// One record of the log.
@@ -47,6 +50,8 @@ enum Polled<R> {
     Entry(Entry<R>),
     /// The end of the committed log, as of a fetch after the last seek.
     End,
+    /// A record that is none of ours.
+    Skipped,
     Nothing,
 }
 
@@ -61,9 +66,15 @@ pub enum ReadError {
         /// Why.
         source: KafkaError,
     },
-    /// Kafka said nothing for 15 s.
-    #[error("reading {topic}: no answer within 15 s")]
+    /// Nothing came for 15 s: Kafka, or the registry with the schema of the next record, is away.
+    #[error("reading {topic}: nothing came within 15 s, from Kafka or from the schema registry")]
     TimedOut {
+        /// The topic.
+        topic: String,
+    },
+    /// There are records, but none that the registry's schemas make ours.
+    #[error("{topic} has records and none is ours: has the schema registry lost or renumbered its schemas?")]
+    Foreign {
         /// The topic.
         topic: String,
     },
@@ -74,7 +85,13 @@ impl<R: Record + 'static> LogReader<R> {
     pub fn new(broker: &Broker, registry: &Registry, runtime: &Handle, topic: TopicName) -> Result<Self, ReadError> {
         let topic = broker.topics().name(topic);
         let consumer = broker.reader().map_err(|source| ReadError::Kafka { topic: topic.clone(), source })?;
-        Ok(Self { consumer, topic, schemas: SchemaCache::new(registry.clone(), runtime.clone()), waiting: None })
+        Ok(Self {
+            consumer,
+            topic,
+            schemas: SchemaCache::new(registry.clone(), runtime.clone()),
+            waiting: None,
+            skipped: 0,
+        })
     }
 
     /// Reads on from `offset`.
@@ -89,7 +106,7 @@ impl<R: Record + 'static> LogReader<R> {
     pub fn poll(&mut self, timeout: Duration) -> Result<Option<Entry<R>>, ReadError> {
         Ok(match self.poll_event(timeout)? {
             Polled::Entry(entry) => Some(entry),
-            Polled::End | Polled::Nothing => None,
+            Polled::End | Polled::Skipped | Polled::Nothing => None,
         })
     }
 
@@ -133,23 +150,23 @@ impl<R: Record + 'static> LogReader<R> {
     /// The last record that `wanted` accepts, found in the same way.
     pub fn last_where(&mut self, wanted: impl Fn(&R) -> bool) -> Result<Option<Entry<R>>, ReadError> {
         let (low, mut end) = (self.low()?, self.end()?);
+        let skipped = self.skipped;
+        let mut found = None;
         let mut step = 8;
-        while end > low {
+        while end > low && found.is_none() {
             let start = (end - step).max(low);
-            let mut found = None;
             // Each stretch is read once: up to where the one before began.
             self.read(start, end, |entry| {
                 if wanted(&entry.record) {
                     found = Some(entry);
                 }
             })?;
-            if found.is_some() {
-                return Ok(found);
-            }
             end = start;
             step *= 2;
         }
-        Ok(None)
+        // To take an unreadable log for an empty one would be to begin again at beat 0.
+        let unreadable = found.is_none() && self.skipped > skipped;
+        if unreadable { Err(ReadError::Foreign { topic: self.topic.clone() }) } else { Ok(found) }
     }
 
     /// Reads the records of the offsets `[start, end)` that are there.
@@ -158,11 +175,11 @@ impl<R: Record + 'static> LogReader<R> {
             return Ok(());
         }
         self.seek(start)?;
-        let mut idle = 0;
-        while idle < MAX_IDLE_POLLS {
+        let mut last = Instant::now();
+        while last.elapsed() < GIVE_UP_AFTER {
             match self.poll_event(POLL)? {
                 Polled::Entry(entry) => {
-                    idle = 0;
+                    last = Instant::now();
                     let offset = entry.offset;
                     if offset < end {
                         take(entry);
@@ -172,7 +189,8 @@ impl<R: Record + 'static> LogReader<R> {
                     }
                 }
                 Polled::End => return Ok(()),
-                Polled::Nothing => idle += 1,
+                Polled::Skipped => last = Instant::now(),
+                Polled::Nothing => {}
             }
         }
         Err(ReadError::TimedOut { topic: self.topic.clone() })
@@ -199,10 +217,12 @@ impl<R: Record + 'static> LogReader<R> {
 
     fn first_in(&mut self, start: i64, end: i64) -> Result<Option<Entry<R>>, ReadError> {
         self.seek(start)?;
-        for _ in 0..MAX_IDLE_POLLS {
+        let mut last = Instant::now();
+        while last.elapsed() < GIVE_UP_AFTER {
             match self.poll_event(POLL)? {
                 Polled::Entry(entry) => return Ok((entry.offset < end).then_some(entry)),
                 Polled::End => return Ok(None),
+                Polled::Skipped => last = Instant::now(),
                 Polled::Nothing => {}
             }
         }
@@ -215,6 +235,7 @@ impl<R: Record + 'static> LogReader<R> {
             None => match self.consumer.poll(timeout) {
                 None => return Ok(Polled::Nothing),
                 Some(Err(KafkaError::PartitionEOF(_))) => return Ok(Polled::End),
+                Some(Err(error)) if is_transient(&error) => return Ok(Polled::Nothing),
                 Some(Err(source)) => return Err(self.failed(source)),
                 Some(Ok(message)) => {
                     Raw { offset: message.offset(), value: message.payload().unwrap_or_default().to_vec() }
@@ -233,24 +254,25 @@ impl<R: Record + 'static> LogReader<R> {
             Ok(None) => {
                 self.waiting = Some(raw);
                 // The registry is asked in the background; nothing can be read past this record.
-                std::thread::sleep(timeout.min(Duration::from_millis(10)));
+                std::thread::sleep(timeout.min(SCHEMA_POLL));
                 Polled::Nothing
             }
             Err(error) => {
+                self.skipped += 1;
                 tracing::warn!(topic = self.topic, offset = raw.offset, %error, "skipping a record that is none of ours");
-                Polled::Nothing
+                Polled::Skipped
             }
         }
     }
 
-    /// `None` while the schema is being fetched.
+    /// `None` while the schema is not to be had: only we write here, so the registry must know it, or
+    /// will again.
     fn try_decode(&self, raw: &Raw) -> Result<Option<R>, ForeignRecord> {
         let (header, body) = Header::split(&raw.value)?;
         match self.schemas.lookup(header.schema_id) {
             Lookup::Known(schema) => Ok(Some(schema.decode(body)?)),
             Lookup::Wrong(error) => Err(error.into()),
-            Lookup::Unknown => Err(ForeignRecord::UnknownSchema(header.schema_id)),
-            Lookup::Pending => Ok(None),
+            Lookup::Unknown | Lookup::Pending => Ok(None),
         }
     }
 
@@ -265,6 +287,4 @@ enum ForeignRecord {
     Header(#[from] HeaderError),
     #[error(transparent)]
     Decode(#[from] DecodeError),
-    #[error("schema id {0} is not known to the registry")]
-    UnknownSchema(u32),
 }

@@ -21,7 +21,13 @@ const MAX_IDS: usize = 10_000;
 pub struct SchemaCache<R> {
     registry: Registry,
     runtime: Handle,
-    schemas: Arc<Mutex<HashMap<u32, Lookup<R>>>>,
+    schemas: Arc<Mutex<HashMap<u32, Known<R>>>>,
+}
+
+struct Known<R> {
+    lookup: Lookup<R>,
+    /// When the registry was asked.
+    asked: Instant,
 }
 
 /// What is known of a schema id.
@@ -30,7 +36,7 @@ pub enum Lookup<R> {
     Known(Arc<WriterSchema<R>>),
     /// A schema that is not of `R`.
     Wrong(DecodeError),
-    /// The registry said for a minute that there is none.
+    /// The registry said for a minute that there is none; it is asked again every minute.
     Unknown,
     /// Not known yet: ask again.
     Pending,
@@ -56,19 +62,25 @@ impl<R: Record + 'static> SchemaCache<R> {
     /// What is known of `id`; starts to fetch it if nothing is. Never blocks.
     pub fn lookup(&self, id: u32) -> Lookup<R> {
         let mut schemas = lock(&self.schemas);
-        if let Some(found) = schemas.get(&id) {
-            return found.clone();
-        }
+        let now = Instant::now();
+        let answer = match schemas.get_mut(&id) {
+            Some(Known { lookup: Lookup::Unknown, asked }) if asked.elapsed() >= UNKNOWN_FOR => {
+                *asked = now;
+                Lookup::Unknown
+            }
+            Some(known) => return known.lookup.clone(),
+            None => Lookup::Pending,
+        };
         if schemas.len() >= MAX_IDS {
-            schemas.retain(|_, lookup| matches!(lookup, Lookup::Known(_) | Lookup::Pending));
+            schemas.retain(|_, known| matches!(known.lookup, Lookup::Known(_) | Lookup::Pending));
         }
-        schemas.insert(id, Lookup::Pending);
+        schemas.insert(id, Known { lookup: answer.clone(), asked: now });
         let (registry, schemas) = (self.registry.clone(), Arc::clone(&self.schemas));
         self.runtime.spawn(async move {
-            let found = fetch(&registry, id).await;
-            lock(&schemas).insert(id, found);
+            let lookup = fetch(&registry, id).await;
+            lock(&schemas).insert(id, Known { lookup, asked: Instant::now() });
         });
-        Lookup::Pending
+        answer
     }
 }
 

@@ -119,6 +119,11 @@ impl Sender {
         Ok(())
     }
 
+    /// Why this producer can send nothing any more, if so: make another.
+    pub fn fatal_error(&self) -> Option<String> {
+        self.producer.client().fatal_error().map(|(code, reason)| format!("{code}: {reason}"))
+    }
+
     /// Waits until everything queued was acknowledged or given up, at most `timeout`. Blocks.
     pub fn flush(&self, timeout: Duration) -> Result<(), KafkaError> {
         self.producer.flush(timeout)

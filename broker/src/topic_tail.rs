@@ -10,7 +10,7 @@ use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
-use crate::{Broker, Lookup, Reader, Registry, SchemaCache, TopicName};
+use crate::{Broker, Lookup, Reader, Registry, SchemaCache, TopicName, is_transient};
 
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 const SCHEMA_POLL: Duration = Duration::from_millis(10);
@@ -89,6 +89,7 @@ impl<R: Record + 'static> TopicTail<R> {
                 let was_unread = self.unread.remove(&partition);
                 Ok((was_unread && self.unread.is_empty()).then_some(Tailed::End))
             }
+            Some(Err(error)) if is_transient(&error) => Ok(None),
             Some(Err(error)) => Err(error),
             Some(Ok(message)) => Ok(Some(match self.decode(message.payload().unwrap_or_default()) {
                 Ok(record) => Tailed::Record(record),

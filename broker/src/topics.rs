@@ -2,17 +2,19 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::consumer::Consumer;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 
 use crate::Broker;
 use crate::broker::MAX_RECORD_BYTES;
 
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+const LEADER_POLL: Duration = Duration::from_millis(20);
 const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
 
 /// The names of a cluster's topics, group and transactional ids.
@@ -210,7 +212,28 @@ pub async fn ensure_topics(
             Err((topic, code)) => return Err(TopicError::Create { topic, code }),
         }
     }
+    let (waiting, new) = (broker.clone(), names.clone());
+    let led = tokio::task::spawn_blocking(move || wait_until_led(&waiting, &new, claim_partitions));
+    led.await.expect("asking for offsets does not panic").map_err(|source| kafka(broker, source))?;
     Ok(names)
+}
+
+/// Waits until the leaders of new topics answer: for a moment they do not know yet that they lead.
+fn wait_until_led(broker: &Broker, topics: &[String], claim_partitions: i32) -> KafkaResult<()> {
+    let consumer = broker.reader()?;
+    let deadline = Instant::now() + ADMIN_TIMEOUT;
+    let claims = broker.topics().name(TopicName::StatusClaims);
+    for topic in topics {
+        for partition in 0..if *topic == claims { claim_partitions } else { 1 } {
+            while let Err(error) = consumer.fetch_watermarks(topic, partition, ADMIN_TIMEOUT) {
+                if Instant::now() >= deadline {
+                    return Err(error);
+                }
+                std::thread::sleep(LEADER_POLL);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Waits until all topics exist, saying so in the log, and checks them.

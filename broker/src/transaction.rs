@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientContext;
+use rdkafka::client::Client;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
@@ -35,17 +36,22 @@ pub enum TransactionError {
     TimedOut(Duration),
 }
 
-impl From<KafkaError> for TransactionError {
-    fn from(error: KafkaError) -> Self {
+impl TransactionError {
+    /// `error`, and what librdkafka's client says of itself: a producer that was fenced while it had
+    /// records to send reports them as purged, and only its fatal error says why.
+    fn new(error: KafkaError, client: Option<&Client<Failures>>) -> Self {
         let code = match &error {
             KafkaError::Transaction(error) => Some(error.code()),
             other => other.rdkafka_error_code(),
         };
+        let fatal = client.and_then(Client::fatal_error).map(|(code, _)| code);
         // Whatever flag comes with it: fenced is fenced.
-        let fenced = matches!(
-            code,
-            Some(RDKafkaErrorCode::ProducerFenced | RDKafkaErrorCode::Fenced | RDKafkaErrorCode::InvalidProducerEpoch)
-        );
+        let fenced = [code, fatal].into_iter().flatten().any(|code| {
+            matches!(
+                code,
+                RDKafkaErrorCode::ProducerFenced | RDKafkaErrorCode::Fenced | RDKafkaErrorCode::InvalidProducerEpoch
+            )
+        });
         if fenced { Self::Fenced(error) } else { Self::Failed(error) }
     }
 }
@@ -78,14 +84,17 @@ impl TransactionalProducer {
         config.set("transaction.timeout.ms", timeout.as_millis().to_string());
         config.set("message.timeout.ms", timeout.as_millis().to_string());
         config.set("linger.ms", "0");
-        let producer: BaseProducer<Failures> = config.create_with_context(Failures::default())?;
-        producer.init_transactions(timeout)?;
+        let created = config.create_with_context(Failures::default());
+        let producer: BaseProducer<Failures> = created.map_err(|error| TransactionError::new(error, None))?;
+        let opened = producer.init_transactions(timeout);
+        opened.map_err(|error| TransactionError::new(error, Some(producer.client())))?;
         Ok(Self { producer, timeout })
     }
 
     /// Begins a transaction.
     pub fn begin(&mut self) -> Result<Transaction<'_>, TransactionError> {
-        self.producer.begin_transaction()?;
+        let begun = self.producer.begin_transaction();
+        begun.map_err(|error| TransactionError::new(error, Some(self.producer.client())))?;
         Ok(Transaction { producer: &self.producer, timeout: self.timeout })
     }
 }
@@ -111,7 +120,7 @@ impl Transaction<'_> {
                     record = back;
                     self.producer.poll(POLL);
                 }
-                Err((error, _)) => return Err(error.into()),
+                Err((error, _)) => return Err(TransactionError::new(error, Some(self.producer.client()))),
             }
         }
     }
@@ -127,9 +136,7 @@ impl Transaction<'_> {
             self.producer.poll(POLL);
         }
         let failed = self.producer.context().first.lock().unwrap_or_else(PoisonError::into_inner).take();
-        match failed {
-            Some(error) => Err(error.into()),
-            None => Ok(self.producer.commit_transaction(self.timeout)?),
-        }
+        let outcome = failed.map_or_else(|| self.producer.commit_transaction(self.timeout), Err);
+        outcome.map_err(|error| TransactionError::new(error, Some(self.producer.client())))
     }
 }

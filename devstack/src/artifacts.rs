@@ -5,10 +5,13 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use sha2::{Digest, Sha256};
+
 use crate::DevstackError;
 use crate::error::Context;
 
-const KAFKA_VERSION: &str = "4.3.1";
+/// Names Kafka's version and all that goes with it.
+const POM: &str = include_str!("../pom.xml");
 /// The newest registry that runs on Java 17.
 const REGISTRY_VERSION: &str = "3.0.9";
 const MIN_JAVA: u32 = 17;
@@ -25,10 +28,14 @@ pub(crate) struct Artifacts {
 impl Artifacts {
     /// Finds or downloads everything, and installs Java and Maven where that is ours to do.
     pub(crate) fn fetch() -> Result<Self, DevstackError> {
-        require("java", java_is_new_enough, "openjdk-17-jre-headless", "install Java 17 or newer")?;
         let cache = cache_dir()?;
-        let kafka_libs = cached(&cache, &format!("kafka-{KAFKA_VERSION}"), |dir| {
-            fs::write(dir.join("pom.xml"), include_str!("../pom.xml")).context(|| "writing pom.xml".to_owned())?;
+        // Others may be setting up at this moment: they do it once, and for us too.
+        let lock_path = cache.join("setup.lock");
+        let lock = File::create(&lock_path).context(|| format!("creating {}", lock_path.display()))?;
+        lock.lock().context(|| format!("locking {}", lock_path.display()))?;
+        require("java", java_is_new_enough, "openjdk-17-jre-headless", "install Java 17 or newer")?;
+        let kafka_libs = cached(&cache, &format!("kafka-{}", digest(POM)), |dir| {
+            fs::write(dir.join("pom.xml"), POM).context(|| "writing pom.xml".to_owned())?;
             maven(dir, &["dependency:copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory=libs"])
         })?;
         let registry = cached(&cache, &format!("registry-{REGISTRY_VERSION}"), |dir| {
@@ -65,16 +72,13 @@ fn cache_dir() -> Result<PathBuf, DevstackError> {
 /// The directory `name` of the cache, filled by `fill` if it is not there.
 ///
 /// It is filled under another name and renamed when whole, so a download that was cut off is never
-/// taken for one that was not; a lock makes concurrent runs download once.
+/// taken for one that was not.
 fn cached(
     cache: &Path,
     name: &str,
     fill: impl FnOnce(&Path) -> Result<(), DevstackError>,
 ) -> Result<PathBuf, DevstackError> {
     let whole = cache.join(name);
-    let lock_path = cache.join(format!("{name}.lock"));
-    let lock = File::create(&lock_path).context(|| format!("creating {}", lock_path.display()))?;
-    lock.lock().context(|| format!("locking {}", lock_path.display()))?;
     if !whole.is_dir() {
         tracing::info!(artifact = name, into = %cache.display(), "downloading, once");
         require("mvn", |output| output.contains("Apache Maven"), "maven", "install Maven 3.6 or newer")?;
@@ -88,8 +92,15 @@ fn cached(
     Ok(whole)
 }
 
+/// Eight hex digits that change with `text`.
+fn digest(text: &str) -> String {
+    let digest = Sha256::digest(text);
+    format!("{:08x}", u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]))
+}
+
 fn maven(dir: &Path, goal: &[&str]) -> Result<(), DevstackError> {
-    run(Command::new("mvn").args(["-q", "-B"]).args(goal).current_dir(dir))
+    // -C: a download with a wrong checksum is an error, not a warning.
+    run(Command::new("mvn").args(["-q", "-B", "-C"]).args(goal).current_dir(dir))
 }
 
 /// Runs `command` to its end; an error has the end of its output.

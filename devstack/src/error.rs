@@ -53,12 +53,12 @@ pub enum DevstackError {
         tail: String,
     },
     /// Something else answers on the port.
-    #[error("the broker at {address} has cluster id {found:?}, not ours ({expected}): the port is another's")]
+    #[error("the broker at {address} has cluster id {found}, not ours ({expected}): the port is another's")]
     NotOurs {
         /// Where.
         address: String,
         /// Its cluster id.
-        found: Option<String>,
+        found: String,
         /// The one that we formatted.
         expected: String,
     },

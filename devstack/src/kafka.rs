@@ -69,7 +69,7 @@ impl Kafka {
                 Some(found) => {
                     return Err(DevstackError::NotOurs {
                         address: self.address(),
-                        found: Some(found),
+                        found,
                         expected: expected.to_owned(),
                     });
                 }

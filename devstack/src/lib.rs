@@ -11,7 +11,7 @@ mod registry;
 mod stack;
 mod supervised;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 
@@ -70,11 +70,6 @@ impl Devstack {
     /// Base URL of the registry's Confluent API.
     pub fn schema_registry(&self) -> String {
         self.registry.url()
-    }
-
-    /// The log files of Kafka and of the registry.
-    pub fn logs(&self) -> [&Path; 2] {
-        [self.kafka.process.log(), self.registry.process.log()]
     }
 
     /// Stops both and waits for them.

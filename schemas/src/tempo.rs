@@ -17,11 +17,6 @@ impl Tempo {
     /// The tempo of a new cluster: one beat per minute (the prototype's default).
     pub const DEFAULT: Self = Self(1_000);
 
-    /// Thousandths of a beat per minute.
-    pub fn milli_bpm(self) -> u32 {
-        self.0
-    }
-
     /// Beats per minute.
     pub fn bpm(self) -> f64 {
         f64::from(self.0) / 1_000.0

@@ -3,6 +3,7 @@
 use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// Flags about logs and the environment.
 #[derive(Debug, Clone, clap::Args)]
@@ -26,8 +27,15 @@ pub enum Environment {
     Production,
 }
 
+/// A bare word must be a level: `EnvFilter` would take any other for the name of a module, and silence
+/// everything else.
 fn parse_filter(text: &str) -> Result<String, String> {
-    EnvFilter::builder().parse(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
+    let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
+    let is_directive = |part: &str| part.contains(['=', '[']) || is_level(part.trim());
+    match text.split(',').find(|part| !is_directive(part)) {
+        Some(word) => Err(format!("{word:?} is no level; allowed are error, warn, info, debug, trace and off")),
+        None => EnvFilter::builder().parse(text).map(|_| text.to_owned()).map_err(|error| error.to_string()),
+    }
 }
 
 impl LogArgs {
@@ -39,5 +47,18 @@ impl LogArgs {
             Environment::Development => builder.with_ansi(std::io::stderr().is_terminal()).init(),
             Environment::Production => builder.json().flatten_event(true).init(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mistyped_level_is_refused() {
+        assert!(parse_filter("info").is_ok());
+        assert!(parse_filter("info,backbeat_reverb=debug").is_ok());
+        let error = parse_filter("warning").expect_err("no level");
+        assert_eq!(error, "\"warning\" is no level; allowed are error, warn, info, debug, trace and off");
     }
 }

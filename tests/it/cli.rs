@@ -101,10 +101,11 @@ fn reverb_refuses_bars_of_another_length() {
 fn tail_prints_records_as_json_lines() {
     let cluster = Cluster::new(2);
     let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200", "--bar", "4"]);
-    let sim = cluster.start("agent-sim", &["--agents", "3", "--beats", "8"]);
+    let mut sim = cluster.start("agent-sim", &["--agents", "3", "--beats", "8"]);
     let reverb = cluster.serve("reverb", &["--cluster", "it"]);
     wait_until("two reports", std::time::Duration::from_mins(1), || cluster.reports().len() >= 2);
-    drop((sim, reverb));
+    assert_eq!(sim.wait(), 0, "{}", sim.log());
+    drop(reverb);
 
     // While beats come, --follow would go on for ever without --max.
     let frames = backbeat(&cluster, &["tail", "beatframes", "--from-beginning", "--follow", "--max", "5"]);

@@ -33,9 +33,10 @@ fn check(frames: &[BeatFrame]) {
 #[test]
 fn killed_and_started_again_it_goes_on_without_a_gap_or_a_repeat() {
     let cluster = Cluster::new(3);
-    for round in 1..=5 {
+    for _ in 0..5 {
+        let before = cluster.frames().len();
         let pulse = cluster.serve("pulse", FAST);
-        wait_for_beats(&cluster, round * 20);
+        wait_for_beats(&cluster, before + 20);
         pulse.signal(Signal::KILL);
     }
     let frames = cluster.frames();
@@ -56,6 +57,7 @@ fn a_second_pulse_fences_the_first_which_stops_and_says_why() {
     let (loser, mut winner): (&mut Program, Program) =
         if first.is_running() { (&mut second, first) } else { (&mut first, second) };
     assert_eq!(loser.wait(), 1);
+    assert!(loser.log().contains("looking out for another pulse"), "fenced, it stays quiet: {}", loser.log());
     assert!(loser.log().contains("a pulse without peers gives way"), "{}", loser.log());
     let beats = cluster.frames().len();
     wait_for_beats(&cluster, beats + 20);

@@ -24,9 +24,10 @@ pub struct Program {
 impl Program {
     /// The executable of `name`, beside this test's own.
     pub fn executable(name: &str) -> PathBuf {
-        let test = env::current_exe().expect("a running program has a path");
-        let target = test.ancestors().nth(2).expect("tests run from target/PROFILE/deps");
-        let path = target.join(name);
+        let own = env::current_exe().expect("a running program has a path");
+        // Benchmarks run from target/PROFILE, tests from target/PROFILE/deps.
+        let dir = own.ancestors().skip(1).find(|dir| !dir.ends_with("deps")).expect("it lies in a directory");
+        let path = dir.join(name);
         assert!(
             path.exists(),
             "{} is not built: run `cargo build --workspace` first, as `make test` does",

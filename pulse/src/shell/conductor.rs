@@ -59,7 +59,6 @@ impl Conductor {
         let mut command = self.leadership.start();
         let mut compared = false;
         while !self.shutdown.is_cancelled() {
-            let since = Instant::now();
             let Some(event) = self.perform(command, &mut producer)? else {
                 break;
             };
@@ -68,7 +67,7 @@ impl Conductor {
                 compared = true;
                 self.compare_flags(frame);
             }
-            let (line, _) = self.lines.current(since);
+            let line = self.lines.current();
             command = self.leadership.on(event, now(), &line);
             self.metrics.leading(self.leadership.is_leader());
         }
@@ -160,10 +159,10 @@ impl Conductor {
     fn draw_first_line(&self) -> Event {
         let asked = Instant::now();
         self.lines.refresh();
-        while asked.elapsed() < FIRST_LINE_WITHIN && !self.lines.current(asked).1 {
+        while asked.elapsed() < FIRST_LINE_WITHIN && !self.lines.is_fresh(asked) {
             std::thread::sleep(Duration::from_millis(5));
         }
-        if !self.lines.current(asked).1 {
+        if !self.lines.is_fresh(asked) {
             tracing::warn!("no first line within 2 s: starting from the last frame's");
         }
         Event::LineDrawn
@@ -181,7 +180,7 @@ impl Conductor {
         if !self.sleep_until(due) {
             return None;
         }
-        if !self.lines.current(asked).1 {
+        if !self.lines.is_fresh(asked) {
             self.metrics.stale_line();
         }
         Some(Event::Due)

@@ -1,9 +1,12 @@
 //! Keeps the line fresh in the background, so that drawing it costs a beat no jitter.
+//!
+//! One thread per broker that leads partitions of `statusclaims`: a slow broker costs only its own
+//! partitions their freshness.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use backbeat_broker::ClaimEnds;
@@ -16,17 +19,26 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 const REFRESH_EVERY: Duration = Duration::from_secs(1);
 /// Added partitions and moved leaders are seen within this.
 const METADATA_EVERY: Duration = Duration::from_secs(5);
-/// A log end below the line for this long is no stale answer: the topic was lost or made anew.
+/// As long as it is not known who leads, it is asked more often.
+const METADATA_RETRY: Duration = Duration::from_millis(200);
+/// A log end that was below the line for this long is no stale answer: the topic was lost or made anew.
 const LOST_AFTER: Duration = Duration::from_secs(30);
 
 /// The line as it was last drawn.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 struct Drawn {
     line: Line,
-    /// When the newest complete answer was asked for.
-    asked: Option<Instant>,
-    /// Since when a partition's end lies below its line, and how.
-    below: BTreeMap<i32, (Instant, i64)>,
+    /// When each partition's newest answer was asked for.
+    asked: BTreeMap<i32, Instant>,
+    below: BTreeMap<i32, Below>,
+}
+
+/// A partition whose answers lie below its line.
+#[derive(Debug, Clone, Copy)]
+struct Below {
+    end: i64,
+    first: Instant,
+    last: Instant,
 }
 
 /// A partition of `statusclaims` that ends before offsets it once had.
@@ -41,85 +53,121 @@ pub(crate) struct LogLost {
     line: i64,
 }
 
-/// A thread that draws lines. It ends when this is dropped.
+/// The threads that draw lines. They end when this is dropped.
 pub(crate) struct Lines {
-    drawn: Arc<Mutex<Drawn>>,
-    wake: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
+    shared: Arc<Shared>,
+    /// Closed to end the thread that looks after the others.
+    _running: Sender<()>,
+}
+
+struct Shared {
+    ends: ClaimEnds,
+    drawn: Mutex<Drawn>,
+    leaders: Mutex<BTreeMap<i32, Leader>>,
+}
+
+/// The thread that asks one broker; it ends when this is dropped.
+struct Leader {
+    wake: Sender<()>,
+    partitions: Arc<Mutex<Vec<i32>>>,
 }
 
 impl Lines {
     pub(crate) fn start(ends: ClaimEnds) -> std::io::Result<Self> {
-        let drawn = Arc::<Mutex<Drawn>>::default();
-        let (wake, woken) = channel();
-        let thread = std::thread::Builder::new().name("lines".into()).spawn({
-            let drawn = Arc::clone(&drawn);
-            move || keep_fresh(&ends, &drawn, &woken)
-        })?;
-        Ok(Self { drawn, wake: Some(wake), thread: Some(thread) })
+        let shared = Arc::new(Shared { ends, drawn: Mutex::default(), leaders: Mutex::default() });
+        let (running, ended) = channel();
+        let threads = Arc::clone(&shared);
+        thread::Builder::new().name("leaders".into()).spawn(move || follow_leaders(&threads, &ended))?;
+        Ok(Self { shared, _running: running })
     }
 
     /// Draws the line anew, now, in the background.
     pub(crate) fn refresh(&self) {
-        if let Some(wake) = &self.wake {
-            // The thread lives as long as we do.
-            let _ = wake.send(());
+        for leader in lock(&self.shared.leaders).values() {
+            // A thread that has ended is started again by the one that looks after it.
+            let _ = leader.wake.send(());
         }
     }
 
     /// Never below `line`: the last frame's, behind which no line goes back.
     pub(crate) fn at_least(&self, line: Line) {
-        let mut drawn = lock(&self.drawn);
+        let mut drawn = lock(&self.shared.drawn);
         let mut merged = line;
         merged.advance_to(&drawn.line);
         drawn.line = merged;
     }
 
-    /// The line, and whether it was asked for since `since`.
-    pub(crate) fn current(&self, since: Instant) -> (Line, bool) {
-        let drawn = lock(&self.drawn);
-        (drawn.line.clone(), drawn.asked.is_some_and(|asked| asked >= since))
+    /// The line.
+    pub(crate) fn current(&self) -> Line {
+        lock(&self.shared.drawn).line.clone()
+    }
+
+    /// Whether every partition's end was asked for since `since`.
+    pub(crate) fn is_fresh(&self, since: Instant) -> bool {
+        let drawn = lock(&self.shared.drawn);
+        !drawn.asked.is_empty() && drawn.asked.values().all(|asked| *asked >= since)
     }
 
     /// Whether claims were lost under us.
     pub(crate) fn check(&self) -> Result<(), LogLost> {
-        let drawn = lock(&self.drawn);
-        let lost = drawn.below.iter().find(|(_, (since, _))| since.elapsed() >= LOST_AFTER);
-        lost.map_or(Ok(()), |(partition, (_, end))| {
-            Err(LogLost { partition: *partition, end: *end, line: drawn.line.end(*partition).unwrap_or(0) })
+        let drawn = lock(&self.shared.drawn);
+        let lost = drawn.below.iter().find(|(_, below)| below.last - below.first >= LOST_AFTER);
+        lost.map_or(Ok(()), |(partition, below)| {
+            Err(LogLost { partition: *partition, end: below.end, line: drawn.line.end(*partition).unwrap_or(0) })
         })
     }
 }
 
-impl Drop for Lines {
-    fn drop(&mut self) {
-        self.wake = None;
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+/// Keeps a thread for each broker that leads partitions.
+fn follow_leaders(shared: &Arc<Shared>, running: &Receiver<()>) {
+    loop {
+        let mut pause = METADATA_RETRY;
+        match shared.ends.partitions(QUERY_TIMEOUT) {
+            Ok(by_leader) => {
+                let known = by_leader.keys().any(|leader| *leader >= 0);
+                assign(shared, by_leader);
+                if known {
+                    pause = METADATA_EVERY;
+                }
+            }
+            Err(error) => tracing::warn!(%error, "the leaders of statusclaims are not to be had now"),
+        }
+        if running.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
+            lock(&shared.leaders).clear();
+            return;
         }
     }
 }
 
-fn keep_fresh(ends: &ClaimEnds, drawn: &Mutex<Drawn>, woken: &Receiver<()>) {
-    let mut leaders = BTreeMap::new();
-    let mut leaders_as_of = None::<Instant>;
+fn assign(shared: &Arc<Shared>, by_leader: BTreeMap<i32, Vec<i32>>) {
+    // Every partition counts, led or not: one without a leader is not fresh.
+    let epoch = Instant::now().checked_sub(METADATA_EVERY).unwrap_or_else(Instant::now);
+    for partition in by_leader.values().flatten() {
+        lock(&shared.drawn).asked.entry(*partition).or_insert(epoch);
+    }
+    let mut leaders = lock(&shared.leaders);
+    leaders.retain(|leader, _| by_leader.contains_key(leader));
+    for (leader, partitions) in by_leader.into_iter().filter(|(leader, _)| *leader >= 0) {
+        if let Some(known) = leaders.get(&leader) {
+            *lock(&known.partitions) = partitions;
+            continue;
+        }
+        let (wake, woken) = channel();
+        let partitions = Arc::new(Mutex::new(partitions));
+        let (ours, theirs) = (Arc::clone(shared), Arc::clone(&partitions));
+        match thread::Builder::new().name("lines".into()).spawn(move || keep_fresh(&ours, &theirs, &woken)) {
+            Ok(_) => drop(leaders.insert(leader, Leader { wake, partitions })),
+            Err(error) => tracing::warn!(%error, leader, "no thread to ask this broker"),
+        }
+    }
+}
+
+/// Asks one broker until its leader entry is dropped.
+fn keep_fresh(shared: &Shared, partitions: &Mutex<Vec<i32>>, woken: &Receiver<()>) {
     loop {
-        if leaders.is_empty() || leaders_as_of.is_none_or(|as_of| as_of.elapsed() >= METADATA_EVERY) {
-            match ends.partitions(QUERY_TIMEOUT) {
-                Ok(found) => {
-                    leaders = found;
-                    leaders_as_of = Some(Instant::now());
-                }
-                Err(error) => tracing::warn!(%error, "the leaders of statusclaims are not to be had now"),
-            }
-        }
         let asked = Instant::now();
-        let answers = ends.read(&leaders, QUERY_TIMEOUT);
-        let complete = !answers.is_empty() && answers.len() == leaders.values().map(Vec::len).sum::<usize>();
-        if !complete {
-            leaders_as_of = None;
-        }
-        note(&mut lock(drawn), &answers, complete.then_some(asked));
+        let answers = shared.ends.read(&lock(partitions).clone(), QUERY_TIMEOUT);
+        note(&mut lock(&shared.drawn), &answers, asked);
         // Spread out, so that nodes which started together do not ask together.
         let pause = REFRESH_EVERY.mul_f64(rand::rng().random_range(0.8..1.0));
         match woken.recv_timeout(pause) {
@@ -130,18 +178,52 @@ fn keep_fresh(ends: &ClaimEnds, drawn: &Mutex<Drawn>, woken: &Receiver<()>) {
     }
 }
 
-fn note(drawn: &mut Drawn, answers: &[(i32, i64)], asked: Option<Instant>) {
+fn note(drawn: &mut Drawn, answers: &[(i32, i64)], asked: Instant) {
     for (partition, end) in answers {
         if drawn.line.end(*partition).is_some_and(|line| *end < line) {
-            drawn.below.entry(*partition).or_insert((Instant::now(), *end)).1 = *end;
+            let below = drawn.below.entry(*partition).or_insert(Below { end: *end, first: asked, last: asked });
+            (below.end, below.last) = (*end, asked);
         } else {
             drawn.below.remove(partition);
         }
         drawn.line.advance(*partition, *end);
+        drawn.asked.insert(*partition, asked);
     }
-    drawn.asked = asked.or(drawn.asked);
 }
 
-fn lock(drawn: &Mutex<Drawn>) -> std::sync::MutexGuard<'_, Drawn> {
-    drawn.lock().unwrap_or_else(PoisonError::into_inner)
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(drawn: Drawn) -> Option<Below> {
+        drawn.below.into_values().next()
+    }
+
+    #[test]
+    fn one_stale_answer_is_not_a_lost_log_however_long_nobody_answers_after_it() {
+        let mut drawn = Drawn::default();
+        let start = Instant::now();
+        note(&mut drawn, &[(0, 10)], start);
+        note(&mut drawn, &[(0, 7)], start + Duration::from_secs(1));
+        let below = lines(drawn).expect("it was below");
+        assert!(below.last - below.first < LOST_AFTER);
+    }
+
+    #[test]
+    fn answers_below_the_line_for_30_s_are_and_a_good_one_clears_them() {
+        let mut drawn = Drawn::default();
+        let start = Instant::now();
+        note(&mut drawn, &[(0, 10)], start);
+        for second in 1..=31 {
+            note(&mut drawn, &[(0, 7)], start + Duration::from_secs(second));
+        }
+        assert_eq!(drawn.line.offsets(), [10], "a line never goes back");
+        assert!(drawn.below.values().all(|below| below.last - below.first >= LOST_AFTER));
+        note(&mut drawn, &[(0, 10)], start + Duration::from_secs(32));
+        assert!(drawn.below.is_empty());
+    }
 }

@@ -59,3 +59,10 @@ pub struct RawRecord {
     /// The value.
     pub value: Option<Vec<u8>>,
 }
+
+impl RawRecord {
+    /// How much of it there is.
+    pub fn bytes(&self) -> usize {
+        [&self.key, &self.value].into_iter().flatten().map(Vec::len).sum()
+    }
+}

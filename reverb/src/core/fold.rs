@@ -22,6 +22,8 @@ pub struct Fold {
     /// Every record below this offset was taken, or is not there.
     next_offset: i64,
     waiting: VecDeque<(i64, Waiting)>,
+    /// Bytes of the records kept in `waiting`.
+    raw_bytes: usize,
     /// Windows that opened and did not close, oldest first.
     open: VecDeque<(Window, Tally)>,
     /// Offsets that retention took before we read them.
@@ -39,6 +41,15 @@ enum Waiting {
         reason: InvalidClaim,
         raw: Box<RawRecord>,
     },
+}
+
+impl Waiting {
+    fn raw_bytes(&self) -> usize {
+        match self {
+            Self::Valid { raw, .. } => raw.as_ref().map_or(0, |raw| raw.bytes()),
+            Self::Invalid { raw, .. } => raw.bytes(),
+        }
+    }
 }
 
 /// What the fold wants done.
@@ -78,6 +89,7 @@ impl Fold {
             arrival: start,
             next_offset: offset,
             waiting: VecDeque::new(),
+            raw_bytes: 0,
             open: VecDeque::new(),
             lost: Vec::new(),
         };
@@ -103,6 +115,11 @@ impl Fold {
     /// How many records wait for a line.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
+    }
+
+    /// Bytes of the waiting records that may become dead letters.
+    pub fn raw_bytes(&self) -> usize {
+        self.raw_bytes
     }
 
     /// The windows that are open, with the claims counted so far.
@@ -136,6 +153,7 @@ impl Fold {
                 Waiting::Valid { claim, raw }
             }
         };
+        self.raw_bytes += waiting.raw_bytes();
         self.waiting.push_back((offset, waiting));
     }
 
@@ -156,6 +174,7 @@ impl Fold {
                 && *offset < line
             {
                 let (offset, waiting) = self.waiting.pop_front().expect("it was just looked at");
+                self.raw_bytes -= waiting.raw_bytes();
                 self.judge(offset, waiting, frames, outputs);
             }
             // Reached by a record at or past it, or because nothing below it is to come.

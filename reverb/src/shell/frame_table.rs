@@ -61,11 +61,24 @@ impl FrameTable {
 
     /// The first frame that `reached` accepts, where it accepts all later ones too.
     pub(crate) fn find(&mut self, reached: impl Fn(&BeatFrame) -> bool) -> Result<Option<BeatFrame>, TableError> {
-        let found = self.reader.first_where(reached)?;
+        Ok(self.search(|reader| reader.first_where(reached))?.map(|entry| entry.record))
+    }
+
+    /// The newest beat of the log, whatever the table has.
+    pub(crate) fn newest_beat(&mut self) -> Result<Option<BeatIndex>, TableError> {
+        Ok(self.search(LogReader::last)?.map(|entry| entry.record.beat_index))
+    }
+
+    /// Lets the reader go elsewhere, and brings it back whatever comes of it.
+    fn search<T>(
+        &mut self,
+        search: impl FnOnce(&mut LogReader<BeatFrame>) -> Result<T, ReadError>,
+    ) -> Result<T, TableError> {
+        let found = search(&mut self.reader);
         if let Some(next) = self.next_offset {
             self.reader.seek(next)?;
         }
-        Ok(found.map(|entry| entry.record))
+        Ok(found?)
     }
 
     /// The first downbeat at or after `beat`; `None` while the table does not reach there. What is
@@ -87,20 +100,25 @@ impl FrameTable {
         if self.next_offset.is_some() && self.frames.first().is_none_or(reaches) {
             return Ok(());
         }
-        // Two bars hold a whole one; the grace is at most a bar.
-        let margin = self
-            .reader
-            .last()?
-            .map_or(0, |last| i64::from(last.record.bar_length) * 2 + i64::from(last.record.grace_beats));
-        let target = (beat.get() - margin).max(0);
-        let entry = self.reader.first_where(|frame| frame.beat_index.get() >= target)?;
-        let start = match entry {
-            Some(entry) => entry.offset,
-            None => self.reader.low()?,
-        };
+        let start = self.search(|reader| {
+            // Two bars hold a whole one; the grace is at most a bar.
+            let bars = |last: &BeatFrame| i64::from(last.bar_length) * 2 + i64::from(last.grace_beats);
+            let margin = reader.last()?.map_or(0, |last| bars(&last.record));
+            let target = (beat.get() - margin).max(0);
+            match reader.first_where(|frame| frame.beat_index.get() >= target)? {
+                Some(entry) => Ok(entry.offset),
+                None => reader.low(),
+            }
+        })?;
         self.frames = Frames::default();
         self.next_offset = Some(start);
         Ok(self.reader.seek(start)?)
+    }
+
+    /// Forgets everything, until a window is asked for again.
+    pub(crate) fn clear(&mut self) {
+        self.frames = Frames::default();
+        self.next_offset = None;
     }
 
     /// Forgets what no claim that arrives on `beat` or later can count in.

@@ -89,6 +89,11 @@ impl Group {
         drop(earlier);
     }
 
+    /// Whether the merge runs here.
+    pub(crate) fn is_merging(&self) -> bool {
+        self.lock().merge.as_ref().is_some_and(|merge| !merge.has_ended())
+    }
+
     /// The merge, if it has ended by itself.
     pub(crate) fn take_ended_merge(&self) -> Option<MergeThread> {
         let mut state = self.lock();

@@ -28,8 +28,11 @@ use crate::core::Fold;
 const BATCH: usize = 2_000;
 /// How long a poll waits where there is nothing to do: what a frame waits at most to be noticed.
 const POLL: Duration = Duration::from_millis(5);
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 const STATUS_EVERY: Duration = Duration::from_millis(250);
+/// How often a fenced merge asks whether its partition is still this member's.
+const CONFIRM_EVERY: Duration = Duration::from_secs(1);
 /// How often it is tried to find where a new partition begins.
 const LOCATE_EVERY: Duration = Duration::from_millis(200);
 /// Partials and dead letters that are on their way at shutdown get this long.
@@ -51,7 +54,14 @@ pub(crate) struct Member {
     pub(crate) partitions: BTreeMap<i32, OwnedPartition>,
     pub(crate) beginnings: Beginnings,
     pub(crate) committed: BTreeMap<i32, Position>,
+    /// The merge's partition was just assigned.
+    pub(crate) merge_due: bool,
+    /// The merge was fenced; when to ask next whether it is still ours.
+    pub(crate) fenced: Option<Instant>,
 }
+
+/// The merge runs where this partition is owned.
+const MERGE_PARTITION: i32 = 0;
 
 /// Refuses windows of another length, opened after the start.
 pub(crate) struct BarLengthGuard {
@@ -90,26 +100,31 @@ impl Member {
     }
 
     fn work(&mut self, shutdown: &Shutdown) -> anyhow::Result<()> {
-        // The tail is read from before the first partial of ours can be there.
-        let end = self.partials.end()?;
-        self.partials.seek(end)?;
+        while let Err(error) = self.look_around() {
+            tracing::warn!(%error, "waiting for kafka and the schema registry");
+            std::thread::sleep(RETRY_PAUSE);
+            if shutdown.is_cancelled() {
+                return Ok(());
+            }
+        }
         self.consumer.subscribe(&[&self.topic])?;
         self.status.update(|member| member.waiting_for = Some("partitions of statusclaims".into()));
         let (mut commit_at, mut status_at, mut locate_at) = (Instant::now(), Instant::now(), Instant::now());
         while !shutdown.is_cancelled() {
-            self.take_claims();
-            self.take_changes()?;
-            self.follow_frames()?;
             let now = Instant::now();
+            // Before claims are taken: it may exchange the table that their outputs refer to.
             if !self.beginnings.is_empty() && now >= locate_at {
                 self.begin_folds()?;
                 locate_at = now + LOCATE_EVERY;
             }
+            self.take_claims();
+            self.take_changes()?;
+            self.follow_frames()?;
             self.advance();
             self.follow_partials();
             self.look_after_merge()?;
             if now >= commit_at {
-                self.commit();
+                self.commit()?;
                 commit_at = now + COMMIT_EVERY;
             }
             if now >= status_at {
@@ -117,6 +132,15 @@ impl Member {
                 status_at = now + STATUS_EVERY;
             }
         }
+        Ok(())
+    }
+
+    /// Notes where things stand before this member does anything.
+    fn look_around(&mut self) -> Result<(), TableError> {
+        // The tail is read from before the first partial of ours can be there.
+        let end = self.partials.end()?;
+        self.partials.seek(end)?;
+        self.bar_length.after = self.table.newest_beat()?;
         Ok(())
     }
 
@@ -138,13 +162,9 @@ impl Member {
             let Some(partition) = self.partitions.get_mut(&message.partition()) else {
                 continue;
             };
-            // Control records leave gaps, and so does retention.
-            if partition.misses_before(message.offset())
-                && let Ok((low, _)) = self.consumer.fetch_watermarks(&self.topic, partition.id, QUERY_TIMEOUT)
-            {
-                partition.reached(message.offset(), low);
-            }
-            partition.take(message.offset(), message.key(), message.payload(), self.table.frames(), &mut self.decoder);
+            let low = || log_start(&self.consumer, &self.topic, message.partition());
+            let (key, value) = (message.key(), message.payload());
+            partition.take(message.offset(), key, value, self.table.frames(), &mut self.decoder, &low);
         }
         self.metrics.processed(taken as u64);
     }
@@ -158,22 +178,27 @@ impl Member {
                         self.beginnings.remove(*partition);
                         self.committed.remove(partition);
                     }
-                    if revoked.contains(&0) {
-                        // Assigned and revoked within one poll, it may have been started just now.
-                        self.group.stop_merge();
-                    }
                 }
                 Change::Assigned(assigned) => {
                     for partition in &assigned {
                         self.partitions.insert(*partition, OwnedPartition::new(*partition));
                         self.beginnings.add(*partition);
                     }
-                    if assigned.contains(&0) {
-                        self.group.set_merge(MergeThread::start(self.merge.clone())?);
-                    }
+                    self.merge_due |= assigned.contains(&MERGE_PARTITION);
                 }
             }
             self.metrics.rebalanced(self.partitions.len());
+        }
+        if self.partitions.is_empty() {
+            self.table.clear();
+        }
+        // Only what the whole batch comes to counts: a merge that starts fences the one before it.
+        if !self.partitions.contains_key(&MERGE_PARTITION) {
+            (self.merge_due, self.fenced) = (false, None);
+        }
+        if std::mem::take(&mut self.merge_due) {
+            self.fenced = None;
+            self.group.set_merge(MergeThread::start(self.merge.clone())?);
         }
         Ok(())
     }
@@ -219,7 +244,9 @@ impl Member {
 
     fn advance(&mut self) {
         for partition in self.partitions.values_mut() {
-            partition.take_stalled(self.table.frames(), &mut self.decoder);
+            let id = partition.id;
+            let low = || log_start(&self.consumer, &self.topic, id);
+            partition.take_stalled(self.table.frames(), &mut self.decoder, &low);
             if let (Some((tip, low)), false) = (self.group.tip(partition.id), partition.paused) {
                 partition.reached(tip, low);
             }
@@ -267,29 +294,41 @@ impl Member {
     }
 
     fn look_after_merge(&mut self) -> anyhow::Result<()> {
-        let Some(ended) = self.group.take_ended_merge() else {
-            return Ok(());
-        };
-        match ended.end() {
-            None => Ok(()),
-            Some(MergeEnd::Failed(error)) => Err(error),
-            Some(MergeEnd::Fenced) => {
-                // Ours still, if the group says so in this very epoch; else another merges rightly.
-                let positions = self.group.positions();
-                let ours = self.partitions.contains_key(&0) && !self.consumer.assignment_lost();
-                match commit(&self.consumer, &self.topic, &positions, CommitMode::Sync) {
-                    Ok(()) if ours => self.group.set_merge(MergeThread::start(self.merge.clone())?),
-                    Ok(()) => {}
-                    Err(error) => {
-                        tracing::warn!(%error, "fenced, and no longer sure to own statusclaims-0: not merging");
-                    }
-                }
-                Ok(())
-            }
+        match self.group.take_ended_merge().and_then(|ended| ended.end()) {
+            None => {}
+            Some(MergeEnd::Failed(error)) => return Err(error),
+            Some(MergeEnd::Fenced) => self.fenced = Some(Instant::now()),
         }
+        if self.fenced.is_some_and(|since| Instant::now() >= since) {
+            self.merge_again()?;
+        }
+        Ok(())
     }
 
-    fn commit(&mut self) {
+    /// Fenced: merges again only if the group confirms, in this very epoch, that the partition is ours.
+    /// Another may be merging rightly.
+    fn merge_again(&mut self) -> anyhow::Result<()> {
+        let positions = self.group.positions();
+        // A commit of nothing asks nobody.
+        let ours = positions.contains_key(&MERGE_PARTITION) && !self.consumer.assignment_lost();
+        match commit(&self.consumer, &self.topic, &positions, CommitMode::Sync) {
+            Ok(()) if ours => {
+                self.fenced = None;
+                self.group.set_merge(MergeThread::start(self.merge.clone())?);
+                return Ok(());
+            }
+            Ok(()) => {}
+            Err(error) => tracing::warn!(%error, "fenced, and not sure to own the merge's partition: not merging"),
+        }
+        self.fenced = Some(Instant::now() + CONFIRM_EVERY);
+        Ok(())
+    }
+
+    fn commit(&mut self) -> anyhow::Result<()> {
+        if let Some(reason) = self.outlet.sender.fatal_error() {
+            // Nothing can be sent any more; a restart begins where the committed offsets say.
+            bail!("the producer of partials and dead letters has failed for good: {reason}");
+        }
         self.partitions.values_mut().for_each(|partition| partition.retry(&mut self.outlet, &self.metrics));
         let mut positions = self.group.positions();
         positions.retain(|partition, position| self.committed.get(partition) != Some(position));
@@ -302,6 +341,7 @@ impl Member {
         if let (Some(oldest), true) = (oldest, self.beginnings.is_empty()) {
             self.table.forget_before(oldest);
         }
+        Ok(())
     }
 
     fn publish_status(&mut self) {
@@ -332,10 +372,21 @@ impl Member {
         };
         self.status.open(open);
         self.status.update(|member| {
-            member.merging = self.partitions.contains_key(&0);
+            member.merging = self.group.is_merging();
             member.newest_beat = newest;
             member.partitions = partitions;
             member.waiting_for = waiting_for;
         });
+    }
+}
+
+/// The first retained offset of `partition`; `None` if Kafka does not say.
+fn log_start(consumer: &GroupConsumer, topic: &str, partition: i32) -> Option<i64> {
+    match consumer.fetch_watermarks(topic, partition, QUERY_TIMEOUT) {
+        Ok((low, _)) => Some(low),
+        Err(error) => {
+            tracing::warn!(%error, partition, "offsets are missing, and whether retention took them is not known");
+            None
+        }
     }
 }

@@ -17,7 +17,7 @@ use tokio::runtime::Handle;
 use super::args::Reemit;
 use super::frame_table::{FrameTable, TableError};
 use super::metrics::Metrics;
-use super::recompute::Recompute;
+use super::recompute::{Recompute, RecomputeError};
 use super::report_index::ReportIndex;
 use super::status::SharedStatus;
 use crate::core::{Counts, Merge, Ready, Window, bar_report};
@@ -105,14 +105,16 @@ enum SessionError {
     Read(#[from] backbeat_broker::ReadError),
     #[error(transparent)]
     Table(#[from] TableError),
-    #[error("recomputing a window: {0}")]
-    Recompute(#[from] rdkafka::error::KafkaError),
+    #[error(transparent)]
+    Recompute(#[from] RecomputeError),
+    #[error("making a reader of claims: {0}")]
+    Kafka(#[from] rdkafka::error::KafkaError),
 }
 
 fn run(settings: &MergeSettings, stop: &Shutdown) -> Option<MergeEnd> {
     while !stop.is_cancelled() {
         let error = match Session::open(settings).and_then(|mut session| session.run(stop)) {
-            Ok(()) => return None,
+            Ok(()) | Err(SessionError::Recompute(RecomputeError::Stopped)) => return None,
             Err(SessionError::Transaction(TransactionError::Fenced(error))) => {
                 tracing::warn!(%error, "the merge was fenced");
                 return Some(MergeEnd::Fenced);
@@ -199,17 +201,17 @@ impl<'s> Session<'s> {
             self.table.follow(Duration::ZERO)?;
             let ready = self.merge.ready(self.table.frames(), MAX_WINDOWS);
             if !ready.is_empty() {
-                self.finish(ready)?;
+                self.finish(ready, stop)?;
             }
         }
         Ok(())
     }
 
     /// Decides on each window, then writes all of it in one transaction.
-    fn finish(&mut self, ready: Vec<(Window, Ready)>) -> Result<(), SessionError> {
+    fn finish(&mut self, ready: Vec<(Window, Ready)>, stop: &Shutdown) -> Result<(), SessionError> {
         let mut finishing = Vec::with_capacity(ready.len());
         for (window, ready) in ready {
-            finishing.push(self.decide(window, &ready)?);
+            finishing.push(self.decide(window, &ready, stop)?);
         }
         self.write(&finishing)?;
         for finish in &finishing {
@@ -226,7 +228,7 @@ impl<'s> Session<'s> {
         Ok(())
     }
 
-    fn decide(&mut self, window: Window, ready: &Ready) -> Result<Finish, SessionError> {
+    fn decide(&mut self, window: Window, ready: &Ready, stop: &Shutdown) -> Result<Finish, SessionError> {
         let exists = *ready == Ready::Stuck && self.last_report(&window)?.is_some();
         if exists {
             return Ok(Finish { window, verdict: Verdict::Dropped, report: None });
@@ -234,7 +236,7 @@ impl<'s> Session<'s> {
         let counts = match ready {
             Ready::Complete(counts) => Some(*counts),
             Ready::Skip => None,
-            Ready::Recompute | Ready::Stuck => self.recompute.window(self.table.frames(), &window)?,
+            Ready::Recompute | Ready::Stuck => self.recompute.window(self.table.frames(), &window, stop)?,
         };
         let Some(counts) = counts else {
             return Ok(Finish { window, verdict: Verdict::Skipped, report: None });

@@ -16,6 +16,8 @@ use crate::core::{Closed, Fold, Frames, LOGIC, Output, Progress, RawRecord};
 const MAX_WAITING: usize = 20_000;
 /// Records that may wait to be sent before the partition pauses.
 const MAX_OUTBOX: usize = 1_000;
+/// Bytes of possible dead letters that may wait for a line before the partition pauses.
+const MAX_RAW_BYTES: usize = 8 * 1024 * 1024;
 /// A partial that nobody finished is sent again after this: it may have been lost with its topic.
 const RESEND_AFTER: Duration = Duration::from_hours(1);
 
@@ -68,7 +70,7 @@ impl OwnedPartition {
         }
     }
 
-    /// Takes a record as it comes from Kafka.
+    /// Takes a record as it comes from Kafka. `low` asks where the partition's log begins.
     pub(crate) fn take(
         &mut self,
         offset: i64,
@@ -76,10 +78,12 @@ impl OwnedPartition {
         value: Option<&[u8]>,
         frames: &Frames,
         decoder: &mut ClaimDecoder,
+        low: &dyn Fn() -> Option<i64>,
     ) {
         let raw = || RawRecord { key: key.map(<[u8]>::to_vec), value: value.map(<[u8]>::to_vec) };
         if let Some(fold) = self.fold.as_mut().filter(|_| self.stalled.is_empty())
             && let Some(reading) = decoder.decode(key, value)
+            && mind_gap(fold, offset, low)
         {
             fold.take(offset, reading, frames, raw, &mut self.outputs);
         } else {
@@ -88,19 +92,16 @@ impl OwnedPartition {
     }
 
     /// Takes the records that had to wait and need not any more.
-    pub(crate) fn take_stalled(&mut self, frames: &Frames, decoder: &mut ClaimDecoder) {
+    pub(crate) fn take_stalled(&mut self, frames: &Frames, decoder: &mut ClaimDecoder, low: &dyn Fn() -> Option<i64>) {
         let Some(fold) = &mut self.fold else { return };
         while let Some((offset, raw)) = self.stalled.pop_front() {
             match decoder.decode(raw.key.as_deref(), raw.value.as_deref()) {
-                Some(reading) => fold.take(offset, reading, frames, || raw, &mut self.outputs),
-                None => return self.stalled.push_front((offset, raw)),
+                Some(reading) if mind_gap(fold, offset, low) => {
+                    fold.take(offset, reading, frames, || raw, &mut self.outputs);
+                }
+                _ => return self.stalled.push_front((offset, raw)),
             }
         }
-    }
-
-    /// Whether records are missing between those taken and `offset`.
-    pub(crate) fn misses_before(&self, offset: i64) -> bool {
-        self.stalled.is_empty() && self.fold.as_ref().is_some_and(|fold| offset > fold.next_offset())
     }
 
     /// No record below `offset` is to come, in a log that begins at `low`.
@@ -121,9 +122,9 @@ impl OwnedPartition {
                     self.outbox.push_back(Message::DeadLetter { offset, reason, raw });
                 }
                 Output::Closed(closed) => {
-                    let line = |beat| frames.get(beat).map_or(0, |frame| frame.line(self.id));
-                    self.progress.opened(closed.window.from, line(closed.window.from));
-                    let partitions = frames.get(closed.window.closes).map_or(0, |frame| frame.claim_offsets.len());
+                    let frame = |beat| frames.get(beat).expect("the table reaches back to every window that closes");
+                    self.progress.opened(closed.window.from, frame(closed.window.from).line(self.id));
+                    let partitions = frame(closed.window.closes).claim_offsets.len();
                     if self.id as usize >= partitions {
                         self.progress.not_ours(closed.window.from);
                         continue;
@@ -136,8 +137,9 @@ impl OwnedPartition {
             }
         }
         for (window, _) in fold.open() {
-            let line = frames.get(window.from).map_or(0, |frame| frame.line(self.id));
-            self.progress.opened(window.from, line);
+            if let Some(opening) = frames.get(window.from) {
+                self.progress.opened(window.from, opening.line(self.id));
+            }
         }
         self.send(outlet, metrics);
     }
@@ -218,10 +220,23 @@ impl OwnedPartition {
 
     /// Whether it must not be given more records for now.
     pub(crate) fn is_full(&self) -> bool {
-        self.fold.as_ref().is_none_or(|fold| fold.waiting() >= MAX_WAITING)
+        self.fold.as_ref().is_none_or(|fold| fold.waiting() >= MAX_WAITING || fold.raw_bytes() >= MAX_RAW_BYTES)
             || !self.stalled.is_empty()
             || self.outbox.len() >= MAX_OUTBOX
     }
+}
+
+/// Tells the fold what is missing before `offset`: control records leave gaps, and so does retention.
+/// False if it is not to be found out now.
+fn mind_gap(fold: &mut Fold, offset: i64, low: &dyn Fn() -> Option<i64>) -> bool {
+    if offset <= fold.next_offset() {
+        return true;
+    }
+    let found = low();
+    if let Some(low) = found {
+        fold.reached(offset, low);
+    }
+    found.is_some()
 }
 
 /// The record of one partition's share of a window. Member and counter are set when it is sent.

@@ -1,8 +1,10 @@
 //! One window, computed anew from the log alone.
 
-use std::time::Duration;
+use std::ops::Range;
+use std::time::{Duration, Instant};
 
-use backbeat_broker::{Broker, Reader, Registry, SchemaCache, TopicName};
+use backbeat_broker::{Broker, Reader, Registry, SchemaCache, TopicName, is_transient};
+use backbeat_service::Shutdown;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
@@ -11,12 +13,21 @@ use tokio::runtime::Handle;
 
 use super::claim_decoder::ClaimDecoder;
 use super::timeouts::QUERY_TIMEOUT;
-use crate::core::{Counts, Fold, Frames, Output, RawRecord, Tally, Window};
+use crate::core::{Counts, Fold, Frames, Output, RawRecord, Reading, Tally, Window};
 
 const POLL: Duration = Duration::from_millis(100);
 const SCHEMA_POLL: Duration = Duration::from_millis(10);
-/// Polls in a row that bring nothing, after which Kafka is taken to be away.
-const MAX_IDLE_POLLS: u32 = 150;
+/// Kafka is taken to be away after this long without a record.
+const GIVE_UP_AFTER: Duration = Duration::from_secs(15);
+
+/// A window could not be computed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum RecomputeError {
+    #[error("reading claims again: {0}")]
+    Kafka(#[from] KafkaError),
+    #[error("told to stop")]
+    Stopped,
+}
 
 /// Reads the claims of windows by their ranges. All its calls block.
 pub(crate) struct Recompute {
@@ -36,11 +47,16 @@ impl Recompute {
 
     /// The counts of `window`, whose closing frame is in `frames`; `None` if its claims are no longer
     /// wholly retained.
-    pub(crate) fn window(&mut self, frames: &Frames, window: &Window) -> Result<Option<Counts>, KafkaError> {
+    pub(crate) fn window(
+        &mut self,
+        frames: &Frames,
+        window: &Window,
+        stop: &Shutdown,
+    ) -> Result<Option<Counts>, RecomputeError> {
         let partitions = frames.get(window.closes).map_or(0, |frame| frame.claim_offsets.len());
         let mut whole = Tally::default();
         for partition in 0..partitions as i32 {
-            match self.partition(frames, window, partition)? {
+            match self.partition(frames, window, partition, stop)? {
                 Some(share) => whole.absorb(share),
                 None => return Ok(None),
             }
@@ -48,14 +64,26 @@ impl Recompute {
         Ok(Some(whole.counts()))
     }
 
-    fn partition(&mut self, frames: &Frames, window: &Window, partition: i32) -> Result<Option<Tally>, KafkaError> {
+    fn partition(
+        &mut self,
+        frames: &Frames,
+        window: &Window,
+        partition: i32,
+        stop: &Shutdown,
+    ) -> Result<Option<Tally>, RecomputeError> {
         let line = |beat| frames.get(beat).map_or(0, |frame| frame.line(partition));
         let (start, end) = (line(window.from), line(window.closes));
-        let low = self.consumer.fetch_watermarks(&self.topic, partition, QUERY_TIMEOUT)?.0;
+        let low = self.low(partition)?;
         let mut fold = Fold::new(partition, window.from, start, low);
         let mut outputs = Vec::new();
         if start.max(low) < end {
-            self.read(partition, start.max(low), end, frames, &mut fold, &mut outputs)?;
+            let whole = self.read(partition, start.max(low)..end, stop, |offset, reading| {
+                fold.take(offset, reading, frames, RawRecord::default, &mut outputs);
+            })?;
+            // Where offsets are missing, retention may have overtaken us.
+            if !whole && self.low(partition)? > start {
+                return Ok(None);
+            }
         }
         fold.reached(end, low);
         fold.advance(frames, &mut outputs);
@@ -67,44 +95,51 @@ impl Recompute {
         Ok(closed.retained.then_some(closed.tally))
     }
 
+    fn low(&self, partition: i32) -> Result<i64, RecomputeError> {
+        Ok(self.consumer.fetch_watermarks(&self.topic, partition, QUERY_TIMEOUT)?.0)
+    }
+
+    /// Reads the records of `range`; returns whether there was one at each of its offsets.
     fn read(
         &mut self,
         partition: i32,
-        start: i64,
-        end: i64,
-        frames: &Frames,
-        fold: &mut Fold,
-        outputs: &mut Vec<Output>,
-    ) -> Result<(), KafkaError> {
+        range: Range<i64>,
+        stop: &Shutdown,
+        mut take: impl FnMut(i64, Reading),
+    ) -> Result<bool, RecomputeError> {
         let mut assignment = TopicPartitionList::new();
-        assignment.add_partition_offset(&self.topic, partition, Offset::Offset(start))?;
+        assignment.add_partition_offset(&self.topic, partition, Offset::Offset(range.start))?;
         self.consumer.assign(&assignment)?;
-        let mut idle = 0;
-        while fold.next_offset() < end {
+        let mut next = range.start;
+        let mut gap = false;
+        let mut last = Instant::now();
+        while next < range.end {
+            if stop.is_cancelled() {
+                return Err(RecomputeError::Stopped);
+            }
             let message = match self.consumer.poll(POLL) {
                 Some(Ok(message)) => message,
                 // The line was known before we began to read: the end that was met lies at or after it.
-                Some(Err(KafkaError::PartitionEOF(_))) => return Ok(()),
-                Some(Err(error)) => return Err(error),
-                None if idle < MAX_IDLE_POLLS => {
-                    idle += 1;
-                    continue;
-                }
-                None => return Err(KafkaError::NoMessageReceived),
+                Some(Err(KafkaError::PartitionEOF(_))) => return Ok(false),
+                Some(Err(error)) if !is_transient(&error) => return Err(error.into()),
+                Some(Err(_)) | None if last.elapsed() < GIVE_UP_AFTER => continue,
+                Some(Err(_)) | None => return Err(KafkaError::NoMessageReceived.into()),
             };
-            idle = 0;
-            if message.offset() >= end {
-                return Ok(());
+            last = Instant::now();
+            gap |= message.offset() > next;
+            if message.offset() >= range.end {
+                break;
             }
-            let (key, value) = (message.key(), message.payload());
+            next = message.offset() + 1;
             let reading = loop {
-                match self.decoder.decode(key, value) {
+                match self.decoder.decode(message.key(), message.payload()) {
                     Some(reading) => break reading,
+                    None if stop.is_cancelled() => return Err(RecomputeError::Stopped),
                     None => std::thread::sleep(SCHEMA_POLL),
                 }
             };
-            fold.take(message.offset(), reading, frames, RawRecord::default, outputs);
+            take(message.offset(), reading);
         }
-        Ok(())
+        Ok(!gap)
     }
 }

@@ -58,7 +58,8 @@ impl ReportIndex {
             && self.reports.first_key_value().is_some_and(|(first, _)| *first < oldest)
         {
             self.reports = self.reports.split_off(&oldest);
-            self.since = self.since.max(Some(closed_at));
+            // Nothing is known any more of a window closed at that very instant.
+            self.since = self.since.max(Some(closed_at.plus_millis(1)));
         }
     }
 }

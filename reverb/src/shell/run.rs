@@ -89,8 +89,7 @@ fn member(
     settings.set("statistics.interval.ms", "1000");
     let consumer: GroupConsumer = settings.create_with_context(Group::default())?;
     let group = Arc::clone(consumer.context());
-    let mut frames = LogReader::<BeatFrame>::new(broker, registry, runtime, TopicName::BeatFrames)?;
-    let newest = frames.last()?.map(|entry| entry.record.beat_index);
+    let frames = LogReader::<BeatFrame>::new(broker, registry, runtime, TopicName::BeatFrames)?;
     Ok(Member {
         consumer,
         group,
@@ -107,11 +106,13 @@ fn member(
             partials: Arc::default(),
         },
         merge,
-        bar_length: BarLengthGuard { expected: args.bar_length, after: newest },
+        bar_length: BarLengthGuard { expected: args.bar_length, after: None },
         metrics,
         status,
         partitions: Default::default(),
         beginnings: Default::default(),
         committed: Default::default(),
+        merge_due: false,
+        fenced: None,
     })
 }
