@@ -90,7 +90,8 @@ impl Broker {
         config.set("isolation.level", "read_committed");
         config.set("enable.partition.eof", "true");
         config.set("auto.offset.reset", "earliest");
-        config.set("fetch.wait.max.ms", "100");
+        // A seek waits for the fetch before it, at most this long.
+        config.set("fetch.wait.max.ms", "50");
         config.set("fetch.queue.backoff.ms", "10");
         config.set("fetch.message.max.bytes", MAX_RECORD_BYTES.to_string());
         config

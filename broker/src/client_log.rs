@@ -23,7 +23,7 @@ impl ConsumerContext for ClientLog {}
 ///
 /// librdkafka goes on trying after these; what cannot go on is an error of the call that needs it.
 pub fn log_client_error(error: &KafkaError, reason: &str) {
-    if !matches!(error, KafkaError::PartitionEOF(_)) {
+    if error.rdkafka_error_code() != Some(RDKafkaErrorCode::PartitionEOF) {
         tracing::warn!(%error, reason, "kafka client");
     }
 }

@@ -81,16 +81,6 @@ impl FrameTable {
         Ok(found?)
     }
 
-    /// The first downbeat at or after `beat`; `None` while the table does not reach there. What is
-    /// missing comes with later calls.
-    pub(crate) fn downbeat_from(&mut self, beat: BeatIndex) -> Result<Option<BeatIndex>, TableError> {
-        self.cover(beat)?;
-        self.follow(Duration::ZERO)?;
-        // The table begins with a downbeat: one that begins later may have left some out.
-        let reaches = self.frames.first().is_some_and(|first| first.beat_index <= beat);
-        Ok(if reaches { self.frames.downbeat_from(beat) } else { None })
-    }
-
     /// Makes the table reach back to every window in which a claim that arrives on `beat` may count.
     /// What is missing comes with the next calls of [`FrameTable::follow`].
     pub(crate) fn cover(&mut self, beat: BeatIndex) -> Result<(), TableError> {

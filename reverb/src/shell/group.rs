@@ -12,6 +12,9 @@ use rdkafka::{ClientContext, Offset, TopicPartitionList};
 use super::merger::MergeThread;
 use crate::core::Progress;
 
+/// The merge runs where this partition is owned.
+pub(crate) const MERGE_PARTITION: i32 = 0;
+
 /// A consumer in reverb's group.
 pub(crate) type GroupConsumer = BaseConsumer<Group>;
 
@@ -165,7 +168,7 @@ impl ConsumerContext for Group {
             let mut state = self.lock();
             let positions = revoked.iter().filter_map(|p| Some((*p, state.positions.remove(p)?))).collect();
             state.tips.retain(|partition, _| !revoked.contains(partition));
-            (positions, if revoked.contains(&0) { state.merge.take() } else { None })
+            (positions, if revoked.contains(&MERGE_PARTITION) { state.merge.take() } else { None })
         };
         // Dropping it waits until it has ended: nobody else may merge before.
         drop(merge);

@@ -16,7 +16,7 @@ use rdkafka::message::Message;
 use super::beginnings::Beginnings;
 use super::claim_decoder::ClaimDecoder;
 use super::frame_table::{FrameTable, TableError};
-use super::group::{Change, GroupConsumer, Position, SharedGroup, commit};
+use super::group::{Change, GroupConsumer, MERGE_PARTITION, Position, SharedGroup, commit};
 use super::merger::{MergeEnd, MergeSettings, MergeThread};
 use super::metrics::Metrics;
 use super::owned_partition::{Outlet, OwnedPartition};
@@ -59,9 +59,6 @@ pub(crate) struct Member {
     /// The merge was fenced; when to ask next whether it is still ours.
     pub(crate) fenced: Option<Instant>,
 }
-
-/// The merge runs where this partition is owned.
-const MERGE_PARTITION: i32 = 0;
 
 /// Refuses windows of another length, opened after the start.
 pub(crate) struct BarLengthGuard {
