@@ -15,6 +15,10 @@ const STOP_WITHIN: Duration = Duration::from_secs(5);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 const PROBE_PAUSE: Duration = Duration::from_millis(100);
 
+/// What Kafka says of a port that it cannot bind.
+const PORT_TAKEN: &str = "Address already in use";
+const MAX_ATTEMPTS: u32 = 3;
+
 #[derive(Debug)]
 pub(crate) struct Kafka {
     pub(crate) process: Supervised,
@@ -22,7 +26,21 @@ pub(crate) struct Kafka {
 }
 
 impl Kafka {
+    /// Starts a node. A free port may be taken by another before the node binds it: then there are
+    /// other ports.
     pub(crate) fn start(artifacts: &Artifacts, options: &Options) -> Result<Self, DevstackError> {
+        let mut attempt = 1;
+        loop {
+            match Self::start_once(artifacts, options) {
+                Err(DevstackError::NotReady { tail, .. }) if tail.contains(PORT_TAKEN) && attempt < MAX_ATTEMPTS => {
+                    attempt += 1;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn start_once(artifacts: &Artifacts, options: &Options) -> Result<Self, DevstackError> {
         let port = port::claim("kafka", options.kafka_port)?;
         let controller_port = port::claim("kafka", 0)?;
         let dir = options.dir.join("kafka");

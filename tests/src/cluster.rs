@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use backbeat_broker::{Broker, Entry, KafkaArgs, LogReader, Registry, TopicName, ensure_topics};
-use backbeat_devstack::{Options, Stack, free_port, stock_tool};
+use backbeat_devstack::{Options, Stack, stock_tool};
 use backbeat_schemas::{BarReport, BeatFrame, Record};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -98,15 +98,12 @@ impl Cluster {
 
     /// Starts a program without an HTTP server.
     pub fn start(&self, name: &str, args: &[&str]) -> Program {
-        Program::start(name, &mut self.command(name, args), &self.log(name), None)
+        Program::start(name, &self.command(name, args), &self.log(name))
     }
 
     /// Starts a service, its HTTP server on a free port.
     pub fn serve(&self, name: &str, args: &[&str]) -> Program {
-        let port = free_port().expect("a free port");
-        let mut command = self.command(name, args);
-        command.args(["--admin-port", &port.to_string()]);
-        Program::start(name, &mut command, &self.log(name), Some(port))
+        self.start(name, &[args, &["--admin-port", "0"]].concat())
     }
 
     fn log(&self, name: &str) -> std::path::PathBuf {

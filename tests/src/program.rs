@@ -17,8 +17,6 @@ const END_WITHIN: Duration = Duration::from_mins(1);
 /// A running program of the workspace. Dropping it stops it.
 pub struct Program {
     process: Supervised,
-    /// Where its HTTP server listens, if it has one.
-    port: Option<u16>,
 }
 
 impl Program {
@@ -36,10 +34,10 @@ impl Program {
         path
     }
 
-    pub(crate) fn start(name: &str, command: &mut Command, log: &Path, port: Option<u16>) -> Self {
+    pub(crate) fn start(name: &str, command: &Command, log: &Path) -> Self {
         let process =
             Supervised::spawn(command, log, STOP_WITHIN).unwrap_or_else(|error| panic!("starting {name}: {error}"));
-        Self { process, port }
+        Self { process }
     }
 
     /// Its process id.
@@ -49,7 +47,7 @@ impl Program {
 
     /// Sends it `signal`.
     pub fn signal(&self, signal: Signal) {
-        self.process.signal(signal).expect("the process is there");
+        self.process.signal(signal).unwrap_or_else(|error| panic!("{error}; it said:\n{}", self.log()));
     }
 
     /// Waits until it has ended by itself, and returns its exit code.
@@ -70,8 +68,10 @@ impl Program {
 
     /// GETs `path` of its HTTP server: the status and the body; `None` while it does not answer.
     pub fn get(&self, path: &str) -> Option<(u16, String)> {
-        let port = self.port.expect("a program with an HTTP server");
-        let answer = reqwest::blocking::get(format!("http://127.0.0.1:{port}{path}")).ok()?;
+        // It chose a free port itself, and says which.
+        let log = self.log();
+        let address = log.split_once("http server listens address=")?.1.lines().next()?;
+        let answer = reqwest::blocking::get(format!("http://{address}{path}")).ok()?;
         Some((answer.status().as_u16(), answer.text().ok()?))
     }
 
