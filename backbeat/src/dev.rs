@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use backbeat_broker::{Broker, KafkaArgs, LogReader, ReadError, Registry, TopicName};
-use backbeat_devstack::{Options, Stack, Supervised, free_port};
+use backbeat_devstack::{Options, Stack, Supervised};
 use backbeat_schemas::{BarReport, BeatFrame, Record};
 use backbeat_service::Shutdown;
 use tokio::runtime::{Handle, Runtime};
@@ -19,6 +19,8 @@ use crate::topics;
 /// How long a program may take to end before it is killed.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
+/// How long a program may take to open its HTTP port.
+const LISTENS_WITHIN: Duration = Duration::from_secs(10);
 
 /// Flags of `backbeat dev`.
 #[derive(Debug, Clone, clap::Args)]
@@ -92,7 +94,12 @@ impl Programs {
     ) -> anyhow::Result<PathBuf> {
         let executable = std::env::current_exe()?.with_file_name(program);
         let mut command = Command::new(&executable);
-        command.args(args).env_remove("KAFKA_CONFIG").envs(env.iter().map(|(name, value)| (*name, value.as_str())));
+        command
+            .args(args)
+            .args(["--env", "development"])
+            .env_remove("KAFKA_CONFIG")
+            .env_remove("LOG_LEVEL")
+            .envs(env.iter().map(|(name, value)| (*name, value.as_str())));
         let log = dir.join(format!("{name}.log"));
         let process = Supervised::spawn(&command, &log, STOP_WITHIN)
             .with_context(|| format!("starting {}", executable.display()))?;
@@ -193,7 +200,7 @@ fn start_programs(args: &Args, kafka: &KafkaArgs, dir: &Path, programs: &mut Pro
     };
     let mut services = Vec::new();
 
-    let port = port_or_free(args.pulse_port)?;
+    let port = args.pulse_port;
     let max_bpm = args.max_bpm.unwrap_or_else(|| args.bpm.max(24.0));
     let pulse = flags(&[
         ("--bpm", args.bpm.to_string()),
@@ -202,19 +209,21 @@ fn start_programs(args: &Args, kafka: &KafkaArgs, dir: &Path, programs: &mut Pro
         ("--admin-port", port.to_string()),
     ]);
     let log = programs.start("pulse", "pulse", &pulse, &env, dir)?;
-    services.push(Service { name: "pulse".into(), url: format!("http://127.0.0.1:{port}"), log });
+    services.push(("pulse".to_owned(), log));
 
     for member in 0..args.members {
-        let port = port_or_free(if args.reverb_port == 0 { 0 } else { args.reverb_port + 2 * member })?;
+        let port = if args.reverb_port == 0 { 0 } else { args.reverb_port + 2 * member };
         let name = format!("reverb-{}", member + 1);
         let reverb = flags(&[("--node", name.clone()), ("--admin-port", port.to_string())]);
         let log = programs.start(&name, "reverb", &reverb, &env, dir)?;
-        services.push(Service { name, url: format!("http://127.0.0.1:{port}"), log });
+        services.push((name, log));
     }
 
     let agents = flags(&[("--agents", args.agents.to_string()), ("--seed", args.seed.to_string())]);
     programs.start("agent-sim", "agent-sim", &agents, &env, dir)?;
 
+    let services =
+        services.into_iter().map(|(name, log)| service(name, log, programs)).collect::<anyhow::Result<Vec<_>>>()?;
     for service in &services {
         say(&format!("{:<9} {}  log {}", service.name, service.url, service.log.display()))?;
     }
@@ -222,8 +231,19 @@ fn start_programs(args: &Args, kafka: &KafkaArgs, dir: &Path, programs: &mut Pro
     DevState { bootstrap_servers, schema_registry, services }.write(dir)
 }
 
-fn port_or_free(port: u16) -> anyhow::Result<u16> {
-    if port == 0 { Ok(free_port()?) } else { Ok(port) }
+/// A service, once it says in its log where it listens.
+fn service(name: String, log: PathBuf, programs: &mut Programs) -> anyhow::Result<Service> {
+    let deadline = Instant::now() + LISTENS_WITHIN;
+    while Instant::now() < deadline {
+        let said = fs::read_to_string(&log)?;
+        let address = said.split_once("http server listens address=").and_then(|(_, rest)| rest.lines().next());
+        if let Some(address) = address {
+            return Ok(Service { name, url: format!("http://{address}"), log });
+        }
+        programs.check()?;
+        std::thread::sleep(POLL);
+    }
+    bail!("{name} does not say where it listens; see {}", log.display())
 }
 
 /// Shows each beat and each report until it is told to stop, or a program ends.

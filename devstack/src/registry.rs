@@ -13,6 +13,7 @@ const READY_WITHIN: Duration = Duration::from_mins(1);
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 const PROBE_PAUSE: Duration = Duration::from_millis(100);
+const MAX_ATTEMPTS: u32 = 3;
 
 #[derive(Debug)]
 pub(crate) struct Registry {
@@ -21,7 +22,21 @@ pub(crate) struct Registry {
 }
 
 impl Registry {
+    /// Starts a registry. A free port may be taken by another before the registry binds it: then there
+    /// are other ports.
     pub(crate) fn start(artifacts: &Artifacts, options: &Options) -> Result<Self, DevstackError> {
+        let mut attempt = 1;
+        loop {
+            match Self::start_once(artifacts, options) {
+                Err(DevstackError::NotReady { .. }) if options.registry_port == 0 && attempt < MAX_ATTEMPTS => {
+                    attempt += 1;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    fn start_once(artifacts: &Artifacts, options: &Options) -> Result<Self, DevstackError> {
         let port = port::claim("the schema registry", options.registry_port)?;
         let dir = options.dir.join("registry");
         if dir.exists() {
