@@ -4,18 +4,12 @@ use std::process::ExitCode;
 
 use backbeat_reverb::shell::{Args, run};
 use clap::Parser;
-use tokio::runtime::Runtime;
 
 fn main() -> ExitCode {
     let args = Args::parse_from(backbeat_service::command_line());
     args.log.init();
-    backbeat_service::conclude(start(args))
-}
-
-fn start(args: Args) -> anyhow::Result<ExitCode> {
-    Runtime::new()?.block_on(async {
+    backbeat_service::block_on(async {
         let listener = args.http.listen(args.admin_port).await?;
-        run(args, listener, backbeat_service::on_signals()?).await?;
-        Ok(ExitCode::SUCCESS)
+        run(args, listener, backbeat_service::on_signals()?).await
     })
 }

@@ -121,16 +121,6 @@ impl Frames {
         }
     }
 
-    /// How many frames there are.
-    pub fn len(&self) -> usize {
-        self.rows.len()
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
-    }
-
     fn row(&self, beat: BeatIndex) -> Option<&Row> {
         let index = beat.since(self.first()?.beat_index);
         usize::try_from(index).ok().and_then(|index| self.rows.get(index))

@@ -1,7 +1,7 @@
 //! The group's callbacks, which run on the polling thread inside `poll`.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use backbeat_broker::log_client_error;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
@@ -197,6 +197,3 @@ impl ConsumerContext for Group {
         state.changes.push(Change::Assigned(assigned));
     }
 }
-
-/// The group's callbacks are shared by the consumer and the loop.
-pub(crate) type SharedGroup = Arc<Group>;

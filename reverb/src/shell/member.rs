@@ -16,7 +16,7 @@ use rdkafka::message::Message;
 use super::beginnings::Beginnings;
 use super::claim_decoder::ClaimDecoder;
 use super::frame_table::{FrameTable, TableError};
-use super::group::{Change, GroupConsumer, MERGE_PARTITION, Position, SharedGroup, commit};
+use super::group::{Change, Group, GroupConsumer, MERGE_PARTITION, Position, commit};
 use super::merger::{MergeEnd, MergeSettings, MergeThread};
 use super::metrics::Metrics;
 use super::owned_partition::{Outlet, OwnedPartition};
@@ -41,7 +41,7 @@ const FLUSH_WITHIN: Duration = Duration::from_secs(5);
 /// One member of reverb's group.
 pub(crate) struct Member {
     pub(crate) consumer: GroupConsumer,
-    pub(crate) group: SharedGroup,
+    pub(crate) group: Arc<Group>,
     pub(crate) topic: String,
     pub(crate) table: FrameTable,
     pub(crate) partials: LogReader<BarPartial>,

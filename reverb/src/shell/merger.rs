@@ -18,7 +18,7 @@ use super::args::Reemit;
 use super::frame_table::{FrameTable, TableError};
 use super::metrics::Metrics;
 use super::recompute::{Recompute, RecomputeError};
-use super::report_index::ReportIndex;
+use super::report_index::{Fingerprint, ReportIndex};
 use super::status::SharedStatus;
 use crate::core::{Counts, Merge, Ready, Window, bar_report};
 
@@ -148,7 +148,7 @@ struct Finish {
     window: Window,
     verdict: Verdict,
     /// What to write, if anything.
-    report: Option<BarReport>,
+    report: Option<(BarReport, Fingerprint)>,
 }
 
 impl<'s> Session<'s> {
@@ -254,10 +254,10 @@ impl<'s> Session<'s> {
             Some(_) => (Verdict::Rewritten, true),
         };
         let verdict = if write && verdict == Verdict::Verified { Verdict::Rewritten } else { verdict };
-        Ok(Finish { window, verdict, report: write.then_some(report) })
+        Ok(Finish { window, verdict, report: write.then_some((report, ours)) })
     }
 
-    fn last_report(&mut self, window: &Window) -> Result<Option<[u8; 32]>, SessionError> {
+    fn last_report(&mut self, window: &Window) -> Result<Option<Fingerprint>, SessionError> {
         let closing = self.table.frames().get(window.end).expect("a window is ready once its closing frame is there");
         Ok(self.reports.last(window.from, closing.scheduled_at)?)
     }
@@ -271,7 +271,7 @@ impl<'s> Session<'s> {
         let mut transaction = self.producer.begin()?;
         for Finish { window, verdict, report } in finishing {
             let key = window.id.to_string();
-            if let Some(report) = report {
+            if let Some((report, _)) = report {
                 transaction.send(
                     &reports,
                     &key,
@@ -288,9 +288,9 @@ impl<'s> Session<'s> {
 
     fn note(&mut self, finish: &Finish) {
         let Finish { window, verdict, report } = finish;
-        self.settings.metrics.finished(*verdict, report.as_ref());
-        if let Some(report) = report {
-            self.reports.written(window.from, ReportIndex::fingerprint(&body(report)));
+        self.settings.metrics.finished(*verdict, report.as_ref().map(|(report, _)| report));
+        if let Some((report, fingerprint)) = report {
+            self.reports.written(window.from, *fingerprint);
             self.settings.status.report(report.clone());
         }
         let (window_id, from_beat, verdict) = (window.id, window.from, verdict.as_str());

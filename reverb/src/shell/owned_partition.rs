@@ -9,7 +9,7 @@ use backbeat_schemas::{BarPartial, BeatIndex, InvalidClaim, Partial, PartialBody
 
 use super::claim_decoder::ClaimDecoder;
 use super::metrics::Metrics;
-use crate::core::{Closed, Fold, Frames, LOGIC, Output, Progress, RawRecord};
+use crate::core::{Closed, Counts, Fold, Frames, LOGIC, Output, Progress, RawRecord};
 
 /// Records that may wait for a line before the partition pauses: tens of megabytes over a dozen
 /// partitions.
@@ -131,7 +131,7 @@ impl OwnedPartition {
                     }
                     let counts = closed.tally.counts();
                     metrics.closed(&counts);
-                    let record = Box::new(partial(self.id, &closed, partitions));
+                    let record = Box::new(partial(self.id, &closed, &counts, partitions));
                     self.outbox.push_back(Message::Partial { from: closed.window.from, record });
                 }
             }
@@ -240,8 +240,7 @@ fn mind_gap(fold: &mut Fold, offset: i64, low: &dyn Fn() -> Option<i64>) -> bool
 }
 
 /// The record of one partition's share of a window. Member and counter are set when it is sent.
-fn partial(id: i32, closed: &Closed, partitions: usize) -> BarPartial {
-    let counts = closed.tally.counts();
+fn partial(id: i32, closed: &Closed, counts: &Counts, partitions: usize) -> BarPartial {
     let partial = Partial {
         partition: id,
         member: String::new(),

@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 const MAX_REMEMBERED: usize = 10_000;
 
 /// The digest of a report's Avro body.
-type Fingerprint = [u8; 32];
+pub(crate) type Fingerprint = [u8; 32];
 
 /// The last report of each window, as far back as was asked for.
 ///
