@@ -1,10 +1,9 @@
 //! Pulse: the cluster's metronome.
 //!
 //! ```text
-//!             Event                       Command
-//!  Kafka ───────────────▶ core::Leadership ───────▶ shell::Conductor ──▶ beatframes
-//!  clock                  (core::Metronome)              │
-//!                                                   shell::Lines ◀── ends of statusclaims
+//!   Raft ────┐ Event                       Command ┌──▶ Raft
+//!   Kafka ───┼────────▶ core::Leadership ──────────┼──▶ shell::Publisher ──▶ beatframes
+//!   clock ───┘         (core::Metronome)           └──▶ shell::Lines ◀── ends of statusclaims
 //! ```
 //!
 //! The core decides, the shell does: see `ARCHITECTURE.md`.

@@ -1,6 +1,7 @@
 //! How fast a cluster beats.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize, Serializer};
@@ -20,6 +21,21 @@ impl Tempo {
     /// Beats per minute.
     pub fn bpm(self) -> f64 {
         f64::from(self.0) / 1_000.0
+    }
+
+    /// The tempi that one change may lead to: at most 10 % away, rounded towards this one.
+    pub fn allowed_next(self) -> RangeInclusive<Self> {
+        let milli = u64::from(self.0);
+        let slowest = (milli * 9).div_ceil(10);
+        let fastest = (milli * 11 / 10).min(u64::from(MAX_MILLI_BPM));
+        Self(slowest as u32)..=Self(fastest as u32)
+    }
+
+    /// The tempo after one change towards `target`, which may be further away than one change leads.
+    #[must_use]
+    pub fn towards(self, target: Self) -> Self {
+        let allowed = self.allowed_next();
+        target.clamp(*allowed.start(), *allowed.end())
     }
 
     /// The length of `beats` beats, in milliseconds, rounded to the nearest.
@@ -91,6 +107,18 @@ mod tests {
         assert_eq!(seven.beats_ms(7), 60_000);
         assert_eq!(seven.beats_ms(7_000_000), 60_000_000_000);
         assert_eq!(Tempo::DEFAULT.period_ms(), 60_000);
+    }
+
+    #[test]
+    fn one_change_leads_at_most_a_tenth_away() {
+        let tempo = |text: &str| text.parse::<Tempo>().expect("in range");
+        assert_eq!(tempo("5").allowed_next(), tempo("4.5")..=tempo("5.5"));
+        assert_eq!(tempo("1.331").allowed_next(), tempo("1.198")..=tempo("1.464"));
+        assert_eq!(tempo("5").towards(tempo("24")), tempo("5.5"));
+        assert_eq!(tempo("5").towards(tempo("4.9")), tempo("4.9"));
+        let changes =
+            std::iter::successors(Some(tempo("1")), |now| (*now != tempo("24")).then(|| now.towards(tempo("24"))));
+        assert_eq!(changes.count() - 1, 34, "bars from 1 to 24 BPM");
     }
 
     #[test]

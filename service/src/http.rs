@@ -51,6 +51,16 @@ impl ApiError {
         Self { status: StatusCode::BAD_REQUEST, reason: reason.into() }
     }
 
+    /// 401: the request does not show who may do that.
+    pub fn unauthorized(reason: impl Into<String>) -> Self {
+        Self { status: StatusCode::UNAUTHORIZED, reason: reason.into() }
+    }
+
+    /// 403: nobody may do that here.
+    pub fn forbidden(reason: impl Into<String>) -> Self {
+        Self { status: StatusCode::FORBIDDEN, reason: reason.into() }
+    }
+
     /// 503: not now.
     pub fn unavailable(reason: impl Into<String>) -> Self {
         Self { status: StatusCode::SERVICE_UNAVAILABLE, reason: reason.into() }

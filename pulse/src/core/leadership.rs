@@ -1,107 +1,47 @@
 //! The way to the first beat, from beat to beat, and out of every doubt.
 //!
 //! ```text
-//!  Start ─▶ ReadTail ─▶ OpenTransactions ─▶ ReadTail ─▶ DrawLine ─▶ WaitForBeat ─▶ Publish ─┐
-//!                             ▲                                         ▲                   │ Committed
-//!                             │ InDoubt                                 └───────────────────┤
-//!                             └─────────────────────────────────────────────────────────────┤
-//!        ReadTail ◀─ WaitForRival ◀──────────────────────────────────────────────────────── ┘ Fenced
+//!  Following ─▶ Confirming ─▶ Approaching ─▶ Opening ─▶ Resuming ─▶ Drawing ─▶ Confirming ─▶ Waiting ─┐
+//!   ▲  ▲  │        quorum        tail      ▲  fence       tail        line       quorum        ▲  due │
+//!   │  │  └─ no leader, beats missed: ▲    │                                                   │      ▼
+//!   │  │                              │    └───────────── in doubt ───────────────┐  committed └─ Publishing
+//!   │  └─ Abdicated ◀─ no commit      └─ Pausing ◀─ fenced, Kafka away ───────────┴──────────────────┘
+//!   └──── another leads
 //! ```
 //!
-//! Opening the transactional id fences every earlier leader; only what the log says after that is
-//! believed. This is the part of a node without peers; elections come before it.
+//! Raft's word starts it, a quorum's word is needed twice, and Kafka's fence makes it safe: opening the
+//! transactional id fences every earlier leader, and only what the log says after that is believed.
+//! Without a quorum, beats go on (or begin, after a while) marked as degraded, under the same fence.
 
-use backbeat_schemas::{BeatFrame, Timestamp};
+use std::time::Duration;
 
-use super::{Line, Metronome};
+use backbeat_schemas::{BeatFrame, BeatIndex};
 
-/// After the beat that a rival would have sent, how long we wait to see it.
-const RIVAL_MARGIN_MS: i64 = 1_000;
+use super::{
+    Bounds, Command, Event, Line, MAX_BAR_LENGTH, Metronome, Now, Plan, Refusal, Request, Standing, StopReason,
+};
 
-/// What the shell found out.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event {
-    /// The newest committed frame, and whether `barreports` is empty too.
-    Tail {
-        /// `None` if there is no frame.
-        frame: Option<BeatFrame>,
-        /// No report was ever written.
-        no_reports: bool,
-    },
-    /// The transactional id is ours: every earlier leader is fenced.
-    TransactionsOpen,
-    /// A first line, drawn after the fence.
-    LineDrawn,
-    /// The wait is over.
-    Due,
-    /// The frame that was to be published is committed.
-    Committed,
-    /// It may be there or not.
-    InDoubt,
-    /// Another producer holds the transactional id.
-    Fenced,
-}
-
-/// What the shell is to do next; each is answered by one event.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Command {
-    /// Read the newest committed frame: answered by `Tail`.
-    ReadTail,
-    /// Open the transactional id, as often as it takes: `TransactionsOpen` or `Fenced`.
-    OpenTransactions,
-    /// Ask for the ends of `statusclaims`: `LineDrawn`.
-    DrawLine,
-    /// Wait until this instant, at most one period: `Due`.
-    WaitForBeat {
-        /// `None`: at once.
-        at: Option<Timestamp>,
-        /// The longest wait, whatever the wall clock says, in milliseconds.
-        at_most_ms: i64,
-    },
-    /// Wait until a rival's next beat must be there, and a random while longer: `Due`.
-    WaitForRival {
-        /// When it must be there.
-        until: Timestamp,
-        /// The longest wait, in milliseconds.
-        at_most_ms: i64,
-    },
-    /// Publish the next beat: `Committed`, `InDoubt` or `Fenced`.
-    Publish(Box<BeatFrame>),
-    /// Give up.
-    Stop(StopReason),
-}
-
-/// Why pulse cannot go on.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum StopReason {
-    /// The topics belong to another cluster.
-    #[error("beatframes belongs to cluster {found:?}, not to {ours:?}: choose another --topic-prefix or --cluster")]
-    OtherCluster {
-        /// The cluster of the last frame.
-        found: String,
-        /// Ours.
-        ours: String,
-    },
-    /// Another pulse beats for this cluster.
-    #[error(
-        "fenced: another pulse, node {node:?}, has published beat {beat} of this cluster; a pulse without peers gives way"
-    )]
-    Rival {
-        /// Its node name.
-        node: String,
-        /// Its newest beat.
-        beat: i64,
-    },
-    /// Frames are gone that reports were made from.
-    #[error(
-        "beatframes is empty but barreports is not: the frames were lost or deleted, and beats must not begin at 0 again"
-    )]
-    FramesLost,
-}
+/// A leader that could not commit for this long, or for a period if that is longer, lets another try.
+const COMMIT_WITHIN: Duration = Duration::from_secs(10);
+/// How long before a beat its line is drawn, if a quarter of the period is not shorter.
+const LINE_LEAD: Duration = Duration::from_millis(25);
+/// The wait after Kafka did not answer.
+const KAFKA_PAUSE: Duration = Duration::from_millis(250);
+/// The first wait after a fence; it doubles with each.
+const FENCE_PAUSE: Duration = Duration::from_millis(50);
+const MAX_FENCE_DOUBLINGS: u32 = 6;
+/// After the beat that a rival would have sent, how long a node without peers waits to see it.
+const RIVAL_MARGIN: Duration = Duration::from_secs(1);
+/// This many election timeouts without a confirmed leader make a cluster leaderless.
+const LEADERLESS_TIMEOUTS: u32 = 5;
 
 /// Where we are.
 #[derive(Debug, Clone, PartialEq)]
 enum State {
+    /// Another's turn, or nobody's.
+    Following,
+    /// A quorum is asked, for this.
+    Confirming(Purpose),
     /// Reading the tail before the fence.
     Approaching,
     /// Opening the transactional id.
@@ -109,34 +49,123 @@ enum State {
     /// Reading the tail behind the fence.
     Resuming,
     Drawing,
-    Waiting,
+    Waiting {
+        due: Duration,
+        /// When to draw the beat's line; `None` once it was asked for.
+        line_at: Option<Duration>,
+    },
     Publishing(Box<BeatFrame>),
-    /// Fenced: giving a rival the time to show itself.
-    Listening,
-    /// Fenced: reading whether it did.
+    /// Kafka is away, or another was faster: waiting before the next attempt.
+    Pausing {
+        until: Duration,
+    },
+    /// Letting another lead.
+    Abdicated {
+        until: Duration,
+    },
+    /// Fenced without having peers: giving a rival the time to show itself.
+    Listening {
+        until: Duration,
+    },
+    /// Reading whether it did.
     Suspecting,
 }
 
-/// Decides what pulse does, event by event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// To begin a takeover.
+    Approach,
+    /// To end it with a first beat.
+    Lead,
+    /// To know whether a beat that is due is degraded.
+    Beat,
+}
+
+/// What quorums have said.
+#[derive(Debug, Default)]
+struct Quorum {
+    ticket: u64,
+    /// The last question is not answered yet.
+    is_asked: bool,
+    answered: Option<Duration>,
+    confirmed: Option<Duration>,
+}
+
+/// The newest frame that was read.
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    beat: BeatIndex,
+    period: Duration,
+    at: Duration,
+}
+
+/// What a node does, for people.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// It follows another's beats.
+    Follower,
+    /// It knows no leader, and is none.
+    Leaderless,
+    /// It is no member of the cluster.
+    Outsider,
+    /// It is on the way to its first beat.
+    TakingOver,
+    /// It beats.
+    Leader,
+    /// It beats without a quorum.
+    DegradedLeader,
+}
+
+/// Decides what a pulse node does, event by event.
 #[derive(Debug)]
 pub struct Leadership {
     metronome: Metronome,
-    cluster_id: String,
+    bounds: Bounds,
+    /// Raft's longest.
+    election_timeout: Duration,
     state: State,
+    standing: Standing,
+    raft_term: u64,
+    quorum: Quorum,
+    /// When a leader was last known, and how much longer than others this node waits without one.
+    led: (Duration, Duration),
+    heard: Option<Heard>,
+    plan: Option<Plan>,
+    /// A plan was handed to Raft.
+    is_proposing: bool,
+    /// Behind the fence, and not since given up.
     leading: bool,
+    /// This takeover has no quorum.
+    degraded: bool,
+    /// Since when there was no commit; `None` while it is not ours to commit.
+    trying_since: Option<Duration>,
     /// The frame whose fate is in doubt since the last tail was read.
     in_doubt: Option<Box<BeatFrame>>,
+    /// Fences since the last commit.
+    fences: u32,
 }
 
 impl Leadership {
-    /// A node that has done nothing yet; begin with [`Leadership::start`].
-    pub fn new(metronome: Metronome, cluster_id: String) -> Self {
-        Self { metronome, cluster_id, state: State::Approaching, leading: false, in_doubt: None }
-    }
-
-    /// The first command.
-    pub fn start(&self) -> Command {
-        Command::ReadTail
+    /// A node that has heard nothing yet. `election_timeout` is Raft's longest.
+    pub fn new(metronome: Metronome, bounds: Bounds, election_timeout: Duration, now: Now) -> Self {
+        Self {
+            metronome,
+            bounds,
+            election_timeout,
+            state: State::Following,
+            standing: Standing::Leaderless,
+            raft_term: 0,
+            quorum: Quorum::default(),
+            led: (now.monotonic, election_timeout.mul_f64(now.dice)),
+            heard: None,
+            plan: None,
+            is_proposing: false,
+            leading: false,
+            degraded: false,
+            trying_since: None,
+            in_doubt: None,
+            fences: 0,
+        }
     }
 
     /// The schedule.
@@ -144,87 +173,449 @@ impl Leadership {
         &self.metronome
     }
 
-    /// Whether this node beats.
-    pub fn is_leader(&self) -> bool {
-        matches!(self.state, State::Waiting | State::Publishing(_))
+    /// What Raft has agreed on.
+    pub fn plan(&self) -> Option<&Plan> {
+        self.plan.as_ref()
+    }
+
+    /// What this node does.
+    pub fn role(&self) -> Role {
+        match (&self.state, &self.standing) {
+            (State::Waiting { .. } | State::Publishing(_) | State::Confirming(Purpose::Beat), _) if self.degraded => {
+                Role::DegradedLeader
+            }
+            (State::Waiting { .. } | State::Publishing(_) | State::Confirming(Purpose::Beat), _) => Role::Leader,
+            (State::Following | State::Abdicated { .. } | State::Listening { .. }, Standing::Follower { .. }) => {
+                Role::Follower
+            }
+            (State::Following, Standing::Outsider) => Role::Outsider,
+            (State::Following | State::Abdicated { .. } | State::Listening { .. }, _) => Role::Leaderless,
+            _ => Role::TakingOver,
+        }
+    }
+
+    /// Whether Raft has a leader, as far as this node knows.
+    pub fn is_led(&self, now: Now) -> bool {
+        matches!(self.standing, Standing::Follower { .. }) || self.has_quorum(now)
+    }
+
+    /// When [`Event::Elapsed`] is wanted, on the monotonic clock.
+    pub fn deadline(&self) -> Option<Duration> {
+        match &self.state {
+            State::Following => [self.next_question(), self.takeover_at()].into_iter().flatten().min(),
+            State::Waiting { due, line_at } => [Some(*due), *line_at, self.next_question()].into_iter().flatten().min(),
+            State::Publishing(_) => self.next_question(),
+            State::Pausing { until } | State::Abdicated { until } | State::Listening { until } => Some(*until),
+            State::Confirming(_)
+            | State::Approaching
+            | State::Opening
+            | State::Resuming
+            | State::Drawing
+            | State::Suspecting => None,
+        }
     }
 
     /// What to do after `event`, at `now`, with the line as it is known now.
-    pub fn on(&mut self, event: Event, now: Timestamp, line: &Line) -> Command {
-        match (std::mem::replace(&mut self.state, State::Approaching), event) {
-            (State::Approaching, Event::Tail { frame, no_reports }) => self.approach(frame.as_ref(), no_reports),
-            (State::Suspecting, Event::Tail { frame, .. }) => self.suspect(frame.as_ref()),
-            (State::Resuming, Event::Tail { frame, no_reports }) => self.resume(frame, no_reports),
+    pub fn on(&mut self, event: Event, now: Now, line: &Line) -> Vec<Command> {
+        match event {
+            Event::Raft(standing) => self.on_standing(standing, now),
+            Event::Planned(plan) => {
+                self.plan = Some(plan);
+                self.is_proposing = false;
+                Vec::new()
+            }
+            Event::Quorum { ticket, confirmed } => self.on_quorum(ticket, confirmed, now, line),
+            Event::Heard(frame) => {
+                self.hear(&frame, now);
+                Vec::new()
+            }
+            Event::Elapsed => self.on_elapsed(now, line),
+            answer => self.on_kafka(answer, now),
+        }
+    }
+
+    /// Checks an operator's request; `Ok` is what Raft is to agree on, to be followed by
+    /// [`Event::Planned`] or [`Leadership::give_up_proposal`].
+    pub fn propose(&mut self, request: Request) -> Result<Plan, Refusal> {
+        if let Request::Change { tempo: Some(tempo), .. } = request
+            && !(self.bounds.min..=self.bounds.max).contains(&tempo)
+        {
+            return Err(Refusal::OutOfBounds { tempo, bounds: self.bounds });
+        }
+        match self.role() {
+            Role::Leader => {}
+            Role::DegradedLeader => return Err(Refusal::NotNow("there is no quorum: the tempo is frozen")),
+            _ => return Err(Refusal::NotNow("the leader does not beat yet")),
+        }
+        let in_flight = match &self.state {
+            State::Publishing(frame) => Some(&**frame),
+            _ => None,
+        };
+        let Some(last) = in_flight.or(self.metronome.last()) else {
+            return Err(Refusal::NotNow("the first beat is not published yet"));
+        };
+        if self.is_proposing {
+            return Err(Refusal::NotNow("another change is being agreed on"));
+        }
+        let from = self.metronome.next_downbeat(in_flight);
+        let current = last.tempo_bpm;
+        let pending = self.plan.filter(|plan| plan.is_pending(last));
+        let plan = match (request, pending) {
+            (Request::Cancel, None) => return Err(Refusal::NothingPending),
+            (Request::Cancel, Some(_)) => Plan { from: last.beat_index, tempo: current, bar_length: last.bar_length },
+            (Request::Change { .. }, Some(plan)) => return Err(Refusal::Pending { plan, current }),
+            (Request::Change { tempo, ramp, bar_length }, None) => {
+                let tempo = tempo.unwrap_or(current);
+                let bar_length = bar_length.unwrap_or(last.bar_length);
+                if !ramp && !current.allowed_next().contains(&tempo) {
+                    return Err(Refusal::TooFar { tempo, current });
+                }
+                if !(last.grace_beats.max(1)..=MAX_BAR_LENGTH).contains(&bar_length) {
+                    return Err(Refusal::BarLength(bar_length, last.grace_beats));
+                }
+                Plan { from, tempo, bar_length }
+            }
+        };
+        self.is_proposing = true;
+        Ok(plan)
+    }
+
+    /// Raft did not agree on what was proposed, as far as we know.
+    pub fn give_up_proposal(&mut self) {
+        self.is_proposing = false;
+    }
+
+    fn on_standing(&mut self, standing: Standing, now: Now) -> Vec<Command> {
+        if let Standing::Leader { term, .. } = &standing {
+            self.raft_term = *term;
+        }
+        // Known until now, or from now on.
+        if matches!(self.standing, Standing::Follower { .. }) || matches!(standing, Standing::Follower { .. }) {
+            self.note_leader(now);
+        }
+        self.standing = standing;
+        let other_leads = self.other_leads();
+        match self.state {
+            State::Following if self.is_raft_leader() => vec![self.ask(Purpose::Approach)],
+            State::Waiting { .. } | State::Pausing { .. } | State::Listening { .. } if other_leads => self.step_down(),
+            State::Abdicated { .. } if other_leads => {
+                self.state = State::Following;
+                vec![Command::Stand]
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn on_quorum(&mut self, ticket: u64, confirmed: bool, now: Now, line: &Line) -> Vec<Command> {
+        if ticket != self.quorum.ticket {
+            return Vec::new();
+        }
+        self.quorum.is_asked = false;
+        self.quorum.answered = Some(now.monotonic);
+        if confirmed {
+            self.quorum.confirmed = Some(now.monotonic);
+            self.note_leader(now);
+        }
+        if matches!(self.state, State::Waiting { .. }) {
+            self.degraded = !self.has_quorum(now);
+        }
+        let State::Confirming(purpose) = self.state else { return Vec::new() };
+        match (purpose, confirmed) {
+            (Purpose::Approach, true) => {
+                self.degraded = false;
+                self.approach(now)
+            }
+            (Purpose::Approach, false) => self.step_down(),
+            (Purpose::Lead | Purpose::Beat, _) if self.other_leads() => self.step_down(),
+            (Purpose::Lead, false) if !self.degraded => self.step_down(),
+            (Purpose::Lead, _) => self.wait(now),
+            (Purpose::Beat, _) => self.publish(now, line),
+        }
+    }
+
+    fn on_elapsed(&mut self, now: Now, line: &Line) -> Vec<Command> {
+        let has_come = |at: Option<Duration>| at.is_some_and(|at| at <= now.monotonic);
+        let may_take_over = has_come(self.takeover_at());
+        let must_ask = has_come(self.next_question());
+        match &mut self.state {
+            State::Following if may_take_over => {
+                self.degraded = true;
+                self.approach(now)
+            }
+            State::Following if must_ask => vec![self.ask(Purpose::Approach)],
+            State::Waiting { due, .. } if *due <= now.monotonic => {
+                let question = self.is_raft_leader() && !self.has_recent_answer(now);
+                if question { vec![self.ask(Purpose::Beat)] } else { self.publish(now, line) }
+            }
+            State::Waiting { line_at, .. } => {
+                let mut commands = Vec::new();
+                if has_come(*line_at) {
+                    *line_at = None;
+                    commands.push(Command::RefreshLine);
+                }
+                if must_ask {
+                    commands.push(self.question());
+                }
+                commands
+            }
+            State::Publishing(_) if must_ask => vec![self.question()],
+            State::Pausing { until } if *until <= now.monotonic => self.start_over(now),
+            State::Abdicated { until } if *until <= now.monotonic => {
+                let mut commands = vec![Command::Stand];
+                commands.extend(self.start_over(now));
+                commands
+            }
+            State::Listening { until } if *until <= now.monotonic => self.enter(State::Suspecting, Command::ReadTail),
+            _ => Vec::new(),
+        }
+    }
+
+    /// An answer of Kafka's.
+    fn on_kafka(&mut self, answer: Event, now: Now) -> Vec<Command> {
+        match (std::mem::replace(&mut self.state, State::Following), answer) {
+            (State::Approaching, Event::Tail { frame, no_reports }) => {
+                self.approached(frame.as_deref(), no_reports, now)
+            }
+            (State::Suspecting, Event::Tail { frame, .. }) => match self.rival(frame.as_deref()) {
+                Some(reason) => vec![Command::Stop(reason)],
+                None => self.enter(State::Opening, Command::OpenTransactions),
+            },
+            (State::Resuming, Event::Tail { frame, no_reports }) => self.resume(frame, no_reports, now),
             (State::Opening, Event::TransactionsOpen) => self.enter(State::Resuming, Command::ReadTail),
-            (State::Drawing, Event::LineDrawn) => self.wait(),
-            (State::Waiting, Event::Due) => {
-                let frame = Box::new(self.metronome.beat(now, line));
-                self.enter(State::Publishing(frame.clone()), Command::Publish(frame))
+            (State::Drawing, Event::LineDrawn) => {
+                if self.other_leads() {
+                    self.step_down()
+                } else if self.degraded && !self.is_raft_leader() {
+                    self.wait(now)
+                } else {
+                    vec![self.ask(Purpose::Lead)]
+                }
             }
             (State::Publishing(frame), Event::Committed) => {
                 self.metronome.resume(*frame);
-                self.wait()
+                self.trying_since = Some(now.monotonic);
+                self.fences = 0;
+                if self.other_leads() { self.step_down() } else { self.wait(now) }
             }
             (State::Publishing(frame), Event::InDoubt) => {
                 self.in_doubt = Some(frame);
-                self.enter(State::Opening, Command::OpenTransactions)
+                if self.other_leads() {
+                    self.step_down()
+                } else if self.must_abdicate(now) {
+                    self.abdicate(now)
+                } else {
+                    self.enter(State::Opening, Command::OpenTransactions)
+                }
             }
             (State::Publishing(frame), Event::Fenced) => {
                 self.in_doubt = Some(frame);
-                self.listen(now)
+                self.fenced(now)
             }
-            (State::Opening, Event::Fenced) => self.listen(now),
-            (State::Listening, Event::Due) => self.enter(State::Suspecting, Command::ReadTail),
-            (state, event) => unreachable!("{event:?} answers no command of {state:?}"),
+            (State::Opening, Event::Fenced) => self.fenced(now),
+            (State::Approaching | State::Opening | State::Resuming | State::Suspecting, Event::KafkaAway) => {
+                if self.other_leads() {
+                    self.step_down()
+                } else if self.must_abdicate(now) {
+                    self.abdicate(now)
+                } else {
+                    self.state = State::Pausing { until: now.monotonic + KAFKA_PAUSE };
+                    vec![Command::Close]
+                }
+            }
+            (state, answer) => unreachable!("{answer:?} answers no command of {state:?}"),
         }
     }
 
-    fn enter(&mut self, state: State, command: Command) -> Command {
+    fn enter(&mut self, state: State, command: Command) -> Vec<Command> {
         self.state = state;
-        command
+        vec![command]
     }
 
-    fn approach(&mut self, frame: Option<&BeatFrame>, no_reports: bool) -> Command {
-        match self.refusal(frame, no_reports) {
-            Some(reason) => Command::Stop(reason),
-            None => self.enter(State::Opening, Command::OpenTransactions),
+    fn approach(&mut self, now: Now) -> Vec<Command> {
+        self.trying_since.get_or_insert(now.monotonic);
+        self.enter(State::Approaching, Command::ReadTail)
+    }
+
+    fn approached(&mut self, frame: Option<&BeatFrame>, no_reports: bool, now: Now) -> Vec<Command> {
+        if let Some(reason) = self.refusal(frame, no_reports) {
+            return vec![Command::Stop(reason)];
         }
+        if let Some(frame) = frame {
+            self.hear(frame, now);
+        }
+        // Without a quorum, only where nobody else beats.
+        let has_right = !self.degraded || self.takeover_at().is_some_and(|at| at <= now.monotonic);
+        if self.other_leads() || !has_right {
+            return self.step_down();
+        }
+        self.enter(State::Opening, Command::OpenTransactions)
     }
 
     /// Behind the fence: nobody but us can add a frame now.
-    fn resume(&mut self, frame: Option<BeatFrame>, no_reports: bool) -> Command {
-        if let Some(reason) = self.refusal(frame.as_ref(), no_reports) {
-            return Command::Stop(reason);
+    fn resume(&mut self, frame: Option<Box<BeatFrame>>, no_reports: bool, now: Now) -> Vec<Command> {
+        if let Some(reason) = self.refusal(frame.as_deref(), no_reports) {
+            return vec![Command::Stop(reason)];
         }
         if self.leading
-            && let Some(reason) = self.rival(frame.as_ref())
+            && let Some(reason) = self.rival(frame.as_deref())
         {
-            return Command::Stop(reason);
+            if self.is_alone() {
+                return vec![Command::Stop(reason)];
+            }
+            self.leading = false;
         }
         self.in_doubt = None;
         if let Some(frame) = frame {
-            self.metronome.resume(frame);
+            self.hear(&frame, now);
+            self.metronome.resume(*frame);
         }
         if !self.leading {
             self.leading = true;
-            self.metronome.take_over();
+            self.metronome.take_over(self.raft_term);
         }
         self.enter(State::Drawing, Command::DrawLine)
     }
 
-    /// Fenced: by a rival, or by a broker that timed our transaction out?
-    fn suspect(&mut self, frame: Option<&BeatFrame>) -> Command {
-        match self.rival(frame) {
-            Some(reason) => Command::Stop(reason),
-            None => self.enter(State::Opening, Command::OpenTransactions),
+    fn wait(&mut self, now: Now) -> Vec<Command> {
+        let period = self.period();
+        let until_due = self.metronome.due().map_or(0, |due| due.millis() * 1_000 - now.wall_micros);
+        // A wall clock that jumped must not stop the beat.
+        let wait = Duration::from_micros(until_due.max(0) as u64).min(period);
+        let due = now.monotonic + wait;
+        let line_at = due.saturating_sub(LINE_LEAD.min(period / 4));
+        self.state = State::Waiting { due, line_at: Some(line_at) };
+        Vec::new()
+    }
+
+    fn publish(&mut self, now: Now, line: &Line) -> Vec<Command> {
+        self.degraded = !self.has_quorum(now);
+        // Without a quorum the plan may be an old one: the tempo stays as it is.
+        let plan = self.plan.as_ref().filter(|_| !self.degraded);
+        let mut frame = Box::new(self.metronome.beat(now.wall(), line, plan));
+        frame.degraded = self.degraded;
+        self.enter(State::Publishing(frame.clone()), Command::Publish(frame))
+    }
+
+    fn fenced(&mut self, now: Now) -> Vec<Command> {
+        self.fences += 1;
+        if self.other_leads() {
+            return self.step_down();
+        }
+        self.state = if self.is_alone() {
+            let until_due = self.metronome.due().map_or(0, |due| due.millis_since(now.wall()));
+            let until_due = Duration::from_millis(until_due.max(0) as u64).min(self.period());
+            State::Listening { until: now.monotonic + until_due + RIVAL_MARGIN.mul_f64(1.0 + now.dice / 2.0) }
+        } else {
+            let doubled = FENCE_PAUSE * 2_u32.pow(self.fences.min(MAX_FENCE_DOUBLINGS));
+            State::Pausing { until: now.monotonic + doubled.mul_f64(0.5 + now.dice / 2.0) }
+        };
+        vec![Command::Close]
+    }
+
+    /// Another attempt, if it is still ours to make.
+    fn start_over(&mut self, now: Now) -> Vec<Command> {
+        if self.is_raft_leader() {
+            vec![self.ask(Purpose::Approach)]
+        } else if self.degraded && !self.other_leads() {
+            self.approach(now)
+        } else {
+            self.step_down()
         }
     }
 
+    /// It is another's turn.
+    fn step_down(&mut self) -> Vec<Command> {
+        self.leading = false;
+        self.degraded = false;
+        self.in_doubt = None;
+        self.trying_since = None;
+        self.enter(State::Following, Command::Close)
+    }
+
+    fn abdicate(&mut self, now: Now) -> Vec<Command> {
+        let commands = self.step_down();
+        self.state = State::Abdicated { until: now.monotonic + self.leaderless_after() };
+        commands.into_iter().chain([Command::Abdicate]).collect()
+    }
+
+    fn must_abdicate(&self, now: Now) -> bool {
+        self.trying_since.is_some_and(|since| now.monotonic.saturating_sub(since) > COMMIT_WITHIN.max(self.period()))
+    }
+
+    fn ask(&mut self, purpose: Purpose) -> Command {
+        self.state = State::Confirming(purpose);
+        self.question()
+    }
+
+    fn question(&mut self) -> Command {
+        self.quorum.ticket += 1;
+        self.quorum.is_asked = true;
+        Command::ConfirmQuorum { ticket: self.quorum.ticket }
+    }
+
+    /// As Raft's leader, a quorum is asked once an election timeout.
+    fn next_question(&self) -> Option<Duration> {
+        let next = self.quorum.answered.map_or(Duration::ZERO, |at| at + self.election_timeout);
+        (self.is_raft_leader() && !self.quorum.is_asked).then_some(next)
+    }
+
+    fn has_quorum(&self, now: Now) -> bool {
+        let confirmed =
+            self.quorum.confirmed.is_some_and(|at| now.monotonic.saturating_sub(at) <= self.leaderless_after());
+        self.is_raft_leader() && confirmed
+    }
+
+    fn has_recent_answer(&self, now: Now) -> bool {
+        self.quorum.answered.is_some_and(|at| now.monotonic.saturating_sub(at) <= self.leaderless_after())
+    }
+
+    /// When this node may beat without a quorum: there has been no leader, and more than one beat was
+    /// missed.
+    fn takeover_at(&self) -> Option<Duration> {
+        let heard = self.heard.as_ref().filter(|_| !self.other_leads())?;
+        let missed = heard.at + heard.period * 2;
+        let (led_at, patience) = self.led;
+        Some(missed.max(led_at + self.leaderless_after()) + patience)
+    }
+
+    fn leaderless_after(&self) -> Duration {
+        self.election_timeout * LEADERLESS_TIMEOUTS
+    }
+
+    fn note_leader(&mut self, now: Now) {
+        self.led = (now.monotonic, self.election_timeout.mul_f64(2.0 * now.dice));
+    }
+
+    fn hear(&mut self, frame: &BeatFrame, now: Now) {
+        if self.heard.is_none_or(|heard| heard.beat < frame.beat_index) {
+            let period = Duration::from_millis(frame.tempo_bpm.period_ms() as u64);
+            self.heard = Some(Heard { beat: frame.beat_index, period, at: now.monotonic });
+        }
+    }
+
+    fn period(&self) -> Duration {
+        Duration::from_millis(self.metronome.tempo().period_ms() as u64)
+    }
+
+    fn is_raft_leader(&self) -> bool {
+        matches!(self.standing, Standing::Leader { .. })
+    }
+
+    fn is_alone(&self) -> bool {
+        matches!(self.standing, Standing::Leader { alone: true, .. })
+    }
+
+    /// Whether it is not for this node to beat.
+    fn other_leads(&self) -> bool {
+        matches!(self.standing, Standing::Follower { .. } | Standing::Outsider)
+    }
+
     fn refusal(&self, frame: Option<&BeatFrame>, no_reports: bool) -> Option<StopReason> {
+        let ours = self.metronome.cluster_id();
         match frame {
             None if !no_reports => Some(StopReason::FramesLost),
-            Some(frame) if frame.cluster_id != self.cluster_id => {
-                Some(StopReason::OtherCluster { found: frame.cluster_id.clone(), ours: self.cluster_id.clone() })
+            Some(frame) if frame.cluster_id != ours => {
+                Some(StopReason::OtherCluster { found: frame.cluster_id.clone(), ours: ours.to_owned() })
             }
             _ => None,
         }
@@ -236,149 +627,7 @@ impl Leadership {
         let known = self.metronome.last() == Some(frame) || self.in_doubt.as_deref() == Some(frame);
         (!known).then(|| StopReason::Rival { node: frame.node.clone(), beat: frame.beat_index.get() })
     }
-
-    fn wait(&mut self) -> Command {
-        let command = Command::WaitForBeat { at: self.metronome.due(), at_most_ms: self.metronome.tempo().period_ms() };
-        self.enter(State::Waiting, command)
-    }
-
-    fn listen(&mut self, now: Timestamp) -> Command {
-        let until = self.metronome.due().unwrap_or(now).plus_millis(RIVAL_MARGIN_MS);
-        let at_most_ms = self.metronome.tempo().period_ms() + RIVAL_MARGIN_MS;
-        self.enter(State::Listening, Command::WaitForRival { until, at_most_ms })
-    }
 }
 
 #[cfg(test)]
-mod tests {
-    use backbeat_schemas::BeatIndex;
-
-    use super::*;
-    use crate::core::Plan;
-
-    fn plan() -> Plan {
-        Plan { cluster_id: "c".into(), tempo: "60".parse().expect("a tempo"), bar_length: 4, grace_beats: 0 }
-    }
-
-    fn node(name: &str) -> Leadership {
-        Leadership::new(Metronome::new(plan(), name.into(), name.len() as u16), "c".into())
-    }
-
-    fn tail(frame: Option<&BeatFrame>) -> Event {
-        Event::Tail { frame: frame.cloned(), no_reports: true }
-    }
-
-    fn on(node: &mut Leadership, event: Event, now: i64) -> Command {
-        node.on(event, Timestamp::from_millis(now), &Line::default())
-    }
-
-    /// Leads `node` to the publication of its next beat.
-    fn publish(node: &mut Leadership, last: Option<&BeatFrame>, now: i64) -> BeatFrame {
-        assert_eq!(on(node, tail(last), now), Command::OpenTransactions);
-        assert_eq!(on(node, Event::TransactionsOpen, now), Command::ReadTail);
-        assert_eq!(on(node, tail(last), now), Command::DrawLine);
-        assert!(matches!(on(node, Event::LineDrawn, now), Command::WaitForBeat { .. }));
-        due(node, now)
-    }
-
-    fn due(node: &mut Leadership, now: i64) -> BeatFrame {
-        match on(node, Event::Due, now) {
-            Command::Publish(frame) => *frame,
-            other => panic!("expected a frame, not {other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_committed_beat_is_followed_by_the_next_on_schedule() {
-        let mut node = node("a");
-        let first = publish(&mut node, None, 1_000);
-        let wait = on(&mut node, Event::Committed, 1_010);
-        assert_eq!(wait, Command::WaitForBeat { at: Some(first.deadline_at), at_most_ms: 1_000 });
-        assert_eq!(due(&mut node, 2_000).beat_index, BeatIndex::ZERO.plus(1));
-    }
-
-    #[test]
-    fn a_beat_in_doubt_that_is_there_is_not_sent_again() {
-        let mut node = node("a");
-        let first = publish(&mut node, None, 1_000);
-        assert_eq!(on(&mut node, Event::InDoubt, 1_500), Command::OpenTransactions);
-        assert_eq!(on(&mut node, Event::TransactionsOpen, 1_600), Command::ReadTail);
-        assert_eq!(on(&mut node, tail(Some(&first)), 1_700), Command::DrawLine);
-        on(&mut node, Event::LineDrawn, 1_700);
-        let next = due(&mut node, 2_000);
-        assert_eq!((next.beat_index.get(), next.term), (1, first.term));
-    }
-
-    #[test]
-    fn a_beat_in_doubt_that_is_not_there_is_sent() {
-        let mut node = node("a");
-        let first = publish(&mut node, None, 1_000);
-        on(&mut node, Event::InDoubt, 1_500);
-        on(&mut node, Event::TransactionsOpen, 1_600);
-        assert_eq!(on(&mut node, tail(None), 1_700), Command::DrawLine);
-        on(&mut node, Event::LineDrawn, 1_700);
-        let again = due(&mut node, 1_700);
-        assert_eq!(again.beat_index, first.beat_index);
-        assert!(again.hlc.is_after(first.hlc));
-    }
-
-    #[test]
-    fn fenced_by_a_rival_it_stops_and_names_it() {
-        let mut ours = node("a");
-        let first = publish(&mut ours, None, 1_000);
-        on(&mut ours, Event::Committed, 1_010);
-        let mut rival = node("rival");
-        let theirs = publish(&mut rival, Some(&first), 2_000);
-        due(&mut ours, 2_000);
-        let wait = on(&mut ours, Event::Fenced, 2_005);
-        assert_eq!(wait, Command::WaitForRival { until: Timestamp::from_millis(3_000), at_most_ms: 2_000 });
-        assert_eq!(on(&mut ours, Event::Due, 3_000), Command::ReadTail);
-        let stop = on(&mut ours, tail(Some(&theirs)), 3_000);
-        assert_eq!(stop, Command::Stop(StopReason::Rival { node: "rival".into(), beat: 1 }));
-    }
-
-    #[test]
-    fn fenced_by_a_timeout_it_opens_again() {
-        let mut node = node("a");
-        let first = publish(&mut node, None, 1_000);
-        on(&mut node, Event::Committed, 1_010);
-        let second = due(&mut node, 2_000);
-        on(&mut node, Event::Fenced, 2_005);
-        on(&mut node, Event::Due, 3_000);
-        assert_eq!(on(&mut node, tail(Some(&first)), 3_000), Command::OpenTransactions);
-        on(&mut node, Event::TransactionsOpen, 3_000);
-        // The frame in doubt had made it after all.
-        assert_eq!(on(&mut node, tail(Some(&second)), 3_000), Command::DrawLine);
-        on(&mut node, Event::LineDrawn, 3_000);
-        assert_eq!(due(&mut node, 3_000).beat_index.get(), 2);
-    }
-
-    #[test]
-    fn a_rival_that_beat_before_we_opened_again_is_noticed_behind_the_fence() {
-        let mut ours = node("a");
-        let first = publish(&mut ours, None, 1_000);
-        on(&mut ours, Event::Committed, 1_010);
-        due(&mut ours, 2_000);
-        on(&mut ours, Event::Fenced, 2_005);
-        on(&mut ours, Event::Due, 3_000);
-        on(&mut ours, tail(Some(&first)), 3_000);
-        on(&mut ours, Event::TransactionsOpen, 3_000);
-        let theirs = publish(&mut node("rival"), Some(&first), 2_000);
-        assert!(matches!(on(&mut ours, tail(Some(&theirs)), 3_000), Command::Stop(StopReason::Rival { .. })));
-    }
-
-    #[test]
-    fn another_clusters_frames_are_refused() {
-        let plan = Plan { cluster_id: "other".into(), ..plan() };
-        let mut other = Leadership::new(Metronome::new(plan, "o".into(), 9), "other".into());
-        let foreign = publish(&mut other, None, 0);
-        let stop = on(&mut node("a"), tail(Some(&foreign)), 1_000);
-        assert_eq!(stop, Command::Stop(StopReason::OtherCluster { found: "other".into(), ours: "c".into() }));
-    }
-
-    #[test]
-    fn no_beat_0_where_reports_are() {
-        let stop = on(&mut node("a"), Event::Tail { frame: None, no_reports: false }, 1_000);
-        assert_eq!(stop, Command::Stop(StopReason::FramesLost));
-    }
-}
+mod tests;

@@ -2,11 +2,11 @@
 
 use backbeat_schemas::{BeatFrame, BeatIndex, Hlc, HlcClock, Phase, Tempo, Timestamp, WindowId};
 
-use super::Line;
+use super::{Line, Plan};
 
 /// What a cluster starts with. Once it has beaten, its frames are the authority.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
+pub struct Seed {
     /// The cluster's name.
     pub cluster_id: String,
     /// Its tempo.
@@ -20,7 +20,7 @@ pub struct Plan {
 /// Makes the frames of one leadership, each from the one before it.
 #[derive(Debug, Clone)]
 pub struct Metronome {
-    plan: Plan,
+    seed: Seed,
     node: String,
     clock: HlcClock,
     term: i64,
@@ -31,8 +31,8 @@ pub struct Metronome {
 
 impl Metronome {
     /// The metronome of `node`, whose frames carry `hlc_node`, before it has seen any frame.
-    pub fn new(plan: Plan, node: String, hlc_node: u16) -> Self {
-        Self { plan, node, clock: HlcClock::new(hlc_node), term: 0, last: None, position: 0 }
+    pub fn new(seed: Seed, node: String, hlc_node: u16) -> Self {
+        Self { seed, node, clock: HlcClock::new(hlc_node), term: 0, last: None, position: 0 }
     }
 
     /// Goes on from `last`, the newest committed frame.
@@ -47,9 +47,20 @@ impl Metronome {
         self.last = Some(last);
     }
 
-    /// Begins a leadership: its frames carry a term above every earlier one.
-    pub fn take_over(&mut self) {
-        self.term = self.term.max(self.last.as_ref().map_or(0, |last| last.term)) + 1;
+    /// Begins a leadership: its frames carry a term above every earlier one, and no lower than Raft's.
+    pub fn take_over(&mut self, raft_term: u64) {
+        let newest = self.term.max(self.last.as_ref().map_or(0, |last| last.term));
+        self.term = (newest + 1).max(raft_term as i64);
+    }
+
+    /// The node's name.
+    pub fn node(&self) -> &str {
+        &self.node
+    }
+
+    /// The cluster's name.
+    pub fn cluster_id(&self) -> &str {
+        &self.seed.cluster_id
     }
 
     /// The newest committed frame.
@@ -69,20 +80,30 @@ impl Metronome {
 
     /// The tempo in force.
     pub fn tempo(&self) -> Tempo {
-        self.last.as_ref().map_or(self.plan.tempo, |last| last.tempo_bpm)
+        self.last.as_ref().map_or(self.seed.tempo, |last| last.tempo_bpm)
     }
 
-    /// The next frame, sent at `now` with the line drawn just before.
-    pub fn beat(&mut self, now: Timestamp, line: &Line) -> BeatFrame {
+    /// The next beat's frame, sent at `now` with the line drawn just before. `plan` is carried out at
+    /// downbeats.
+    pub fn beat(&mut self, now: Timestamp, line: &Line, plan: Option<&Plan>) -> BeatFrame {
         let hlc = self.clock.tick(now);
         match &self.last {
             None => self.first(now, hlc, line),
-            Some(last) => self.after(last, now, hlc, line),
+            Some(last) => self.after(last, now, hlc, line, plan),
+        }
+    }
+
+    /// The first downbeat after the newest committed frame, and after `in_flight` too.
+    pub fn next_downbeat(&self, in_flight: Option<&BeatFrame>) -> BeatIndex {
+        let Some(last) = &self.last else { return BeatIndex::ZERO };
+        match in_flight {
+            Some(frame) if frame.downbeat => frame.beat_index.plus(u32::from(frame.bar_length)),
+            _ => last.beat_index.plus(u32::from(last.bar_length - self.position)),
         }
     }
 
     fn first(&self, now: Timestamp, hlc: Hlc, line: &Line) -> BeatFrame {
-        let Plan { cluster_id, tempo, bar_length, grace_beats } = self.plan.clone();
+        let Seed { cluster_id, tempo, bar_length, grace_beats } = self.seed.clone();
         BeatFrame {
             r#type: Default::default(),
             beat_index: BeatIndex::ZERO,
@@ -106,27 +127,34 @@ impl Metronome {
         }
     }
 
-    fn after(&self, last: &BeatFrame, now: Timestamp, hlc: Hlc, line: &Line) -> BeatFrame {
+    fn after(&self, last: &BeatFrame, now: Timestamp, hlc: Hlc, line: &Line, plan: Option<&Plan>) -> BeatFrame {
         let beat_index = last.beat_index.plus(1);
         let scheduled_at = last.deadline_at;
-        let tempo = last.tempo_bpm;
-        // More than a period off, either way: catching up would be a burst of stale beats.
-        let off_by = now.millis_since(scheduled_at).abs();
-        let (anchor_beat, anchor_at) =
-            if off_by > tempo.period_ms() { (beat_index, now) } else { (last.anchor_beat, last.anchor_at) };
         let position = (self.position + 1) % last.bar_length;
         let downbeat = position == 0;
+        let in_force = plan.filter(|plan| downbeat && plan.from <= beat_index);
+        let tempo = in_force.map_or(last.tempo_bpm, |plan| last.tempo_bpm.towards(plan.tempo));
+        let bar_length = in_force.map_or(last.bar_length, |plan| plan.bar_length);
+        let (anchor_beat, anchor_at) = if now.millis_since(scheduled_at).abs() > last.tempo_bpm.period_ms() {
+            // More than a period off, either way: catching up would be a burst of stale beats. A clock
+            // that is behind does not turn the schedule back: it creeps on until time has caught up.
+            (beat_index, now.max(scheduled_at.plus_millis(1 - tempo.period_ms())))
+        } else if tempo == last.tempo_bpm {
+            (last.anchor_beat, last.anchor_at)
+        } else {
+            (beat_index, scheduled_at)
+        };
         BeatFrame {
             r#type: Default::default(),
             cluster_id: last.cluster_id.clone(),
             beat_index,
             downbeat,
-            phase: Phase::of(position, last.bar_length),
+            phase: Phase::of(position, bar_length),
             hlc,
             deadline_at: anchor_at.plus_millis(tempo.beats_ms(beat_index.since(anchor_beat) + 1)),
             tempo_bpm: tempo,
             window_id: if downbeat { WindowId::new(&last.cluster_id, beat_index) } else { last.window_id },
-            bar_length: last.bar_length,
+            bar_length,
             grace_beats: last.grace_beats,
             scheduled_at,
             emitted_at: now,
@@ -158,12 +186,20 @@ mod tests {
     use super::*;
 
     fn metronome(bpm: &str, bar_length: u16) -> Metronome {
-        let plan = Plan { cluster_id: "c".into(), tempo: bpm.parse().expect("a tempo"), bar_length, grace_beats: 0 };
-        Metronome::new(plan, "p".into(), 1)
+        let seed = Seed { cluster_id: "c".into(), tempo: tempo(bpm), bar_length, grace_beats: 0 };
+        Metronome::new(seed, "p".into(), 1)
+    }
+
+    fn tempo(bpm: &str) -> Tempo {
+        bpm.parse().expect("a tempo")
     }
 
     fn beat(metronome: &mut Metronome, now: i64) -> BeatFrame {
-        let frame = metronome.beat(Timestamp::from_millis(now), &Line::default());
+        beat_as_planned(metronome, now, None)
+    }
+
+    fn beat_as_planned(metronome: &mut Metronome, now: i64, plan: Option<&Plan>) -> BeatFrame {
+        let frame = metronome.beat(Timestamp::from_millis(now), &Line::default(), plan);
         metronome.resume(frame.clone());
         frame
     }
@@ -171,7 +207,7 @@ mod tests {
     #[test]
     fn the_first_beat_is_due_at_once_and_opens_a_window() {
         let mut metronome = metronome("60", 4);
-        metronome.take_over();
+        metronome.take_over(0);
         assert_eq!(metronome.due(), None);
         let frame = beat(&mut metronome, 5_000);
         assert_eq!((frame.beat_index, frame.downbeat, frame.term), (BeatIndex::ZERO, true, 1));
@@ -228,16 +264,62 @@ mod tests {
     #[test]
     fn a_new_leadership_goes_on_where_the_frames_end() {
         let mut first = metronome("60", 4);
-        first.take_over();
+        first.take_over(0);
         (0..6).for_each(|i| drop(beat(&mut first, i * 1_000)));
         let last = first.last().expect("it has beaten").clone();
         // Other flags, a clock five minutes behind.
         let mut second = metronome("120", 8);
         second.resume(last.clone());
-        second.take_over();
-        let next = second.beat(last.emitted_at.plus_millis(-300_000), &Line::default());
-        assert_eq!((next.beat_index.get(), next.term, next.bar_length), (6, 2, 4));
+        second.take_over(7);
+        let next = second.beat(last.emitted_at.plus_millis(-300_000), &Line::default(), None);
+        assert_eq!((next.beat_index.get(), next.term, next.bar_length), (6, 7, 4));
         assert_eq!(next.tempo_bpm, last.tempo_bpm);
         assert!(next.hlc.is_after(last.hlc));
+    }
+
+    #[test]
+    fn a_clock_that_is_behind_does_not_turn_the_schedule_back() {
+        let mut metronome = metronome("60", 4);
+        beat(&mut metronome, 10_000);
+        let early = beat(&mut metronome, 6_000);
+        assert!(early.re_anchored());
+        assert_eq!((early.scheduled_at.millis(), early.deadline_at.millis()), (11_000, 11_001));
+        let creeping: Vec<i64> =
+            (1..=4).map(|i| beat(&mut metronome, 6_000 + i * 1_000).scheduled_at.millis()).collect();
+        assert_eq!(creeping, [11_001, 11_002, 11_003, 11_004]);
+        // Within a period again: the schedule goes on as if nothing had been.
+        let caught_up = beat(&mut metronome, 11_000);
+        assert!(!caught_up.re_anchored());
+        assert_eq!(caught_up.deadline_at.millis_since(caught_up.scheduled_at), 1_000);
+    }
+
+    #[test]
+    fn a_plan_is_in_force_from_its_downbeat_in_steps_of_a_tenth() {
+        let mut metronome = metronome("10", 2);
+        let plan = Plan { from: BeatIndex::ZERO.plus(4), tempo: tempo("12"), bar_length: 2 };
+        let mut frames = vec![beat_as_planned(&mut metronome, 0, Some(&plan))];
+        for _ in 0..8 {
+            let due = metronome.due().expect("it has beaten").millis();
+            frames.push(beat_as_planned(&mut metronome, due, Some(&plan)));
+        }
+        let tempi: Vec<f64> = frames.iter().map(|frame| frame.tempo_bpm.bpm()).collect();
+        assert_eq!(tempi, [10.0, 10.0, 10.0, 10.0, 11.0, 11.0, 12.0, 12.0, 12.0]);
+        assert!(plan.is_pending(&frames[5]) && !plan.is_pending(&frames[6]));
+        let changed = &frames[4];
+        assert_eq!((changed.anchor_beat, changed.anchor_at), (changed.beat_index, changed.scheduled_at));
+        assert_eq!(changed.deadline_at.millis_since(changed.scheduled_at), 5_455);
+        assert!(frames.iter().all(|frame| !frame.re_anchored()));
+    }
+
+    #[test]
+    fn a_bar_changes_its_length_at_a_downbeat() {
+        let mut metronome = metronome("60", 4);
+        let plan = Plan { from: BeatIndex::ZERO.plus(1), tempo: tempo("60"), bar_length: 2 };
+        let frames: Vec<BeatFrame> = (0..9).map(|i| beat_as_planned(&mut metronome, i * 1_000, Some(&plan))).collect();
+        let downbeats: Vec<i64> = frames.iter().filter(|f| f.downbeat).map(|f| f.beat_index.get()).collect();
+        assert_eq!(downbeats, [0, 4, 6, 8]);
+        assert_eq!(metronome.next_downbeat(None).get(), 10);
+        let in_flight = metronome.beat(Timestamp::from_millis(9_000), &Line::default(), Some(&plan));
+        assert_eq!(metronome.next_downbeat(Some(&in_flight)).get(), 10);
     }
 }

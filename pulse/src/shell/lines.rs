@@ -21,6 +21,8 @@ const REFRESH_EVERY: Duration = Duration::from_secs(1);
 const METADATA_EVERY: Duration = Duration::from_secs(5);
 /// As long as it is not known who leads, it is asked more often.
 const METADATA_RETRY: Duration = Duration::from_millis(200);
+/// Kafka that has not answered for this long is away.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
 /// A log end that was below the line for this long is no stale answer: the topic was lost or made anew.
 const LOST_AFTER: Duration = Duration::from_secs(30);
 
@@ -31,6 +33,8 @@ struct Drawn {
     /// When each partition's newest answer was asked for.
     asked: BTreeMap<i32, Instant>,
     below: BTreeMap<i32, Below>,
+    /// When the newest answer of any broker came.
+    answered: Option<Instant>,
 }
 
 /// A partition whose answers lie below its line.
@@ -106,6 +110,12 @@ impl Lines {
     pub(crate) fn is_fresh(&self, since: Instant) -> bool {
         let drawn = lock(&self.shared.drawn);
         !drawn.asked.is_empty() && drawn.asked.values().all(|asked| *asked >= since)
+    }
+
+    /// Whether Kafka has answered of late.
+    pub(crate) fn are_answered(&self) -> bool {
+        let drawn = lock(&self.shared.drawn);
+        drawn.answered.is_some_and(|at| at.elapsed() < ANSWERED_WITHIN)
     }
 
     /// Whether claims were lost under us.
@@ -188,6 +198,7 @@ fn note(drawn: &mut Drawn, answers: &[(i32, i64)], asked: Instant) {
         }
         drawn.line.advance(*partition, *end);
         drawn.asked.insert(*partition, asked);
+        drawn.answered = Some(Instant::now());
     }
 }
 

@@ -1,12 +1,16 @@
-//! What touches Kafka, threads, clocks and sockets.
+//! What touches Kafka, Raft, threads, clocks and sockets.
 
 mod args;
 mod conductor;
+mod control;
 mod http;
 mod lines;
 mod metrics;
+mod publisher;
+mod raft;
 mod run;
 mod status;
+mod watcher;
 
 pub use args::Args;
 pub use run::run;

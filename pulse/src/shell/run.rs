@@ -1,61 +1,192 @@
 //! Starts the parts and joins them.
 
-use std::sync::Arc;
+use std::net::SocketAddr;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, OnceLock};
+use std::thread;
 
 use anyhow::Context;
 use backbeat_broker::{Broker, ClaimEnds, Registry, TopicName, wait_for_topics};
 use backbeat_schemas::BeatFrame;
 use backbeat_service::{Shutdown, serve};
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 
-use super::conductor::Conductor;
+use super::conductor::{Clock, Conductor, Message};
+use super::control::Control;
+use super::http::{Api, Parts};
 use super::lines::Lines;
 use super::metrics::Metrics;
+use super::publisher::Publisher;
+use super::raft::{self, Client, Node, Secret, Store};
 use super::status::SharedStatus;
+use super::watcher::Watcher;
 use super::{Args, http};
-use crate::core::{Leadership, Metronome};
+use crate::core::{Event, Leadership, Metronome};
 
 /// Runs pulse until `shutdown`, or until it must not go on.
 pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
-    let plan = args.plan()?;
+    let seed = args.seed()?;
+    args.founders()?;
     let metrics = Arc::new(Metrics::new()?);
     let status = SharedStatus::default();
     status.update(|status| {
-        status.cluster_id.clone_from(&plan.cluster_id);
-        status.node.clone_from(&args.node);
+        status.cluster_id.clone_from(&seed.cluster_id);
+        status.node = args.node().to_string();
         status.waiting_for = Some("kafka, its topics and the schema registry".to_owned());
     });
+    let api = Api { status: status.clone(), parts: Arc::new(OnceLock::new()) };
     let stop_serving = shutdown.child_token();
-    let server = tokio::spawn(serve(listener, http::routes(&metrics, status.clone()), stop_serving.clone()));
-
-    let broker = Broker::new(&args.kafka, &args.node)?;
-    let registry = Registry::new(&args.kafka.schema_registry)?;
-    let prepared = tokio::select! {
-        prepared = prepare(&broker, &registry) => Some(prepared?),
-        () = shutdown.cancelled() => None,
-    };
-    let outcome = match prepared {
-        None => Ok(()),
-        Some(schema_id) => {
-            let (frames, reports) = Conductor::readers(&broker, &registry)?;
-            let lines = Lines::start(ClaimEnds::new(&broker)?)?;
-            let flags = plan.clone();
-            let cluster_id = plan.cluster_id.clone();
-            // The node part of our HLC readings: any number that a rival is unlikely to have.
-            let metronome = Metronome::new(plan, args.node, rand::random());
-            let leadership = Leadership::new(metronome, cluster_id);
-            let conductor =
-                Conductor { broker, frames, reports, schema_id, flags, lines, leadership, metrics, status, shutdown };
-            tokio::task::spawn_blocking(|| conductor.run()).await.context("the beating thread panicked")?
-        }
+    let routes = http::routes(&metrics, api.clone(), args.writers()?);
+    let server = tokio::spawn(serve(listener, routes, stop_serving.clone()));
+    let outcome = tokio::select! {
+        prepared = prepare(&args) => match prepared {
+            Ok(prepared) => beat(&args, prepared, &metrics, &api, &shutdown).await,
+            Err(error) => Err(error),
+        },
+        () = shutdown.cancelled() => Ok(()),
     };
     stop_serving.cancel();
     server.await.context("the http server panicked")??;
     outcome
 }
 
-/// Waits for Kafka, the topics and the registry; returns the schema id of our frames.
-async fn prepare(broker: &Broker, registry: &Registry) -> anyhow::Result<u32> {
-    wait_for_topics(broker).await?;
-    Ok(registry.register::<BeatFrame>(&broker.topics().subject(TopicName::BeatFrames)).await?)
+/// What there is before Raft starts: a node that cannot reach Kafka does not stand for election.
+struct Prepared {
+    broker: Broker,
+    registry: Registry,
+    /// The schema id of our frames.
+    schema_id: u32,
+    raft_listener: Option<TcpListener>,
+    secret: Option<Secret>,
+}
+
+async fn prepare(args: &Args) -> anyhow::Result<Prepared> {
+    let secret = args.raft_secret()?;
+    let raft_listener = match args.raft_listens_on() {
+        Some(address) => {
+            let listener =
+                TcpListener::bind(&address).await.with_context(|| format!("raft: listening on {address}"))?;
+            let listens_on: SocketAddr = listener.local_addr()?;
+            args.check_raft_port(listens_on, secret.is_some())?;
+            tracing::info!(raft = %listens_on, "raft listens");
+            Some(listener)
+        }
+        None => None,
+    };
+    let broker = Broker::new(&args.kafka, &args.node().to_string())?;
+    let registry = Registry::new(&args.kafka.schema_registry)?;
+    wait_for_topics(&broker).await?;
+    let schema_id = registry.register::<BeatFrame>(&broker.topics().subject(TopicName::BeatFrames)).await?;
+    Ok(Prepared { broker, registry, schema_id, raft_listener, secret })
+}
+
+/// Takes part in the cluster until `shutdown`, or until it cannot go on.
+async fn beat(
+    args: &Args,
+    prepared: Prepared,
+    metrics: &Arc<Metrics>,
+    api: &Api,
+    shutdown: &Shutdown,
+) -> anyhow::Result<()> {
+    let Prepared { broker, registry, schema_id, raft_listener, secret } = prepared;
+    let seed = args.seed()?;
+    let (own, messages) = channel();
+    let (publisher, commands) = channel();
+
+    let client = Client::new(seed.cluster_id.clone(), args.node(), secret.clone())?;
+    let store = Store::open(&args.store_dir(), &seed.cluster_id, args.node())?;
+    let raft = Node::start(args.node(), store, client.clone()).await?;
+    let control = Control { raft: raft.clone(), client, conductor: own.clone() };
+    let stop_raft = Shutdown::new();
+    let raft_routes = raft::routes(raft.raft(), control.routes(), &seed.cluster_id, secret);
+    let raft_server = raft_listener.map(|listener| tokio::spawn(serve(listener, raft_routes, stop_raft.clone())));
+    if !args.join {
+        raft.found(args.founders()?).await?;
+    }
+
+    let lines = Arc::new(Lines::start(ClaimEnds::new(&broker)?)?);
+    let ours = Publisher::new(
+        broker.clone(),
+        &registry,
+        schema_id,
+        Arc::clone(&lines),
+        Arc::clone(metrics),
+        api.status.clone(),
+    )?;
+    let answers = own.clone();
+    thread::Builder::new().name("publisher".into()).spawn(move || ours.run(&commands, &answers))?;
+    let watcher = Watcher::new(&broker, &registry, api.status.clone())?;
+    let (heard, stop_watching) = (own.clone(), shutdown.child_token());
+    let watching = stop_watching.clone();
+    let watcher = tokio::task::spawn_blocking(move || watcher.run(&heard, &watching));
+
+    let clock = Clock::start();
+    // The node part of our HLC readings: any number that a rival is unlikely to have.
+    let metronome = Metronome::new(seed.clone(), args.node().to_string(), rand::random());
+    let leadership = Leadership::new(metronome, args.bounds()?, Node::ELECTION_TIMEOUT, clock.now());
+    let conductor = Conductor {
+        flags: seed,
+        clock,
+        leadership,
+        lines: Arc::clone(&lines),
+        raft: raft.clone(),
+        runtime: Handle::current(),
+        own: own.clone(),
+        publisher,
+        metrics: Arc::clone(metrics),
+        status: api.status.clone(),
+    };
+    let mut conductor = tokio::task::spawn_blocking(move || conductor.run(&messages));
+    // Only set here.
+    let _ = api.parts.set(Parts { control, lines });
+
+    let outcome = tokio::select! {
+        ended = &mut conductor => Some(ended),
+        told = tell(&raft, &own) => {
+            told.context("raft has stopped")?;
+            None
+        }
+        () = shutdown.cancelled() => None,
+    };
+    let outcome = if let Some(ended) = outcome {
+        ended
+    } else {
+        // It may have ended already.
+        let _ = own.send(Message::Shutdown);
+        conductor.await
+    };
+    stop_watching.cancel();
+    raft.stop().await;
+    stop_raft.cancel();
+    if let Some(server) = raft_server {
+        server.await.context("raft's http server panicked")??;
+    }
+    watcher.await.context("the watching thread panicked")?;
+    outcome.context("the beating thread panicked")?
+}
+
+/// Tells the conductor what Raft says, for ever; an error when Raft has stopped.
+async fn tell(raft: &Node, conductor: &Sender<Message>) -> anyhow::Result<()> {
+    let (mut news, mut plans) = (raft.news(), raft.plan());
+    let (mut standing, mut plan) = (None, None);
+    loop {
+        let now = raft.standing()?;
+        if standing.as_ref() != Some(&now) {
+            standing = Some(now.clone());
+            // At the end there is nobody to tell.
+            let _ = conductor.send(Message::Event(Event::Raft(now)));
+        }
+        let agreed = *plans.borrow_and_update();
+        if agreed != plan {
+            plan = agreed;
+            if let Some(agreed) = agreed {
+                let _ = conductor.send(Message::Event(Event::Planned(agreed)));
+            }
+        }
+        tokio::select! {
+            changed = news.changed() => changed.context("raft's metrics have ended")?,
+            changed = plans.changed() => changed.context("raft's store has ended")?,
+        }
+    }
 }

@@ -1,33 +1,102 @@
 //! What pulse tells of itself over HTTP.
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use backbeat_schemas::BeatFrame;
+use backbeat_schemas::{BeatFrame, BeatIndex, Tempo};
 use serde::Serialize;
 
-/// A shared snapshot, written by the conductor.
+use super::raft::Peer;
+use crate::core::{Plan, Role};
+
+/// Percentiles of jitter are over this many of a node's last beats.
+const RECENT_BEATS: usize = 1_000;
+
+/// A shared snapshot, written by the threads that know.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SharedStatus(Arc<Mutex<Status>>);
 
-/// The body of `/api/v1/status`.
-#[derive(Debug, Clone, Default, Serialize)]
+/// How things are.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Status {
     pub(crate) cluster_id: String,
     pub(crate) node: String,
-    pub(crate) role: Role,
-    /// The newest committed frame.
+    pub(crate) role: RoleName,
+    /// Whether Raft has a leader, as far as this node knows.
+    pub(crate) is_led: bool,
+    /// The newest committed frame, whoever wrote it.
     pub(crate) last_beat: Option<BeatFrame>,
-    /// Why it does not beat, where it should.
+    pub(crate) plan: Option<Plan>,
+    /// What it waits for before it can take part.
     pub(crate) waiting_for: Option<String>,
+    jitter_ms: VecDeque<i64>,
+}
+
+/// The body of `/api/v1/status`.
+#[derive(Debug, Serialize)]
+pub(crate) struct StatusBody {
+    cluster_id: String,
+    node: String,
+    role: RoleName,
+    /// The node that leads, as far as this one knows.
+    leader: Option<String>,
+    /// The term of the newest beat.
+    term: Option<i64>,
+    beat: Option<BeatIndex>,
+    tempo_bpm: Option<Tempo>,
+    bar_length: Option<u16>,
+    /// A change that is agreed on and not yet carried out.
+    pending: Option<Pending>,
+    /// Of this node's own last beats.
+    jitter_ms: Option<Jitter>,
+    members: Vec<Peer>,
+    last_beat: Option<BeatFrame>,
+    waiting_for: Option<String>,
+}
+
+/// A change on its way.
+#[derive(Debug, Serialize)]
+pub(crate) struct Pending {
+    from_beat: BeatIndex,
+    tempo_bpm: Tempo,
+    bar_length: u16,
+    /// It takes more than one step.
+    ramp: bool,
+}
+
+/// Distances of `emitted_at` from `scheduled_at`, in milliseconds.
+#[derive(Debug, Serialize)]
+pub(crate) struct Jitter {
+    beats: usize,
+    p50: i64,
+    p95: i64,
+    p99: i64,
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
-pub(crate) enum Role {
+pub(crate) enum RoleName {
     #[default]
     Starting,
+    Follower,
+    Leaderless,
+    Outsider,
+    TakingOver,
     Leader,
-    Stopped,
+    DegradedLeader,
+}
+
+impl From<Role> for RoleName {
+    fn from(role: Role) -> Self {
+        match role {
+            Role::Follower => Self::Follower,
+            Role::Leaderless => Self::Leaderless,
+            Role::Outsider => Self::Outsider,
+            Role::TakingOver => Self::TakingOver,
+            Role::Leader => Self::Leader,
+            Role::DegradedLeader => Self::DegradedLeader,
+        }
+    }
 }
 
 impl SharedStatus {
@@ -37,5 +106,54 @@ impl SharedStatus {
 
     pub(crate) fn snapshot(&self) -> Status {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Status {
+    /// Notes a beat of our own.
+    pub(crate) fn beat(&mut self, frame: &BeatFrame) {
+        if self.jitter_ms.len() == RECENT_BEATS {
+            self.jitter_ms.pop_front();
+        }
+        self.jitter_ms.push_back(frame.emitted_at.millis_since(frame.scheduled_at).abs());
+    }
+
+    pub(crate) fn body(self, members: Vec<Peer>) -> StatusBody {
+        let jitter_ms = self.jitter();
+        let last = self.last_beat.as_ref();
+        let pending = self.plan.zip(last).filter(|(plan, last)| plan.is_pending(last)).map(|(plan, last)| Pending {
+            from_beat: plan.from,
+            tempo_bpm: plan.tempo,
+            bar_length: plan.bar_length,
+            ramp: !last.tempo_bpm.allowed_next().contains(&plan.tempo),
+        });
+        StatusBody {
+            leader: members.iter().find(|peer| peer.leader).map(|peer| peer.node.to_string()),
+            term: last.map(|last| last.term),
+            beat: last.map(|last| last.beat_index),
+            tempo_bpm: last.map(|last| last.tempo_bpm),
+            bar_length: last.map(|last| last.bar_length),
+            pending,
+            jitter_ms,
+            members,
+            cluster_id: self.cluster_id,
+            node: self.node,
+            role: self.role,
+            last_beat: self.last_beat,
+            waiting_for: self.waiting_for,
+        }
+    }
+
+    fn jitter(&self) -> Option<Jitter> {
+        let mut sorted: Vec<i64> = self.jitter_ms.iter().copied().collect();
+        sorted.sort_unstable();
+        // The smallest value that so many percent do not exceed.
+        let percentile = |percent: usize| sorted[(sorted.len() * percent).div_ceil(100) - 1];
+        (!sorted.is_empty()).then(|| Jitter {
+            beats: sorted.len(),
+            p50: percentile(50),
+            p95: percentile(95),
+            p99: percentile(99),
+        })
     }
 }

@@ -1,0 +1,166 @@
+//! What operators ask for: any node takes it, the leader does it.
+
+use std::sync::mpsc::Sender;
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use axum::{Json, Router};
+use backbeat_schemas::Tempo;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use super::conductor::Message;
+use super::raft::{Client, Member, MembershipError, Node, NodeError, NodeName};
+use crate::core::{Plan, Refusal, Request};
+
+/// Where the leader takes what followers pass on.
+const PASSED_ON: &str = "/raft/passed-on";
+/// A new member may take its time.
+const LEADER_WITHIN: Duration = Duration::from_secs(20);
+
+/// An operator's wish.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) enum Wish {
+    ChangeTempo(TempoChange),
+    CancelChange,
+    AddMember { node: NodeName, address: String },
+    RemoveMember { node: NodeName },
+}
+
+/// The body of `POST /api/v1/tempo`.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TempoChange {
+    #[serde(default)]
+    tempo_bpm: Option<Tempo>,
+    /// In steps of 10 % a bar.
+    #[serde(default)]
+    ramp: bool,
+    #[serde(default)]
+    bar_length: Option<u16>,
+}
+
+/// What came of it: an HTTP status and a JSON body.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Answer {
+    status: u16,
+    body: Value,
+}
+
+impl IntoResponse for Answer {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        (status, Json(self.body)).into_response()
+    }
+}
+
+impl Answer {
+    fn ok(body: Value) -> Self {
+        Self { status: 200, body }
+    }
+
+    fn refused(status: StatusCode, reason: &impl ToString) -> Self {
+        Self { status: status.as_u16(), body: json!({ "error": reason.to_string() }) }
+    }
+
+    /// 503 with who leads, as far as we know.
+    fn unavailable(reason: &impl ToString, leader: Option<(NodeName, Member)>) -> Self {
+        let leader = leader.map(|(node, member)| json!({ "node": node, "address": member.address }));
+        let body = json!({ "error": reason.to_string(), "leader": leader });
+        Self { status: StatusCode::SERVICE_UNAVAILABLE.as_u16(), body }
+    }
+}
+
+/// Grants wishes; clones are the same.
+#[derive(Clone)]
+pub(crate) struct Control {
+    pub(crate) raft: Node,
+    pub(crate) client: Client,
+    pub(crate) conductor: Sender<Message>,
+}
+
+impl Control {
+    /// Here, or where the leader is.
+    pub(crate) async fn grant(&self, wish: Wish) -> Answer {
+        let Some((leader, member)) = self.raft.leader() else { return self.grant_here(wish).await };
+        tracing::info!(?wish, %leader, "passed on to the leader");
+        let passed_on = self.client.call(&member.address, PASSED_ON, &wish, LEADER_WITHIN).await;
+        passed_on.unwrap_or_else(|error| {
+            Answer::unavailable(&format!("the leader, {leader}, cannot be asked: {error}"), Some((leader, member)))
+        })
+    }
+
+    /// The routes for what other nodes pass on.
+    pub(crate) fn routes(&self) -> Router {
+        let control = self.clone();
+        Router::new().route(
+            PASSED_ON,
+            post(async move |Json(wish): Json<Wish>| {
+                // Only one hop: if we do not lead, the caller is told.
+                Json(control.grant_here(wish).await)
+            }),
+        )
+    }
+
+    async fn grant_here(&self, wish: Wish) -> Answer {
+        tracing::info!(?wish, "asked for");
+        match wish {
+            Wish::ChangeTempo(TempoChange { tempo_bpm, ramp, bar_length }) => {
+                if tempo_bpm.is_none() && bar_length.is_none() {
+                    let reason = "nothing to change: give tempo_bpm, bar_length or both";
+                    return Answer::refused(StatusCode::BAD_REQUEST, &reason);
+                }
+                self.plan(Request::Change { tempo: tempo_bpm, ramp, bar_length }).await
+            }
+            Wish::CancelChange => self.plan(Request::Cancel).await,
+            Wish::AddMember { node, address } => self.members(self.raft.add_member(node, Member { address }).await),
+            Wish::RemoveMember { node } => self.members(self.raft.remove_member(node).await),
+        }
+    }
+
+    async fn plan(&self, request: Request) -> Answer {
+        let (answer, proposed) = oneshot::channel();
+        let asked = self.conductor.send(Message::Propose(request, answer));
+        let proposed = match asked {
+            Ok(()) => proposed.await.ok(),
+            Err(_) => None,
+        };
+        let plan = match proposed {
+            Some(Ok(plan)) => plan,
+            Some(Err(refusal)) => return self.refusal(&refusal),
+            None => return Answer::unavailable(&"this node is shutting down", self.raft.leader()),
+        };
+        if let Err(error) = self.raft.agree(plan).await {
+            // At the end there is nobody to tell.
+            let _ = self.conductor.send(Message::GiveUpProposal);
+            return Answer::unavailable(&error, self.raft.leader());
+        }
+        let Plan { from, tempo, bar_length } = plan;
+        tracing::info!(from_beat = %from, %tempo, bar_length, "agreed on");
+        Answer::ok(json!({ "from_beat": from, "tempo_bpm": tempo, "bar_length": bar_length }))
+    }
+
+    fn refusal(&self, refusal: &Refusal) -> Answer {
+        match refusal {
+            Refusal::OutOfBounds { .. } | Refusal::TooFar { .. } | Refusal::BarLength(..) => {
+                Answer::refused(StatusCode::BAD_REQUEST, refusal)
+            }
+            Refusal::Pending { .. } | Refusal::NothingPending => Answer::refused(StatusCode::CONFLICT, refusal),
+            Refusal::NotNow(_) => Answer::unavailable(refusal, self.raft.leader()),
+        }
+    }
+
+    fn members(&self, outcome: Result<(), MembershipError>) -> Answer {
+        match outcome {
+            Ok(()) => Answer::ok(json!({ "members": self.raft.members() })),
+            Err(error @ MembershipError::Conflict(_)) => Answer::refused(StatusCode::CONFLICT, &error),
+            Err(error @ MembershipError::DoesNotJoin { .. }) => Answer::refused(StatusCode::BAD_REQUEST, &error),
+            Err(MembershipError::Node(error @ (NodeError::NotLeader | NodeError::InDoubt | NodeError::Raft(_)))) => {
+                Answer::unavailable(&error, self.raft.leader())
+            }
+        }
+    }
+}

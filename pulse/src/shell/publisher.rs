@@ -1,0 +1,141 @@
+//! The thread that talks to Kafka: one blocking operation at a time, each answered by an event.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, Sender};
+use std::time::{Duration, Instant};
+
+use backbeat_broker::{Broker, LogReader, ReadError, Registry, TopicName, TransactionError, TransactionalProducer};
+use backbeat_schemas::{BarReport, BeatFrame, wire};
+use tokio::runtime::Handle;
+
+use super::conductor::Message;
+use super::lines::Lines;
+use super::metrics::Metrics;
+use super::status::SharedStatus;
+use crate::core::{Command, Event, Line};
+
+/// Bounds opening the transactional id and every commit.
+const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// A first line that cannot be drawn in this time stays the last frame's (DESIGN, "Pulse").
+const FIRST_LINE_WITHIN: Duration = Duration::from_secs(2);
+const LINE_POLL: Duration = Duration::from_millis(2);
+
+pub(crate) struct Publisher {
+    broker: Broker,
+    frames: LogReader<BeatFrame>,
+    reports: LogReader<BarReport>,
+    schema_id: u32,
+    lines: Arc<Lines>,
+    producer: Option<TransactionalProducer>,
+    metrics: Arc<Metrics>,
+    status: SharedStatus,
+}
+
+impl Publisher {
+    /// Call inside a runtime.
+    pub(crate) fn new(
+        broker: Broker,
+        registry: &Registry,
+        schema_id: u32,
+        lines: Arc<Lines>,
+        metrics: Arc<Metrics>,
+        status: SharedStatus,
+    ) -> Result<Self, ReadError> {
+        let runtime = Handle::current();
+        let frames = LogReader::new(&broker, registry, &runtime, TopicName::BeatFrames)?;
+        let reports = LogReader::new(&broker, registry, &runtime, TopicName::BarReports)?;
+        Ok(Self { broker, frames, reports, schema_id, lines, producer: None, metrics, status })
+    }
+
+    /// Works until the other end of `commands` is gone.
+    pub(crate) fn run(mut self, commands: &Receiver<Command>, answers: &Sender<Message>) {
+        while let Ok(command) = commands.recv() {
+            let Some(event) = self.perform(command) else { continue };
+            if answers.send(Message::Event(event)).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn perform(&mut self, command: Command) -> Option<Event> {
+        match command {
+            Command::ReadTail => Some(self.read_tail().unwrap_or_else(|error| {
+                tracing::warn!(%error, "the last beat cannot be read");
+                Event::KafkaAway
+            })),
+            Command::OpenTransactions => Some(self.open_transactions()),
+            Command::DrawLine => Some(self.draw_first_line()),
+            Command::Publish(frame) => Some(self.publish(&frame)),
+            Command::Close => {
+                self.producer = None;
+                None
+            }
+            other => unreachable!("{other:?} is not Kafka's"),
+        }
+    }
+
+    fn read_tail(&mut self) -> Result<Event, ReadError> {
+        let frame = self.frames.last()?.map(|entry| Box::new(entry.record));
+        let no_reports = frame.is_some() || self.reports.last()?.is_none();
+        if let Some(frame) = &frame {
+            self.lines.at_least(Line::new(frame.claim_offsets.clone()));
+        }
+        Ok(Event::Tail { frame, no_reports })
+    }
+
+    fn open_transactions(&mut self) -> Event {
+        // Two with one id would fence each other.
+        self.producer = None;
+        let id = self.broker.topics().pulse_transactional_id();
+        match TransactionalProducer::open(&self.broker, &id, TRANSACTION_TIMEOUT) {
+            Ok(producer) => {
+                self.producer = Some(producer);
+                Event::TransactionsOpen
+            }
+            Err(error) => {
+                self.metrics.transaction_failed();
+                tracing::warn!(%error, "the transactional id cannot be opened");
+                if matches!(error, TransactionError::Fenced(_)) { Event::Fenced } else { Event::KafkaAway }
+            }
+        }
+    }
+
+    fn draw_first_line(&self) -> Event {
+        let asked = Instant::now();
+        self.lines.refresh();
+        while asked.elapsed() < FIRST_LINE_WITHIN && !self.lines.is_fresh(asked) {
+            std::thread::sleep(LINE_POLL);
+        }
+        if !self.lines.is_fresh(asked) {
+            self.metrics.stale_line();
+            tracing::warn!("no first line within 2 s: starting from the last frame's");
+        }
+        Event::LineDrawn
+    }
+
+    fn publish(&mut self, frame: &BeatFrame) -> Event {
+        let began = Instant::now();
+        match self.send(frame) {
+            Ok(()) => {
+                self.metrics.beat(frame, began.elapsed());
+                self.status.update(|status| status.beat(frame));
+                tracing::debug!(beat = %frame.beat_index, window_id = %frame.window_id, "beat");
+                Event::Committed
+            }
+            Err(error) => {
+                self.metrics.transaction_failed();
+                tracing::warn!(%error, beat = %frame.beat_index, "a beat's transaction failed; reading back whether it is there");
+                if matches!(error, TransactionError::Fenced(_)) { Event::Fenced } else { Event::InDoubt }
+            }
+        }
+    }
+
+    fn send(&mut self, frame: &BeatFrame) -> Result<(), TransactionError> {
+        let topic = self.broker.topics().name(TopicName::BeatFrames);
+        let value = wire(self.schema_id, frame);
+        let producer = self.producer.as_mut().expect("the core publishes only behind its own fence");
+        let mut transaction = producer.begin()?;
+        transaction.send(&topic, &frame.cluster_id, &value, frame.emitted_at.millis())?;
+        transaction.commit()
+    }
+}

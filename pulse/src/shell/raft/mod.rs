@@ -1,0 +1,21 @@
+//! Raft: who leads, and the plan. Only this folder knows openraft.
+//!
+//! ```text
+//!   other nodes ──▶ server ──▶ openraft ──▶ store (redb, fsynced)
+//!               ◀── client ◀──    │
+//!                                 └──▶ node: standing, quorum, plan, members
+//! ```
+
+mod client;
+mod node;
+mod secret;
+mod server;
+mod store;
+mod types;
+
+pub(crate) use client::Client;
+pub(crate) use node::{MembershipError, Node, NodeError, Peer};
+pub(crate) use secret::Secret;
+pub(crate) use server::routes;
+pub(crate) use store::Store;
+pub(crate) use types::{Member, NodeName};

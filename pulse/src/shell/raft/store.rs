@@ -1,0 +1,340 @@
+//! Raft's log, vote and state on disk, in one redb file. Every write is fsynced before it is acknowledged.
+
+#![expect(clippy::result_large_err, reason = "openraft's errors are as large as they are")]
+
+use std::fmt::Debug;
+use std::fs;
+use std::io::Cursor;
+use std::ops::RangeBounds;
+use std::path::Path;
+use std::sync::Arc;
+
+use openraft::storage::{LogFlushed, LogState, RaftLogStorage, RaftStateMachine, Snapshot};
+use openraft::{
+    AnyError, Entry, EntryPayload, ErrorSubject, ErrorVerb, LogId, OptionalSend, RaftLogReader, RaftSnapshotBuilder,
+    SnapshotMeta, StorageError, StorageIOError, StoredMembership, Vote,
+};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::types::{Member, NodeName, Types};
+use crate::core::Plan;
+
+/// Entries by index, as JSON.
+const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
+/// The rest, as JSON.
+const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
+const IDENTITY: &str = "identity";
+const VOTE: &str = "vote";
+const PURGED: &str = "purged";
+const STATE: &str = "state";
+
+/// Raft's store; clones are the same store.
+#[derive(Clone)]
+pub(crate) struct Store {
+    database: Arc<Database>,
+    plan: Arc<watch::Sender<Option<Plan>>>,
+}
+
+/// What the log's applied part amounts to.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+struct State {
+    last_applied: Option<LogId<NodeName>>,
+    membership: StoredMembership<NodeName, Member>,
+    plan: Option<Plan>,
+}
+
+/// Whose store it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Identity {
+    cluster: String,
+    node: NodeName,
+}
+
+/// A store that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    #[error("making the directory {path}: {source}")]
+    Directory { path: String, source: std::io::Error },
+    #[error("{path} is in use: another pulse runs with this --node and --data-dir")]
+    InUse { path: String },
+    #[error("{path} belongs to node {node} of cluster {cluster:?}: choose another --data-dir")]
+    Foreign { path: String, node: NodeName, cluster: String },
+    #[error("opening raft's store: {0}")]
+    Open(#[from] redb::DatabaseError),
+    #[error("beginning a transaction of raft's store: {0}")]
+    Begin(#[from] redb::TransactionError),
+    #[error("opening a table of raft's store: {0}")]
+    Table(#[from] redb::TableError),
+    #[error("reading or writing raft's store: {0}")]
+    Access(#[from] redb::StorageError),
+    #[error("committing to raft's store: {0}")]
+    Commit(#[from] redb::CommitError),
+    #[error("raft's store holds what this version cannot read: {0}")]
+    Json(#[from] serde_json::Error),
+    #[error("raft's store: a write panicked")]
+    Panicked,
+}
+
+impl Store {
+    /// Opens the store of `node`, or makes it, in `directory`.
+    pub(crate) fn open(directory: &Path, cluster: &str, node: NodeName) -> Result<Self, StoreError> {
+        fs::create_dir_all(directory)
+            .map_err(|source| StoreError::Directory { path: directory.display().to_string(), source })?;
+        let file = directory.join("raft.redb");
+        let path = file.display().to_string();
+        let database = Database::create(&file).map_err(|error| match error {
+            redb::DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.clone() },
+            other => other.into(),
+        })?;
+        let store = Self::new(database)?;
+        let ours = Identity { cluster: cluster.to_owned(), node };
+        let found = write_now(&store.database, |tables| {
+            let found: Option<Identity> = get(&tables.meta, IDENTITY)?;
+            if found.is_none() {
+                tables.put(IDENTITY, &ours)?;
+            }
+            Ok(found)
+        })?;
+        match found {
+            Some(Identity { cluster, node }) if (&cluster, node) != (&ours.cluster, ours.node) => {
+                Err(StoreError::Foreign { path, node, cluster })
+            }
+            _ => Ok(store),
+        }
+    }
+
+    fn new(database: Database) -> Result<Self, StoreError> {
+        // Makes the tables where they are missing.
+        let state: Option<State> = write_now(&database, |tables| get(&tables.meta, STATE))?;
+        let plan = state.and_then(|state| state.plan);
+        Ok(Self { database: Arc::new(database), plan: Arc::new(watch::Sender::new(plan)) })
+    }
+
+    /// The plan that was agreed on last, and every later one.
+    pub(crate) fn plan(&self) -> watch::Receiver<Option<Plan>> {
+        self.plan.subscribe()
+    }
+
+    /// Runs `change` in a transaction that is on disk when this returns.
+    async fn write<T: Send + 'static>(
+        &self,
+        subject: ErrorSubject<NodeName>,
+        change: impl FnOnce(&mut Tables<'_>) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StorageError<NodeName>> {
+        let database = Arc::clone(&self.database);
+        let done = tokio::task::spawn_blocking(move || write_now(&database, change)).await;
+        done.unwrap_or(Err(StoreError::Panicked)).map_err(|error| failed(subject, ErrorVerb::Write, &error))
+    }
+
+    /// What is read is in memory, or will be: not worth a thread.
+    fn read<T>(
+        &self,
+        subject: ErrorSubject<NodeName>,
+        look: impl FnOnce(&redb::ReadTransaction) -> Result<T, StoreError>,
+    ) -> Result<T, StorageError<NodeName>> {
+        let looked = self.database.begin_read().map_err(StoreError::from).and_then(|transaction| look(&transaction));
+        looked.map_err(|error| failed(subject, ErrorVerb::Read, &error))
+    }
+
+    fn meta<T: DeserializeOwned>(
+        &self,
+        subject: ErrorSubject<NodeName>,
+        key: &str,
+    ) -> Result<Option<T>, StorageError<NodeName>> {
+        self.read(subject, |transaction| get(&transaction.open_table(META)?, key))
+    }
+
+    fn state(&self) -> Result<State, StorageError<NodeName>> {
+        self.meta(ErrorSubject::StateMachine, STATE).map(Option::unwrap_or_default)
+    }
+}
+
+struct Tables<'t> {
+    log: redb::Table<'t, u64, &'static [u8]>,
+    meta: redb::Table<'t, &'static str, &'static [u8]>,
+}
+
+impl Tables<'_> {
+    fn put(&mut self, key: &str, value: &impl Serialize) -> Result<(), StoreError> {
+        self.meta.insert(key, serde_json::to_vec(value)?.as_slice())?;
+        Ok(())
+    }
+}
+
+fn write_now<T>(
+    database: &Database,
+    change: impl FnOnce(&mut Tables<'_>) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    // redb's default durability: the commit returns when it is on disk.
+    let transaction = database.begin_write()?;
+    let done = change(&mut Tables { log: transaction.open_table(LOG)?, meta: transaction.open_table(META)? })?;
+    transaction.commit()?;
+    Ok(done)
+}
+
+fn get<T: DeserializeOwned>(
+    meta: &impl ReadableTable<&'static str, &'static [u8]>,
+    key: &str,
+) -> Result<Option<T>, StoreError> {
+    let Some(found) = meta.get(key)? else { return Ok(None) };
+    Ok(Some(serde_json::from_slice(found.value())?))
+}
+
+fn failed(subject: ErrorSubject<NodeName>, verb: ErrorVerb, error: &StoreError) -> StorageError<NodeName> {
+    StorageIOError::new(subject, verb, AnyError::new(error)).into()
+}
+
+impl RaftLogReader<Types> for Store {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry<Types>>, StorageError<NodeName>> {
+        self.read(ErrorSubject::Logs, |transaction| {
+            let log = transaction.open_table(LOG)?;
+            log.range(range)?.map(|entry| Ok(serde_json::from_slice(entry?.1.value())?)).collect()
+        })
+    }
+}
+
+impl RaftLogStorage<Types> for Store {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<Types>, StorageError<NodeName>> {
+        self.read(ErrorSubject::Logs, |transaction| {
+            let last_purged_log_id: Option<LogId<NodeName>> = get(&transaction.open_table(META)?, PURGED)?;
+            let last: Option<Entry<Types>> = match transaction.open_table(LOG)?.last()? {
+                Some((_, entry)) => Some(serde_json::from_slice(entry.value())?),
+                None => None,
+            };
+            let last_log_id = last.map(|entry| entry.log_id).or(last_purged_log_id);
+            Ok(LogState { last_purged_log_id, last_log_id })
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> Self::LogReader {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote<NodeName>) -> Result<(), StorageError<NodeName>> {
+        let vote = *vote;
+        self.write(ErrorSubject::Vote, move |tables| tables.put(VOTE, &vote)).await
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote<NodeName>>, StorageError<NodeName>> {
+        self.meta(ErrorSubject::Vote, VOTE)
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: LogFlushed<Types>) -> Result<(), StorageError<NodeName>>
+    where
+        I: IntoIterator<Item = Entry<Types>> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<_> = entries.into_iter().collect();
+        self.write(ErrorSubject::Logs, move |tables| {
+            for entry in entries {
+                tables.log.insert(entry.log_id.index, serde_json::to_vec(&entry)?.as_slice())?;
+            }
+            Ok(())
+        })
+        .await?;
+        callback.log_io_completed(Ok(()));
+        Ok(())
+    }
+
+    async fn truncate(&mut self, log_id: LogId<NodeName>) -> Result<(), StorageError<NodeName>> {
+        self.write(ErrorSubject::Log(log_id), move |tables| Ok(tables.log.retain_in(log_id.index.., |_, _| false)?))
+            .await
+    }
+
+    async fn purge(&mut self, log_id: LogId<NodeName>) -> Result<(), StorageError<NodeName>> {
+        self.write(ErrorSubject::Log(log_id), move |tables| {
+            tables.put(PURGED, &log_id)?;
+            Ok(tables.log.retain_in(..=log_id.index, |_, _| false)?)
+        })
+        .await
+    }
+}
+
+impl RaftStateMachine<Types> for Store {
+    type SnapshotBuilder = Self;
+
+    async fn applied_state(
+        &mut self,
+    ) -> Result<(Option<LogId<NodeName>>, StoredMembership<NodeName, Member>), StorageError<NodeName>> {
+        self.state().map(|state| (state.last_applied, state.membership))
+    }
+
+    async fn apply<I>(&mut self, entries: I) -> Result<Vec<()>, StorageError<NodeName>>
+    where
+        I: IntoIterator<Item = Entry<Types>> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let mut state = self.state()?;
+        let mut answers = Vec::new();
+        for Entry { log_id, payload } in entries {
+            state.last_applied = Some(log_id);
+            match payload {
+                EntryPayload::Blank => {}
+                EntryPayload::Normal(plan) => state.plan = Some(plan),
+                EntryPayload::Membership(members) => state.membership = StoredMembership::new(Some(log_id), members),
+            }
+            answers.push(());
+        }
+        self.replace(state).await?;
+        Ok(answers)
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
+        self.clone()
+    }
+
+    async fn begin_receiving_snapshot(&mut self) -> Result<Box<Cursor<Vec<u8>>>, StorageError<NodeName>> {
+        Ok(Box::default())
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta<NodeName, Member>,
+        snapshot: Box<Cursor<Vec<u8>>>,
+    ) -> Result<(), StorageError<NodeName>> {
+        let plan = serde_json::from_slice(snapshot.get_ref())
+            .map_err(|error| failed(ErrorSubject::Snapshot(None), ErrorVerb::Read, &error.into()))?;
+        let membership = meta.last_membership.clone();
+        self.replace(State { last_applied: meta.last_log_id, membership, plan }).await
+    }
+
+    async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<Types>>, StorageError<NodeName>> {
+        if self.state()?.last_applied.is_none() {
+            return Ok(None);
+        }
+        self.build_snapshot().await.map(Some)
+    }
+}
+
+impl Store {
+    async fn replace(&self, state: State) -> Result<(), StorageError<NodeName>> {
+        let plan = state.plan;
+        self.write(ErrorSubject::StateMachine, move |tables| tables.put(STATE, &state)).await?;
+        self.plan.send_if_modified(|known| std::mem::replace(known, plan) != plan);
+        Ok(())
+    }
+}
+
+/// The state is on disk with every entry that is applied, and smaller than most entries: a snapshot is the
+/// state as it is now.
+impl RaftSnapshotBuilder<Types> for Store {
+    async fn build_snapshot(&mut self) -> Result<Snapshot<Types>, StorageError<NodeName>> {
+        let State { last_applied, membership, plan } = self.state()?;
+        let data = serde_json::to_vec(&plan)
+            .map_err(|error| failed(ErrorSubject::Snapshot(None), ErrorVerb::Write, &error.into()))?;
+        let snapshot_id = last_applied.map(|id| id.to_string()).unwrap_or_default();
+        let meta = SnapshotMeta { last_log_id: last_applied, last_membership: membership, snapshot_id };
+        Ok(Snapshot { meta, snapshot: Box::new(Cursor::new(data)) })
+    }
+}
+
+#[cfg(test)]
+mod tests;

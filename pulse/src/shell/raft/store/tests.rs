@@ -1,0 +1,179 @@
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Mutex;
+
+use backbeat_schemas::BeatIndex;
+use openraft::storage::RaftLogStorageExt;
+use openraft::testing::{StoreBuilder, Suite};
+use openraft::{CommittedLeaderId, Membership};
+use redb::StorageBackend;
+use tempfile::TempDir;
+
+use super::*;
+
+fn name(number: u64) -> NodeName {
+    number.into()
+}
+
+fn plan(from: u32) -> Plan {
+    Plan { from: BeatIndex::ZERO.plus(from), tempo: "5".parse().expect("a tempo"), bar_length: 4 }
+}
+
+fn entry(term: u64, index: u64) -> Entry<Types> {
+    let log_id = LogId::new(CommittedLeaderId::new(term, name(1)), index);
+    Entry { log_id, payload: EntryPayload::Normal(plan(index as u32)) }
+}
+
+struct OnDisk;
+
+impl StoreBuilder<Types, Store, Store, TempDir> for OnDisk {
+    async fn build(&self) -> Result<(TempDir, Store, Store), StorageError<NodeName>> {
+        let dir = TempDir::new().expect("a directory");
+        let store = Store::open(dir.path(), "c", name(0)).expect("a new store");
+        Ok((dir, store.clone(), store))
+    }
+}
+
+#[test]
+fn it_passes_openrafts_own_suite() {
+    Suite::test_all(OnDisk).expect("the store is as openraft wants it");
+}
+
+#[test]
+fn it_serves_one_node_of_one_cluster_at_a_time() {
+    let dir = TempDir::new().expect("a directory");
+    let store = Store::open(dir.path(), "c", name(1)).expect("a new store");
+    let twice = Store::open(dir.path(), "c", name(1)).err().expect("it is open").to_string();
+    assert!(twice.ends_with("is in use: another pulse runs with this --node and --data-dir"), "{twice}");
+    drop(store);
+    assert!(Store::open(dir.path(), "c", name(1)).is_ok());
+    let foreign = Store::open(dir.path(), "other", name(1)).err().expect("another cluster's").to_string();
+    assert!(foreign.ends_with("belongs to node n1 of cluster \"c\": choose another --data-dir"), "{foreign}");
+}
+
+/// A disk that remembers every write, to be cut off after any of them.
+#[derive(Debug, Clone, Default)]
+struct Disk(Arc<Mutex<Vec<Operation>>>);
+
+#[derive(Debug, Clone)]
+enum Operation {
+    Write {
+        at: usize,
+        bytes: Vec<u8>,
+    },
+    Resize(usize),
+    /// What the test had been promised by then.
+    Acknowledged(usize),
+}
+
+impl Disk {
+    fn note(&self, operation: Operation) {
+        self.0.lock().expect("nobody panicked").push(operation);
+    }
+
+    fn operations(&self) -> Vec<Operation> {
+        self.0.lock().expect("nobody panicked").clone()
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        content(&self.operations())
+    }
+}
+
+fn content(operations: &[Operation]) -> Vec<u8> {
+    let mut content = Vec::new();
+    for operation in operations {
+        match operation {
+            Operation::Write { at, bytes } => content[*at..*at + bytes.len()].copy_from_slice(bytes),
+            Operation::Resize(length) => content.resize(*length, 0),
+            Operation::Acknowledged(_) => {}
+        }
+    }
+    content
+}
+
+impl StorageBackend for Disk {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.bytes().len() as u64)
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        let at = offset as usize;
+        out.copy_from_slice(&self.bytes()[at..at + out.len()]);
+        Ok(())
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.note(Operation::Resize(len as usize));
+        Ok(())
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.note(Operation::Write { at: offset as usize, bytes: data.to_vec() });
+        Ok(())
+    }
+}
+
+fn open(disk: Disk) -> Store {
+    let builder = &mut Database::builder();
+    let database = builder.create_with_backend(disk).expect("redb repairs what a crash leaves");
+    Store::new(database).expect("a store")
+}
+
+/// What a store holds, for comparison.
+async fn found(store: &mut Store) -> (Option<Vote<NodeName>>, Vec<u64>, Option<LogId<NodeName>>, Option<Plan>) {
+    let vote = store.read_vote().await.expect("reads");
+    let entries = store.try_get_log_entries(..).await.expect("reads");
+    let log = entries.iter().map(|entry| entry.log_id.index).collect();
+    let state = store.state().expect("reads");
+    (vote, log, state.last_applied, state.plan)
+}
+
+#[tokio::test]
+async fn killed_at_any_write_it_has_all_that_it_had_acknowledged() {
+    let disk = Disk::default();
+    let mut store = open(disk.clone());
+    let members = Membership::new(vec![[name(1)].into()], BTreeMap::from([(name(1), Member::default())]));
+    let member_entry = Entry { log_id: entry(1, 0).log_id, payload: EntryPayload::Membership(members) };
+    let mut steps = vec![found(&mut store).await];
+    disk.note(Operation::Acknowledged(0));
+    for step in 1..=9 {
+        match step {
+            1 => store.save_vote(&Vote::new(1, name(1))).await.expect("saves"),
+            2 => store.blocking_append([member_entry.clone(), entry(1, 1)]).await.expect("appends"),
+            3 => drop(store.apply([member_entry.clone()]).await.expect("applies")),
+            4 => drop(store.apply([entry(1, 1)]).await.expect("applies")),
+            5 => store.blocking_append([entry(1, 2), entry(1, 3)]).await.expect("appends"),
+            6 => store.truncate(entry(1, 3).log_id).await.expect("truncates"),
+            7 => store.save_vote(&Vote::new_committed(2, name(2))).await.expect("saves"),
+            8 => store.blocking_append([entry(2, 3)]).await.expect("appends"),
+            _ => store.purge(entry(1, 1).log_id).await.expect("purges"),
+        }
+        steps.push(found(&mut store).await);
+        disk.note(Operation::Acknowledged(step));
+    }
+    assert_eq!(steps[9].1, [2, 3]);
+    let operations = disk.operations();
+    let start = operations.iter().position(|operation| matches!(operation, Operation::Acknowledged(0)));
+    let mut acknowledged = 0;
+    let mut checked = 0;
+    for cut in start.expect("it began")..operations.len() {
+        match operations[cut] {
+            Operation::Acknowledged(step) => acknowledged = step,
+            _ => checked += 1,
+        }
+        // The disk as it is when the process dies just after this write.
+        let after = content(&operations[..=cut]);
+        let revived = Disk::default();
+        revived.note(Operation::Resize(after.len()));
+        revived.note(Operation::Write { at: 0, bytes: after });
+        let got = found(&mut open(revived)).await;
+        let next = (acknowledged + 1).min(9);
+        assert!(got == steps[acknowledged] || got == steps[next], "cut {cut}, after step {acknowledged}: {got:?}");
+    }
+    assert!(checked > 50, "only {checked} writes were cut");
+}
