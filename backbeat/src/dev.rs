@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use backbeat_broker::{Broker, KafkaArgs, LogReader, ReadError, Registry, TopicName};
-use backbeat_devstack::{Options, Stack, Supervised};
+use backbeat_devstack::{DevstackError, Options, Stack, Supervised, free_port};
 use backbeat_schemas::{BarReport, BeatFrame, Record};
 use backbeat_service::Shutdown;
 use tokio::runtime::{Handle, Runtime};
@@ -65,7 +65,11 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 8085)]
     registry_port: u16,
 
-    /// Pulse's HTTP port, 0 for a free one.
+    /// Pulse nodes.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
+    nodes: u16,
+
+    /// The first pulse node's HTTP port, the others' are 1, 3, 5... above; 0 for free ones.
     #[arg(long, default_value_t = 8080)]
     pulse_port: u16,
 
@@ -134,7 +138,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     fs::create_dir_all(&args.dir).with_context(|| format!("creating {}", args.dir.display()))?;
     let dir = args.dir.canonicalize()?;
-    remove_logs(&dir)?;
+    remove_leftovers(&dir)?;
     say(&format!("starting kafka and the schema registry; their data and all logs go to {}", args.dir.display()))?;
     let options =
         Options { kafka_port: args.kafka_port, registry_port: args.registry_port, dir: dir.clone(), throughput: false };
@@ -175,7 +179,12 @@ fn kafka_args(stack: &Stack) -> KafkaArgs {
     }
 }
 
-fn remove_logs(dir: &Path) -> anyhow::Result<()> {
+/// An earlier run's logs, and what its pulse nodes agreed on: its Kafka's data goes too.
+fn remove_leftovers(dir: &Path) -> anyhow::Result<()> {
+    let stores = dir.join("pulse");
+    if stores.exists() {
+        fs::remove_dir_all(&stores).with_context(|| format!("removing {}", stores.display()))?;
+    }
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "log") {
@@ -200,16 +209,24 @@ fn start_programs(args: &Args, kafka: &KafkaArgs, dir: &Path, programs: &mut Pro
     };
     let mut services = Vec::new();
 
-    let port = args.pulse_port;
     let max_bpm = args.max_bpm.unwrap_or_else(|| args.bpm.max(24.0));
-    let pulse = flags(&[
-        ("--bpm", args.bpm.to_string()),
-        ("--max-bpm", max_bpm.to_string()),
-        ("--bar", args.bar.to_string()),
-        ("--admin-port", port.to_string()),
-    ]);
-    let log = programs.start("pulse", "pulse", &pulse, &env, dir)?;
-    services.push(("pulse".to_owned(), log));
+    let peer = |node: u16| Ok(format!("pulse-{node}=127.0.0.1:{}", free_port()?));
+    let peers = (1..=args.nodes).map(peer).collect::<Result<Vec<_>, DevstackError>>()?.join(",");
+    for node in 0..args.nodes {
+        let port = if args.pulse_port == 0 { 0 } else { args.pulse_port + (2 * node).saturating_sub(1) };
+        let name = format!("pulse-{}", node + 1);
+        let pulse = flags(&[
+            ("--node", name.clone()),
+            ("--peers", peers.clone()),
+            ("--data-dir", dir.join("pulse").display().to_string()),
+            ("--bpm", args.bpm.to_string()),
+            ("--max-bpm", max_bpm.to_string()),
+            ("--bar", args.bar.to_string()),
+            ("--admin-port", port.to_string()),
+        ]);
+        let log = programs.start(&name, "pulse", &pulse, &env, dir)?;
+        services.push((name, log));
+    }
 
     for member in 0..args.members {
         let port = if args.reverb_port == 0 { 0 } else { args.reverb_port + 2 * member };

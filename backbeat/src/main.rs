@@ -25,7 +25,7 @@ struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Runs everything on this machine: Kafka, a schema registry, pulse, two reverb members, agents.
+    /// Runs everything on this machine: Kafka, a schema registry, three pulse nodes, two reverb members, agents.
     Dev(dev::Args),
     /// Says how what `backbeat dev` runs is doing.
     Status(status::Args),

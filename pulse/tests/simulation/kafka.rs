@@ -1,0 +1,82 @@
+//! Kafka, as far as pulse depends on it: a log, one transactional id with its fence, and claims that
+//! keep coming.
+
+use backbeat_pulse::core::Line;
+use backbeat_schemas::BeatFrame;
+
+use crate::checks::{self, Violation};
+use crate::world::Sabotage;
+
+const PARTITIONS: i32 = 3;
+
+pub(crate) struct Kafka {
+    pub(crate) up: bool,
+    pub(crate) log: Vec<BeatFrame>,
+    /// The producer epoch of the transactional id.
+    epoch: u64,
+    sabotage: Option<Sabotage>,
+}
+
+/// What came of a transaction.
+pub(crate) enum Commit {
+    Done,
+    Fenced,
+}
+
+impl Kafka {
+    pub(crate) fn new(sabotage: Option<Sabotage>) -> Self {
+        Self { up: true, log: Vec::new(), epoch: 0, sabotage }
+    }
+
+    fn is(&self, sabotage: Sabotage) -> bool {
+        self.sabotage == Some(sabotage)
+    }
+
+    /// Opens the transactional id: every earlier epoch is fenced.
+    pub(crate) fn open(&mut self) -> u64 {
+        if !self.is(Sabotage::NoFence) {
+            self.epoch += 1;
+        }
+        self.epoch
+    }
+
+    /// The newest committed frame.
+    pub(crate) fn tail(&self) -> Option<BeatFrame> {
+        let skip = if self.is(Sabotage::StaleTail) { 2 } else { 1 };
+        self.log.len().checked_sub(skip).map(|index| self.log[index].clone())
+    }
+
+    /// Commits `frame` of the producer that opened with `epoch`, at true time `at` in microseconds.
+    pub(crate) fn commit(&mut self, epoch: u64, mut frame: BeatFrame, at: u64) -> Result<Commit, Violation> {
+        if epoch != self.epoch {
+            return Ok(Commit::Fenced);
+        }
+        if let Some(before) = self.log.last() {
+            match self.sabotage {
+                Some(Sabotage::HlcStands) => frame.hlc = before.hlc,
+                Some(Sabotage::ScheduleTurnsBack) => frame.scheduled_at = before.scheduled_at,
+                Some(Sabotage::TermStands) => frame.term = 1,
+                Some(Sabotage::LineAhead) => frame.claim_offsets[0] += 1_000_000,
+                Some(Sabotage::TempoLeaps) if frame.downbeat => {
+                    frame.tempo_bpm = frame.tempo_bpm.towards(frame.tempo_bpm.allowed_next().end().to_owned());
+                    frame.tempo_bpm = *frame.tempo_bpm.allowed_next().end();
+                    frame.tempo_bpm = *frame.tempo_bpm.allowed_next().end();
+                }
+                Some(Sabotage::DownbeatLost) => frame.downbeat = false,
+                _ => {}
+            }
+        }
+        checks::frame(&self.log, &frame, &self.line(at))?;
+        self.log.push(frame);
+        Ok(Commit::Done)
+    }
+
+    /// The ends of `statusclaims` at true time `at`: each partition grows at its own pace.
+    pub(crate) fn line(&self, at: u64) -> Line {
+        let mut line = Line::default();
+        for partition in 0..PARTITIONS {
+            line.advance(partition, (at / 100_000) as i64 * i64::from(partition));
+        }
+        line
+    }
+}

@@ -1,0 +1,96 @@
+//! Raft, as far as pulse depends on it: at most one leader a term, elected by a majority; a quorum's word
+//! is true when it is given; nodes learn of leaders late, and a leader that is cut off does not notice.
+
+use backbeat_pulse::core::Standing;
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
+
+use crate::world::NODES;
+
+/// Between the loss of a leader and the next election, in microseconds.
+const ELECTION: std::ops::Range<u64> = 250_000..600_000;
+
+/// Who can take part, and reach whom.
+#[derive(Clone)]
+pub(crate) struct Links {
+    pub(crate) alive: [bool; NODES],
+    pub(crate) cut: [[bool; NODES]; NODES],
+    /// A leader that keeps quiet.
+    pub(crate) quiet: [bool; NODES],
+}
+
+impl Links {
+    fn reaches(&self, from: usize, to: usize) -> bool {
+        self.alive[from] && self.alive[to] && (from == to || !self.cut[from][to])
+    }
+
+    fn has_majority(&self, node: usize) -> bool {
+        (0..NODES).filter(|other| self.reaches(node, *other)).count() > NODES / 2
+    }
+}
+
+pub(crate) struct Raft {
+    pub(crate) term: u64,
+    pub(crate) leader: Option<usize>,
+    /// What each node believes.
+    pub(crate) views: [Standing; NODES],
+    /// When the next leader is elected, if the present one stays lost.
+    election_at: Option<u64>,
+}
+
+impl Raft {
+    pub(crate) fn new() -> Self {
+        Self { term: 0, leader: None, views: std::array::from_fn(|_| Standing::Leaderless), election_at: None }
+    }
+
+    /// Whether a majority says that `node` leads.
+    pub(crate) fn confirms(&self, node: usize, links: &Links) -> bool {
+        self.leader == Some(node) && links.has_majority(node)
+    }
+
+    /// Lets Raft go on until `now`; the nodes whose view changed.
+    pub(crate) fn step(&mut self, now: u64, links: &Links, rng: &mut ChaCha8Rng) -> Vec<usize> {
+        let holds = self.leader.is_some_and(|leader| links.has_majority(leader) && !links.quiet[leader]);
+        if holds {
+            self.election_at = None;
+        } else if self.election_at.is_none() {
+            self.election_at = Some(now + rng.random_range(ELECTION));
+        } else if self.election_at.is_some_and(|at| at <= now) {
+            self.election_at = None;
+            let able: Vec<usize> = (0..NODES).filter(|node| links.has_majority(*node) && !links.quiet[*node]).collect();
+            if !able.is_empty() {
+                self.term += 1;
+                self.leader = Some(able[rng.random_range(0..able.len())]);
+            }
+        }
+        (0..NODES).filter(|node| links.alive[*node] && self.look(*node, links)).collect()
+    }
+
+    /// `node` looks around; whether its view changed.
+    fn look(&mut self, node: usize, links: &Links) -> bool {
+        let view = match self.leader {
+            Some(leader) if leader == node => Standing::Leader { term: self.term, alone: false },
+            Some(leader) if links.reaches(leader, node) && !links.quiet[leader] => {
+                Standing::Follower { leader: name(leader) }
+            }
+            // Cut off, a leader goes on believing in itself.
+            _ if matches!(self.views[node], Standing::Leader { .. }) => return false,
+            _ => Standing::Leaderless,
+        };
+        let changed = self.views[node] != view;
+        self.views[node] = view;
+        changed
+    }
+
+    /// What a node that starts believes: one that led does so still.
+    pub(crate) fn restarted(&mut self, node: usize) -> Standing {
+        if !matches!(self.views[node], Standing::Leader { .. }) {
+            self.views[node] = Standing::Leaderless;
+        }
+        self.views[node].clone()
+    }
+}
+
+pub(crate) fn name(node: usize) -> String {
+    format!("n{node}")
+}

@@ -1,0 +1,595 @@
+//! The world: time, nodes, what is on its way between them, and what fails.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use backbeat_pulse::core::{
+    Bounds, Command, Event, Leadership, Line, Metronome, Now, Plan, Request, Role, Seed, Standing,
+};
+use backbeat_schemas::{BeatFrame, Tempo};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::checks::{self, Violation, ensure};
+use crate::kafka::{Commit, Kafka};
+use crate::raft::{Links, Raft, name};
+
+pub(crate) const NODES: usize = 3;
+const SECOND: u64 = 1_000_000;
+const ELECTION_TIMEOUT: Duration = Duration::from_millis(240);
+/// Raft is looked at this often.
+const RAFT_STEP: u64 = 20_000;
+/// Faults begin and end this often, on average, while there are any.
+const FAULT_EVERY: u64 = 2 * SECOND;
+const FAULTS_FOR: u64 = 90 * SECOND;
+/// Once faults end, beats must go on within this: an abdication, an election, a takeover, a long commit.
+const RECOVERY: u64 = 30 * SECOND;
+/// Then a plan has this many bars to be carried out: from 60 to 600 BPM takes 25.
+const BARS_FOR_A_PLAN: i64 = 40;
+/// The wall clock at the beginning, in microseconds since the Unix epoch.
+const EPOCH: i64 = 1_790_000_000_000_000;
+
+/// An invariant, broken on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sabotage {
+    StaleTail,
+    NoFence,
+    HlcStands,
+    ScheduleTurnsBack,
+    TermStands,
+    LinesForgotten,
+    LineAhead,
+    TempoLeaps,
+    DownbeatLost,
+    NoElections,
+    PlansLost,
+}
+
+impl Sabotage {
+    pub(crate) const ALL: [Self; 11] = [
+        Self::StaleTail,
+        Self::NoFence,
+        Self::HlcStands,
+        Self::ScheduleTurnsBack,
+        Self::TermStands,
+        Self::LinesForgotten,
+        Self::LineAhead,
+        Self::TempoLeaps,
+        Self::DownbeatLost,
+        Self::NoElections,
+        Self::PlansLost,
+    ];
+
+    pub(crate) fn caught_by(self) -> &'static str {
+        match self {
+            Self::StaleTail => checks::INDICES,
+            Self::NoFence => checks::ONE_LEADER,
+            Self::HlcStands => checks::HLC,
+            Self::ScheduleTurnsBack => checks::SCHEDULE,
+            Self::TermStands => checks::TERMS,
+            Self::LinesForgotten | Self::LineAhead => checks::LINES,
+            Self::TempoLeaps => checks::TEMPO,
+            Self::DownbeatLost => checks::BARS,
+            Self::NoElections => checks::PROGRESS,
+            Self::PlansLost => checks::PLANS,
+        }
+    }
+}
+
+/// What comes to pass at its time.
+#[derive(Debug, Clone)]
+enum Happening {
+    /// An event reaches a node's core.
+    Deliver(Event),
+    /// The time of its deadline.
+    Timer(u64),
+    /// A question reaches the quorum.
+    Ask(u64),
+    /// A command reaches Kafka, of the producer with this epoch.
+    Reach(Box<Command>, u64),
+    /// A frame's request reaches Kafka after it was given up: nobody waits for an answer.
+    Stray(Box<BeatFrame>, u64),
+    /// The ends of `statusclaims` are known to a node.
+    LineKnown(Line),
+}
+
+struct Node {
+    core: Option<Leadership>,
+    /// Happenings of earlier lives are void.
+    life: u64,
+    booted: u64,
+    clock_off_by: i64,
+    is_paused: bool,
+    /// What a paused node finds when it wakes.
+    found: Vec<Happening>,
+    timer: u64,
+    line: Line,
+    /// The epoch of its open producer.
+    epoch: Option<u64>,
+    kafka_is_busy: bool,
+    kafka_is_cut: bool,
+}
+
+pub(crate) struct World {
+    rng: ChaCha8Rng,
+    sabotage: Option<Sabotage>,
+    now: u64,
+    queue: BTreeMap<(u64, u64), (usize, u64, Happening)>,
+    sequence: u64,
+    nodes: Vec<Node>,
+    kafka: Kafka,
+    raft: Raft,
+    links: Links,
+    plan: Option<Plan>,
+    seed: Seed,
+    /// Faults have ended.
+    is_calm: bool,
+    trace: String,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, sabotage: Option<Sabotage>) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let tempo = tempo(f64::from(rng.random_range(60..600_u32)));
+        let seed = Seed { cluster_id: "sim".into(), tempo, bar_length: rng.random_range(1..6), grace_beats: 0 };
+        let node = |_| Node {
+            core: None,
+            life: 0,
+            booted: 0,
+            clock_off_by: 0,
+            is_paused: false,
+            found: Vec::new(),
+            timer: 0,
+            line: Line::default(),
+            epoch: None,
+            kafka_is_busy: false,
+            kafka_is_cut: false,
+        };
+        let links = Links { alive: [false; NODES], cut: [[false; NODES]; NODES], quiet: [false; NODES] };
+        let nodes = (0..NODES).map(node).collect();
+        let (kafka, raft) = (Kafka::new(sabotage), Raft::new());
+        let (queue, trace) = (BTreeMap::new(), String::new());
+        Self { rng, sabotage, now: 0, queue, sequence: 0, nodes, kafka, raft, links, plan: None, seed, is_calm: false, trace }
+    }
+
+    pub(crate) fn into_trace(self) -> String {
+        self.trace
+    }
+
+    /// Faults for a while, then none; the beats that were committed.
+    pub(crate) fn run(&mut self) -> Result<u64, Violation> {
+        (0..NODES).for_each(|node| self.boot(node));
+        self.go_on(5 * SECOND)?;
+        let faults_end = self.now + FAULTS_FOR;
+        while self.now < faults_end {
+            self.fault();
+            let pause = self.rng.random_range(0..2 * FAULT_EVERY);
+            self.go_on(pause)?;
+        }
+        self.heal();
+        self.go_on(RECOVERY)?;
+        let before = self.kafka.log.len();
+        // At the slowest tempo of the sixty, and some for a takeover that was on its way.
+        self.go_on(5 * SECOND)?;
+        let beats = self.kafka.log.len() - before;
+        ensure(beats >= 3, checks::PROGRESS, || format!("{beats} beats in 5 s, {:?}", self.roles()))?;
+        let leaders = self.roles().into_iter().filter(|role| *role == Some(Role::Leader)).count();
+        ensure(leaders == 1, checks::ONE_LEADER, || format!("in the end {:?}", self.roles()))?;
+        self.check_plan()?;
+        Ok(self.kafka.log.len() as u64)
+    }
+
+    /// Gives the plan the time that it may take, then looks whether it was carried out.
+    fn check_plan(&mut self) -> Result<(), Violation> {
+        if self.plan.is_none() && self.sabotage != Some(Sabotage::PlansLost) {
+            return Ok(());
+        }
+        let start = self.kafka.log.len() as i64;
+        let bar = i64::from(self.kafka.log[self.kafka.log.len() - 1].bar_length.max(6));
+        // Bounded: beats come at 60 BPM at least.
+        for _ in 0..BARS_FOR_A_PLAN * bar {
+            if self.kafka.log.len() as i64 - start > BARS_FOR_A_PLAN * bar {
+                break;
+            }
+            self.go_on(SECOND)?;
+        }
+        let (Some(plan), Some(last)) = (self.plan, self.kafka.log.last()) else { return Ok(()) };
+        ensure(!plan.is_pending(last), checks::PLANS, || format!("{plan:?} after {last:?}"))
+    }
+
+    fn roles(&self) -> Vec<Option<Role>> {
+        self.nodes.iter().map(|node| node.core.as_ref().map(Leadership::role)).collect()
+    }
+
+    /// Lets time pass.
+    fn go_on(&mut self, micros: u64) -> Result<(), Violation> {
+        let until = self.now + micros;
+        while self.now < until {
+            let next_step = (self.now / RAFT_STEP + 1) * RAFT_STEP;
+            while let Some(entry) = self.queue.first_entry().filter(|entry| entry.key().0 < next_step.min(until)) {
+                self.now = entry.key().0.max(self.now);
+                let (node, life, happening) = entry.remove();
+                self.happen(node, life, happening)?;
+            }
+            self.now = next_step.min(until);
+            if self.now == next_step && self.sabotage != Some(Sabotage::NoElections) {
+                for node in self.raft.step(self.now, &self.links, &mut self.rng) {
+                    let standing = self.raft.views[node].clone();
+                    self.later(node, 0..10_000, Happening::Deliver(Event::Raft(standing)));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a small fault comes to pass.
+    fn happens(&mut self, probability: f64) -> bool {
+        !self.is_calm && self.rng.random_bool(probability)
+    }
+
+    fn later(&mut self, node: usize, delay: std::ops::Range<u64>, happening: Happening) {
+        let at = self.now + self.rng.random_range(delay);
+        self.sequence += 1;
+        self.queue.insert((at, self.sequence), (node, self.nodes[node].life, happening));
+    }
+
+    fn happen(&mut self, node: usize, life: u64, happening: Happening) -> Result<(), Violation> {
+        if let Happening::Stray(frame, epoch) = happening {
+            // It left its node long ago, which may be dead by now.
+            if self.kafka.up {
+                let fate = self.kafka.commit(epoch, *frame, self.now)?;
+                self.committed(matches!(fate, Commit::Done));
+            }
+            return Ok(());
+        }
+        if life != self.nodes[node].life || self.nodes[node].core.is_none() {
+            return Ok(());
+        }
+        // Kafka and the others go on while a node is paused; only what it would do itself waits.
+        let is_its_own = matches!(happening, Happening::Deliver(_) | Happening::Timer(_) | Happening::LineKnown(_));
+        if self.nodes[node].is_paused && is_its_own {
+            self.nodes[node].found.push(happening);
+            return Ok(());
+        }
+        match happening {
+            Happening::Deliver(event) => self.deliver(node, event),
+            Happening::Timer(timer) if timer == self.nodes[node].timer => self.deliver(node, Event::Elapsed),
+            Happening::Timer(_) => Ok(()),
+            Happening::LineKnown(line) => {
+                self.nodes[node].line.advance_to(&line);
+                Ok(())
+            }
+            Happening::Ask(ticket) => {
+                let confirmed = self.raft.confirms(node, &self.links);
+                let delay = if confirmed { 100..5_000 } else { 1_000..480_000 };
+                self.later(node, delay, Happening::Deliver(Event::Quorum { ticket, confirmed }));
+                Ok(())
+            }
+            Happening::Reach(command, epoch) => self.reach(node, *command, epoch),
+            Happening::Stray(..) => unreachable!("handled above"),
+        }
+    }
+
+    /// A command of `node` reaches Kafka.
+    fn reach(&mut self, node: usize, command: Command, epoch: u64) -> Result<(), Violation> {
+        let is_away = !self.kafka.up || self.nodes[node].kafka_is_cut;
+        let answer_is_lost = self.happens(0.02);
+        let answer = match command {
+            Command::ReadTail | Command::OpenTransactions if is_away || answer_is_lost => {
+                if matches!(command, Command::OpenTransactions) && !is_away {
+                    self.kafka.open();
+                }
+                self.later(node, SECOND..10 * SECOND, Happening::Deliver(Event::KafkaAway));
+                return Ok(());
+            }
+            Command::ReadTail => {
+                let frame = self.kafka.tail();
+                if let Some(frame) = &frame
+                    && self.sabotage != Some(Sabotage::LinesForgotten)
+                {
+                    self.nodes[node].line.advance_to(&Line::new(frame.claim_offsets.clone()));
+                }
+                Event::Tail { frame: frame.map(Box::new), no_reports: true }
+            }
+            Command::OpenTransactions => {
+                let epoch = self.kafka.open();
+                self.nodes[node].epoch = Some(epoch);
+                let holders = self.nodes.iter().filter(|node| node.epoch == Some(epoch)).count();
+                ensure(holders == 1, checks::ONE_LEADER, || format!("{holders} producers of epoch {epoch}"))?;
+                Event::TransactionsOpen
+            }
+            Command::DrawLine => {
+                if !is_away && self.sabotage != Some(Sabotage::LinesForgotten) {
+                    let line = self.kafka.line(self.now);
+                    self.nodes[node].line.advance_to(&line);
+                }
+                Event::LineDrawn
+            }
+            Command::Publish(frame) if is_away => {
+                // Sent when Kafka is back, or never; the node knows neither.
+                if self.rng.random_bool(0.5) {
+                    self.later(node, 0..20 * SECOND, Happening::Stray(frame, epoch));
+                }
+                self.later(node, SECOND..10 * SECOND, Happening::Deliver(Event::InDoubt));
+                return Ok(());
+            }
+            Command::Publish(frame) => match self.kafka.commit(epoch, *frame, self.now)? {
+                Commit::Done => {
+                    self.committed(true);
+                    if answer_is_lost { Event::InDoubt } else { Event::Committed }
+                }
+                Commit::Fenced => Event::Fenced,
+            },
+            other => unreachable!("{other:?} is not Kafka's"),
+        };
+        let delay = if answer_is_lost { SECOND..10 * SECOND } else { 500..20_000 };
+        self.later(node, delay, Happening::Deliver(answer));
+        Ok(())
+    }
+
+    /// Every node reads what was committed, sooner or later.
+    fn committed(&mut self, is_new: bool) {
+        let Some(frame) = self.kafka.log.last().filter(|_| is_new).cloned() else { return };
+        let (beat, node, emitted) = (frame.beat_index, &frame.node, frame.emitted_at.millis());
+        let mark = if frame.degraded { " degraded" } else { "" };
+        writeln!(self.trace, "{:>10} committed {beat} by {node} at {emitted} {}{mark}", self.now, frame.hlc)
+            .expect("a string");
+        for node in 0..NODES {
+            if !self.nodes[node].kafka_is_cut {
+                self.later(node, 500..50_000, Happening::Deliver(Event::Heard(Box::new(frame.clone()))));
+            }
+        }
+    }
+
+    fn deliver(&mut self, node: usize, event: Event) -> Result<(), Violation> {
+        let is_kafkas = matches!(
+            event,
+            Event::Tail { .. }
+                | Event::TransactionsOpen
+                | Event::LineDrawn
+                | Event::Committed
+                | Event::InDoubt
+                | Event::Fenced
+                | Event::KafkaAway
+        );
+        if is_kafkas {
+            self.nodes[node].kafka_is_busy = false;
+        }
+        self.note(node, &event);
+        let now = self.moment(node);
+        let Node { core, line, .. } = &mut self.nodes[node];
+        let Some(core) = core else { return Ok(()) };
+        let commands = core.on(event, now, line);
+        for command in commands {
+            self.obey(node, command)?;
+        }
+        self.set_timer(node);
+        Ok(())
+    }
+
+    fn note(&mut self, node: usize, event: &Event) {
+        let what = match event {
+            Event::Tail { frame, .. } => format!("tail {:?}", frame.as_ref().map(|frame| frame.beat_index.get())),
+            Event::Heard(frame) => format!("heard {}", frame.beat_index),
+            other => format!("{other:?}"),
+        };
+        writeln!(self.trace, "{:>10} n{node} {what}", self.now).expect("a string");
+    }
+
+    fn moment(&mut self, node: usize) -> Now {
+        let Node { booted, clock_off_by, .. } = self.nodes[node];
+        Now {
+            wall_micros: EPOCH + self.now as i64 + clock_off_by,
+            monotonic: Duration::from_micros(self.now - booted),
+            dice: self.rng.random(),
+        }
+    }
+
+    fn set_timer(&mut self, node: usize) {
+        self.nodes[node].timer += 1;
+        let Node { core: Some(core), booted, timer, .. } = &self.nodes[node] else { return };
+        let Some(deadline) = core.deadline() else { return };
+        let at = (booted + deadline.as_micros() as u64).max(self.now);
+        let happening = Happening::Timer(*timer);
+        let life = self.nodes[node].life;
+        // A scheduler is late, now and then.
+        let late = if self.happens(0.01) { self.rng.random_range(0..200_000) } else { 0 };
+        self.sequence += 1;
+        // Rounded up: to the microsecond before its time, it would come again at once.
+        self.queue.insert((at + late + 1, self.sequence), (node, life, happening));
+    }
+
+    fn obey(&mut self, node: usize, command: Command) -> Result<(), Violation> {
+        if !matches!(command, Command::ConfirmQuorum { .. } | Command::RefreshLine) {
+            let what = match &command {
+                Command::Publish(frame) => format!("publish {} of term {}", frame.beat_index, frame.term),
+                other => format!("{other:?}"),
+            };
+            writeln!(self.trace, "{:>10} n{node} -> {what}", self.now).expect("a string");
+        }
+        match command {
+            Command::ConfirmQuorum { ticket } => self.later(node, 0..2_000, Happening::Ask(ticket)),
+            Command::RefreshLine => {
+                if self.kafka.up && !self.nodes[node].kafka_is_cut {
+                    let line = self.kafka.line(self.now);
+                    self.later(node, 500..40_000, Happening::LineKnown(line));
+                }
+            }
+            Command::Close => self.nodes[node].epoch = None,
+            Command::Abdicate => self.links.quiet[node] = true,
+            Command::Stand => self.links.quiet[node] = false,
+            Command::Stop(reason) => {
+                ensure(false, checks::PROGRESS, || format!("n{node} stopped: {reason}"))?;
+            }
+            kafkas => {
+                let is_busy = std::mem::replace(&mut self.nodes[node].kafka_is_busy, true);
+                ensure(!is_busy, checks::PROGRESS, || format!("n{node} has two of Kafka's commands under way"))?;
+                if matches!(kafkas, Command::OpenTransactions) {
+                    self.nodes[node].epoch = None;
+                }
+                let epoch = self.nodes[node].epoch.unwrap_or(u64::MAX);
+                let slow = self.happens(0.02);
+                let delay = if slow { 100_000..2 * SECOND } else { 200..5_000 };
+                self.later(node, delay, Happening::Reach(Box::new(kafkas), epoch));
+            }
+        }
+        Ok(())
+    }
+
+    fn boot(&mut self, node: usize) {
+        let life = self.nodes[node].life + 1;
+        let dice = self.rng.random();
+        let seed = self.seed.clone();
+        let booted = &mut self.nodes[node];
+        booted.life = life;
+        booted.booted = self.now;
+        booted.is_paused = false;
+        booted.found.clear();
+        booted.line = Line::default();
+        booted.epoch = None;
+        booted.kafka_is_busy = false;
+        let metronome = Metronome::new(seed, name(node), node as u16);
+        let bounds = Bounds { min: tempo(60.0), max: tempo(600.0) };
+        let now = Now { wall_micros: EPOCH, monotonic: Duration::ZERO, dice };
+        booted.core = Some(Leadership::new(metronome, bounds, ELECTION_TIMEOUT, now));
+        self.links.alive[node] = true;
+        self.links.quiet[node] = false;
+        writeln!(self.trace, "{:>10} n{node} boots", self.now).expect("a string");
+        let standing = self.raft.restarted(node);
+        if standing != Standing::Leaderless {
+            self.later(node, 0..10_000, Happening::Deliver(Event::Raft(standing)));
+        }
+        if let Some(plan) = self.plan.filter(|_| self.sabotage != Some(Sabotage::PlansLost)) {
+            self.later(node, 0..10_000, Happening::Deliver(Event::Planned(plan)));
+        }
+        if let Some(last) = self.kafka.log.last().cloned() {
+            self.later(node, 1_000..50_000, Happening::Deliver(Event::Heard(Box::new(last))));
+        }
+    }
+
+    fn crash(&mut self, node: usize) {
+        writeln!(self.trace, "{:>10} n{node} crashes", self.now).expect("a string");
+        // What it has sent may still arrive.
+        let life = self.nodes[node].life;
+        let sent: Vec<_> = self.queue.iter().filter(|(_, (n, l, _))| (*n, *l) == (node, life)).collect();
+        let strays: Vec<(Box<BeatFrame>, u64)> = sent
+            .into_iter()
+            .filter_map(|(_, (_, _, happening))| match happening {
+                Happening::Reach(command, epoch) => match &**command {
+                    Command::Publish(frame) => Some((frame.clone(), *epoch)),
+                    _ => None,
+                },
+                _ => None,
+            })
+            .collect();
+        for (frame, epoch) in strays {
+            self.later(node, 0..5_000, Happening::Stray(frame, epoch));
+        }
+        self.nodes[node].core = None;
+        self.nodes[node].is_paused = false;
+        self.nodes[node].epoch = None;
+        self.links.alive[node] = false;
+        self.links.quiet[node] = false;
+    }
+
+    fn wake(&mut self, node: usize) {
+        writeln!(self.trace, "{:>10} n{node} wakes", self.now).expect("a string");
+        self.nodes[node].is_paused = false;
+        self.links.alive[node] = true;
+        for happening in std::mem::take(&mut self.nodes[node].found) {
+            self.later(node, 0..10_000, happening);
+        }
+    }
+
+    /// Something breaks, or is mended, or somebody wants something.
+    fn fault(&mut self) {
+        let node = self.rng.random_range(0..NODES);
+        let other = (node + self.rng.random_range(1..NODES)) % NODES;
+        match self.rng.random_range(0..12) {
+            0 | 1 => match (self.nodes[node].core.is_some(), self.nodes[node].is_paused) {
+                (true, true) => self.wake(node),
+                (true, false) => self.crash(node),
+                (false, _) => self.boot(node),
+            },
+            2 | 3 => match (self.nodes[node].core.is_some(), self.nodes[node].is_paused) {
+                (true, true) => self.wake(node),
+                (true, false) => {
+                    writeln!(self.trace, "{:>10} n{node} pauses", self.now).expect("a string");
+                    self.nodes[node].is_paused = true;
+                    self.links.alive[node] = false;
+                }
+                (false, _) => self.boot(node),
+            },
+            4 | 5 => {
+                let cut = !self.links.cut[node][other];
+                writeln!(self.trace, "{:>10} n{node} n{other} cut {cut}", self.now).expect("a string");
+                self.links.cut[node][other] = cut;
+                self.links.cut[other][node] = cut;
+            }
+            6 => {
+                self.nodes[node].kafka_is_cut ^= true;
+                let cut = self.nodes[node].kafka_is_cut;
+                writeln!(self.trace, "{:>10} n{node} kafka cut {cut}", self.now).expect("a string");
+            }
+            7 => {
+                self.kafka.up ^= true;
+                writeln!(self.trace, "{:>10} kafka up {}", self.now, self.kafka.up).expect("a string");
+            }
+            8 | 9 => {
+                let wild = self.rng.random_bool(0.3);
+                let most = if wild { 300 * SECOND as i64 } else { SECOND as i64 };
+                self.nodes[node].clock_off_by = self.rng.random_range(-most..most);
+                let off_by = self.nodes[node].clock_off_by;
+                writeln!(self.trace, "{:>10} n{node} clock off by {off_by}", self.now).expect("a string");
+            }
+            _ => self.want(),
+        }
+    }
+
+    /// An operator asks the leader for another tempo or bar.
+    fn want(&mut self) {
+        let Some(leader) = self.raft.leader else { return };
+        let wanted = Request::Change {
+            tempo: Some(tempo(f64::from(self.rng.random_range(60..600_u32)))),
+            ramp: self.rng.random_bool(0.8),
+            bar_length: self.rng.random_bool(0.3).then(|| self.rng.random_range(1..6)),
+        };
+        let request = if self.rng.random_bool(0.2) { Request::Cancel } else { wanted };
+        let Some(core) = self.nodes[leader].core.as_mut() else { return };
+        let Ok(plan) = core.propose(request) else { return };
+        if !self.raft.confirms(leader, &self.links) {
+            core.give_up_proposal();
+            return;
+        }
+        writeln!(self.trace, "{:>10} agreed on {plan:?}", self.now).expect("a string");
+        self.plan = Some(plan);
+        if self.sabotage == Some(Sabotage::PlansLost) {
+            return;
+        }
+        for node in 0..NODES {
+            self.later(node, 0..50_000, Happening::Deliver(Event::Planned(plan)));
+        }
+    }
+
+    /// All faults end; clocks may be wrong for ever, but not by minutes.
+    fn heal(&mut self) {
+        writeln!(self.trace, "{:>10} faults end", self.now).expect("a string");
+        self.is_calm = true;
+        self.kafka.up = true;
+        self.links.cut = [[false; NODES]; NODES];
+        for node in 0..NODES {
+            self.nodes[node].kafka_is_cut = false;
+            self.nodes[node].clock_off_by = self.nodes[node].clock_off_by.clamp(-(SECOND as i64), SECOND as i64);
+            if self.nodes[node].core.is_none() {
+                self.boot(node);
+            } else if self.nodes[node].is_paused {
+                self.wake(node);
+            }
+        }
+    }
+}
+
+fn tempo(bpm: f64) -> Tempo {
+    Tempo::try_from(bpm).expect("in range")
+}
