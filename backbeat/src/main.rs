@@ -5,6 +5,7 @@ mod dev_state;
 mod kafka_tool;
 mod status;
 mod tail;
+mod tempo;
 mod topics;
 
 use std::process::ExitCode;
@@ -29,6 +30,8 @@ enum Command {
     Dev(dev::Args),
     /// Says how what `backbeat dev` runs is doing.
     Status(status::Args),
+    /// Shows the tempo, or changes it.
+    Tempo(tempo::Args),
     /// Creates the topics that are missing, and refuses ones with wrong settings.
     Topics(topics::Args),
     /// Prints records as JSON lines.
@@ -47,6 +50,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         // Its children are run and looked after on this thread.
         Command::Dev(args) => dev::run(&args),
+        Command::Tempo(args) => tempo::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Kafka(args) => kafka_tool::run(&args),
         Command::Topics(args) => tokio::runtime::Runtime::new()?.block_on(topics::run(&args)),

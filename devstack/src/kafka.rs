@@ -23,6 +23,8 @@ const MAX_ATTEMPTS: u32 = 3;
 pub(crate) struct Kafka {
     pub(crate) process: Supervised,
     port: u16,
+    command: Command,
+    cluster_id: String,
 }
 
 impl Kafka {
@@ -66,16 +68,24 @@ impl Kafka {
         broker.arg("-cp").arg(artifacts.kafka_libs.join("*")).arg("kafka.Kafka").arg(&settings_path);
         let log = dir.join("broker.log");
         let process = Supervised::spawn(&broker, &log, STOP_WITHIN).context(|| "starting kafka".to_owned())?;
-        let mut kafka = Self { process, port };
-        kafka.wait_until_ready(&cluster_id)?;
+        let mut kafka = Self { process, port, command: broker, cluster_id };
+        kafka.wait_until_ready()?;
         Ok(kafka)
+    }
+
+    /// Starts the node again, on its data and its ports.
+    pub(crate) fn start_again(&mut self) -> Result<(), DevstackError> {
+        let log = self.process.log().to_owned();
+        let started = Supervised::spawn(&self.command, &log, STOP_WITHIN);
+        self.process = started.context(|| "starting kafka again".to_owned())?;
+        self.wait_until_ready()
     }
 
     pub(crate) fn address(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    fn wait_until_ready(&mut self, expected: &str) -> Result<(), DevstackError> {
+    fn wait_until_ready(&mut self) -> Result<(), DevstackError> {
         let deadline = Instant::now() + READY_WITHIN;
         while Instant::now() < deadline {
             let ended = self.process.try_wait().context(|| "looking after kafka".to_owned())?.is_some();
@@ -83,12 +93,12 @@ impl Kafka {
                 break;
             }
             match backbeat_broker::cluster_id(&self.address(), PROBE_TIMEOUT) {
-                Some(found) if found == expected => return Ok(()),
+                Some(found) if found == self.cluster_id => return Ok(()),
                 Some(found) => {
                     return Err(DevstackError::NotOurs {
                         address: self.address(),
                         found,
-                        expected: expected.to_owned(),
+                        expected: self.cluster_id.clone(),
                     });
                 }
                 None => thread::sleep(PROBE_PAUSE),

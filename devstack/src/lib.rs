@@ -21,6 +21,7 @@ pub use stack::Stack;
 pub use supervised::Supervised;
 
 use artifacts::Artifacts;
+use error::Context;
 use kafka::Kafka;
 use registry::Registry;
 
@@ -70,6 +71,16 @@ impl Devstack {
     /// Base URL of the registry's Confluent API.
     pub fn schema_registry(&self) -> String {
         self.registry.url()
+    }
+
+    /// Stops Kafka alone, in order, and keeps its data.
+    pub fn stop_kafka(&mut self) -> Result<(), DevstackError> {
+        self.kafka.process.stop().map(drop).context(|| "stopping kafka".to_owned())
+    }
+
+    /// Starts Kafka again after [`Devstack::stop_kafka`], on its data and its port.
+    pub fn start_kafka(&mut self) -> Result<(), DevstackError> {
+        self.kafka.start_again()
     }
 
     /// Stops both and waits for them.

@@ -38,10 +38,17 @@ fn parse_filter(text: &str) -> Result<String, String> {
     }
 }
 
+/// openraft tells of every message at info and of every one that was lost at warn; our own words say what
+/// comes of it. A filter that names it, or a level for all from debug on, shows them.
+fn quiet_libraries(filter: &str) -> String {
+    let is_quiet = filter.split(',').any(|part| matches!(part.trim(), "error" | "warn" | "info"));
+    if is_quiet && !filter.contains("openraft") { format!("openraft=error,{filter}") } else { filter.to_owned() }
+}
+
 impl LogArgs {
     /// Starts logging to standard error. Call once, first.
     pub fn init(&self) {
-        let filter = EnvFilter::new(&self.log_level);
+        let filter = EnvFilter::new(quiet_libraries(&self.log_level));
         let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
         match self.environment {
             Environment::Development => builder.with_ansi(std::io::stderr().is_terminal()).init(),
@@ -53,6 +60,13 @@ impl LogArgs {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn openraft_is_quiet_unless_it_is_asked_for() {
+        assert_eq!(quiet_libraries("info"), "openraft=error,info");
+        assert_eq!(quiet_libraries("info,openraft=info"), "info,openraft=info");
+        assert_eq!(quiet_libraries("debug"), "debug");
+    }
 
     #[test]
     fn a_mistyped_level_is_refused() {

@@ -2,8 +2,12 @@
 
 mod cli;
 mod devstack;
+mod frames;
 mod interop;
 mod invalid_claims;
+mod members;
 mod oracle;
 mod pipeline;
 mod pulse;
+mod pulse_faults;
+mod tempo;

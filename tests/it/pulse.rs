@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use backbeat_schemas::BeatFrame;
 use backbeat_tests::{Cluster, Program, wait_until};
 use rustix::process::Signal;
+
+use crate::frames::check;
 
 const LIMIT: Duration = Duration::from_mins(1);
 /// 20 beats a second.
@@ -12,22 +13,6 @@ const FAST: &[&str] = &["--cluster", "it", "--bpm", "1200", "--max-bpm", "6000",
 
 fn wait_for_beats(cluster: &Cluster, beats: usize) {
     wait_until(&format!("{beats} beats"), LIMIT, || cluster.frames().len() >= beats);
-}
-
-/// The invariants of any log of frames.
-fn check(frames: &[BeatFrame]) {
-    for (index, frame) in (0..).zip(frames) {
-        assert_eq!(frame.beat_index.get(), index, "no gap, no repeat");
-    }
-    for pair in frames.windows(2) {
-        let [before, after] = pair else { unreachable!("windows of two") };
-        assert!(after.hlc.is_after(before.hlc), "{} after {}", after.hlc, before.hlc);
-        assert_eq!(after.scheduled_at, before.deadline_at);
-        assert!(after.deadline_at > before.deadline_at);
-        assert!(after.term >= before.term);
-        assert!(after.claim_offsets.len() >= before.claim_offsets.len());
-        assert!(before.claim_offsets.iter().zip(&after.claim_offsets).all(|(b, a)| b <= a), "lines never go back");
-    }
 }
 
 #[test]
@@ -93,7 +78,7 @@ fn it_refuses_topics_of_another_cluster() {
     let first = cluster.serve("pulse", FAST);
     wait_for_beats(&cluster, 1);
     drop(first);
-    let mut other = cluster.serve("pulse", &["--cluster", "other"]);
+    let mut other = cluster.serve("pulse", &["--cluster", "other", "--node", "other"]);
     assert_eq!(other.wait(), 1);
     assert!(other.log().contains("beatframes belongs to cluster \"it\", not to \"other\""), "{}", other.log());
 }

@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use backbeat_broker::{Broker, Entry, KafkaArgs, LogReader, Registry, TopicName, ensure_topics};
-use backbeat_devstack::{Options, Stack, stock_tool};
+use backbeat_devstack::{Devstack, Options, Stack, stock_tool};
 use backbeat_schemas::{BarReport, BeatFrame, Record};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -43,7 +43,7 @@ fn start(throughput: bool) -> Stack {
 
 /// A cluster of BACKBEAT: a topic prefix, and a directory for logs.
 pub struct Cluster {
-    prefix: String,
+    kafka: KafkaArgs,
     dir: TempDir,
     broker: Broker,
     registry: Registry,
@@ -59,16 +59,27 @@ impl Cluster {
 
     /// A prefix that nobody used before, and no topics yet.
     pub fn without_topics() -> Self {
-        let prefix = format!("t{}-{}-", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let args = kafka_args(&prefix);
-        let broker = Broker::new(&args, "tests").expect("no properties file");
-        let registry = Registry::new(&args.schema_registry).expect("a registry client");
-        Self { prefix, dir: TempDir::new().expect("a directory"), broker, registry }
+        Self::at(stack().bootstrap_servers(), stack().schema_registry())
+    }
+
+    /// Topics of a new cluster on a Kafka of its own.
+    pub fn on(devstack: &Devstack, claim_partitions: i32) -> Self {
+        let cluster = Self::at(devstack.bootstrap_servers(), devstack.schema_registry());
+        runtime().block_on(ensure_topics(&cluster.broker, claim_partitions, 1)).expect("topics can be made");
+        cluster
+    }
+
+    fn at(bootstrap_servers: String, schema_registry: String) -> Self {
+        let topic_prefix = format!("t{}-{}-", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let kafka = KafkaArgs { bootstrap_servers, schema_registry, kafka_config: None, topic_prefix };
+        let broker = Broker::new(&kafka, "tests").expect("no properties file");
+        let registry = Registry::new(&kafka.schema_registry).expect("a registry client");
+        Self { kafka, dir: TempDir::new().expect("a directory"), broker, registry }
     }
 
     /// What stands before its topics' names.
     pub fn prefix(&self) -> &str {
-        &self.prefix
+        &self.kafka.topic_prefix
     }
 
     /// A directory that ends with the cluster.
@@ -90,9 +101,10 @@ impl Cluster {
     pub fn command(&self, name: &str, args: &[&str]) -> Command {
         let mut command = Command::new(Program::executable(name));
         command.args(args);
-        command.env("KAFKA_BOOTSTRAP_SERVERS", stack().bootstrap_servers());
-        command.env("SCHEMA_REGISTRY_URL", stack().schema_registry());
-        command.env("BACKBEAT_TOPIC_PREFIX", &self.prefix);
+        command.env("KAFKA_BOOTSTRAP_SERVERS", &self.kafka.bootstrap_servers);
+        command.env("SCHEMA_REGISTRY_URL", &self.kafka.schema_registry);
+        command.env("BACKBEAT_TOPIC_PREFIX", &self.kafka.topic_prefix);
+        command.env("BACKBEAT_DATA_DIR", self.dir.path().join("data"));
         command
     }
 
@@ -114,7 +126,7 @@ impl Cluster {
     pub fn reset_to_earliest(&self) {
         let mut tool =
             stock_tool("org.apache.kafka.tools.consumer.group.ConsumerGroupCommand").expect("Kafka's tools are there");
-        tool.args(["--bootstrap-server", &stack().bootstrap_servers(), "--group", &self.broker.topics().group()]);
+        tool.args(["--bootstrap-server", &self.kafka.bootstrap_servers, "--group", &self.broker.topics().group()]);
         tool.args(["--reset-offsets", "--to-earliest", "--execute"]);
         tool.args(["--topic", &self.broker.topics().name(TopicName::StatusClaims)]);
         let output = tool.output().expect("java runs");
@@ -144,14 +156,5 @@ impl Cluster {
     /// All committed reports.
     pub fn reports(&self) -> Vec<Entry<BarReport>> {
         self.read_all(TopicName::BarReports)
-    }
-}
-
-fn kafka_args(prefix: &str) -> KafkaArgs {
-    KafkaArgs {
-        bootstrap_servers: stack().bootstrap_servers(),
-        schema_registry: stack().schema_registry(),
-        kafka_config: None,
-        topic_prefix: prefix.to_owned(),
     }
 }

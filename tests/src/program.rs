@@ -6,12 +6,14 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use backbeat_devstack::Supervised;
+use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::wait::wait_for;
 
 const STOP_WITHIN: Duration = Duration::from_secs(15);
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 const END_WITHIN: Duration = Duration::from_mins(1);
 
 /// A running program of the workspace. Dropping it stops it.
@@ -66,12 +68,28 @@ impl Program {
         std::fs::read_to_string(self.process.log()).expect("it has a log")
     }
 
-    /// GETs `path` of its HTTP server: the status and the body; `None` while it does not answer.
-    pub fn get(&self, path: &str) -> Option<(u16, String)> {
+    /// Base URL of its HTTP server; `None` while it does not listen.
+    pub fn url(&self) -> Option<String> {
         // It chose a free port itself, and says which.
         let log = self.log();
         let address = log.split_once("http server listens address=")?.1.lines().next()?;
-        let answer = reqwest::blocking::get(format!("http://{address}{path}")).ok()?;
+        Some(format!("http://{address}"))
+    }
+
+    /// GETs `path` of its HTTP server: the status and the body; `None` while it does not answer.
+    pub fn get(&self, path: &str) -> Option<(u16, String)> {
+        self.request(Method::GET, path, "", None)
+    }
+
+    /// Sends its HTTP server a request, with a bearer token if there is one.
+    pub fn request(&self, method: Method, path: &str, body: &str, token: Option<&str>) -> Option<(u16, String)> {
+        // A paused program listens and does not answer.
+        let http = reqwest::blocking::Client::builder().timeout(ANSWER_WITHIN).build().expect("a client");
+        let mut request = http.request(method, format!("{}{path}", self.url()?)).body(body.to_owned());
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
+        let answer = request.send().ok()?;
         Some((answer.status().as_u16(), answer.text().ok()?))
     }
 

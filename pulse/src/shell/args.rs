@@ -165,12 +165,16 @@ impl Args {
     /// The tempi that are allowed.
     pub fn bounds(&self) -> Result<Bounds, FlagError> {
         let (min, max) = (self.min_bpm, self.max_bpm);
-        if min != DEFAULT_MIN_BPM || max != DEFAULT_MAX_BPM {
-            tracing::warn!(min, max, "tempo bounds differ from the standard 1 to 24 BPM");
-        }
         let tempo = |bpm| Tempo::try_from(bpm).ok().filter(|tempo| tempo.bpm() >= SLOWEST_BPM);
         let bounds = tempo(min).zip(tempo(max)).filter(|(min, max)| min <= max);
         bounds.map(|(min, max)| Bounds { min, max }).ok_or(FlagError::Bounds { min, max })
+    }
+
+    /// Says what is allowed here and not elsewhere.
+    pub(crate) fn warn_of_bounds(&self) {
+        if self.min_bpm != DEFAULT_MIN_BPM || self.max_bpm != DEFAULT_MAX_BPM {
+            tracing::warn!(min = self.min_bpm, max = self.max_bpm, "tempo bounds differ from the standard 1 to 24 BPM");
+        }
     }
 
     /// This node's name.

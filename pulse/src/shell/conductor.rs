@@ -60,6 +60,7 @@ struct Course {
     /// When the next beat's line was asked for.
     line_asked: Option<Instant>,
     standing: Option<Standing>,
+    role: Option<Role>,
 }
 
 impl Conductor {
@@ -93,7 +94,7 @@ impl Conductor {
             for command in self.leadership.on(event, self.clock.now(), &line) {
                 self.perform(command, &mut course)?;
             }
-            self.tell();
+            self.tell(&mut course);
         }
     }
 
@@ -140,6 +141,9 @@ impl Conductor {
                 course.standing = Some(standing.clone());
                 course.elected = matches!(standing, Standing::Leader { .. }).then(Instant::now);
             }
+            Event::Fenced => {
+                tracing::warn!("fenced: quiet for a while, and looking out for another pulse of this cluster");
+            }
             Event::Committed => {
                 if let Some(elected) = course.elected.take() {
                     self.metrics.took_over(elected.elapsed());
@@ -169,8 +173,13 @@ impl Conductor {
     }
 
     /// Says how things are.
-    fn tell(&self) {
+    fn tell(&self, course: &mut Course) {
         let role = self.leadership.role();
+        if course.role.replace(role) != Some(role) {
+            let last = self.leadership.metronome().last();
+            let (beat, node) = (last.map(|last| last.beat_index), last.map(|last| &last.node));
+            tracing::info!(?role, last_beat = ?beat, by = ?node, "role");
+        }
         let led = self.leadership.is_led(self.clock.now());
         self.metrics.stands(matches!(role, Role::Leader | Role::DegradedLeader), role == Role::DegradedLeader, led);
         let plan = self.leadership.plan().copied();

@@ -28,6 +28,7 @@ use crate::core::{Event, Leadership, Metronome};
 pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
     let seed = args.seed()?;
     args.founders()?;
+    args.warn_of_bounds();
     let metrics = Arc::new(Metrics::new()?);
     let status = SharedStatus::default();
     status.update(|status| {

@@ -54,9 +54,7 @@ pub(crate) fn frame(log: &[BeatFrame], frame: &BeatFrame, ends: &Line) -> Result
     ensure(scheduled, SCHEDULE, || format!("beat {index}: {frame:?} after {before:?}"))?;
     let forward = before.claim_offsets.len() <= frame.claim_offsets.len()
         && before.claim_offsets.iter().zip(&frame.claim_offsets).all(|(before, after)| before <= after);
-    ensure(forward, LINES, || {
-        format!("beat {index}: {:?} after {:?}", frame.claim_offsets, before.claim_offsets)
-    })?;
+    ensure(forward, LINES, || format!("beat {index}: {:?} after {:?}", frame.claim_offsets, before.claim_offsets))?;
 
     let guard = before.tempo_bpm.allowed_next();
     let may_change = frame.downbeat && !frame.degraded;

@@ -75,7 +75,8 @@ fn every_check_notices_what_it_is_there_for() {
     for sabotage in Sabotage::ALL {
         let caught = (0..20).find_map(|seed| run(seed, Some(sabotage)).1.err());
         if caught.as_ref().map(|violation| violation.check) != Some(sabotage.caught_by()) {
-            writeln!(missed, "{sabotage:?} should be caught by {}: {caught:?}", sabotage.caught_by()).expect("a string");
+            writeln!(missed, "{sabotage:?} should be caught by {}: {caught:?}", sabotage.caught_by())
+                .expect("a string");
         }
     }
     assert!(missed.is_empty(), "{missed}");

@@ -92,6 +92,8 @@ enum Happening {
     Stray(Box<BeatFrame>, u64),
     /// The ends of `statusclaims` are known to a node.
     LineKnown(Line),
+    /// A node hears what Raft has agreed on by then.
+    PlanKnown,
 }
 
 struct Node {
@@ -150,7 +152,21 @@ impl World {
         let nodes = (0..NODES).map(node).collect();
         let (kafka, raft) = (Kafka::new(sabotage), Raft::new());
         let (queue, trace) = (BTreeMap::new(), String::new());
-        Self { rng, sabotage, now: 0, queue, sequence: 0, nodes, kafka, raft, links, plan: None, seed, is_calm: false, trace }
+        Self {
+            rng,
+            sabotage,
+            now: 0,
+            queue,
+            sequence: 0,
+            nodes,
+            kafka,
+            raft,
+            links,
+            plan: None,
+            seed,
+            is_calm: false,
+            trace,
+        }
     }
 
     pub(crate) fn into_trace(self) -> String {
@@ -182,7 +198,7 @@ impl World {
 
     /// Gives the plan the time that it may take, then looks whether it was carried out.
     fn check_plan(&mut self) -> Result<(), Violation> {
-        if self.plan.is_none() && self.sabotage != Some(Sabotage::PlansLost) {
+        if self.plan.is_none() {
             return Ok(());
         }
         let start = self.kafka.log.len() as i64;
@@ -247,7 +263,10 @@ impl World {
             return Ok(());
         }
         // Kafka and the others go on while a node is paused; only what it would do itself waits.
-        let is_its_own = matches!(happening, Happening::Deliver(_) | Happening::Timer(_) | Happening::LineKnown(_));
+        let is_its_own = matches!(
+            happening,
+            Happening::Deliver(_) | Happening::Timer(_) | Happening::LineKnown(_) | Happening::PlanKnown
+        );
         if self.nodes[node].is_paused && is_its_own {
             self.nodes[node].found.push(happening);
             return Ok(());
@@ -260,6 +279,10 @@ impl World {
                 self.nodes[node].line.advance_to(&line);
                 Ok(())
             }
+            Happening::PlanKnown => match self.plan {
+                Some(plan) if self.sabotage != Some(Sabotage::PlansLost) => self.deliver(node, Event::Planned(plan)),
+                _ => Ok(()),
+            },
             Happening::Ask(ticket) => {
                 let confirmed = self.raft.confirms(node, &self.links);
                 let delay = if confirmed { 100..5_000 } else { 1_000..480_000 };
@@ -460,9 +483,7 @@ impl World {
         if standing != Standing::Leaderless {
             self.later(node, 0..10_000, Happening::Deliver(Event::Raft(standing)));
         }
-        if let Some(plan) = self.plan.filter(|_| self.sabotage != Some(Sabotage::PlansLost)) {
-            self.later(node, 0..10_000, Happening::Deliver(Event::Planned(plan)));
-        }
+        self.later(node, 0..10_000, Happening::PlanKnown);
         if let Some(last) = self.kafka.log.last().cloned() {
             self.later(node, 1_000..50_000, Happening::Deliver(Event::Heard(Box::new(last))));
         }
@@ -564,11 +585,8 @@ impl World {
         }
         writeln!(self.trace, "{:>10} agreed on {plan:?}", self.now).expect("a string");
         self.plan = Some(plan);
-        if self.sabotage == Some(Sabotage::PlansLost) {
-            return;
-        }
         for node in 0..NODES {
-            self.later(node, 0..50_000, Happening::Deliver(Event::Planned(plan)));
+            self.later(node, 0..50_000, Happening::PlanKnown);
         }
     }
 

@@ -1,0 +1,138 @@
+//! Three pulse nodes on a Kafka of their own, and thirty faults in a row.
+
+use std::time::Duration;
+
+use backbeat_broker::{LogReader, TopicName};
+use backbeat_devstack::{Devstack, Options};
+use backbeat_schemas::BeatFrame;
+use backbeat_tests::{Cluster, PulseNodes, wait_for, wait_until};
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::frames::check;
+
+const NODES: usize = 3;
+const LIMIT: Duration = Duration::from_mins(1);
+/// Another order of faults, and other nodes: `FAULT_SEED=2 cargo test ...`.
+const SEED: u64 = 1;
+/// Beats that must come after each fault.
+const GO_ON: i64 = 5;
+
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    /// SIGKILL to the leader; it comes back.
+    KillLeader,
+    /// SIGSTOP to the leader until another leads; then it wakes, and tries to send.
+    PauseLeader,
+    /// SIGKILL to all but one.
+    LoseQuorum,
+    /// Kafka is stopped for a while.
+    StopKafka,
+}
+
+struct Scene<'c> {
+    nodes: PulseNodes<'c>,
+    frames: LogReader<BeatFrame>,
+}
+
+impl Scene<'_> {
+    /// The newest frame that can be read.
+    fn last(&mut self) -> Option<BeatFrame> {
+        self.frames.last().ok().flatten().map(|entry| entry.record)
+    }
+
+    /// Waits for a frame like that.
+    fn wait_for_frame(&mut self, what: &str, wanted: impl Fn(&BeatFrame) -> bool) -> BeatFrame {
+        // The nodes' logs tell why, if none comes.
+        let deadline = std::time::Instant::now() + LIMIT;
+        loop {
+            if let Some(frame) = self.last().filter(|frame| wanted(frame)) {
+                return frame;
+            }
+            assert!(std::time::Instant::now() < deadline, "{what}: not within {LIMIT:?}\n{}", self.nodes.logs());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn beats_go_on(&mut self) {
+        let from = self.wait_for_frame("a frame", |_| true).beat_index.get();
+        self.wait_for_frame("beats that go on", |frame| frame.beat_index.get() >= from + GO_ON);
+    }
+
+    /// The node that wrote the newest frame.
+    fn leader(&mut self) -> usize {
+        let frame = self.wait_for_frame("a frame", |_| true);
+        frame.node.strip_prefix('n').and_then(|number| number.parse().ok()).expect("our nodes' names")
+    }
+
+    fn inflict(&mut self, fault: Fault, devstack: &mut Devstack, rng: &mut ChaCha8Rng) {
+        match fault {
+            Fault::KillLeader => {
+                let leader = self.leader();
+                self.nodes.kill(leader);
+                let name = format!("n{leader}");
+                self.wait_for_frame("a beat of another node", |frame| frame.node != name);
+                self.nodes.start_node(leader);
+            }
+            Fault::PauseLeader => {
+                let leader = self.leader();
+                self.nodes.node(leader).signal(Signal::STOP);
+                let name = format!("n{leader}");
+                self.wait_for_frame("a beat of another node", |frame| frame.node != name);
+                self.nodes.node(leader).signal(Signal::CONT);
+            }
+            Fault::LoseQuorum => {
+                let survivor = rng.random_range(0..NODES);
+                let others: Vec<usize> = (0..NODES).filter(|node| *node != survivor).collect();
+                others.iter().for_each(|node| self.nodes.kill(*node));
+                let name = format!("n{survivor}");
+                self.wait_for_frame("a degraded beat", |frame| frame.degraded && frame.node == name);
+                others.iter().for_each(|node| self.nodes.start_node(*node));
+                self.wait_for_frame("a beat with a quorum", |frame| !frame.degraded);
+            }
+            Fault::StopKafka => {
+                devstack.stop_kafka().expect("it stops");
+                std::thread::sleep(Duration::from_millis(rng.random_range(0..2_000)));
+                devstack.start_kafka().expect("it starts again");
+            }
+        }
+        self.beats_go_on();
+    }
+}
+
+#[test]
+fn thirty_faults_in_a_row_leave_no_gap_and_no_repeat() {
+    let seed = std::env::var("FAULT_SEED").map_or(SEED, |text| text.parse().expect("a number"));
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let dir = TempDir::new().expect("a directory");
+    let options = Options { kafka_port: 0, registry_port: 0, dir: dir.path().to_owned(), throughput: false };
+    let mut devstack = Devstack::start(&options).unwrap_or_else(|error| panic!("{error}"));
+    let cluster = Cluster::on(&devstack, 3);
+    let nodes = PulseNodes::start(&cluster, NODES, &["--cluster", "it", "--bpm", "600", "--max-bpm", "600"]);
+    let mut scene = Scene { nodes, frames: cluster.reader(TopicName::BeatFrames) };
+    scene.beats_go_on();
+
+    let counts = [(Fault::KillLeader, 12), (Fault::PauseLeader, 10), (Fault::LoseQuorum, 5), (Fault::StopKafka, 3)];
+    let mut faults: Vec<Fault> = counts.iter().flat_map(|(fault, count)| vec![*fault; *count]).collect();
+    faults.shuffle(&mut rng);
+    assert_eq!(faults.len(), 30);
+    for (number, fault) in faults.into_iter().enumerate() {
+        println!("fault {number}: {fault:?}, seed {seed}");
+        scene.inflict(fault, &mut devstack, &mut rng);
+    }
+    let leaders = || scene.nodes.leader();
+    wait_for("one leader in the end", LIMIT, leaders);
+    wait_until("all nodes to be ready", LIMIT, || {
+        (0..NODES).all(|node| scene.nodes.node(node).get("/ready").is_some_and(|(status, _)| status == 200))
+    });
+    let frames = cluster.frames();
+    check(&frames);
+    let terms = frames.last().expect("there are frames").term;
+    assert!(terms > 22, "each lost leader is followed by another: {terms}");
+    assert!(frames.iter().any(|frame| frame.degraded));
+    drop(scene);
+    devstack.stop();
+}

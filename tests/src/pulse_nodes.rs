@@ -1,0 +1,78 @@
+//! Pulse nodes that know each other.
+
+use std::time::Duration;
+
+use backbeat_devstack::free_port;
+use reqwest::Method;
+use rustix::process::Signal;
+
+use crate::{Cluster, Program, wait_for};
+
+const LIMIT: Duration = Duration::from_mins(1);
+
+/// The pulse nodes of a cluster, some of them running.
+pub struct PulseNodes<'c> {
+    cluster: &'c Cluster,
+    flags: Vec<String>,
+    peers: String,
+    programs: Vec<Option<Program>>,
+}
+
+impl<'c> PulseNodes<'c> {
+    /// Starts `count` nodes, `n0` and so on, with `flags`.
+    pub fn start(cluster: &'c Cluster, count: usize, flags: &[&str]) -> Self {
+        let peer = |node| format!("n{node}=127.0.0.1:{}", free_port().expect("a free port"));
+        let peers = (0..count).map(peer).collect::<Vec<_>>().join(",");
+        let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+        let mut nodes = Self { cluster, flags, peers, programs: (0..count).map(|_| None).collect() };
+        (0..count).for_each(|node| nodes.start_node(node));
+        nodes
+    }
+
+    /// Starts a node that does not run.
+    pub fn start_node(&mut self, node: usize) {
+        let name = format!("n{node}");
+        let mut args: Vec<&str> = self.flags.iter().map(String::as_str).collect();
+        args.extend(["--node", &name, "--peers", &self.peers]);
+        self.programs[node] = Some(self.cluster.serve("pulse", &args));
+    }
+
+    /// A node that runs.
+    pub fn node(&self, node: usize) -> &Program {
+        self.programs[node].as_ref().unwrap_or_else(|| panic!("n{node} does not run"))
+    }
+
+    /// Whether a node runs.
+    pub fn is_running(&self, node: usize) -> bool {
+        self.programs[node].is_some()
+    }
+
+    /// Ends a node with SIGKILL.
+    pub fn kill(&mut self, node: usize) {
+        self.node(node).signal(Signal::KILL);
+        self.programs[node] = None;
+    }
+
+    /// The node that says that it leads, and the newest beat that it knows; `None` if there is none.
+    pub fn leader(&self) -> Option<usize> {
+        let leads = |node: &usize| {
+            let program = self.programs[*node].as_ref()?;
+            let (_, body) = program.request(Method::GET, "/api/v1/status", "", None)?;
+            body.contains("\"role\":\"leader\"").then_some(())
+        };
+        (0..self.programs.len()).find(|node| leads(node).is_some())
+    }
+
+    /// Waits for a leader.
+    pub fn wait_for_leader(&self) -> usize {
+        wait_for("a leader", LIMIT, || self.leader())
+    }
+
+    /// What all of them have said.
+    pub fn logs(&self) -> String {
+        let log = |(node, program): (usize, &Option<Program>)| {
+            program.as_ref().map(|program| format!("== n{node}\n{}", program.log()))
+        };
+        self.programs.iter().enumerate().filter_map(log).collect::<Vec<_>>().join("\n")
+    }
+}
