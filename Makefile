@@ -6,7 +6,7 @@ DENY_VERSION := 0.20.2
 DENY_ROOT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/backbeat/cargo-deny-$(DENY_VERSION)
 DENY := $(DENY_ROOT)/bin/cargo-deny
 
-.PHONY: build test lint run-dev logs status bench ci fmt
+.PHONY: build test lint run-dev logs status bench simulate ci fmt
 
 build:
 	$(CARGO) build --workspace --locked
@@ -36,9 +36,16 @@ status:
 logs:
 	@tail -n 20 -F .backbeat/*.log .backbeat/*/*.log
 
+# ARGS are parts to measure, all by default: make bench ARGS="takeover beats"
 bench:
 	$(CARGO) build --workspace --release --locked
-	target/release/bench
+	target/release/bench $(ARGS)
+
+# Pulse's simulation over SEEDS seeds from FIRST on: make simulate SEEDS=100000; one seed prints its trace
+simulate: export SEEDS ?= 20000
+simulate: export FIRST ?= 0
+simulate:
+	$(CARGO) test --release --locked -p backbeat-pulse --test simulation -- whatever --nocapture
 
 ci:
 	.ci/run

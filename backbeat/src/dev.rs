@@ -66,10 +66,10 @@ pub(crate) struct Args {
     registry_port: u16,
 
     /// Pulse nodes.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=9))]
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=5))]
     nodes: u16,
 
-    /// The first pulse node's HTTP port, the others' are 1, 3, 5... above; 0 for free ones.
+    /// The first pulse node's HTTP port, the others' are 1, 3, 6 and 7 above; 0 for free ones.
     #[arg(long, default_value_t = 8080)]
     pulse_port: u16,
 
@@ -81,6 +81,9 @@ pub(crate) struct Args {
     #[arg(long, default_value = ".backbeat")]
     dir: PathBuf,
 }
+
+/// Above the first: those between are reverb's and the registry's.
+const PULSE_PORTS: [u16; 5] = [0, 1, 3, 6, 7];
 
 /// Everything that runs, in the order in which it was started.
 struct Programs {
@@ -103,6 +106,10 @@ impl Programs {
             .args(["--env", "development"])
             .env_remove("KAFKA_CONFIG")
             .env_remove("LOG_LEVEL")
+            .env_remove("BACKBEAT_PEERS")
+            .env_remove("BACKBEAT_RAFT_BIND")
+            .env_remove("BACKBEAT_RAFT_SECRET_FILE")
+            .env_remove("BACKBEAT_ADMIN_TOKEN_FILE")
             .envs(env.iter().map(|(name, value)| (*name, value.as_str())));
         let log = dir.join(format!("{name}.log"));
         let process = Supervised::spawn(&command, &log, STOP_WITHIN)
@@ -138,11 +145,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     fs::create_dir_all(&args.dir).with_context(|| format!("creating {}", args.dir.display()))?;
     let dir = args.dir.canonicalize()?;
-    remove_leftovers(&dir)?;
+    remove_logs(&dir)?;
     say(&format!("starting kafka and the schema registry; their data and all logs go to {}", args.dir.display()))?;
     let options =
         Options { kafka_port: args.kafka_port, registry_port: args.registry_port, dir: dir.clone(), throughput: false };
     let stack = Stack::start(&options)?;
+    let stores = dir.join("pulse");
+    if matches!(stack, Stack::Local(_)) && stores.exists() {
+        // Pulse's nodes agreed on it for beats that are gone with that Kafka's data.
+        fs::remove_dir_all(&stores).with_context(|| format!("removing {}", stores.display()))?;
+    }
     let kafka = kafka_args(&stack);
     say(&format!("kafka {}, schema registry {}", kafka.bootstrap_servers, kafka.schema_registry))?;
     let prepare = topics::Args { claim_partitions: args.claim_partitions, replication_factor: 1, kafka: kafka.clone() };
@@ -179,12 +191,7 @@ fn kafka_args(stack: &Stack) -> KafkaArgs {
     }
 }
 
-/// An earlier run's logs, and what its pulse nodes agreed on: its Kafka's data goes too.
-fn remove_leftovers(dir: &Path) -> anyhow::Result<()> {
-    let stores = dir.join("pulse");
-    if stores.exists() {
-        fs::remove_dir_all(&stores).with_context(|| format!("removing {}", stores.display()))?;
-    }
+fn remove_logs(dir: &Path) -> anyhow::Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "log") {
@@ -213,7 +220,7 @@ fn start_programs(args: &Args, kafka: &KafkaArgs, dir: &Path, programs: &mut Pro
     let peer = |node: u16| Ok(format!("pulse-{node}=127.0.0.1:{}", free_port()?));
     let peers = (1..=args.nodes).map(peer).collect::<Result<Vec<_>, DevstackError>>()?.join(",");
     for node in 0..args.nodes {
-        let port = if args.pulse_port == 0 { 0 } else { args.pulse_port + (2 * node).saturating_sub(1) };
+        let port = if args.pulse_port == 0 { 0 } else { args.pulse_port + PULSE_PORTS[usize::from(node)] };
         let name = format!("pulse-{}", node + 1);
         let pulse = flags(&[
             ("--node", name.clone()),

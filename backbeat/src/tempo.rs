@@ -57,7 +57,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     } else {
         let status = args.ask(Method::GET, "/api/v1/status", None)?;
         if status["tempo_bpm"].is_null() {
-            bail!("no beat has been published yet; {} waits for {}", args.url, status["waiting_for"]);
+            bail!("no beat has been published yet; ask {}/ready what it waits for", args.url);
         }
         let pending = &status["pending"];
         let way = if pending.is_null() {
@@ -77,7 +77,7 @@ impl Args {
     /// The body of the answer; what is refused is an error with the reason.
     fn ask(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
         let url = format!("{}{path}", self.url.trim_end_matches('/'));
-        let mut request = Client::builder().timeout(TIMEOUT).build()?.request(method, &url);
+        let mut request = Client::builder().timeout(TIMEOUT).no_proxy().build()?.request(method, &url);
         if let Some(file) = &self.admin_token_file {
             let token = fs::read_to_string(file).with_context(|| format!("reading the token in {}", file.display()))?;
             request = request.bearer_auth(token.trim());

@@ -82,6 +82,13 @@ impl Broker {
         self.reader_settings().create_with_context(ClientLog)
     }
 
+    /// A reader that jumps about instead of following: it does not linger at the end of the log.
+    pub(crate) fn searcher(&self) -> KafkaResult<Reader> {
+        let mut config = self.reader_settings();
+        config.set("fetch.wait.max.ms", "2");
+        config.create_with_context(ClientLog)
+    }
+
     fn reader_settings(&self) -> ClientConfig {
         let mut config = self.base.clone();
         // librdkafka wants a group even for manual assignment; nothing is ever committed to it.

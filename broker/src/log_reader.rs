@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use backbeat_schemas::{DecodeError, Header, HeaderError, Record};
 use rdkafka::consumer::Consumer;
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
@@ -83,8 +83,29 @@ pub enum ReadError {
 impl<R: Record + 'static> LogReader<R> {
     /// A reader of `topic`, which reads nothing before it is told where to start.
     pub fn new(broker: &Broker, registry: &Registry, runtime: &Handle, topic: TopicName) -> Result<Self, ReadError> {
+        Self::with(broker, registry, runtime, topic, Broker::reader)
+    }
+
+    /// A reader for [`LogReader::last`], [`LogReader::first_where`] and [`LogReader::read`] alone: it finds sooner
+    /// and rests in between.
+    pub fn for_searches(
+        broker: &Broker,
+        registry: &Registry,
+        runtime: &Handle,
+        topic: TopicName,
+    ) -> Result<Self, ReadError> {
+        Self::with(broker, registry, runtime, topic, Broker::searcher)
+    }
+
+    fn with(
+        broker: &Broker,
+        registry: &Registry,
+        runtime: &Handle,
+        topic: TopicName,
+        make: impl FnOnce(&Broker) -> KafkaResult<Reader>,
+    ) -> Result<Self, ReadError> {
         let topic = broker.topics().name(topic);
-        let consumer = broker.reader().map_err(|source| ReadError::Kafka { topic: topic.clone(), source })?;
+        let consumer = make(broker).map_err(|source| ReadError::Kafka { topic: topic.clone(), source })?;
         Ok(Self {
             consumer,
             topic,
@@ -92,6 +113,11 @@ impl<R: Record + 'static> LogReader<R> {
             waiting: None,
             skipped: 0,
         })
+    }
+
+    /// Stops reading ahead, until the next seek.
+    pub fn rest(&mut self) -> Result<(), ReadError> {
+        self.consumer.unassign().map_err(|source| self.failed(source))
     }
 
     /// Reads on from `offset`.

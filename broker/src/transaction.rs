@@ -77,8 +77,13 @@ impl ProducerContext for Failures {
 
 impl TransactionalProducer {
     /// Opens `transactional_id`, which fences every producer that held it and settles what they left
-    /// open. `timeout` bounds this and every commit, and is how long Kafka keeps a transaction open.
-    pub fn open(broker: &Broker, transactional_id: &str, timeout: Duration) -> Result<Self, TransactionError> {
+    /// open, within `patience`. `timeout` bounds every commit, and is how long Kafka keeps a transaction open.
+    pub fn open(
+        broker: &Broker,
+        transactional_id: &str,
+        timeout: Duration,
+        patience: Duration,
+    ) -> Result<Self, TransactionError> {
         let mut config = broker.producer();
         config.set("transactional.id", transactional_id);
         config.set("transaction.timeout.ms", timeout.as_millis().to_string());
@@ -86,7 +91,7 @@ impl TransactionalProducer {
         config.set("linger.ms", "0");
         let created = config.create_with_context(Failures::default());
         let producer: BaseProducer<Failures> = created.map_err(|error| TransactionError::new(error, None))?;
-        let opened = producer.init_transactions(timeout);
+        let opened = producer.init_transactions(patience);
         opened.map_err(|error| TransactionError::new(error, Some(producer.client())))?;
         Ok(Self { producer, timeout })
     }

@@ -11,7 +11,7 @@ const REGISTRY: &str = "SCHEMA_REGISTRY_URL";
 #[derive(Debug)]
 pub enum Stack {
     /// Started here.
-    Local(Devstack),
+    Local(Box<Devstack>),
     /// Named by `KAFKA_BOOTSTRAP_SERVERS` and `SCHEMA_REGISTRY_URL`, and left as it is.
     Outside {
         /// host:port,...
@@ -29,7 +29,7 @@ impl Stack {
             (Some(bootstrap_servers), Some(schema_registry)) => {
                 Ok(Self::Outside { bootstrap_servers, schema_registry })
             }
-            (None, None) => Devstack::start(options).map(Self::Local),
+            (None, None) => Ok(Self::Local(Box::new(Devstack::start(options)?))),
             (Some(_), None) => Err(DevstackError::HalfOutside { set: BOOTSTRAP, unset: REGISTRY }),
             (None, Some(_)) => Err(DevstackError::HalfOutside { set: REGISTRY, unset: BOOTSTRAP }),
         }

@@ -38,11 +38,12 @@ fn parse_filter(text: &str) -> Result<String, String> {
     }
 }
 
-/// openraft tells of every message at info and of every one that was lost at warn; our own words say what
+/// openraft tells of every message at info and of every one that was lost at error; our own words say what
 /// comes of it. A filter that names it, or a level for all from debug on, shows them.
 fn quiet_libraries(filter: &str) -> String {
-    let is_quiet = filter.split(',').any(|part| matches!(part.trim(), "error" | "warn" | "info"));
-    if is_quiet && !filter.contains("openraft") { format!("openraft=error,{filter}") } else { filter.to_owned() }
+    let quiet_level = |part: &str| matches!(part.trim().to_ascii_lowercase().as_str(), "error" | "warn" | "info");
+    let is_quiet = filter.split(',').any(quiet_level) && !filter.contains("openraft");
+    if is_quiet { format!("openraft=off,{filter}") } else { filter.to_owned() }
 }
 
 impl LogArgs {
@@ -63,7 +64,7 @@ mod tests {
 
     #[test]
     fn openraft_is_quiet_unless_it_is_asked_for() {
-        assert_eq!(quiet_libraries("info"), "openraft=error,info");
+        assert_eq!(quiet_libraries("INFO"), "openraft=off,INFO");
         assert_eq!(quiet_libraries("info,openraft=info"), "info,openraft=info");
         assert_eq!(quiet_libraries("debug"), "debug");
     }

@@ -60,5 +60,14 @@ fn a_node_becomes_three_and_the_first_may_go() {
     wait_until("both to be ready", LIMIT, || {
         [&second, &third].iter().all(|node| node.get("/ready").is_some_and(|(code, _)| code == 200))
     });
+    // A follower that lives is told that it is no member any more; the leader goes on alone.
+    let leads = |node: &Program| status(node)["role"] == "leader";
+    wait_until("a leader", LIMIT, || leads(&second) || leads(&third));
+    let (stays, goes, name) = if leads(&second) { (&second, &third, "n3") } else { (&third, &second, "n2") };
+    let (code, said) = stays.request(Method::DELETE, &format!("/api/v1/members/{name}"), "", None).expect("it answers");
+    assert_eq!(code, 200, "{said}");
+    wait_until("it to know", LIMIT, || status(goes)["role"] == "outsider");
+    let beats = cluster.frames().len();
+    wait_until("beats of the last member", LIMIT, || cluster.frames().len() > beats + 10);
     check(&cluster.frames());
 }

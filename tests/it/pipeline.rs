@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use backbeat_broker::{Entry, TopicName};
 use backbeat_schemas::{BarPartial, BarReport, PartialBody, Verdict};
-use backbeat_tests::{Cluster, Program, wait_until};
+use backbeat_tests::{Cluster, Program, PulseNodes, wait_until};
+use reqwest::Method;
 use rustix::process::Signal;
 
+use crate::frames::check;
 use crate::oracle::Oracle;
 
 const LIMIT: Duration = Duration::from_mins(2);
@@ -152,6 +154,51 @@ fn late_silent_and_broken_claims_of_a_fleet_are_told_apart_with_a_grace() {
     assert!(late > 100 && invalid > 100, "late {late}, invalid {invalid}");
     assert!(cluster.reports().iter().any(|entry| !entry.record.secret_rotations_ok));
     drop(members);
+}
+
+/// Tempo and bars change, the pulse leader is killed, reverb begins in the middle: the reports are those
+/// of the log all the same.
+#[test]
+fn bars_of_changing_length_and_a_lost_pulse_leader_leave_the_reports_right() {
+    let cluster = Cluster::new(3);
+    let fast = ["--cluster", "it", "--bpm", "900", "--max-bpm", "1200", "--bar", "16"];
+    let mut pulses = PulseNodes::start(&cluster, 3, &fast);
+    let first_reverb = reverb(&cluster, &[]);
+    let sim = cluster.start("agent-sim", &["--agents", "30"]);
+    let bar_length = || cluster.frames().last().map_or(0, |frame| frame.bar_length);
+    let change = |pulses: &PulseNodes<'_>, body: &str| {
+        let node = pulses.wait_for_leader();
+        pulses.node(node).request(Method::POST, "/api/v1/tempo", body, None).expect("it answers")
+    };
+    wait_for_reports(&cluster, 2);
+    let (status, said) = change(&pulses, r#"{"tempo_bpm": 1200, "ramp": true, "bar_length": 2}"#);
+    assert_eq!(status, 200, "{said}");
+    wait_until("short bars", LIMIT, || bar_length() == 2);
+    drop(first_reverb);
+    let leader = pulses.wait_for_leader();
+    pulses.kill(leader);
+    let second_reverb = reverb(&cluster, &[]);
+    let reports = cluster.reports().len();
+    wait_for_reports(&cluster, reports + 10);
+    let (status, said) = change(&pulses, r#"{"bar_length": 7}"#);
+    assert_eq!(status, 200, "{said}");
+    wait_until("longer bars", LIMIT, || bar_length() == 7);
+    drop(sim);
+    let beats = cluster.frames().len();
+    wait_until("two more bars", LIMIT, || cluster.frames().len() >= beats + 16);
+    drop(pulses);
+    let oracle = check_reports(&cluster);
+    let (counted, late, invalid) = totals(&cluster.reports());
+    assert_eq!(counted + late + invalid, oracle.claims() as i64);
+    check(&cluster.frames());
+
+    drop(second_reverb);
+    let windows = cluster.reports().len();
+    cluster.reset_to_earliest();
+    let replaying = reverb(&cluster, &[]);
+    wait_until("all windows verified", LIMIT, || count(&verdicts(&cluster), Verdict::Verified) >= windows);
+    assert_eq!(cluster.reports().len(), windows, "nothing written twice");
+    drop(replaying);
 }
 
 #[test]

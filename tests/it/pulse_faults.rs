@@ -1,6 +1,6 @@
 //! Three pulse nodes on a Kafka of their own, and thirty faults in a row.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use backbeat_broker::{LogReader, TopicName};
 use backbeat_devstack::{Devstack, Options};
@@ -25,7 +25,8 @@ const GO_ON: i64 = 5;
 enum Fault {
     /// SIGKILL to the leader; it comes back.
     KillLeader,
-    /// SIGSTOP to the leader until another leads; then it wakes, and tries to send.
+    /// SIGSTOP to the leader, in the middle of a beat if it can be hit, until another leads; then it wakes, and
+    /// what it had begun goes on.
     PauseLeader,
     /// SIGKILL to all but one.
     LoseQuorum,
@@ -79,6 +80,11 @@ impl Scene<'_> {
             }
             Fault::PauseLeader => {
                 let leader = self.leader();
+                // The next beat begins a period after the newest was due: hit it as it is sent.
+                let due = self.wait_for_frame("a frame", |_| true).deadline_at.millis();
+                let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis() as i64;
+                let into_the_beat = rng.random_range(0..3);
+                std::thread::sleep(Duration::from_millis((due - now).clamp(0, 100) as u64 + into_the_beat));
                 self.nodes.node(leader).signal(Signal::STOP);
                 let name = format!("n{leader}");
                 self.wait_for_frame("a beat of another node", |frame| frame.node != name);
@@ -113,6 +119,8 @@ fn thirty_faults_in_a_row_leave_no_gap_and_no_repeat() {
     let cluster = Cluster::on(&devstack, 3);
     let nodes = PulseNodes::start(&cluster, NODES, &["--cluster", "it", "--bpm", "600", "--max-bpm", "600"]);
     let mut scene = Scene { nodes, frames: cluster.reader(TopicName::BeatFrames) };
+    // Claims all the while, so that lines move.
+    let _agents = cluster.start("agent-sim", &["--agents", "20"]);
     scene.beats_go_on();
 
     let counts = [(Fault::KillLeader, 12), (Fault::PauseLeader, 10), (Fault::LoseQuorum, 5), (Fault::StopKafka, 3)];
@@ -133,6 +141,7 @@ fn thirty_faults_in_a_row_leave_no_gap_and_no_repeat() {
     let terms = frames.last().expect("there are frames").term;
     assert!(terms > 22, "each lost leader is followed by another: {terms}");
     assert!(frames.iter().any(|frame| frame.degraded));
+    assert!(frames.last().is_some_and(|last| last.claim_offsets.iter().all(|line| *line > 0)), "lines moved");
     drop(scene);
     devstack.stop();
 }

@@ -35,6 +35,9 @@ const RIVAL_MARGIN: Duration = Duration::from_secs(1);
 /// This many election timeouts without a confirmed leader make a cluster leaderless.
 const LEADERLESS_TIMEOUTS: u32 = 5;
 
+/// A quorum that did not say yes is asked again this often an election timeout.
+const NO_ANSWERS_PER_TIMEOUT: u32 = 6;
+
 /// Where we are.
 #[derive(Debug, Clone, PartialEq)]
 enum State {
@@ -85,9 +88,11 @@ enum Purpose {
 #[derive(Debug, Default)]
 struct Quorum {
     ticket: u64,
-    /// The last question is not answered yet.
-    is_asked: bool,
+    /// When the question was put that is not answered yet.
+    asked: Option<Duration>,
+    /// When the last question was put that was answered: an answer may have lain about while this node slept.
     answered: Option<Duration>,
+    /// When the last one was put that was answered with yes.
     confirmed: Option<Duration>,
 }
 
@@ -131,13 +136,13 @@ pub struct Leadership {
     led: (Duration, Duration),
     heard: Option<Heard>,
     plan: Option<Plan>,
-    /// A plan was handed to Raft.
-    is_proposing: bool,
+    /// What Raft is to agree on at this moment.
+    proposed: Option<Plan>,
     /// Behind the fence, and not since given up.
     leading: bool,
     /// This takeover has no quorum.
     degraded: bool,
-    /// Since when there was no commit; `None` while it is not ours to commit.
+    /// Since when a beat could not be committed; `None` while there is none to commit.
     trying_since: Option<Duration>,
     /// The frame whose fate is in doubt since the last tail was read.
     in_doubt: Option<Box<BeatFrame>>,
@@ -159,7 +164,7 @@ impl Leadership {
             led: (now.monotonic, election_timeout.mul_f64(now.dice)),
             heard: None,
             plan: None,
-            is_proposing: false,
+            proposed: None,
             leading: false,
             degraded: false,
             trying_since: None,
@@ -204,14 +209,18 @@ impl Leadership {
         match &self.state {
             State::Following => [self.next_question(), self.takeover_at()].into_iter().flatten().min(),
             State::Waiting { due, line_at } => [Some(*due), *line_at, self.next_question()].into_iter().flatten().min(),
-            State::Publishing(_) => self.next_question(),
-            State::Pausing { until } | State::Abdicated { until } | State::Listening { until } => Some(*until),
-            State::Confirming(_)
-            | State::Approaching
+            // A question is a heartbeat to the others, and would keep them from electing another.
+            State::Abdicated { until } => Some(*until),
+            State::Pausing { until } | State::Listening { until } => {
+                [Some(*until), self.next_question()].into_iter().flatten().min()
+            }
+            State::Approaching
             | State::Opening
             | State::Resuming
             | State::Drawing
-            | State::Suspecting => None,
+            | State::Publishing(_)
+            | State::Suspecting => self.next_question(),
+            State::Confirming(_) => None,
         }
     }
 
@@ -221,7 +230,7 @@ impl Leadership {
             Event::Raft(standing) => self.on_standing(standing, now),
             Event::Planned(plan) => {
                 self.plan = Some(plan);
-                self.is_proposing = false;
+                self.proposed.take_if(|proposed| *proposed == plan);
                 Vec::new()
             }
             Event::Quorum { ticket, confirmed } => self.on_quorum(ticket, confirmed, now, line),
@@ -254,7 +263,7 @@ impl Leadership {
         let Some(last) = in_flight.or(self.metronome.last()) else {
             return Err(Refusal::NotNow("the first beat is not published yet"));
         };
-        if self.is_proposing {
+        if self.proposed.is_some() {
             return Err(Refusal::NotNow("another change is being agreed on"));
         }
         let from = self.metronome.next_downbeat(in_flight);
@@ -276,13 +285,13 @@ impl Leadership {
                 Plan { from, tempo, bar_length }
             }
         };
-        self.is_proposing = true;
+        self.proposed = Some(plan);
         Ok(plan)
     }
 
     /// Raft did not agree on what was proposed, as far as we know.
     pub fn give_up_proposal(&mut self) {
-        self.is_proposing = false;
+        self.proposed = None;
     }
 
     fn on_standing(&mut self, standing: Standing, now: Now) -> Vec<Command> {
@@ -296,7 +305,7 @@ impl Leadership {
         self.standing = standing;
         let other_leads = self.other_leads();
         match self.state {
-            State::Following if self.is_raft_leader() => vec![self.ask(Purpose::Approach)],
+            State::Following if self.is_raft_leader() => vec![self.ask(Purpose::Approach, now)],
             State::Waiting { .. } | State::Pausing { .. } | State::Listening { .. } if other_leads => self.step_down(),
             State::Abdicated { .. } if other_leads => {
                 self.state = State::Following;
@@ -310,16 +319,18 @@ impl Leadership {
         if ticket != self.quorum.ticket {
             return Vec::new();
         }
-        self.quorum.is_asked = false;
-        self.quorum.answered = Some(now.monotonic);
+        self.quorum.answered = self.quorum.asked.take();
         if confirmed {
-            self.quorum.confirmed = Some(now.monotonic);
+            self.quorum.confirmed = self.quorum.answered;
             self.note_leader(now);
         }
         if matches!(self.state, State::Waiting { .. }) {
             self.degraded = !self.has_quorum(now);
         }
         let State::Confirming(purpose) = self.state else { return Vec::new() };
+        if !self.has_recent_answer(now) {
+            return vec![self.ask(purpose, now)];
+        }
         match (purpose, confirmed) {
             (Purpose::Approach, true) => {
                 self.degraded = false;
@@ -328,7 +339,11 @@ impl Leadership {
             (Purpose::Approach, false) => self.step_down(),
             (Purpose::Lead | Purpose::Beat, _) if self.other_leads() => self.step_down(),
             (Purpose::Lead, false) if !self.degraded => self.step_down(),
-            (Purpose::Lead, _) => self.wait(now),
+            (Purpose::Lead, confirmed) => {
+                // What was said before the fence does not count for the first beat behind it.
+                self.quorum.confirmed.take_if(|_| !confirmed);
+                self.wait(now)
+            }
             (Purpose::Beat, _) => self.publish(now, line),
         }
     }
@@ -342,10 +357,10 @@ impl Leadership {
                 self.degraded = true;
                 self.approach(now)
             }
-            State::Following if must_ask => vec![self.ask(Purpose::Approach)],
+            State::Following if must_ask => vec![self.ask(Purpose::Approach, now)],
             State::Waiting { due, .. } if *due <= now.monotonic => {
                 let question = self.is_raft_leader() && !self.has_recent_answer(now);
-                if question { vec![self.ask(Purpose::Beat)] } else { self.publish(now, line) }
+                if question { vec![self.ask(Purpose::Beat, now)] } else { self.publish(now, line) }
             }
             State::Waiting { line_at, .. } => {
                 let mut commands = Vec::new();
@@ -354,11 +369,10 @@ impl Leadership {
                     commands.push(Command::RefreshLine);
                 }
                 if must_ask {
-                    commands.push(self.question());
+                    commands.push(self.question(now));
                 }
                 commands
             }
-            State::Publishing(_) if must_ask => vec![self.question()],
             State::Pausing { until } if *until <= now.monotonic => self.start_over(now),
             State::Abdicated { until } if *until <= now.monotonic => {
                 let mut commands = vec![Command::Stand];
@@ -366,12 +380,15 @@ impl Leadership {
                 commands
             }
             State::Listening { until } if *until <= now.monotonic => self.enter(State::Suspecting, Command::ReadTail),
+            State::Confirming(_) | State::Abdicated { .. } => Vec::new(),
+            _ if must_ask => vec![self.question(now)],
             _ => Vec::new(),
         }
     }
 
     /// An answer of Kafka's.
     fn on_kafka(&mut self, answer: Event, now: Now) -> Vec<Command> {
+        let answer = if self.is_stale(&answer) { Event::KafkaAway } else { answer };
         match (std::mem::replace(&mut self.state, State::Following), answer) {
             (State::Approaching, Event::Tail { frame, no_reports }) => {
                 self.approached(frame.as_deref(), no_reports, now)
@@ -388,12 +405,12 @@ impl Leadership {
                 } else if self.degraded && !self.is_raft_leader() {
                     self.wait(now)
                 } else {
-                    vec![self.ask(Purpose::Lead)]
+                    vec![self.ask(Purpose::Lead, now)]
                 }
             }
             (State::Publishing(frame), Event::Committed) => {
                 self.metronome.resume(*frame);
-                self.trying_since = Some(now.monotonic);
+                self.trying_since = None;
                 self.fences = 0;
                 if self.other_leads() { self.step_down() } else { self.wait(now) }
             }
@@ -403,6 +420,9 @@ impl Leadership {
                     self.step_down()
                 } else if self.must_abdicate(now) {
                     self.abdicate(now)
+                } else if self.is_raft_leader() && !self.has_recent_answer(now) {
+                    // Asleep for a while, it would fence whoever leads by now.
+                    vec![self.ask(Purpose::Approach, now)]
                 } else {
                     self.enter(State::Opening, Command::OpenTransactions)
                 }
@@ -456,14 +476,10 @@ impl Leadership {
         if let Some(reason) = self.refusal(frame.as_deref(), no_reports) {
             return vec![Command::Stop(reason)];
         }
-        if self.leading
-            && let Some(reason) = self.rival(frame.as_deref())
-        {
-            if self.is_alone() {
-                return vec![Command::Stop(reason)];
-            }
-            self.leading = false;
+        if let Some(reason) = self.rival(frame.as_deref()).filter(|_| self.is_alone()) {
+            return vec![Command::Stop(reason)];
         }
+        self.leading &= frame.as_deref().is_none_or(|frame| self.knows(frame));
         self.in_doubt = None;
         if let Some(frame) = frame {
             self.hear(&frame, now);
@@ -479,8 +495,9 @@ impl Leadership {
     fn wait(&mut self, now: Now) -> Vec<Command> {
         let period = self.period();
         let until_due = self.metronome.due().map_or(0, |due| due.millis() * 1_000 - now.wall_micros);
-        // A wall clock that jumped must not stop the beat.
-        let wait = Duration::from_micros(until_due.max(0) as u64).min(period);
+        // A wall clock that jumped must not stop the beat. A little longer than a period, so that beats which
+        // came early, because their clock was behind, fall in with the schedule again.
+        let wait = Duration::from_micros(until_due.max(0) as u64).min(period + period / 8);
         let due = now.monotonic + wait;
         let line_at = due.saturating_sub(LINE_LEAD.min(period / 4));
         self.state = State::Waiting { due, line_at: Some(line_at) };
@@ -491,6 +508,7 @@ impl Leadership {
         self.degraded = !self.has_quorum(now);
         // Without a quorum the plan may be an old one: the tempo stays as it is.
         let plan = self.plan.as_ref().filter(|_| !self.degraded);
+        self.trying_since.get_or_insert(now.monotonic);
         let mut frame = Box::new(self.metronome.beat(now.wall(), line, plan));
         frame.degraded = self.degraded;
         self.enter(State::Publishing(frame.clone()), Command::Publish(frame))
@@ -515,7 +533,7 @@ impl Leadership {
     /// Another attempt, if it is still ours to make.
     fn start_over(&mut self, now: Now) -> Vec<Command> {
         if self.is_raft_leader() {
-            vec![self.ask(Purpose::Approach)]
+            vec![self.ask(Purpose::Approach, now)]
         } else if self.degraded && !self.other_leads() {
             self.approach(now)
         } else {
@@ -529,6 +547,7 @@ impl Leadership {
         self.degraded = false;
         self.in_doubt = None;
         self.trying_since = None;
+        self.proposed = None;
         self.enter(State::Following, Command::Close)
     }
 
@@ -542,21 +561,23 @@ impl Leadership {
         self.trying_since.is_some_and(|since| now.monotonic.saturating_sub(since) > COMMIT_WITHIN.max(self.period()))
     }
 
-    fn ask(&mut self, purpose: Purpose) -> Command {
+    fn ask(&mut self, purpose: Purpose, now: Now) -> Command {
         self.state = State::Confirming(purpose);
-        self.question()
+        self.question(now)
     }
 
-    fn question(&mut self) -> Command {
+    fn question(&mut self, now: Now) -> Command {
         self.quorum.ticket += 1;
-        self.quorum.is_asked = true;
+        self.quorum.asked = Some(now.monotonic);
         Command::ConfirmQuorum { ticket: self.quorum.ticket }
     }
 
-    /// As Raft's leader, a quorum is asked once an election timeout.
+    /// As Raft's leader, a quorum is asked once an election timeout, and sooner again if it did not say yes.
     fn next_question(&self) -> Option<Duration> {
-        let next = self.quorum.answered.map_or(Duration::ZERO, |at| at + self.election_timeout);
-        (self.is_raft_leader() && !self.quorum.is_asked).then_some(next)
+        let was_confirmed = self.quorum.confirmed == self.quorum.answered;
+        let pause = if was_confirmed { self.election_timeout } else { self.election_timeout / NO_ANSWERS_PER_TIMEOUT };
+        let next = self.quorum.answered.map_or(Duration::ZERO, |at| at + pause);
+        (self.is_raft_leader() && self.quorum.asked.is_none()).then_some(next)
     }
 
     fn has_quorum(&self, now: Now) -> bool {
@@ -613,7 +634,7 @@ impl Leadership {
     fn refusal(&self, frame: Option<&BeatFrame>, no_reports: bool) -> Option<StopReason> {
         let ours = self.metronome.cluster_id();
         match frame {
-            None if !no_reports => Some(StopReason::FramesLost),
+            None if !no_reports || self.heard.is_some() => Some(StopReason::FramesLost),
             Some(frame) if frame.cluster_id != ours => {
                 Some(StopReason::OtherCluster { found: frame.cluster_id.clone(), ours: ours.to_owned() })
             }
@@ -621,11 +642,22 @@ impl Leadership {
         }
     }
 
-    /// The newest frame is neither the last that we know to be committed nor the one in doubt.
+    /// A tail that lacks a frame which was read before: whoever answered did not know the whole log.
+    fn is_stale(&self, answer: &Event) -> bool {
+        let Event::Tail { frame: Some(frame), .. } = answer else { return false };
+        frame.cluster_id == self.metronome.cluster_id() && self.heard.is_some_and(|heard| frame.beat_index < heard.beat)
+    }
+
+    /// The newest frame is another's that came while we led. One without a quorum is not: it is of a node
+    /// that was a member once.
     fn rival(&self, frame: Option<&BeatFrame>) -> Option<StopReason> {
-        let frame = frame?;
-        let known = self.metronome.last() == Some(frame) || self.in_doubt.as_deref() == Some(frame);
-        (!known).then(|| StopReason::Rival { node: frame.node.clone(), beat: frame.beat_index.get() })
+        let frame = frame.filter(|frame| self.leading && !frame.degraded && !self.knows(frame))?;
+        Some(StopReason::Rival { node: frame.node.clone(), beat: frame.beat_index.get() })
+    }
+
+    /// Whether `frame` is the last that we know to be committed, or the one in doubt.
+    fn knows(&self, frame: &BeatFrame) -> bool {
+        self.metronome.last() == Some(frame) || self.in_doubt.as_deref() == Some(frame)
     }
 }
 

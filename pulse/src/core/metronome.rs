@@ -95,10 +95,10 @@ impl Metronome {
 
     /// The first downbeat after the newest committed frame, and after `in_flight` too.
     pub fn next_downbeat(&self, in_flight: Option<&BeatFrame>) -> BeatIndex {
-        let Some(last) = &self.last else { return BeatIndex::ZERO };
-        match in_flight {
-            Some(frame) if frame.downbeat => frame.beat_index.plus(u32::from(frame.bar_length)),
-            _ => last.beat_index.plus(u32::from(last.bar_length - self.position)),
+        match (in_flight, &self.last) {
+            (Some(frame), _) if frame.downbeat => frame.beat_index.plus(u32::from(frame.bar_length)),
+            (_, Some(last)) => last.beat_index.plus(u32::from(last.bar_length - self.position)),
+            (_, None) => BeatIndex::ZERO,
         }
     }
 

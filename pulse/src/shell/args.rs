@@ -135,6 +135,11 @@ pub enum FlagError {
         /// Who is not.
         node: String,
     },
+    /// An address that every node could have.
+    #[error(
+        "--raft-bind {0} is no address that other nodes can reach this one at; name this node in --peers, or bind one"
+    )]
+    Unspecified(SocketAddr),
     /// A peer that is named twice.
     #[error("--peers names {0:?} twice")]
     PeerTwice(String),
@@ -199,6 +204,9 @@ impl Args {
             return Ok(founders);
         }
         if founders.is_empty() {
+            if let Some(address) = self.raft_bind.filter(|address| address.ip().is_unspecified()) {
+                return Err(FlagError::Unspecified(address));
+            }
             let address = self.raft_bind.map(|address| address.to_string()).unwrap_or_default();
             return Ok([(self.node, Member { address })].into());
         }

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use backbeat_schemas::BeatFrame;
 use chrono::Utc;
 use tokio::runtime::Handle;
@@ -60,6 +61,8 @@ struct Course {
     /// When the next beat's line was asked for.
     line_asked: Option<Instant>,
     standing: Option<Standing>,
+    /// Who led last, as far as this node knows.
+    leader: Option<String>,
     role: Option<Role>,
 }
 
@@ -99,12 +102,16 @@ impl Conductor {
     }
 
     fn perform(&self, command: Command, course: &mut Course) -> anyhow::Result<()> {
+        tracing::debug!(?command, "command");
         match command {
             Command::ConfirmQuorum { ticket } => {
                 let (raft, own) = (self.raft.clone(), self.own.clone());
                 self.runtime.spawn(async move {
                     let confirmed = raft.confirm().await;
-                    // Nobody waits for it any more at the end.
+                    // What was agreed on before the answer is known before it. At the end nobody waits for it.
+                    if let Some(plan) = *raft.plan().borrow() {
+                        let _ = own.send(Message::Event(Event::Planned(plan)));
+                    }
                     let _ = own.send(Message::Event(Event::Quorum { ticket, confirmed }));
                 });
             }
@@ -123,8 +130,7 @@ impl Conductor {
                 if asked.is_some_and(|asked| !self.lines.is_fresh(asked)) {
                     self.metrics.stale_line();
                 }
-                // It ends only after us.
-                let _ = self.publisher.send(kafkas);
+                self.publisher.send(kafkas).context("the publishing thread has ended")?;
             }
         }
         Ok(())
@@ -134,12 +140,25 @@ impl Conductor {
     fn note(&self, event: &Event, course: &mut Course) {
         match event {
             Event::Raft(standing) => {
-                if course.standing.as_ref() != Some(standing) {
-                    tracing::info!(?standing, "raft");
-                    self.metrics.leader_changed();
+                tracing::info!(?standing, "raft");
+                let leads = |standing: &Standing| matches!(standing, Standing::Leader { .. });
+                if !leads(standing) {
+                    course.elected = None;
+                } else if !course.standing.as_ref().is_some_and(leads) {
+                    course.elected = Some(Instant::now());
                 }
                 course.standing = Some(standing.clone());
-                course.elected = matches!(standing, Standing::Leader { .. }).then(Instant::now);
+                let leader = match standing {
+                    Standing::Leader { .. } => Some(self.leadership.metronome().node()),
+                    Standing::Follower { leader } => Some(leader.as_str()),
+                    Standing::Leaderless | Standing::Outsider => None,
+                };
+                if let Some(leader) = leader
+                    && course.leader.as_deref() != Some(leader)
+                {
+                    let known = course.leader.replace(leader.to_owned());
+                    self.metrics.leader_changes_by(known.is_some().into());
+                }
             }
             Event::Fenced => {
                 tracing::warn!("fenced: quiet for a while, and looking out for another pulse of this cluster");

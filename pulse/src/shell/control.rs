@@ -14,12 +14,12 @@ use tokio::sync::oneshot;
 
 use super::conductor::Message;
 use super::raft::{Client, Member, MembershipError, Node, NodeError, NodeName};
-use crate::core::{Plan, Refusal, Request};
+use crate::core::{Event, Plan, Refusal, Request};
 
 /// Where the leader takes what followers pass on.
 const PASSED_ON: &str = "/raft/passed-on";
 /// A new member may take its time.
-const LEADER_WITHIN: Duration = Duration::from_secs(20);
+const LEADER_WITHIN: Duration = Duration::from_secs(30);
 
 /// An operator's wish.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -83,24 +83,36 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Here, or where the leader is.
+    /// Here, or where the leader is. Goes on if whoever asked does not wait: what was begun is ended.
     pub(crate) async fn grant(&self, wish: Wish) -> Answer {
+        let control = self.clone();
+        let granted = tokio::spawn(async move { control.grant_somewhere(wish).await }).await;
+        granted.unwrap_or_else(|error| Answer::unavailable(&error, self.raft.leader()))
+    }
+
+    async fn grant_somewhere(&self, wish: Wish) -> Answer {
         let Some((leader, member)) = self.raft.leader() else { return self.grant_here(wish).await };
         tracing::info!(?wish, %leader, "passed on to the leader");
-        let passed_on = self.client.call(&member.address, PASSED_ON, &wish, LEADER_WITHIN).await;
+        let passed_on = self.client.call(leader, &member.address, PASSED_ON, &wish, LEADER_WITHIN).await;
         passed_on.unwrap_or_else(|error| {
             Answer::unavailable(&format!("the leader, {leader}, cannot be asked: {error}"), Some((leader, member)))
         })
     }
 
-    /// The routes for what other nodes pass on.
-    pub(crate) fn routes(&self) -> Router {
+    /// The routes for what other nodes pass on; they must have shown who they are.
+    pub(crate) fn routes(&self, takes_wishes: bool) -> Router {
         let control = self.clone();
         Router::new().route(
             PASSED_ON,
             post(async move |Json(wish): Json<Wish>| {
+                if !takes_wishes {
+                    let reason =
+                        "the leader takes no changes from other nodes without a --raft-secret-file; ask it itself";
+                    return Json(Answer::refused(StatusCode::FORBIDDEN, &reason));
+                }
                 // Only one hop: if we do not lead, the caller is told.
-                Json(control.grant_here(wish).await)
+                let granted = tokio::spawn(async move { control.grant_here(wish).await }).await;
+                Json(granted.unwrap_or_else(|error| Answer::unavailable(&error, None)))
             }),
         )
     }
@@ -138,6 +150,8 @@ impl Control {
             let _ = self.conductor.send(Message::GiveUpProposal);
             return Answer::unavailable(&error, self.raft.leader());
         }
+        // The next request is checked against it. At the end there is nobody to tell.
+        let _ = self.conductor.send(Message::Event(Event::Planned(plan)));
         let Plan { from, tempo, bar_length } = plan;
         tracing::info!(from_beat = %from, %tempo, bar_length, "agreed on");
         Answer::ok(json!({ "from_beat": from, "tempo_bpm": tempo, "bar_length": bar_length }))

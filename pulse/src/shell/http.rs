@@ -55,6 +55,10 @@ pub(crate) fn routes(metrics: &Metrics, api: Api, writers: Writers) -> Router {
 
 async fn authorize(State(writers): State<Arc<Writers>>, request: Request, next: Next) -> Result<Response, ApiError> {
     match &*writers {
+        // A page in a browser on this machine is not its operator.
+        Writers::Local if request.headers().contains_key(header::ORIGIN) => {
+            Err(ApiError::forbidden("changes from web pages need a token: start pulse with --admin-token-file"))
+        }
         Writers::Local => Ok(next.run(request).await),
         Writers::Nobody => Err(ApiError::forbidden(
             "changes are off: this node listens beyond loopback and was started without --admin-token-file",

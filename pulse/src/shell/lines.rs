@@ -176,7 +176,9 @@ fn assign(shared: &Arc<Shared>, by_leader: BTreeMap<i32, Vec<i32>>) {
 fn keep_fresh(shared: &Shared, partitions: &Mutex<Vec<i32>>, woken: &Receiver<()>) {
     loop {
         let asked = Instant::now();
-        let answers = shared.ends.read(&lock(partitions).clone(), QUERY_TIMEOUT);
+        // Not held while the broker is asked: the beating thread comes by here.
+        let ours = lock(partitions).clone();
+        let answers = shared.ends.read(&ours, QUERY_TIMEOUT);
         note(&mut lock(&shared.drawn), &answers, asked);
         // Spread out, so that nodes which started together do not ask together.
         let pause = REFRESH_EVERY.mul_f64(rand::rng().random_range(0.8..1.0));

@@ -110,8 +110,8 @@ impl Metrics {
         self.has_leader.set(has_leader.into());
     }
 
-    pub(crate) fn leader_changed(&self) {
-        self.leader_changes.inc();
+    pub(crate) fn leader_changes_by(&self, changes: u64) {
+        self.leader_changes.inc_by(changes);
     }
 
     pub(crate) fn took_over(&self, after: Duration) {

@@ -16,6 +16,10 @@ use crate::core::{Command, Event, Line};
 
 /// Bounds opening the transactional id and every commit.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long attempts to open the transactional id may take. Where Kafka is still settling the transaction
+/// that a leader left behind, which takes it milliseconds, librdkafka asks again only after half a second; a
+/// new producer asks at once.
+const ATTEMPTS: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(300), TRANSACTION_TIMEOUT];
 /// A first line that cannot be drawn in this time stays the last frame's (DESIGN, "Pulse").
 const FIRST_LINE_WITHIN: Duration = Duration::from_secs(2);
 const LINE_POLL: Duration = Duration::from_millis(2);
@@ -42,8 +46,8 @@ impl Publisher {
         status: SharedStatus,
     ) -> Result<Self, ReadError> {
         let runtime = Handle::current();
-        let frames = LogReader::new(&broker, registry, &runtime, TopicName::BeatFrames)?;
-        let reports = LogReader::new(&broker, registry, &runtime, TopicName::BarReports)?;
+        let frames = LogReader::for_searches(&broker, registry, &runtime, TopicName::BeatFrames)?;
+        let reports = LogReader::for_searches(&broker, registry, &runtime, TopicName::BarReports)?;
         Ok(Self { broker, frames, reports, schema_id, lines, producer: None, metrics, status })
     }
 
@@ -77,6 +81,8 @@ impl Publisher {
     fn read_tail(&mut self) -> Result<Event, ReadError> {
         let frame = self.frames.last()?.map(|entry| Box::new(entry.record));
         let no_reports = frame.is_some() || self.reports.last()?.is_none();
+        self.frames.rest()?;
+        self.reports.rest()?;
         if let Some(frame) = &frame {
             self.lines.at_least(Line::new(frame.claim_offsets.clone()));
         }
@@ -87,7 +93,13 @@ impl Publisher {
         // Two with one id would fence each other.
         self.producer = None;
         let id = self.broker.topics().pulse_transactional_id();
-        match TransactionalProducer::open(&self.broker, &id, TRANSACTION_TIMEOUT) {
+        let open = |patience| TransactionalProducer::open(&self.broker, &id, TRANSACTION_TIMEOUT, patience);
+        let [first, later @ ..] = ATTEMPTS;
+        let opened = later.into_iter().fold(open(first), |opened, patience| match opened {
+            Err(TransactionError::Failed(_)) => open(patience),
+            settled => settled,
+        });
+        match opened {
             Ok(producer) => {
                 self.producer = Some(producer);
                 Event::TransactionsOpen

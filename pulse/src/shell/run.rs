@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::Context;
 use backbeat_broker::{Broker, ClaimEnds, Registry, TopicName, wait_for_topics};
@@ -11,10 +12,12 @@ use backbeat_schemas::BeatFrame;
 use backbeat_service::{Shutdown, serve};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::conductor::{Clock, Conductor, Message};
 use super::control::Control;
-use super::http::{Api, Parts};
+use super::http::{Api, Parts, Writers};
 use super::lines::Lines;
 use super::metrics::Metrics;
 use super::publisher::Publisher;
@@ -23,6 +26,9 @@ use super::status::SharedStatus;
 use super::watcher::Watcher;
 use super::{Args, http};
 use crate::core::{Event, Leadership, Metronome};
+
+/// A client that is slow, or a Kafka that does not answer, holds nothing up for longer.
+const STOP_WITHIN: Duration = Duration::from_secs(3);
 
 /// Runs pulse until `shutdown`, or until it must not go on.
 pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
@@ -48,7 +54,11 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
         () = shutdown.cancelled() => Ok(()),
     };
     stop_serving.cancel();
-    server.await.context("the http server panicked")??;
+    if let Ok(ended) = timeout(STOP_WITHIN, server).await {
+        ended.context("the http server panicked")??;
+    } else {
+        tracing::warn!("a client held the http server up");
+    }
     outcome
 }
 
@@ -100,7 +110,9 @@ async fn beat(
     let raft = Node::start(args.node(), store, client.clone()).await?;
     let control = Control { raft: raft.clone(), client, conductor: own.clone() };
     let stop_raft = Shutdown::new();
-    let raft_routes = raft::routes(raft.raft(), control.routes(), &seed.cluster_id, secret);
+    // Without a secret, Raft's port would be a way around the token.
+    let takes_wishes = secret.is_some() || matches!(args.writers()?, Writers::Local);
+    let raft_routes = raft::routes(raft.raft(), control.routes(takes_wishes), &seed.cluster_id, args.node(), secret);
     let raft_server = raft_listener.map(|listener| tokio::spawn(serve(listener, raft_routes, stop_raft.clone())));
     if !args.join {
         raft.found(args.founders()?).await?;
@@ -120,7 +132,7 @@ async fn beat(
     let watcher = Watcher::new(&broker, &registry, api.status.clone())?;
     let (heard, stop_watching) = (own.clone(), shutdown.child_token());
     let watching = stop_watching.clone();
-    let watcher = tokio::task::spawn_blocking(move || watcher.run(&heard, &watching));
+    thread::Builder::new().name("watcher".into()).spawn(move || watcher.run(&heard, &watching))?;
 
     let clock = Clock::start();
     // The node part of our HLC readings: any number that a rival is unlikely to have.
@@ -138,33 +150,36 @@ async fn beat(
         metrics: Arc::clone(metrics),
         status: api.status.clone(),
     };
-    let mut conductor = tokio::task::spawn_blocking(move || conductor.run(&messages));
+    let (ended, mut conductor_ended) = oneshot::channel();
+    thread::Builder::new().name("conductor".into()).spawn(move || {
+        // Whoever waited has gone when it was told to end.
+        let _ = ended.send(conductor.run(&messages));
+    })?;
     // Only set here.
     let _ = api.parts.set(Parts { control, lines });
 
     let outcome = tokio::select! {
-        ended = &mut conductor => Some(ended),
-        told = tell(&raft, &own) => {
-            told.context("raft has stopped")?;
-            None
-        }
-        () = shutdown.cancelled() => None,
+        ended = &mut conductor_ended => ended.context("the beating thread panicked").flatten(),
+        told = tell(&raft, &own) => told.context("raft has stopped"),
+        () = shutdown.cancelled() => Ok(()),
     };
-    let outcome = if let Some(ended) = outcome {
-        ended
-    } else {
-        // It may have ended already.
-        let _ = own.send(Message::Shutdown);
-        conductor.await
-    };
+    // Whoever has ended already does not mind.
+    let _ = own.send(Message::Shutdown);
     stop_watching.cancel();
-    raft.stop().await;
-    stop_raft.cancel();
-    if let Some(server) = raft_server {
-        server.await.context("raft's http server panicked")??;
+    let stopping = async {
+        raft.stop().await;
+        stop_raft.cancel();
+        if let Some(server) = raft_server {
+            server.await.context("raft's http server panicked")??;
+        }
+        anyhow::Ok(())
+    };
+    if let Ok(stopped) = timeout(STOP_WITHIN, stopping).await {
+        stopped?;
+    } else {
+        tracing::warn!("raft did not stop in time");
     }
-    watcher.await.context("the watching thread panicked")?;
-    outcome.context("the beating thread panicked")?
+    outcome
 }
 
 /// Tells the conductor what Raft says, for ever; an error when Raft has stopped.

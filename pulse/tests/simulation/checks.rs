@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use backbeat_pulse::core::Line;
+use backbeat_pulse::core::{Line, Plan};
 use backbeat_schemas::{BeatFrame, Phase, WindowId};
 
 /// Broken.
@@ -27,11 +27,41 @@ pub(crate) const SCHEDULE: &str = "scheduled_at strictly rising, and the deadlin
 pub(crate) const LINES: &str = "lines never back, and never ahead of the log";
 pub(crate) const TEMPO: &str = "tempo within the guard, from downbeats on";
 pub(crate) const BARS: &str = "bars as long as they say";
+pub(crate) const DEGRADED: &str = "a beat that is not degraded has a quorum's recent word";
+pub(crate) const EVEN: &str = "beats evenly spaced and lines fresh once faults end";
+pub(crate) const PLANNED: &str = "tempo and bars change as agreed, no sooner";
 pub(crate) const PROGRESS: &str = "progress once faults end";
 pub(crate) const PLANS: &str = "an agreed plan is carried out once faults end";
 
 pub(crate) fn ensure(holds: bool, check: &'static str, detail: impl FnOnce() -> String) -> Result<(), Violation> {
     if holds { Ok(()) } else { Err(Violation { check, detail: detail() }) }
+}
+
+/// Checks that what `frame` changes after `before` was agreed on in one of `plans`.
+pub(crate) fn as_planned(before: &BeatFrame, frame: &BeatFrame, plans: &[Plan]) -> Result<(), Violation> {
+    let changed = (before.tempo_bpm, before.bar_length) != (frame.tempo_bpm, frame.bar_length);
+    let follows = |plan: &Plan| {
+        let tempo = before.tempo_bpm.towards(plan.tempo) == frame.tempo_bpm;
+        tempo && plan.bar_length == frame.bar_length && plan.from <= frame.beat_index
+    };
+    ensure(!changed || plans.iter().any(follows), PLANNED, || {
+        format!("{frame:?} after {before:?}, agreed on {plans:?}")
+    })
+}
+
+/// Checks the frames of a time without faults, with the true times of their commits in microseconds.
+pub(crate) fn even(log: &[(BeatFrame, u64)]) -> Result<(), Violation> {
+    for pair in log.windows(2) {
+        let [(before, committed), (after, committed_after)] = pair else { unreachable!("windows of two") };
+        let period = before.deadline_at.millis_since(before.scheduled_at);
+        let apart = (committed_after - committed) as i64 / 1_000;
+        ensure((apart - period).abs() <= 60, EVEN, || format!("{apart} ms, not {period}: {before:?} {after:?}"))?;
+        let late = after.emitted_at.millis_since(after.scheduled_at);
+        ensure((0..=30).contains(&late), EVEN, || format!("{late} ms late: {after:?}"))?;
+        let claims = |frame: &BeatFrame| frame.claim_offsets.iter().sum::<i64>();
+        ensure(period < 1_500 || claims(after) > claims(before), EVEN, || format!("a stale line: {after:?}"))?;
+    }
+    Ok(())
 }
 
 /// Checks `frame`, about to be committed behind `log` while the claims end at `ends`.

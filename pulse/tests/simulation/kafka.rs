@@ -14,18 +14,21 @@ pub(crate) struct Kafka {
     pub(crate) log: Vec<BeatFrame>,
     /// The producer epoch of the transactional id.
     epoch: u64,
+    /// The newest frame is there, and nobody can read it: only sabotage does that.
+    pub(crate) hides_last: bool,
     sabotage: Option<Sabotage>,
 }
 
 /// What came of a transaction.
 pub(crate) enum Commit {
     Done,
+    Unknown,
     Fenced,
 }
 
 impl Kafka {
     pub(crate) fn new(sabotage: Option<Sabotage>) -> Self {
-        Self { up: true, log: Vec::new(), epoch: 0, sabotage }
+        Self { up: true, log: Vec::new(), epoch: 0, hides_last: false, sabotage }
     }
 
     fn is(&self, sabotage: Sabotage) -> bool {
@@ -42,8 +45,12 @@ impl Kafka {
 
     /// The newest committed frame.
     pub(crate) fn tail(&self) -> Option<BeatFrame> {
-        let skip = if self.is(Sabotage::StaleTail) { 2 } else { 1 };
-        self.log.len().checked_sub(skip).map(|index| self.log[index].clone())
+        let skip = if self.hides_last { 2 } else { 1 };
+        let mut tail = self.log.len().checked_sub(skip).map(|index| self.log[index].clone())?;
+        if self.is(Sabotage::PhantomTail) {
+            tail.beat_index = tail.beat_index.plus(1);
+        }
+        Some(tail)
     }
 
     /// Commits `frame` of the producer that opened with `epoch`, at true time `at` in microseconds.
@@ -66,17 +73,23 @@ impl Kafka {
                 _ => {}
             }
         }
-        checks::frame(&self.log, &frame, &self.line(at))?;
+        checks::frame(&self.log, &frame, &line(at))?;
         self.log.push(frame);
+        self.hides_last = self.is(Sabotage::HiddenCommit) && self.log.len().is_multiple_of(20);
         Ok(Commit::Done)
     }
 
-    /// The ends of `statusclaims` at true time `at`: each partition grows at its own pace.
-    pub(crate) fn line(&self, at: u64) -> Line {
-        let mut line = Line::default();
-        for partition in 0..PARTITIONS {
-            line.advance(partition, (at / 100_000) as i64 * i64::from(partition));
-        }
-        line
+    /// Settles a transaction that took too long: its producer is fenced.
+    pub(crate) fn time_out(&mut self) {
+        self.epoch += 1;
     }
+}
+
+/// The ends of `statusclaims` at true time `at`: each partition grows at its own pace.
+pub(crate) fn line(at: u64) -> Line {
+    let mut line = Line::default();
+    for partition in 0..PARTITIONS {
+        line.advance(partition, (at / 100_000) as i64 * i64::from(partition));
+    }
+    line
 }

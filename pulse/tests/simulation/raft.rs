@@ -13,6 +13,8 @@ const ELECTION: std::ops::Range<u64> = 250_000..600_000;
 /// Who can take part, and reach whom.
 #[derive(Clone)]
 pub(crate) struct Links {
+    /// The cluster's nodes are the first so many.
+    pub(crate) members: usize,
     pub(crate) alive: [bool; NODES],
     pub(crate) cut: [[bool; NODES]; NODES],
     /// A leader that keeps quiet.
@@ -25,7 +27,7 @@ impl Links {
     }
 
     fn has_majority(&self, node: usize) -> bool {
-        (0..NODES).filter(|other| self.reaches(node, *other)).count() > NODES / 2
+        (0..self.members).filter(|other| self.reaches(node, *other)).count() > self.members / 2
     }
 }
 
@@ -57,7 +59,8 @@ impl Raft {
             self.election_at = Some(now + rng.random_range(ELECTION));
         } else if self.election_at.is_some_and(|at| at <= now) {
             self.election_at = None;
-            let able: Vec<usize> = (0..NODES).filter(|node| links.has_majority(*node) && !links.quiet[*node]).collect();
+            let able: Vec<usize> =
+                (0..links.members).filter(|node| links.has_majority(*node) && !links.quiet[*node]).collect();
             if !able.is_empty() {
                 self.term += 1;
                 self.leader = Some(able[rng.random_range(0..able.len())]);
@@ -69,7 +72,7 @@ impl Raft {
     /// `node` looks around; whether its view changed.
     fn look(&mut self, node: usize, links: &Links) -> bool {
         let view = match self.leader {
-            Some(leader) if leader == node => Standing::Leader { term: self.term, alone: false },
+            Some(leader) if leader == node => Standing::Leader { term: self.term, alone: links.members == 1 },
             Some(leader) if links.reaches(leader, node) && !links.quiet[leader] => {
                 Standing::Follower { leader: name(leader) }
             }

@@ -12,10 +12,13 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::checks::{self, Violation, ensure};
-use crate::kafka::{Commit, Kafka};
+use crate::kafka::{Commit, Kafka, line};
 use crate::raft::{Links, Raft, name};
 
 pub(crate) const NODES: usize = 3;
+/// Beats per minute.
+const SLOWEST: u32 = 4;
+const FASTEST: u32 = 600;
 const SECOND: u64 = 1_000_000;
 const ELECTION_TIMEOUT: Duration = Duration::from_millis(240);
 /// Raft is looked at this often.
@@ -23,18 +26,27 @@ const RAFT_STEP: u64 = 20_000;
 /// Faults begin and end this often, on average, while there are any.
 const FAULT_EVERY: u64 = 2 * SECOND;
 const FAULTS_FOR: u64 = 90 * SECOND;
-/// Once faults end, beats must go on within this: an abdication, an election, a takeover, a long commit.
+/// Once faults end, beats must go on within this, and two periods: an abdication, an election, a takeover, a long
+/// commit, two contenders that fence each other for a while.
 const RECOVERY: u64 = 30 * SECOND;
-/// Then a plan has this many bars to be carried out: from 60 to 600 BPM takes 25.
-const BARS_FOR_A_PLAN: i64 = 40;
+/// A schedule that a wild clock moved ahead has been caught up with after this many seconds.
+const SECONDS_TO_CATCH_UP: u64 = 600;
+/// Then a plan has this long to be carried out: from 4 to 600 BPM in bars of 5 takes half an hour.
+const SECONDS_FOR_A_PLAN: u64 = 3_600;
+/// How old a quorum's word may be for a beat that is not degraded.
+const QUORUM_LASTS: u64 = 1_200_000;
 /// The wall clock at the beginning, in microseconds since the Unix epoch.
 const EPOCH: i64 = 1_790_000_000_000_000;
 
 /// An invariant, broken on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sabotage {
-    StaleTail,
     NoFence,
+    PhantomTail,
+    HiddenCommit,
+    QuorumLies,
+    PlanUnagreed,
+    TimersLost,
     HlcStands,
     ScheduleTurnsBack,
     TermStands,
@@ -47,8 +59,12 @@ pub(crate) enum Sabotage {
 }
 
 impl Sabotage {
-    pub(crate) const ALL: [Self; 11] = [
-        Self::StaleTail,
+    pub(crate) const ALL: [Self; 15] = [
+        Self::PhantomTail,
+        Self::HiddenCommit,
+        Self::QuorumLies,
+        Self::PlanUnagreed,
+        Self::TimersLost,
         Self::NoFence,
         Self::HlcStands,
         Self::ScheduleTurnsBack,
@@ -63,7 +79,11 @@ impl Sabotage {
 
     pub(crate) fn caught_by(self) -> &'static str {
         match self {
-            Self::StaleTail => checks::INDICES,
+            Self::PhantomTail | Self::HiddenCommit => checks::INDICES,
+            Self::NoElections => checks::PROGRESS,
+            Self::QuorumLies => checks::DEGRADED,
+            Self::PlanUnagreed => checks::PLANNED,
+            Self::TimersLost => checks::EVEN,
             Self::NoFence => checks::ONE_LEADER,
             Self::HlcStands => checks::HLC,
             Self::ScheduleTurnsBack => checks::SCHEDULE,
@@ -71,7 +91,6 @@ impl Sabotage {
             Self::LinesForgotten | Self::LineAhead => checks::LINES,
             Self::TempoLeaps => checks::TEMPO,
             Self::DownbeatLost => checks::BARS,
-            Self::NoElections => checks::PROGRESS,
             Self::PlansLost => checks::PLANS,
         }
     }
@@ -88,8 +107,8 @@ enum Happening {
     Ask(u64),
     /// A command reaches Kafka, of the producer with this epoch.
     Reach(Box<Command>, u64),
-    /// A frame's request reaches Kafka after it was given up: nobody waits for an answer.
-    Stray(Box<BeatFrame>, u64),
+    /// A request reaches Kafka after it was given up: nobody waits for an answer.
+    Stray(Box<Command>, u64),
     /// The ends of `statusclaims` are known to a node.
     LineKnown(Line),
     /// A node hears what Raft has agreed on by then.
@@ -111,6 +130,10 @@ struct Node {
     epoch: Option<u64>,
     kafka_is_busy: bool,
     kafka_is_cut: bool,
+    /// When a quorum's word for it was true, last.
+    confirmed: Option<u64>,
+    /// When it last opened the transactional id.
+    opened: u64,
 }
 
 pub(crate) struct World {
@@ -123,7 +146,10 @@ pub(crate) struct World {
     kafka: Kafka,
     raft: Raft,
     links: Links,
-    plan: Option<Plan>,
+    /// All that were agreed on.
+    plans: Vec<Plan>,
+    /// What was committed since faults ended, and when.
+    since_calm: Vec<(BeatFrame, u64)>,
     seed: Seed,
     /// Faults have ended.
     is_calm: bool,
@@ -133,7 +159,9 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(seed: u64, sabotage: Option<Sabotage>) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let tempo = tempo(f64::from(rng.random_range(60..600_u32)));
+        let slow = rng.random_bool(0.2);
+        let bounds = if slow { [SLOWEST, 30] } else { [60, FASTEST] };
+        let tempo = tempo(f64::from(rng.random_range(bounds[0]..bounds[1])));
         let seed = Seed { cluster_id: "sim".into(), tempo, bar_length: rng.random_range(1..6), grace_beats: 0 };
         let node = |_| Node {
             core: None,
@@ -147,8 +175,11 @@ impl World {
             epoch: None,
             kafka_is_busy: false,
             kafka_is_cut: false,
+            confirmed: None,
+            opened: 0,
         };
-        let links = Links { alive: [false; NODES], cut: [[false; NODES]; NODES], quiet: [false; NODES] };
+        let members = if rng.random_bool(0.15) { 1 } else { NODES };
+        let links = Links { members, alive: [false; NODES], cut: [[false; NODES]; NODES], quiet: [false; NODES] };
         let nodes = (0..NODES).map(node).collect();
         let (kafka, raft) = (Kafka::new(sabotage), Raft::new());
         let (queue, trace) = (BTreeMap::new(), String::new());
@@ -162,7 +193,8 @@ impl World {
             kafka,
             raft,
             links,
-            plan: None,
+            plans: Vec::new(),
+            since_calm: Vec::new(),
             seed,
             is_calm: false,
             trace,
@@ -175,7 +207,7 @@ impl World {
 
     /// Faults for a while, then none; the beats that were committed.
     pub(crate) fn run(&mut self) -> Result<u64, Violation> {
-        (0..NODES).for_each(|node| self.boot(node));
+        (0..self.links.members).for_each(|node| self.boot(node));
         self.go_on(5 * SECOND)?;
         let faults_end = self.now + FAULTS_FOR;
         while self.now < faults_end {
@@ -184,34 +216,66 @@ impl World {
             self.go_on(pause)?;
         }
         self.heal();
-        self.go_on(RECOVERY)?;
-        let before = self.kafka.log.len();
-        // At the slowest tempo of the sixty, and some for a takeover that was on its way.
-        self.go_on(5 * SECOND)?;
-        let beats = self.kafka.log.len() - before;
-        ensure(beats >= 3, checks::PROGRESS, || format!("{beats} beats in 5 s, {:?}", self.roles()))?;
+        if self.links.members == NODES && !self.kafka.log.is_empty() && self.rng.random_bool(0.5) {
+            self.leave_one();
+            self.go_on_beating()?;
+            let degraded = self.kafka.log.last().is_some_and(|frame| frame.degraded);
+            ensure(degraded, checks::DEGRADED, || "one of three nodes beats, and not degraded".to_owned())?;
+            self.heal();
+        }
+        self.go_on_beating()?;
         let leaders = self.roles().into_iter().filter(|role| *role == Some(Role::Leader)).count();
         ensure(leaders == 1, checks::ONE_LEADER, || format!("in the end {:?}", self.roles()))?;
-        self.check_plan()?;
-        Ok(self.kafka.log.len() as u64)
-    }
-
-    /// Gives the plan the time that it may take, then looks whether it was carried out.
-    fn check_plan(&mut self) -> Result<(), Violation> {
-        if self.plan.is_none() {
-            return Ok(());
-        }
-        let start = self.kafka.log.len() as i64;
-        let bar = i64::from(self.kafka.log[self.kafka.log.len() - 1].bar_length.max(6));
-        // Bounded: beats come at 60 BPM at least.
-        for _ in 0..BARS_FOR_A_PLAN * bar {
-            if self.kafka.log.len() as i64 - start > BARS_FOR_A_PLAN * bar {
+        for _ in 0..SECONDS_TO_CATCH_UP {
+            if self.kafka.log.last().is_some_and(|last| last.emitted_at >= last.scheduled_at && !last.re_anchored()) {
                 break;
             }
             self.go_on(SECOND)?;
         }
-        let (Some(plan), Some(last)) = (self.plan, self.kafka.log.last()) else { return Ok(()) };
-        ensure(!plan.is_pending(last), checks::PLANS, || format!("{plan:?} after {last:?}"))
+        self.go_on(2 * self.period())?;
+        self.since_calm.clear();
+        self.check_plan()?;
+        self.go_on(5 * self.period())?;
+        checks::even(&self.since_calm)?;
+        Ok(self.kafka.log.len() as u64)
+    }
+
+    /// Beats go on after the time that it may take.
+    fn go_on_beating(&mut self) -> Result<(), Violation> {
+        self.go_on(RECOVERY + 2 * self.period())?;
+        let before = self.kafka.log.len();
+        self.go_on(4 * self.period() + SECOND)?;
+        let beats = self.kafka.log.len() - before;
+        ensure(beats >= 3, checks::PROGRESS, || format!("{beats} beats in 4 periods, {:?}", self.roles()))
+    }
+
+    /// The longest period that may come: a plan may be on its way to a slower tempo.
+    fn period(&self) -> u64 {
+        let newest = self.kafka.log.last().map_or(self.seed.tempo, |frame| frame.tempo_bpm);
+        let planned = self.plans.last().map_or(newest, |plan| plan.tempo.min(newest));
+        planned.period_ms() as u64 * 1_000
+    }
+
+    /// Two of three nodes die, and stay dead.
+    fn leave_one(&mut self) {
+        let survivor = self.rng.random_range(0..NODES);
+        (0..NODES).filter(|node| *node != survivor).for_each(|node| self.crash(node));
+    }
+
+    /// Gives the plan the time that it may take, then looks whether it was carried out.
+    fn check_plan(&mut self) -> Result<(), Violation> {
+        let Some(plan) = self.plans.last().copied() else { return Ok(()) };
+        let mut is_done = false;
+        for _ in 0..SECONDS_FOR_A_PLAN {
+            is_done = self.kafka.log.last().is_some_and(|last| {
+                (last.tempo_bpm, last.bar_length) == (plan.tempo, plan.bar_length) && last.beat_index >= plan.from
+            });
+            if is_done {
+                break;
+            }
+            self.go_on(SECOND)?;
+        }
+        ensure(is_done, checks::PLANS, || format!("{plan:?}, not {:?}", self.kafka.log.last()))
     }
 
     fn roles(&self) -> Vec<Option<Role>> {
@@ -250,16 +314,17 @@ impl World {
         self.queue.insert((at, self.sequence), (node, self.nodes[node].life, happening));
     }
 
-    fn happen(&mut self, node: usize, life: u64, happening: Happening) -> Result<(), Violation> {
-        if let Happening::Stray(frame, epoch) = happening {
+    fn happen(&mut self, node: usize, of_life: u64, happening: Happening) -> Result<(), Violation> {
+        if let Happening::Stray(command, epoch) = happening {
             // It left its node long ago, which may be dead by now.
-            if self.kafka.up {
-                let fate = self.kafka.commit(epoch, *frame, self.now)?;
-                self.committed(matches!(fate, Commit::Done));
+            match *command {
+                Command::Publish(frame) if self.kafka.up => drop(self.commit(epoch, *frame)?),
+                Command::OpenTransactions if self.kafka.up => drop(self.kafka.open()),
+                _ => {}
             }
             return Ok(());
         }
-        if life != self.nodes[node].life || self.nodes[node].core.is_none() {
+        if of_life != self.nodes[node].life || self.nodes[node].core.is_none() {
             return Ok(());
         }
         // Kafka and the others go on while a node is paused; only what it would do itself waits.
@@ -275,16 +340,20 @@ impl World {
             Happening::Deliver(event) => self.deliver(node, event),
             Happening::Timer(timer) if timer == self.nodes[node].timer => self.deliver(node, Event::Elapsed),
             Happening::Timer(_) => Ok(()),
-            Happening::LineKnown(line) => {
-                self.nodes[node].line.advance_to(&line);
+            Happening::LineKnown(ends) => {
+                self.nodes[node].line.advance_to(&ends);
                 Ok(())
             }
-            Happening::PlanKnown => match self.plan {
+            Happening::PlanKnown => match self.heard_plan() {
                 Some(plan) if self.sabotage != Some(Sabotage::PlansLost) => self.deliver(node, Event::Planned(plan)),
                 _ => Ok(()),
             },
             Happening::Ask(ticket) => {
-                let confirmed = self.raft.confirms(node, &self.links);
+                let is_true = self.raft.confirms(node, &self.links);
+                if is_true {
+                    self.nodes[node].confirmed = Some(self.now);
+                }
+                let confirmed = is_true || self.sabotage == Some(Sabotage::QuorumLies);
                 let delay = if confirmed { 100..5_000 } else { 1_000..480_000 };
                 self.later(node, delay, Happening::Deliver(Event::Quorum { ticket, confirmed }));
                 Ok(())
@@ -300,8 +369,9 @@ impl World {
         let answer_is_lost = self.happens(0.02);
         let answer = match command {
             Command::ReadTail | Command::OpenTransactions if is_away || answer_is_lost => {
-                if matches!(command, Command::OpenTransactions) && !is_away {
-                    self.kafka.open();
+                if matches!(command, Command::OpenTransactions) && !self.nodes[node].kafka_is_cut {
+                    // It arrives all the same, now or later.
+                    self.later(node, 0..10 * SECOND, Happening::Stray(Box::new(command), 0));
                 }
                 self.later(node, SECOND..10 * SECOND, Happening::Deliver(Event::KafkaAway));
                 return Ok(());
@@ -318,30 +388,29 @@ impl World {
             Command::OpenTransactions => {
                 let epoch = self.kafka.open();
                 self.nodes[node].epoch = Some(epoch);
+                self.nodes[node].opened = self.now;
                 let holders = self.nodes.iter().filter(|node| node.epoch == Some(epoch)).count();
                 ensure(holders == 1, checks::ONE_LEADER, || format!("{holders} producers of epoch {epoch}"))?;
                 Event::TransactionsOpen
             }
             Command::DrawLine => {
                 if !is_away && self.sabotage != Some(Sabotage::LinesForgotten) {
-                    let line = self.kafka.line(self.now);
-                    self.nodes[node].line.advance_to(&line);
+                    self.nodes[node].line.advance_to(&line(self.now));
                 }
                 Event::LineDrawn
             }
             Command::Publish(frame) if is_away => {
                 // Sent when Kafka is back, or never; the node knows neither.
                 if self.rng.random_bool(0.5) {
-                    self.later(node, 0..20 * SECOND, Happening::Stray(frame, epoch));
+                    self.later(node, 0..20 * SECOND, Happening::Stray(Box::new(Command::Publish(frame)), epoch));
                 }
                 self.later(node, SECOND..10 * SECOND, Happening::Deliver(Event::InDoubt));
                 return Ok(());
             }
-            Command::Publish(frame) => match self.kafka.commit(epoch, *frame, self.now)? {
-                Commit::Done => {
-                    self.committed(true);
-                    if answer_is_lost { Event::InDoubt } else { Event::Committed }
-                }
+            Command::Publish(frame) => match self.commit(epoch, *frame)? {
+                Commit::Done if answer_is_lost => Event::InDoubt,
+                Commit::Unknown => Event::InDoubt,
+                Commit::Done => Event::Committed,
                 Commit::Fenced => Event::Fenced,
             },
             other => unreachable!("{other:?} is not Kafka's"),
@@ -351,9 +420,31 @@ impl World {
         Ok(())
     }
 
+    fn commit(&mut self, epoch: u64, frame: BeatFrame) -> Result<Commit, Violation> {
+        let before = self.kafka.log.last().cloned();
+        let fate = self.kafka.commit(epoch, frame, self.now)?;
+        if let (Commit::Done, Some(frame)) = (&fate, self.kafka.log.last().cloned()) {
+            if let Some(before) = before {
+                checks::as_planned(&before, &frame, &self.plans)?;
+            }
+            self.since_calm.push((frame.clone(), self.now));
+            if self.kafka.hides_last {
+                return Ok(Commit::Unknown);
+            }
+            self.committed(&frame);
+        }
+        Ok(fate)
+    }
+
+    /// What nodes hear of the newest plan.
+    fn heard_plan(&self) -> Option<Plan> {
+        let plan = self.plans.last().copied()?;
+        let is_another = self.sabotage == Some(Sabotage::PlanUnagreed);
+        Some(if is_another { Plan { bar_length: plan.bar_length + 1, ..plan } } else { plan })
+    }
+
     /// Every node reads what was committed, sooner or later.
-    fn committed(&mut self, is_new: bool) {
-        let Some(frame) = self.kafka.log.last().filter(|_| is_new).cloned() else { return };
+    fn committed(&mut self, frame: &BeatFrame) {
         let (beat, node, emitted) = (frame.beat_index, &frame.node, frame.emitted_at.millis());
         let mark = if frame.degraded { " degraded" } else { "" };
         writeln!(self.trace, "{:>10} committed {beat} by {node} at {emitted} {}{mark}", self.now, frame.hlc)
@@ -417,6 +508,11 @@ impl World {
         let happening = Happening::Timer(*timer);
         let life = self.nodes[node].life;
         // A scheduler is late, now and then.
+        if self.is_calm && self.sabotage == Some(Sabotage::TimersLost) && self.rng.random_bool(0.2) {
+            self.sequence += 1;
+            self.queue.insert((at + 300_000, self.sequence), (node, life, happening));
+            return;
+        }
         let late = if self.happens(0.01) { self.rng.random_range(0..200_000) } else { 0 };
         self.sequence += 1;
         // Rounded up: to the microsecond before its time, it would come again at once.
@@ -435,8 +531,7 @@ impl World {
             Command::ConfirmQuorum { ticket } => self.later(node, 0..2_000, Happening::Ask(ticket)),
             Command::RefreshLine => {
                 if self.kafka.up && !self.nodes[node].kafka_is_cut {
-                    let line = self.kafka.line(self.now);
-                    self.later(node, 500..40_000, Happening::LineKnown(line));
+                    self.later(node, 500..20_000, Happening::LineKnown(line(self.now)));
                 }
             }
             Command::Close => self.nodes[node].epoch = None,
@@ -451,6 +546,9 @@ impl World {
                 if matches!(kafkas, Command::OpenTransactions) {
                     self.nodes[node].epoch = None;
                 }
+                if let Command::Publish(frame) = &kafkas {
+                    self.check_right(node, frame)?;
+                }
                 let epoch = self.nodes[node].epoch.unwrap_or(u64::MAX);
                 let slow = self.happens(0.02);
                 let delay = if slow { 100_000..2 * SECOND } else { 200..5_000 };
@@ -458,6 +556,19 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// What a node may publish: behind its own fence, and as not degraded only with a quorum's word.
+    fn check_right(&self, node: usize, frame: &BeatFrame) -> Result<(), Violation> {
+        let Node { epoch, confirmed, opened, is_paused, .. } = &self.nodes[node];
+        ensure(epoch.is_some() && !is_paused, checks::ONE_LEADER, || format!("n{node} publishes without a producer"))?;
+        // The word was given a little before it was heard.
+        let has_word = confirmed.is_some_and(|at| self.now <= at + QUORUM_LASTS + SECOND / 2);
+        ensure(frame.degraded || has_word, checks::DEGRADED, || format!("n{node} at {}: {frame:?}", self.now))?;
+        // The word that counts for a new leader is one that was given behind its fence.
+        let is_first = self.kafka.log.last().is_none_or(|last| last.term != frame.term);
+        let after_fence = confirmed.is_some_and(|at| at >= *opened);
+        ensure(frame.degraded || !is_first || after_fence, checks::DEGRADED, || format!("n{node} began: {frame:?}"))
     }
 
     fn boot(&mut self, node: usize) {
@@ -473,7 +584,8 @@ impl World {
         booted.epoch = None;
         booted.kafka_is_busy = false;
         let metronome = Metronome::new(seed, name(node), node as u16);
-        let bounds = Bounds { min: tempo(60.0), max: tempo(600.0) };
+        booted.confirmed = None;
+        let bounds = Bounds { min: tempo(f64::from(SLOWEST)), max: tempo(f64::from(FASTEST)) };
         let now = Now { wall_micros: EPOCH, monotonic: Duration::ZERO, dice };
         booted.core = Some(Leadership::new(metronome, bounds, ELECTION_TIMEOUT, now));
         self.links.alive[node] = true;
@@ -484,6 +596,11 @@ impl World {
             self.later(node, 0..10_000, Happening::Deliver(Event::Raft(standing)));
         }
         self.later(node, 0..10_000, Happening::PlanKnown);
+        self.read_newest(node);
+    }
+
+    /// A node that can read Kafka again reads the newest frame.
+    fn read_newest(&mut self, node: usize) {
         if let Some(last) = self.kafka.log.last().cloned() {
             self.later(node, 1_000..50_000, Happening::Deliver(Event::Heard(Box::new(last))));
         }
@@ -494,18 +611,15 @@ impl World {
         // What it has sent may still arrive.
         let life = self.nodes[node].life;
         let sent: Vec<_> = self.queue.iter().filter(|(_, (n, l, _))| (*n, *l) == (node, life)).collect();
-        let strays: Vec<(Box<BeatFrame>, u64)> = sent
+        let strays: Vec<(Box<Command>, u64)> = sent
             .into_iter()
             .filter_map(|(_, (_, _, happening))| match happening {
-                Happening::Reach(command, epoch) => match &**command {
-                    Command::Publish(frame) => Some((frame.clone(), *epoch)),
-                    _ => None,
-                },
+                Happening::Reach(command, epoch) => Some((command.clone(), *epoch)),
                 _ => None,
             })
             .collect();
-        for (frame, epoch) in strays {
-            self.later(node, 0..5_000, Happening::Stray(frame, epoch));
+        for (command, epoch) in strays {
+            self.later(node, 0..5_000, Happening::Stray(command, epoch));
         }
         self.nodes[node].core = None;
         self.nodes[node].is_paused = false;
@@ -518,16 +632,21 @@ impl World {
         writeln!(self.trace, "{:>10} n{node} wakes", self.now).expect("a string");
         self.nodes[node].is_paused = false;
         self.links.alive[node] = true;
-        for happening in std::mem::take(&mut self.nodes[node].found) {
-            self.later(node, 0..10_000, happening);
+        for (place, happening) in (1..).zip(std::mem::take(&mut self.nodes[node].found)) {
+            // In the order in which it was found.
+            self.later(node, place..place + 1, happening);
         }
     }
 
     /// Something breaks, or is mended, or somebody wants something.
     fn fault(&mut self) {
-        let node = self.rng.random_range(0..NODES);
+        let node = self.rng.random_range(0..self.links.members);
         let other = (node + self.rng.random_range(1..NODES)) % NODES;
-        match self.rng.random_range(0..12) {
+        match self.rng.random_range(0..13) {
+            12 => {
+                writeln!(self.trace, "{:>10} kafka settles a transaction", self.now).expect("a string");
+                self.kafka.time_out();
+            }
             0 | 1 => match (self.nodes[node].core.is_some(), self.nodes[node].is_paused) {
                 (true, true) => self.wake(node),
                 (true, false) => self.crash(node),
@@ -551,6 +670,9 @@ impl World {
             6 => {
                 self.nodes[node].kafka_is_cut ^= true;
                 let cut = self.nodes[node].kafka_is_cut;
+                if !cut {
+                    self.read_newest(node);
+                }
                 writeln!(self.trace, "{:>10} n{node} kafka cut {cut}", self.now).expect("a string");
             }
             7 => {
@@ -572,7 +694,7 @@ impl World {
     fn want(&mut self) {
         let Some(leader) = self.raft.leader else { return };
         let wanted = Request::Change {
-            tempo: Some(tempo(f64::from(self.rng.random_range(60..600_u32)))),
+            tempo: Some(tempo(f64::from(self.rng.random_range(SLOWEST..FASTEST)))),
             ramp: self.rng.random_bool(0.8),
             bar_length: self.rng.random_bool(0.3).then(|| self.rng.random_range(1..6)),
         };
@@ -584,7 +706,7 @@ impl World {
             return;
         }
         writeln!(self.trace, "{:>10} agreed on {plan:?}", self.now).expect("a string");
-        self.plan = Some(plan);
+        self.plans.push(plan);
         for node in 0..NODES {
             self.later(node, 0..50_000, Happening::PlanKnown);
         }
@@ -596,8 +718,9 @@ impl World {
         self.is_calm = true;
         self.kafka.up = true;
         self.links.cut = [[false; NODES]; NODES];
-        for node in 0..NODES {
+        for node in 0..self.links.members {
             self.nodes[node].kafka_is_cut = false;
+            self.read_newest(node);
             self.nodes[node].clock_off_by = self.nodes[node].clock_off_by.clamp(-(SECOND as i64), SECOND as i64);
             if self.nodes[node].core.is_none() {
                 self.boot(node);

@@ -91,10 +91,11 @@ impl FrameTable {
             return Ok(());
         }
         let start = self.search(|reader| {
-            // Two bars hold a whole one; the grace is at most a bar.
-            let bars = |last: &BeatFrame| i64::from(last.bar_length) * 2 + i64::from(last.grace_beats);
-            let margin = reader.last()?.map_or(0, |last| bars(&last.record));
-            let target = (beat.get() - margin).max(0);
+            let Some(newest) = reader.last()? else { return reader.low() };
+            let oldest = beat.get() - i64::from(newest.record.grace_beats);
+            // Its bar's downbeat is less than that bar back; other bars may have other lengths.
+            let within = reader.first_where(|frame| frame.beat_index.get() >= oldest)?.unwrap_or(newest).record;
+            let target = within.beat_index.get() - i64::from(within.bar_length);
             match reader.first_where(|frame| frame.beat_index.get() >= target)? {
                 Some(entry) => Ok(entry.offset),
                 None => reader.low(),

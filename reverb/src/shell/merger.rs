@@ -155,8 +155,12 @@ impl<'s> Session<'s> {
     /// Fences every earlier merge, then reads the partials of the windows that are not done.
     fn open(settings: &'s MergeSettings) -> Result<Self, SessionError> {
         let MergeSettings { broker, registry, runtime, .. } = settings;
-        let producer =
-            TransactionalProducer::open(broker, &broker.topics().merge_transactional_id(), TRANSACTION_TIMEOUT)?;
+        let producer = TransactionalProducer::open(
+            broker,
+            &broker.topics().merge_transactional_id(),
+            TRANSACTION_TIMEOUT,
+            TRANSACTION_TIMEOUT,
+        )?;
         let mut session = Self {
             settings,
             producer,

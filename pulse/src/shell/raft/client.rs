@@ -53,9 +53,10 @@ impl Client {
         Ok(Self { http, cluster, node, secret })
     }
 
-    /// Posts `request` to the node at `address`.
+    /// Posts `request` to `target`, which should be at `address`.
     pub(crate) async fn call<A: DeserializeOwned>(
         &self,
+        target: NodeName,
         address: &str,
         path: &str,
         request: &impl Serialize,
@@ -64,6 +65,7 @@ impl Client {
         let unreachable = |source| CallError::Unreachable { address: address.to_owned(), source };
         let mut post = self.http.post(format!("http://{address}{path}")).timeout(timeout).json(request);
         post = post.header(server::CLUSTER, &self.cluster).header(server::NODE, self.node.to_string());
+        post = post.header(server::TARGET, target.to_string());
         if let Some(secret) = &self.secret {
             post = post.bearer_auth(secret.expose());
         }
@@ -82,13 +84,15 @@ pub(crate) struct Connection {
     client: Client,
     target: NodeName,
     address: String,
+    /// Why it refused last: said once.
+    refused: Option<String>,
 }
 
 type Failed<E> = RPCError<NodeName, Member, RaftError<NodeName, E>>;
 
 impl Connection {
     async fn rpc<A, E>(
-        &self,
+        &mut self,
         action: RPCTypes,
         path: &str,
         request: &impl Serialize,
@@ -100,7 +104,7 @@ impl Connection {
     {
         let timeout = option.hard_ttl();
         let answer: Result<Result<A, RaftError<NodeName, E>>, CallError> =
-            self.client.call(&self.address, path, request, timeout).await;
+            self.client.call(self.target, &self.address, path, request, timeout).await;
         match answer {
             Ok(outcome) => outcome.map_err(|error| RPCError::RemoteError(RemoteError::new(self.target, error))),
             Err(CallError::Unreachable { source, .. }) if source.is_timeout() => {
@@ -108,7 +112,11 @@ impl Connection {
             }
             Err(error @ CallError::Unreachable { .. }) => Err(RPCError::Unreachable(Unreachable::new(&error))),
             Err(error) => {
-                tracing::warn!(%error, node = %self.target, "raft");
+                let reason = error.to_string();
+                if self.refused.as_ref() != Some(&reason) {
+                    tracing::warn!(reason, node = %self.target, "raft");
+                    self.refused = Some(reason);
+                }
                 Err(RPCError::Network(NetworkError::new(&error)))
             }
         }
@@ -119,7 +127,7 @@ impl RaftNetworkFactory<Types> for Client {
     type Network = Connection;
 
     async fn new_client(&mut self, target: NodeName, node: &Member) -> Connection {
-        Connection { client: self.clone(), target, address: node.address.clone() }
+        Connection { client: self.clone(), target, address: node.address.clone(), refused: None }
     }
 }
 

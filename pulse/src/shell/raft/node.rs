@@ -21,6 +21,8 @@ const ELECTION_MAX_MS: u64 = 240;
 const AGREE_WITHIN: Duration = Duration::from_secs(5);
 /// How long a new member may take to copy the log, which is short.
 const JOIN_WITHIN: Duration = Duration::from_secs(10);
+/// How long a removed member may take to hear of it; one that is gone never does.
+const TOLD_WITHIN: Duration = Duration::from_secs(2);
 /// A few entries are kept for members that were away; who was away longer gets a snapshot.
 const LOGS_PER_SNAPSHOT: u64 = 1_000;
 const LOGS_KEPT: u64 = 100;
@@ -187,18 +189,26 @@ impl Node {
 
     /// Adds a node that runs with `--join`: it copies the log first, and votes then.
     pub(crate) async fn add_member(&self, node: NodeName, member: Member) -> Result<(), MembershipError> {
-        if let Some(known) = self.members().into_iter().find(|peer| peer.node == node && !peer.learner) {
+        let members = self.members();
+        if members.iter().any(|peer| peer.node == self.name && peer.address.is_empty()) {
+            let reason =
+                format!("{} listens to nobody, so no other node can join it: start it with --raft-bind", self.name);
+            return Err(MembershipError::Conflict(reason));
+        }
+        // A change that was broken off half way is done again.
+        let is_settled = self.raft.metrics().borrow().membership_config.membership().get_joint_config().len() == 1;
+        if let Some(known) = members.iter().find(|peer| peer.node == node && !peer.learner && is_settled) {
             return Err(MembershipError::Conflict(format!("node {node} is a member already, at {}", known.address)));
         }
         let address = member.address.clone();
         let change = ChangeMembers::SetNodes([(node, member)].into());
-        self.change(change).await?;
+        self.change(change, true).await?;
         let copied = timeout(JOIN_WITHIN, self.wait_for(node)).await;
         if copied.is_err() {
-            self.change(ChangeMembers::RemoveNodes([node].into())).await?;
+            self.change(ChangeMembers::RemoveNodes([node].into()), true).await?;
             return Err(MembershipError::DoesNotJoin { node, address });
         }
-        self.change(ChangeMembers::AddVoterIds([node].into())).await
+        self.change(ChangeMembers::AddVoterIds([node].into()), true).await
     }
 
     /// Removes a node; it may be one that is gone.
@@ -213,17 +223,22 @@ impl Node {
             )));
         };
         if peer.learner {
-            return self.change(ChangeMembers::RemoveNodes([node].into())).await;
+            return self.change(ChangeMembers::RemoveNodes([node].into()), true).await;
         }
         if voters == 1 {
             return Err(MembershipError::Conflict(format!("node {node} is the last member")));
         }
-        self.change(ChangeMembers::RemoveVoters([node].into())).await
+        if node == self.name {
+            return self.change(ChangeMembers::RemoveVoters([node].into()), false).await;
+        }
+        // As a learner it still hears that it has no vote any more; then it is let go.
+        self.change(ChangeMembers::RemoveVoters([node].into()), true).await?;
+        let _ = timeout(TOLD_WITHIN, self.wait_for(node)).await;
+        self.change(ChangeMembers::RemoveNodes([node].into()), true).await
     }
 
-    async fn change(&self, change: ChangeMembers<NodeName, Member>) -> Result<(), MembershipError> {
-        // Learners are kept where they are: only who is named changes.
-        let retain = !matches!(change, ChangeMembers::RemoveVoters(_));
+    /// `retain`: who loses its vote stays as a learner.
+    async fn change(&self, change: ChangeMembers<NodeName, Member>, retain: bool) -> Result<(), MembershipError> {
         match timeout(AGREE_WITHIN, self.raft.change_membership(change, retain)).await {
             Err(_) => Err(NodeError::InDoubt.into()),
             Ok(Ok(_)) => Ok(()),

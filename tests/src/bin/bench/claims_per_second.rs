@@ -3,17 +3,16 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backbeat_broker::{Deliveries, Outgoing, Sender, TopicName};
-use backbeat_schemas::{State, StatusClaim, wire};
-use backbeat_tests::{Cluster, runtime, stack, wait_for, wait_until};
+use backbeat_broker::TopicName;
+use backbeat_tests::{Cluster, stack, wait_for, wait_until};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 
+use crate::claims::ClaimSource;
 use crate::table::{Row, Table, median};
 
 const CLAIMS: u64 = 2_000_000;
@@ -59,48 +58,19 @@ pub(crate) fn run(table: &mut Table) {
 fn fill(cluster: &Cluster) {
     let pulse = cluster.serve("pulse", &["--cluster", "bench", "--bpm", "60", "--max-bpm", "60", "--bar", "4"]);
     wait_until("a beat", LIMIT, || !cluster.frames().is_empty());
-    let topics = cluster.broker().topics();
-    let subject = topics.subject(TopicName::StatusClaims);
-    let schema = runtime().block_on(cluster.registry().register::<StatusClaim>(&subject)).expect("registered");
-    let sender = Sender::new(cluster.broker(), None).expect("a producer");
-    let deliveries = Arc::<Deliveries>::default();
-    let topic = topics.name(TopicName::StatusClaims);
+    let claims = ClaimSource::new(cluster);
     let mut reader = cluster.reader::<backbeat_schemas::BeatFrame>(TopicName::BeatFrames);
     let mut newest = 0;
     for index in 0..CLAIMS {
         if index % 50_000 == 0 {
             newest = reader.last().expect("it can be read").map_or(0, |entry| entry.record.beat_index.get());
         }
-        let claim = claim(index % AGENTS, newest);
-        let value = wire(schema, &claim);
-        let record = Outgoing { topic: &topic, key: Some(claim.agent_id.as_bytes()), value: &value, headers: &[] };
-        while sender.send(record, &deliveries).is_err() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        claims.send(index % AGENTS, newest);
     }
-    wait_until("all sent", LIMIT, || deliveries.outstanding() == 0);
-    assert_eq!(deliveries.failed(), 0);
+    claims.wait_until_sent();
     let beats = cluster.frames().len();
     wait_until("two more bars", LIMIT, || cluster.frames().len() >= beats + 8);
     drop(pulse);
-}
-
-/// A claim of some 170 bytes.
-fn claim(agent: u64, beat_index: i64) -> StatusClaim {
-    StatusClaim {
-        r#type: Default::default(),
-        agent_id: format!("agent-{agent:06}"),
-        task_id: format!("task-{agent:06}-of-the-benchmark"),
-        beat_index,
-        state: State::Executing,
-        beats_left: 7,
-        progress: 0.42,
-        notes: "compiling the third of seven crates, no errors".into(),
-        hlc: "19a3b4c5d6e:0001:beef".into(),
-        help: None,
-        secret_rotation: None,
-        degraded: false,
-    }
 }
 
 /// The yardstick: librdkafka's consumer, set to keep its fetcher busy, counting.

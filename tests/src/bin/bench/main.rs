@@ -3,15 +3,31 @@
 
 #![allow(clippy::print_stdout, reason = "the table is the output")]
 
+mod beats;
+mod claims;
 mod claims_per_second;
 mod table;
+mod takeover;
 
 use table::Table;
 
 fn main() {
+    let parts: [(&str, fn(&mut Table)); 3] =
+        [("takeover", takeover::run), ("beats", beats::run), ("claims", claims_per_second::run)];
+    let chosen: Vec<String> = std::env::args().skip(1).collect();
+    if let Some(unknown) = chosen.iter().find(|name| parts.iter().all(|(part, _)| part != name)) {
+        let names = parts.map(|(name, _)| name).join(", ");
+        eprintln!("no part {unknown:?}; there are {names}, all of them by default");
+        std::process::exit(2);
+    }
     backbeat_tests::start_stack_for_throughput();
     let mut table = Table::default();
-    claims_per_second::run(&mut table);
+    for (name, run) in parts {
+        if chosen.is_empty() || chosen.iter().any(|chosen| chosen == name) {
+            eprintln!("measuring {name}");
+            run(&mut table);
+        }
+    }
     table.print();
     table.write();
 }

@@ -1,0 +1,167 @@
+//! How evenly beats are sent, beside a bare thread that sleeps to the same deadlines, and how soon a
+//! subscriber has them, on an idle broker and on one that takes 20,000 claims a second.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use backbeat_broker::TopicName;
+use backbeat_schemas::BeatFrame;
+use backbeat_tests::{Cluster, PulseNodes, wait_until};
+
+use crate::claims::ClaimSource;
+use crate::table::{Row, Table, percentile};
+
+const LIMIT: Duration = Duration::from_mins(1);
+/// Beats of a run.
+const BEATS: usize = 150;
+/// Beats that are not counted: connections are made, code is loaded.
+const WARM_UP: usize = 10;
+const CLAIMS_PER_SECOND: u64 = 20_000;
+const AGENTS: u64 = 20_000;
+/// Claims are sent in bunches, this often.
+const BUNCH_EVERY: Duration = Duration::from_millis(10);
+/// PER-001.
+const DELIVERY_REQUIRED_MS: f64 = 100.0;
+const JITTER_GOAL_MS: f64 = 2.0;
+
+pub(crate) fn run(table: &mut Table) {
+    let slow = measure("60", false);
+    let fast = measure("120", false);
+    let loaded = measure("120", true);
+    let mut over_bare = f64::MIN;
+    for (run, names) in [
+        (
+            &slow,
+            [
+                "pulse_jitter_p50_1hz_ms",
+                "pulse_jitter_p95_1hz_ms",
+                "pulse_jitter_p99_1hz_ms",
+                "pulse_jitter_max_1hz_ms",
+            ],
+        ),
+        (
+            &fast,
+            [
+                "pulse_jitter_p50_2hz_ms",
+                "pulse_jitter_p95_2hz_ms",
+                "pulse_jitter_p99_2hz_ms",
+                "pulse_jitter_max_2hz_ms",
+            ],
+        ),
+    ] {
+        for (name, percent) in names.into_iter().zip([50, 95, 99, 100]) {
+            let (value, beside_value) = (percentile(&run.jitter, percent), percentile(&run.bare, percent));
+            table.add(Row { name, value, unit: "ms", beside: "a bare sleeping thread", beside_value });
+        }
+        over_bare = over_bare.max(percentile(&run.jitter, 99) - percentile(&run.bare, 99));
+    }
+    table.add(Row {
+        name: "pulse_jitter_p99_over_bare_ms",
+        value: over_bare,
+        unit: "ms",
+        beside: "goal",
+        beside_value: JITTER_GOAL_MS,
+    });
+    for (run, names) in [
+        (&fast, ["beat_delivery_p50_ms", "beat_delivery_p95_ms", "beat_delivery_p99_ms"]),
+        (&loaded, ["beat_delivery_loaded_p50_ms", "beat_delivery_loaded_p95_ms", "beat_delivery_loaded_p99_ms"]),
+    ] {
+        for (name, percent) in names.into_iter().zip([50, 95, 99]) {
+            let value = percentile(&run.delivery, percent);
+            let beside = "required (PER-001, p95)";
+            table.add(Row { name, value, unit: "ms", beside, beside_value: DELIVERY_REQUIRED_MS });
+        }
+    }
+    let drift = [&slow, &fast, &loaded].map(|run| run.drift_ms.abs()).into_iter().fold(0.0, f64::max);
+    table.add(Row { name: "schedule_drift_ms", value: drift, unit: "ms", beside: "goal", beside_value: 0.0 });
+}
+
+/// What a run of beats was like, in milliseconds.
+struct Run {
+    /// |emitted_at - scheduled_at|.
+    jitter: Vec<f64>,
+    /// The same of a thread that sleeps to the same deadlines.
+    bare: Vec<f64>,
+    /// From scheduled_at to a subscriber's hands.
+    delivery: Vec<f64>,
+    /// What the schedule has lost or won over the run.
+    drift_ms: f64,
+}
+
+fn measure(bpm: &str, loaded: bool) -> Run {
+    let cluster = Cluster::new(12);
+    let _nodes = PulseNodes::start(&cluster, 3, &["--cluster", "bench", "--bpm", bpm, "--max-bpm", "120"]);
+    wait_until("a beat", LIMIT, || !cluster.frames().is_empty());
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        if loaded {
+            scope.spawn(|| load(&cluster, &done));
+        }
+        let run = listen(&cluster, scope);
+        done.store(true, Ordering::Relaxed);
+        run
+    })
+}
+
+fn listen<'scope>(cluster: &Cluster, scope: &'scope thread::Scope<'scope, '_>) -> Run {
+    let mut reader = cluster.reader::<BeatFrame>(TopicName::BeatFrames);
+    let end = reader.end().expect("Kafka answers");
+    reader.seek(end).expect("Kafka answers");
+    let mut heard: Vec<(BeatFrame, f64)> = Vec::new();
+    let mut bare = None;
+    while heard.len() < WARM_UP + BEATS {
+        if let Some(entry) = reader.poll(LIMIT).expect("Kafka answers") {
+            let at = now_ms();
+            if heard.len() == WARM_UP {
+                let (first, period) = (entry.record.deadline_at.millis(), entry.record.tempo_bpm.period_ms());
+                bare = Some(scope.spawn(move || sleeper(first, period)));
+            }
+            heard.push((entry.record, at));
+        }
+    }
+    let heard = &heard[WARM_UP..];
+    let millis = |frame: &BeatFrame| frame.emitted_at.millis_since(frame.scheduled_at).abs() as f64;
+    let (first, last) = (&heard[0].0, &heard[heard.len() - 1].0);
+    let beats = last.beat_index.since(first.beat_index);
+    let expected = first.tempo_bpm.beats_ms(beats);
+    Run {
+        jitter: heard.iter().map(|(frame, _)| millis(frame)).collect(),
+        bare: bare.expect("it ran").join().expect("it ended"),
+        delivery: heard.iter().map(|(frame, at)| at - frame.scheduled_at.millis() as f64).collect(),
+        drift_ms: (last.scheduled_at.millis_since(first.scheduled_at) - expected) as f64,
+    }
+}
+
+/// What a thread can do that does nothing but sleep: its lateness at each deadline, in whole
+/// milliseconds like that of frames.
+fn sleeper(first: i64, period: i64) -> Vec<f64> {
+    let late = |beat: i64| {
+        let deadline = (first + beat * period) as f64;
+        thread::sleep(Duration::from_secs_f64((deadline - now_ms()).max(0.0) / 1_000.0));
+        (now_ms().floor() - deadline).abs()
+    };
+    // The last deadline would come when nobody waits for it any more.
+    (0..BEATS as i64 - 1).map(late).collect()
+}
+
+/// Claims at an even pace until `done`.
+fn load(cluster: &Cluster, done: &AtomicBool) {
+    let claims = ClaimSource::new(cluster);
+    let bunch = CLAIMS_PER_SECOND / 100;
+    let began = std::time::Instant::now();
+    for bunches in 0_u32.. {
+        if done.load(Ordering::Relaxed) {
+            break;
+        }
+        for index in 0..bunch {
+            claims.send((u64::from(bunches) * bunch + index) % AGENTS, 0);
+        }
+        thread::sleep((BUNCH_EVERY * (bunches + 1)).saturating_sub(began.elapsed()));
+    }
+    claims.wait_until_sent();
+}
+
+fn now_ms() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64() * 1_000.0
+}

@@ -1,0 +1,62 @@
+//! Claims for benchmarks.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use backbeat_broker::{Deliveries, Outgoing, Sender, TopicName};
+use backbeat_schemas::{State, StatusClaim, wire};
+use backbeat_tests::{Cluster, runtime, wait_until};
+
+const LIMIT: Duration = Duration::from_mins(5);
+
+/// Sends claims to a cluster.
+pub(crate) struct ClaimSource {
+    sender: Sender,
+    deliveries: Arc<Deliveries>,
+    topic: String,
+    schema: u32,
+}
+
+impl ClaimSource {
+    pub(crate) fn new(cluster: &Cluster) -> Self {
+        let topics = cluster.broker().topics();
+        let subject = topics.subject(TopicName::StatusClaims);
+        let schema = runtime().block_on(cluster.registry().register::<StatusClaim>(&subject)).expect("registered");
+        let sender = Sender::new(cluster.broker(), None).expect("a producer");
+        Self { sender, deliveries: Arc::default(), topic: topics.name(TopicName::StatusClaims), schema }
+    }
+
+    /// Sends a claim, as soon as there is room.
+    pub(crate) fn send(&self, agent: u64, beat_index: i64) {
+        let claim = claim(agent, beat_index);
+        let value = wire(self.schema, &claim);
+        let record = Outgoing { topic: &self.topic, key: Some(claim.agent_id.as_bytes()), value: &value, headers: &[] };
+        while self.sender.send(record, &self.deliveries).is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Waits until Kafka has them all.
+    pub(crate) fn wait_until_sent(&self) {
+        wait_until("all sent", LIMIT, || self.deliveries.outstanding() == 0);
+        assert_eq!(self.deliveries.failed(), 0);
+    }
+}
+
+/// A claim of some 170 bytes.
+fn claim(agent: u64, beat_index: i64) -> StatusClaim {
+    StatusClaim {
+        r#type: Default::default(),
+        agent_id: format!("agent-{agent:06}"),
+        task_id: format!("task-{agent:06}-of-the-benchmark"),
+        beat_index,
+        state: State::Executing,
+        beats_left: 7,
+        progress: 0.42,
+        notes: "compiling the third of seven crates, no errors".into(),
+        hlc: "19a3b4c5d6e:0001:beef".into(),
+        help: None,
+        secret_rotation: None,
+        degraded: false,
+    }
+}

@@ -1,0 +1,66 @@
+//! From the leader's death to the next beat in a subscriber's hands, on three nodes.
+
+use std::time::{Duration, Instant};
+
+use backbeat_broker::{LogReader, TopicName};
+use backbeat_schemas::BeatFrame;
+use backbeat_tests::{Cluster, PulseNodes, wait_until};
+
+use crate::table::{Row, Table, median, percentile};
+
+const KILLS: usize = 60;
+const NODES: usize = 3;
+/// 20 beats a second: a beat waits for at most 50 ms, and a takeover is overdue at once.
+const FLAGS: [&str; 6] = ["--cluster", "bench", "--bpm", "1200", "--max-bpm", "1200"];
+const LIMIT: Duration = Duration::from_mins(1);
+const GOAL_MS: f64 = 1_000.0;
+/// Quiet between kills, so that the one that came back has caught up.
+const SETTLE: Duration = Duration::from_millis(700);
+
+pub(crate) fn run(table: &mut Table) {
+    let cluster = Cluster::new(12);
+    let mut nodes = PulseNodes::start(&cluster, NODES, &FLAGS);
+    let mut frames = cluster.reader::<BeatFrame>(TopicName::BeatFrames);
+    frames.seek(0).expect("Kafka answers");
+    next(&mut frames, |_| true);
+    let took: Vec<f64> = (0..KILLS).map(|_| kill(&mut nodes, &mut frames)).collect();
+    let rows = [
+        ("pulse_takeover_min_ms", percentile(&took, 0)),
+        ("pulse_takeover_median_ms", median(took.clone())),
+        ("pulse_takeover_p99_ms", percentile(&took, 99)),
+    ];
+    for (name, value) in rows {
+        table.add(Row { name, value, unit: "ms", beside: "goal for the p99", beside_value: GOAL_MS });
+    }
+}
+
+/// Kills the leader; the milliseconds until another node's beat is here.
+fn kill(nodes: &mut PulseNodes<'_>, frames: &mut LogReader<BeatFrame>) -> f64 {
+    wait_until("all nodes to be ready", LIMIT, || {
+        (0..NODES).all(|node| nodes.node(node).get("/ready").is_some_and(|(status, _)| status == 200))
+    });
+    std::thread::sleep(SETTLE);
+    while let Some(entry) = frames.poll(Duration::ZERO).expect("Kafka answers") {
+        drop(entry);
+    }
+    let dying = next(frames, |_| true).node;
+    let leader = dying.strip_prefix('n').and_then(|number| number.parse().ok()).expect("our nodes' names");
+    let died = Instant::now();
+    nodes.kill(leader);
+    next(frames, |frame| frame.node != dying);
+    let took = died.elapsed();
+    nodes.start_node(leader);
+    took.as_secs_f64() * 1_000.0
+}
+
+/// The next frame like that.
+fn next(frames: &mut LogReader<BeatFrame>, wanted: impl Fn(&BeatFrame) -> bool) -> BeatFrame {
+    let deadline = Instant::now() + LIMIT;
+    while Instant::now() < deadline {
+        let entry = frames.poll(Duration::from_millis(100)).expect("Kafka answers");
+        if let Some(entry) = entry.filter(|entry| wanted(&entry.record)) {
+            return entry.record;
+        }
+    }
+    panic!("no beat within {LIMIT:?}");
+}
