@@ -91,6 +91,12 @@ impl TransactionalProducer {
         config.set("linger.ms", "0");
         let created = config.create_with_context(Failures::default());
         let producer: BaseProducer<Failures> = created.map_err(|error| TransactionError::new(error, None))?;
+        // librdkafka looks for the coordinator at once, and again only after half a second: it must be connected
+        // by then.
+        let connected = producer.client().fetch_cluster_id(patience).is_some();
+        if !connected {
+            return Err(TransactionError::TimedOut(patience));
+        }
         let opened = producer.init_transactions(patience);
         opened.map_err(|error| TransactionError::new(error, Some(producer.client())))?;
         Ok(Self { producer, timeout })

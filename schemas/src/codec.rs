@@ -85,6 +85,10 @@ impl<R: Record> WriterSchema<R> {
         Ok(Self { foreign: (&schema != ours.schema).then_some(schema), record: PhantomData })
     }
 
+    pub(crate) fn is_ours(&self) -> bool {
+        self.foreign.is_none()
+    }
+
     /// The record in `body`, resolved into our schema.
     pub fn decode(&self, body: &[u8]) -> Result<R, DecodeError> {
         let mut rest = body;

@@ -23,7 +23,7 @@ pub use beat_frame::{BeatFrame, Phase};
 pub use beat_index::BeatIndex;
 pub use codec::{DecodeError, Header, HeaderError, Record, RecordSchema, WriterSchema, wire};
 pub use hlc::{Hlc, HlcClock, HlcError};
-pub use status_claim::{Help, SecretRotation, State, StatusClaim};
+pub use status_claim::{BorrowedClaim, Help, SecretRotation, State, StatusClaim};
 pub use tempo::{Tempo, TempoError};
 pub use timestamp::Timestamp;
 pub use validity::{InvalidClaim, MAX_ID_BYTES, MAX_NOTES_BYTES, check_claim};

@@ -16,10 +16,11 @@ use crate::core::{Command, Event, Line};
 
 /// Bounds opening the transactional id and every commit.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long attempts to open the transactional id may take. Where Kafka is still settling the transaction
-/// that a leader left behind, which takes it milliseconds, librdkafka asks again only after half a second; a
-/// new producer asks at once.
-const ATTEMPTS: [Duration; 3] = [Duration::from_millis(100), Duration::from_millis(300), TRANSACTION_TIMEOUT];
+/// How long attempts to open the transactional id may take, in milliseconds; the last has the whole time.
+/// librdkafka waits for half a second where Kafka was still settling the transaction that a leader left behind,
+/// which takes it 2 ms, or where the coordinator's connection was not up when it looked; a new producer asks
+/// at once.
+const QUICK_ATTEMPTS_MS: [u64; 5] = [100, 100, 100, 200, 500];
 /// A first line that cannot be drawn in this time stays the last frame's (DESIGN, "Pulse").
 const FIRST_LINE_WITHIN: Duration = Duration::from_secs(2);
 const LINE_POLL: Duration = Duration::from_millis(2);
@@ -94,12 +95,9 @@ impl Publisher {
         self.producer = None;
         let id = self.broker.topics().pulse_transactional_id();
         let open = |patience| TransactionalProducer::open(&self.broker, &id, TRANSACTION_TIMEOUT, patience);
-        let [first, later @ ..] = ATTEMPTS;
-        let opened = later.into_iter().fold(open(first), |opened, patience| match opened {
-            Err(TransactionError::Failed(_)) => open(patience),
-            settled => settled,
-        });
-        match opened {
+        let quick = QUICK_ATTEMPTS_MS.iter().map(|millis| open(Duration::from_millis(*millis)));
+        let mut settled = quick.filter(|opened| matches!(opened, Ok(_) | Err(TransactionError::Fenced(_))));
+        match settled.next().unwrap_or_else(|| open(TRANSACTION_TIMEOUT)) {
             Ok(producer) => {
                 self.producer = Some(producer);
                 Event::TransactionsOpen

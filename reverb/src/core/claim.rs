@@ -1,15 +1,17 @@
 //! A record of `statusclaims`, as the fold takes it.
 
-use backbeat_schemas::{Help, InvalidClaim, SecretRotation, State, StatusClaim};
+use std::borrow::Cow;
+
+use backbeat_schemas::{BorrowedClaim, Help, InvalidClaim, SecretRotation, State};
 
 /// What counts of a valid claim, small enough to keep a beat's worth of them waiting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools, reason = "independent facts")]
-pub struct Claim {
+pub struct Claim<'r> {
     /// The agent.
-    pub agent: String,
+    pub agent: Cow<'r, str>,
     /// The task.
-    pub task: String,
+    pub task: Cow<'r, str>,
     /// The claim's beat; whether it was issued is for the fold to say.
     pub beat: i64,
     /// In review or done with budget left.
@@ -26,8 +28,15 @@ pub struct Claim {
     pub degraded: bool,
 }
 
-impl From<StatusClaim> for Claim {
-    fn from(claim: StatusClaim) -> Self {
+impl Claim<'_> {
+    /// The same, for longer than its record.
+    pub fn into_owned(self) -> Claim<'static> {
+        Claim { agent: Cow::Owned(self.agent.into_owned()), task: Cow::Owned(self.task.into_owned()), ..self }
+    }
+}
+
+impl<'r> From<BorrowedClaim<'r>> for Claim<'r> {
+    fn from(claim: BorrowedClaim<'r>) -> Self {
         Self {
             beat: claim.beat_index,
             on_time_review: matches!(claim.state, State::Review | State::Done) && claim.beats_left >= 0,
@@ -44,11 +53,21 @@ impl From<StatusClaim> for Claim {
 
 /// What reading a record gave.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Reading {
+pub enum Reading<'r> {
     /// A claim that keeps every rule but, maybe, the one about its beat.
-    Valid(Claim),
+    Valid(Claim<'r>),
     /// A record that is no valid claim.
     Invalid(InvalidClaim),
+}
+
+impl Reading<'_> {
+    /// The same, for longer than its record.
+    pub fn into_owned(self) -> Reading<'static> {
+        match self {
+            Self::Valid(claim) => Reading::Valid(claim.into_owned()),
+            Self::Invalid(reason) => Reading::Invalid(reason),
+        }
+    }
 }
 
 /// A record as it was read, for the dead-letter topic.

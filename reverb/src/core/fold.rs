@@ -28,12 +28,14 @@ pub struct Fold {
     open: VecDeque<(Window, Tally)>,
     /// Offsets that retention took before we read them.
     lost: Vec<Range<i64>>,
+    /// The line of the beat after `arrival`, once it is known: what lies below it need not wait.
+    next_line: Option<i64>,
 }
 
 #[derive(Debug)]
 enum Waiting {
     Valid {
-        claim: Claim,
+        claim: Claim<'static>,
         /// Kept where the claim's beat may not be issued by its arrival: it may turn out invalid.
         raw: Option<Box<RawRecord>>,
     },
@@ -92,6 +94,7 @@ impl Fold {
             raw_bytes: 0,
             open: VecDeque::new(),
             lost: Vec::new(),
+            next_line: None,
         };
         fold.reached(offset.max(low), low);
         fold
@@ -132,13 +135,17 @@ impl Fold {
     pub fn take(
         &mut self,
         offset: i64,
-        reading: Reading,
+        reading: Reading<'_>,
         frames: &Frames,
         raw: impl FnOnce() -> RawRecord,
         outputs: &mut Vec<Output>,
     ) {
         if offset < self.next_offset {
             return;
+        }
+        if self.waiting.is_empty() && self.next_line.is_some_and(|line| offset < line) {
+            self.next_offset = offset + 1;
+            return self.judge(offset, reading, frames, || Box::new(raw()), outputs);
         }
         // Records come in the order of their offsets: nothing below this one is to come.
         self.next_offset = offset;
@@ -150,7 +157,7 @@ impl Fold {
                 // It arrives on the present beat or on a later one.
                 let issued = (0..=self.arrival.get()).contains(&claim.beat);
                 let raw = (!issued).then(|| Box::new(raw()));
-                Waiting::Valid { claim, raw }
+                Waiting::Valid { claim: claim.into_owned(), raw }
             }
         };
         self.raw_bytes += waiting.raw_bytes();
@@ -175,7 +182,11 @@ impl Fold {
             {
                 let (offset, waiting) = self.waiting.pop_front().expect("it was just looked at");
                 self.raw_bytes -= waiting.raw_bytes();
-                self.judge(offset, waiting, frames, outputs);
+                let (reading, raw) = match waiting {
+                    Waiting::Valid { claim, raw } => (Reading::Valid(claim), raw),
+                    Waiting::Invalid { reason, raw } => (Reading::Invalid(reason), Some(raw)),
+                };
+                self.judge(offset, reading, frames, || raw.unwrap_or_default(), outputs);
             }
             // Reached by a record at or past it, or because nothing below it is to come.
             if self.waiting.is_empty() && self.next_offset < line {
@@ -185,6 +196,7 @@ impl Fold {
             self.close_windows(frames, outputs);
             self.open_window(frames);
         }
+        self.next_line = frames.get(self.arrival.plus(1)).map(|next| next.line(self.partition));
     }
 
     fn open_window(&mut self, frames: &Frames) {
@@ -216,22 +228,29 @@ impl Fold {
     }
 
     /// Counts one record that arrived on the present beat.
-    fn judge(&mut self, offset: i64, waiting: Waiting, frames: &Frames, outputs: &mut Vec<Output>) {
+    fn judge(
+        &mut self,
+        offset: i64,
+        reading: Reading<'_>,
+        frames: &Frames,
+        raw: impl FnOnce() -> Box<RawRecord>,
+        outputs: &mut Vec<Output>,
+    ) {
         let arrival = self.arrival;
-        let (claim, raw) = match waiting {
-            Waiting::Valid { claim, raw } => (claim, raw),
-            Waiting::Invalid { reason, raw } => return self.refuse(offset, reason, raw, frames, outputs),
+        let claim = match reading {
+            Reading::Valid(claim) => claim,
+            Reading::Invalid(reason) => return self.refuse(offset, reason, raw(), frames, outputs),
         };
         let issued = BeatIndex::try_from(claim.beat).ok().filter(|beat| *beat <= arrival);
         let Some(beat) = issued else {
             let reason = InvalidClaim::Beat { beat: claim.beat, arrival: arrival.get() };
-            return self.refuse(offset, reason, raw.unwrap_or_default(), frames, outputs);
+            return self.refuse(offset, reason, raw(), frames, outputs);
         };
         // A beat from before the table lies in a window that closed long ago.
         let window = frames.window_of(beat).filter(|window| arrival < window.closes);
         match window {
             Some(window) if window.from < self.start => {} // counted by whoever folded that window
-            Some(window) => self.tally(window.from).count(claim),
+            Some(window) => self.tally(window.from).count(&claim),
             None => self.owner(frames).late(),
         }
     }
@@ -270,7 +289,7 @@ mod tests {
         take_with(fold, offset, claim(agent, beat_index), &Frames::default());
     }
 
-    fn take_with(fold: &mut Fold, offset: i64, claim: Claim, frames: &Frames) -> Vec<Output> {
+    fn take_with(fold: &mut Fold, offset: i64, claim: Claim<'_>, frames: &Frames) -> Vec<Output> {
         let mut outputs = Vec::new();
         let raw = || RawRecord { key: None, value: Some(vec![7]) };
         fold.take(offset, Reading::Valid(claim), frames, raw, &mut outputs);

@@ -1,6 +1,6 @@
 //! What is counted in one window.
 
-use std::collections::HashMap;
+use hashbrown::HashMap;
 
 use super::{Claim, partition_of};
 
@@ -87,20 +87,14 @@ impl Task {
 
 impl Tally {
     /// Counts a claim.
-    pub fn count(&mut self, claim: Claim) {
+    pub fn count(&mut self, claim: &Claim<'_>) {
         self.claims += 1;
         self.degraded_claims += i64::from(claim.degraded);
-        let Claim { on_time_review, help_fulfilled, done, failed, rotation_failed, .. } = claim;
-        let task = Task { on_time_review, help_fulfilled, done, failed };
-        let agent = match self.agents.get_mut(&claim.agent) {
-            Some(agent) => agent,
-            None => self.agents.entry(claim.agent).or_default(),
-        };
+        let Claim { on_time_review, help_fulfilled, done, failed, rotation_failed, .. } = *claim;
+        let agent = self.agents.entry_ref(&*claim.agent).or_default();
         agent.rotation_failed |= rotation_failed;
-        match agent.tasks.get_mut(&claim.task) {
-            Some(known) => known.add(task),
-            None => drop(agent.tasks.insert(claim.task, task)),
-        }
+        let task = Task { on_time_review, help_fulfilled, done, failed };
+        agent.tasks.entry_ref(&*claim.task).or_default().add(task);
     }
 
     /// Notes a late claim.

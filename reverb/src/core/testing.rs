@@ -8,9 +8,9 @@ pub(crate) fn beat(index: i64) -> BeatIndex {
     BeatIndex::try_from(index).expect("not negative")
 }
 
-pub(crate) fn claim(agent: &str, beat: i64) -> Claim {
+pub(crate) fn claim(agent: &str, beat: i64) -> Claim<'static> {
     Claim {
-        agent: agent.into(),
+        agent: agent.to_owned().into(),
         task: "t".into(),
         beat,
         on_time_review: false,

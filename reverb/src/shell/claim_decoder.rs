@@ -20,19 +20,23 @@ impl ClaimDecoder {
     }
 
     /// The claim in a record; `None` while its schema is being fetched.
-    pub(crate) fn decode(&mut self, key: Option<&[u8]>, value: Option<&[u8]>) -> Option<Reading> {
+    pub(crate) fn decode<'r>(&mut self, key: Option<&[u8]>, value: Option<&'r [u8]>) -> Option<Reading<'r>> {
         match self.try_decode(key, value) {
             Ok(claim) => claim.map(Reading::Valid),
             Err(reason) => Some(Reading::Invalid(reason)),
         }
     }
 
-    fn try_decode(&mut self, key: Option<&[u8]>, value: Option<&[u8]>) -> Result<Option<Claim>, InvalidClaim> {
+    fn try_decode<'r>(
+        &mut self,
+        key: Option<&[u8]>,
+        value: Option<&'r [u8]>,
+    ) -> Result<Option<Claim<'r>>, InvalidClaim> {
         let (header, body) = Header::split(value.ok_or(InvalidClaim::NoValue)?)?;
         let Some(schema) = self.schema(header.schema_id)? else {
             return Ok(None);
         };
-        let claim = schema.decode(body)?;
+        let claim = schema.decode_borrowed(body)?;
         check_claim(key, &claim)?;
         Ok(Some(claim.into()))
     }

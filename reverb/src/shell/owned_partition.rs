@@ -97,6 +97,7 @@ impl OwnedPartition {
         while let Some((offset, raw)) = self.stalled.pop_front() {
             match decoder.decode(raw.key.as_deref(), raw.value.as_deref()) {
                 Some(reading) if mind_gap(fold, offset, low) => {
+                    let reading = reading.into_owned();
                     fold.take(offset, reading, frames, || raw, &mut self.outputs);
                 }
                 _ => return self.stalled.push_front((offset, raw)),

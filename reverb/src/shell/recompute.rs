@@ -105,7 +105,7 @@ impl Recompute {
         partition: i32,
         range: Range<i64>,
         stop: &Shutdown,
-        mut take: impl FnMut(i64, Reading),
+        mut take: impl FnMut(i64, Reading<'_>),
     ) -> Result<bool, RecomputeError> {
         let mut assignment = TopicPartitionList::new();
         assignment.add_partition_offset(&self.topic, partition, Offset::Offset(range.start))?;
