@@ -1,5 +1,6 @@
 //! The operator's command: see `backbeat --help`.
 
+mod audit;
 mod dev;
 mod dev_state;
 mod kafka_tool;
@@ -34,6 +35,10 @@ enum Command {
     Tempo(tempo::Args),
     /// Creates the topics that are missing, and refuses ones with wrong settings.
     Topics(topics::Args),
+    /// Computes reports again from the log and compares them with those that were published.
+    ///
+    /// Exits with 0 if all are the same, with 3 if one differs, is missing or is there twice.
+    Audit(audit::Args),
     /// Prints records as JSON lines.
     Tail(tail::Args),
     /// Runs one of Kafka's own command-line tools.
@@ -50,6 +55,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         // Its children are run and looked after on this thread.
         Command::Dev(args) => dev::run(&args),
+        Command::Audit(args) => audit::run(&args),
         Command::Tempo(args) => tempo::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Kafka(args) => kafka_tool::run(&args),

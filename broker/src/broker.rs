@@ -105,14 +105,22 @@ impl Broker {
     }
 
     /// Settings of a member of reverb's group, which reads `statusclaims`.
-    pub fn group_member(&self) -> ClientConfig {
+    pub fn group_member(&self, protocol: GroupProtocol) -> ClientConfig {
         let mut config = self.reader_settings();
         config.set("group.id", self.topics.group());
-        config.set("partition.assignment.strategy", "cooperative-sticky");
         config.set("enable.auto.offset.store", "false");
-        // A member that died is noticed in 6 s, the least that Kafka allows by default.
-        config.set("session.timeout.ms", "6000");
-        config.set("heartbeat.interval.ms", "2000");
+        match protocol {
+            GroupProtocol::Classic => {
+                config.set("partition.assignment.strategy", "cooperative-sticky");
+                // A member that died is noticed in 6 s, the least that Kafka allows by default.
+                config.set("session.timeout.ms", "6000");
+                config.set("heartbeat.interval.ms", "2000");
+            }
+            // The broker assigns, and knows the timeouts (group.consumer.session.timeout.ms).
+            GroupProtocol::Consumer => {
+                config.set("group.protocol", "consumer");
+            }
+        }
         // A cold replay is bound by the fetch queue, not by the network.
         config.set("queued.min.messages", "200000");
         config.set("queued.max.messages.kbytes", "65536");
@@ -153,6 +161,15 @@ pub fn cluster_id(bootstrap_servers: &str, timeout: Duration) -> Option<String> 
     config.set("log_level", "0");
     let client: BaseConsumer<Quiet> = config.create_with_context(Quiet).ok()?;
     client.client().fetch_cluster_id(timeout)
+}
+
+/// How the members of a group agree on who reads what.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum GroupProtocol {
+    /// Cooperative rebalances among the members, as every Kafka knows them.
+    Classic,
+    /// Assignments by the broker (KIP-848), from Kafka 4.0 on.
+    Consumer,
 }
 
 /// Says nothing of connections that fail.

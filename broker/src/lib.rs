@@ -14,7 +14,7 @@ mod topic_tail;
 mod topics;
 mod transaction;
 
-pub use broker::{Broker, SettingsError, cluster_id};
+pub use broker::{Broker, GroupProtocol, SettingsError, cluster_id};
 pub use claim_ends::ClaimEnds;
 pub use client_log::{ClientLog, Reader, is_transient, log_client_error};
 pub use kafka_args::KafkaArgs;

@@ -109,6 +109,10 @@ fn a_real_clusters_tasks_go_through_and_replays_give_the_same_bytes() {
     for member in members {
         drop(member);
     }
+    let audit = cluster.command("backbeat", &["audit"]).output().expect("it runs");
+    let found = format!("{0} windows: {0} identical, 0 different, 0 missing, 0 duplicate, 0 not retained", first.len());
+    assert_eq!(String::from_utf8_lossy(&audit.stdout).trim(), found);
+    assert!(audit.status.success());
 
     // Again from the earliest offsets, with three members: the same bytes, so nothing is written.
     cluster.reset_to_earliest();
@@ -133,14 +137,62 @@ fn a_real_clusters_tasks_go_through_and_replays_give_the_same_bytes() {
     for (before, after) in all.iter().zip(&all[first.len()..]) {
         assert_eq!(before.body, after.body, "window {}", before.record.window_id);
     }
+    let audit = cluster.command("backbeat", &["audit"]).output().expect("it runs");
+    let said = String::from_utf8_lossy(&audit.stdout).into_owned();
+    assert!(said.contains(&format!("{} duplicate", first.len())), "{said}");
+    assert_eq!(audit.status.code(), Some(3), "a script can tell");
 }
 
+/// A report that says something else than the log, and one that is not there, are found.
+#[test]
+fn an_audit_finds_what_is_wrong() {
+    let cluster = Cluster::new(3);
+    let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200", "--bar", "4"]);
+    let reverb = reverb(&cluster, &[]);
+    let sim = cluster.start("agent-sim", &["--agents", "20"]);
+    wait_for_reports(&cluster, 6);
+    drop((sim, reverb));
+    // Windows that close now have no report.
+    let beats = cluster.frames().len();
+    wait_until("two more bars", LIMIT, || cluster.frames().len() >= beats + 8);
+    drop(pulse);
+    let reports = cluster.reports();
+    let wrong = BarReport { claims: 1_000_000, ..reports[2].record.clone() };
+    cluster.publish_report(&wrong);
+
+    let audit = |args: &[&str]| {
+        let output = cluster.command("backbeat", &[&["audit"], args].concat()).output().expect("it runs");
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (code, said) = audit(&[]);
+    assert_eq!(code, Some(3), "{said}");
+    let computed = format!("window {}: claims 1000000, computed {}", wrong.window_id, reports[2].record.claims);
+    assert!(said.contains(&computed), "{said}");
+    let missing = said.lines().filter(|line| line.starts_with("missing ")).count();
+    assert!(missing >= 1 && said.contains(" 1 different"), "{said}");
+    let to = reports[1].record.to_beat.to_string();
+    let (code, said) = audit(&["--to", &to]);
+    assert_eq!(
+        (code, said.trim()),
+        (Some(0), "2 windows: 2 identical, 0 different, 0 missing, 0 duplicate, 0 not retained")
+    );
+    let from = wrong.from_beat.to_string();
+    let (_, said) = audit(&["--from", &from, "--to", &from, "--output", "json"]);
+    let found: serde_json::Value = serde_json::from_str(said.trim()).expect("JSON");
+    assert_eq!(
+        (found["finding"].as_str(), found["detail"]["published"]["claims"].as_i64()),
+        (Some("different"), Some(1_000_000))
+    );
+}
+
+/// With the group protocol of KIP-848, too.
 #[test]
 fn late_silent_and_broken_claims_of_a_fleet_are_told_apart_with_a_grace() {
     let cluster = Cluster::new(5);
     let pulse = cluster
         .serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200", "--bar", "4", "--grace", "2"]);
-    let members = [reverb(&cluster, &[]), reverb(&cluster, &[])];
+    let protocol = ["--group-protocol", "consumer"];
+    let members = [reverb(&cluster, &protocol), reverb(&cluster, &protocol)];
     let rates = ["--silence-rate", "0.1", "--late-rate", "0.1", "--malformed-rate", "0.1", "--failure-rate", "0.2"];
     let mut sim =
         cluster.start("agent-sim", &[&["--agents", "60", "--seed", "7", "--beats", "80"], &rates[..]].concat());

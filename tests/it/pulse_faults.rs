@@ -93,10 +93,14 @@ impl Scene<'_> {
             Fault::LoseQuorum => {
                 let survivor = rng.random_range(0..NODES);
                 let others: Vec<usize> = (0..NODES).filter(|node| *node != survivor).collect();
-                others.iter().for_each(|node| self.nodes.kill(*node));
+                for node in &others {
+                    self.nodes.kill(*node);
+                }
                 let name = format!("n{survivor}");
                 self.wait_for_frame("a degraded beat", |frame| frame.degraded && frame.node == name);
-                others.iter().for_each(|node| self.nodes.start_node(*node));
+                for node in others {
+                    self.nodes.start_node(node);
+                }
                 self.wait_for_frame("a beat with a quorum", |frame| !frame.degraded);
             }
             Fault::StopKafka => {
@@ -128,7 +132,7 @@ fn thirty_faults_in_a_row_leave_no_gap_and_no_repeat() {
     faults.shuffle(&mut rng);
     assert_eq!(faults.len(), 30);
     for (number, fault) in faults.into_iter().enumerate() {
-        println!("fault {number}: {fault:?}, seed {seed}");
+        eprintln!("fault {number}: {fault:?}, seed {seed}");
         scene.inflict(fault, &mut devstack, &mut rng);
     }
     let leaders = || scene.nodes.leader();

@@ -18,13 +18,13 @@ const TEMPO: &str = "/api/v1/tempo";
 fn ask(
     nodes: &PulseNodes<'_>,
     node: usize,
-    method: Method,
+    method: &Method,
     path: &str,
     body: &Value,
     token: Option<&str>,
 ) -> (u16, Value) {
     wait_for("an answer of a settled cluster", LIMIT, || {
-        let answer = ask_once(nodes, node, method.clone(), path, body, token);
+        let answer = ask_once(nodes, node, method, path, body, token);
         (answer.0 != 503).then_some(answer)
     })
 }
@@ -32,12 +32,12 @@ fn ask(
 fn ask_once(
     nodes: &PulseNodes<'_>,
     node: usize,
-    method: Method,
+    method: &Method,
     path: &str,
     body: &Value,
     token: Option<&str>,
 ) -> (u16, Value) {
-    let (status, body) = nodes.node(node).request(method, path, &body.to_string(), token).expect("it answers");
+    let (status, body) = nodes.node(node).request(method.clone(), path, &body.to_string(), token).expect("it answers");
     (status, serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body}")))
 }
 
@@ -57,7 +57,7 @@ fn the_guard_holds_on_a_follower() {
     let nodes = PulseNodes::start(&cluster, 3, &["--cluster", "it", "--bar", "4"]);
     wait_until("a beat", LIMIT, || !cluster.frames().is_empty());
     let node = follower(&nodes);
-    let change = |body: &Value| ask(&nodes, node, Method::POST, TEMPO, body, None);
+    let change = |body: &Value| ask(&nodes, node, &Method::POST, TEMPO, body, None);
 
     let fast = change(&json!({ "tempo_bpm": 25 }));
     assert_eq!((fast.0, error(&fast)), (400, "tempo 25 BPM is out of bounds; allowed are 1 to 24 BPM"));
@@ -70,7 +70,7 @@ fn the_guard_holds_on_a_follower() {
         assert_eq!(answer.0, 400, "{wrong}: {answer:?}");
         assert!(!error(&answer).is_empty());
     }
-    let nothing_pending = ask(&nodes, node, Method::DELETE, TEMPO, &Value::Null, None);
+    let nothing_pending = ask(&nodes, node, &Method::DELETE, TEMPO, &Value::Null, None);
     assert_eq!((nothing_pending.0, error(&nothing_pending)), (409, "no change is under way"));
 
     let granted = change(&json!({ "tempo_bpm": 24, "ramp": true }));
@@ -81,7 +81,7 @@ fn the_guard_holds_on_a_follower() {
     wait_until("the follower to know of it", LIMIT, || {
         nodes.node(node).get_json("/api/v1/status")["pending"]["ramp"] == json!(true)
     });
-    assert_eq!(ask(&nodes, node, Method::DELETE, TEMPO, &Value::Null, None).0, 200);
+    assert_eq!(ask(&nodes, node, &Method::DELETE, TEMPO, &Value::Null, None).0, 200);
 
     // The same by the command.
     let url = nodes.node(node).url().expect("it listens");
@@ -110,7 +110,7 @@ fn a_ramp_goes_on_over_a_failover() {
     let mut nodes = PulseNodes::start(&cluster, 3, &flags);
     wait_until("a beat", LIMIT, || !cluster.frames().is_empty());
     let node = follower(&nodes);
-    let granted = ask(&nodes, node, Method::POST, TEMPO, &json!({ "tempo_bpm": 2400, "ramp": true }), None);
+    let granted = ask(&nodes, node, &Method::POST, TEMPO, &json!({ "tempo_bpm": 2400, "ramp": true }), None);
     assert_eq!(granted.0, 200, "{granted:?}");
     let mut frames = cluster.reader::<BeatFrame>(TopicName::BeatFrames);
     let mut wait_for_tempo = |bpm: f64| {
@@ -142,7 +142,7 @@ fn without_a_quorum_the_plan_is_frozen_and_the_answer_says_so() {
     (0..3).filter(|node| *node != leader).for_each(|node| nodes.kill(node));
     let program = nodes.node(leader);
     wait_until("degraded mode", LIMIT, || program.metric("backbeat_pulse_degraded") == Some(1.0));
-    let refused = ask_once(&nodes, leader, Method::POST, TEMPO, &json!({ "tempo_bpm": 590 }), None);
+    let refused = ask_once(&nodes, leader, &Method::POST, TEMPO, &json!({ "tempo_bpm": 590 }), None);
     assert_eq!((refused.0, error(&refused)), (503, "there is no quorum: the tempo is frozen"));
     let (status, body) = program.get("/ready").expect("it answers");
     assert_eq!((status, body.contains("raft has no leader")), (503, true), "{body}");
@@ -163,12 +163,12 @@ fn changes_need_the_token_and_nodes_the_secret() {
     let node = follower(&nodes);
     let body = json!({ "tempo_bpm": 1.1 });
     for wrong in [None, Some("let-me-out")] {
-        let refused = ask(&nodes, node, Method::POST, TEMPO, &body, wrong);
+        let refused = ask(&nodes, node, &Method::POST, TEMPO, &body, wrong);
         assert_eq!(refused.0, 401, "{refused:?}");
-        let refused = ask(&nodes, node, Method::DELETE, "/api/v1/members/n0", &Value::Null, wrong);
+        let refused = ask(&nodes, node, &Method::DELETE, "/api/v1/members/n0", &Value::Null, wrong);
         assert_eq!(refused.0, 401, "{refused:?}");
     }
-    assert_eq!(ask(&nodes, node, Method::POST, TEMPO, &body, Some("let-me-in")).0, 200);
+    assert_eq!(ask(&nodes, node, &Method::POST, TEMPO, &body, Some("let-me-in")).0, 200);
 
     let log = nodes.node(node).log();
     let raft = log.split_once("raft listens raft=").and_then(|(_, rest)| rest.lines().next()).expect("it says so");

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
-use backbeat_broker::{Broker, Entry, KafkaArgs, LogReader, Registry, TopicName, ensure_topics};
+use backbeat_broker::{Broker, Entry, KafkaArgs, LogReader, Registry, TopicName, TransactionalProducer, ensure_topics};
 use backbeat_devstack::{Devstack, Options, Stack, stock_tool};
-use backbeat_schemas::{BarReport, BeatFrame, Record};
+use backbeat_schemas::{BarReport, BeatFrame, Record, wire};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -132,6 +133,20 @@ impl Cluster {
         let output = tool.output().expect("java runs");
         let said = [output.stdout, output.stderr].concat();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
+    }
+
+    /// Publishes a report as if reverb had.
+    pub fn publish_report(&self, report: &BarReport) {
+        let topics = self.broker.topics();
+        let subject = topics.subject(TopicName::BarReports);
+        let schema = runtime().block_on(self.registry.register::<BarReport>(&subject)).expect("registered");
+        let timeout = Duration::from_secs(10);
+        let mut producer =
+            TransactionalProducer::open(&self.broker, "forger", timeout, timeout).expect("Kafka answers");
+        let mut transaction = producer.begin().expect("begins");
+        let (key, value) = (report.window_id.to_string(), wire(schema, report));
+        let sent = transaction.send(&topics.name(TopicName::BarReports), &key, &value, report.closed_at.millis());
+        sent.and_then(|()| transaction.commit()).expect("commits");
     }
 
     /// A reader of one of its single-partition topics.

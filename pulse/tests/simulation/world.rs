@@ -318,8 +318,12 @@ impl World {
         if let Happening::Stray(command, epoch) = happening {
             // It left its node long ago, which may be dead by now.
             match *command {
-                Command::Publish(frame) if self.kafka.up => drop(self.commit(epoch, *frame)?),
-                Command::OpenTransactions if self.kafka.up => drop(self.kafka.open()),
+                Command::Publish(frame) if self.kafka.up => {
+                    self.commit(epoch, *frame)?;
+                }
+                Command::OpenTransactions if self.kafka.up => {
+                    self.kafka.open();
+                }
                 _ => {}
             }
             return Ok(());

@@ -1,6 +1,6 @@
 //! Reverb's command line.
 
-use backbeat_broker::KafkaArgs;
+use backbeat_broker::{GroupProtocol, KafkaArgs};
 use backbeat_service::{HttpArgs, LogArgs};
 
 /// Windows the claims by beat and publishes one `BarReport` per bar, exactly once.
@@ -22,6 +22,10 @@ pub struct Args {
     /// Whether a replay writes reports that are there already with the same bytes.
     #[arg(long, value_enum, default_value_t = Reemit::Changed)]
     pub reemit: Reemit,
+
+    /// How members agree on who reads which partition; all of a group the same.
+    #[arg(long, value_enum, default_value_t = GroupProtocol::Classic)]
+    pub group_protocol: GroupProtocol,
 
     /// Port of the HTTP server, 0 for a free one.
     #[arg(long, default_value_t = 8082)]

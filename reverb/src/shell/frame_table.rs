@@ -38,6 +38,10 @@ impl FrameTable {
         &self.frames
     }
 
+    pub(crate) fn into_frames(self) -> Frames {
+        self.frames
+    }
+
     /// Takes in the frames that are there, waiting up to `timeout` for the first; returns whether any
     /// came.
     pub(crate) fn follow(&mut self, timeout: Duration) -> Result<bool, TableError> {

@@ -316,6 +316,6 @@ fn take(merge: &mut Merge, entry: Entry<BarPartial>) {
 }
 
 /// A report's Avro body: what must be the same on every replay. The schema id is the registry's.
-fn body(report: &BarReport) -> Vec<u8> {
+pub(crate) fn body(report: &BarReport) -> Vec<u8> {
     wire(0, report).split_off(5)
 }

@@ -4,6 +4,7 @@
 //! `statusclaims-0`, a second one runs the merge.
 
 mod args;
+mod audit;
 mod beginnings;
 mod claim_decoder;
 mod frame_table;
@@ -20,4 +21,5 @@ mod status;
 mod timeouts;
 
 pub use args::{Args, Reemit};
+pub use audit::{AuditRange, Audited, Finding, audit};
 pub use run::run;

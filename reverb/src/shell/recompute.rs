@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 
 use super::claim_decoder::ClaimDecoder;
 use super::timeouts::QUERY_TIMEOUT;
-use crate::core::{Counts, Fold, Frames, Output, RawRecord, Reading, Tally, Window};
+use crate::core::{Closed, Counts, Fold, Frames, Output, RawRecord, Reading, Tally, Window};
 
 const POLL: Duration = Duration::from_millis(100);
 const SCHEMA_POLL: Duration = Duration::from_millis(10);
@@ -56,43 +56,47 @@ impl Recompute {
         let partitions = frames.get(window.closes).map_or(0, |frame| frame.claim_offsets.len());
         let mut whole = Tally::default();
         for partition in 0..partitions as i32 {
-            match self.partition(frames, window, partition, stop)? {
-                Some(share) => whole.absorb(share),
-                None => return Ok(None),
+            let mut shares = self.shares(frames, window, window, partition, stop)?;
+            match shares.pop() {
+                Some(Closed { tally, retained: true, .. }) => whole.absorb(tally),
+                _ => return Ok(None),
             }
         }
         Ok(Some(whole.counts()))
     }
 
-    fn partition(
+    /// What `partition` has of each window from `first` to `last`, in their order, read in one go.
+    pub(crate) fn shares(
         &mut self,
         frames: &Frames,
-        window: &Window,
+        first: &Window,
+        last: &Window,
         partition: i32,
         stop: &Shutdown,
-    ) -> Result<Option<Tally>, RecomputeError> {
+    ) -> Result<Vec<Closed>, RecomputeError> {
         let line = |beat| frames.get(beat).map_or(0, |frame| frame.line(partition));
-        let (start, end) = (line(window.from), line(window.closes));
-        let low = self.low(partition)?;
-        let mut fold = Fold::new(partition, window.from, start, low);
+        let (start, end) = (line(first.from), line(last.closes));
+        let mut low = self.low(partition)?;
+        let mut fold = Fold::new(partition, first.from, start, low);
         let mut outputs = Vec::new();
         if start.max(low) < end {
             let whole = self.read(partition, start.max(low)..end, stop, |offset, reading| {
                 fold.take(offset, reading, frames, RawRecord::default, &mut outputs);
             })?;
-            // Where offsets are missing, retention may have overtaken us.
-            if !whole && self.low(partition)? > start {
-                return Ok(None);
+            if !whole {
+                // Where offsets are missing, retention may have overtaken us.
+                low = self.low(partition)?;
             }
         }
-        fold.reached(end, low);
+        fold.reached(end, low.min(end));
         fold.advance(frames, &mut outputs);
-        let closed = outputs.into_iter().find_map(|output| match output {
-            Output::Closed(closed) if closed.window.from == window.from => Some(closed),
+        let closed = outputs.into_iter().filter_map(|output| match output {
+            Output::Closed(closed) if closed.window.from <= last.from => Some(*closed),
             _ => None,
         });
-        let closed = closed.expect("a window closes once its closing line is reached");
-        Ok(closed.retained.then_some(closed.tally))
+        let overtaken = |window: &Window| line(window.from) < low && line(window.from) < line(window.closes);
+        let judged = closed.map(|closed| Closed { retained: closed.retained && !overtaken(&closed.window), ..closed });
+        Ok(judged.collect())
     }
 
     fn low(&self, partition: i32) -> Result<i64, RecomputeError> {

@@ -84,7 +84,7 @@ fn member(
     metrics: Arc<Metrics>,
     status: SharedStatus,
 ) -> anyhow::Result<Member> {
-    let mut settings = broker.group_member();
+    let mut settings = broker.group_member(args.group_protocol);
     // Only where control records end a partition do statistics matter, so they may be a second old.
     settings.set("statistics.interval.ms", "1000");
     let consumer: GroupConsumer = settings.create_with_context(Group::default())?;

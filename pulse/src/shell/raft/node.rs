@@ -137,8 +137,9 @@ impl Node {
             (ServerState::Leader, _) => {
                 Standing::Leader { term: metrics.current_term, alone: voters == [self.name].into() }
             }
-            (_, Some(leader)) if leader != self.name => Standing::Follower { leader: leader.to_string() },
+            // A node that was removed remembers who led, and hears of nobody any more.
             _ if !voters.contains(&self.name) => Standing::Outsider,
+            (_, Some(leader)) if leader != self.name => Standing::Follower { leader: leader.to_string() },
             _ => Standing::Leaderless,
         })
     }

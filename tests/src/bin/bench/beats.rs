@@ -79,11 +79,11 @@ pub(crate) fn run(table: &mut Table) {
 
 /// What a run of beats was like, in milliseconds.
 struct Run {
-    /// |emitted_at - scheduled_at|.
+    /// How far `emitted_at` is from `scheduled_at`.
     jitter: Vec<f64>,
     /// The same of a thread that sleeps to the same deadlines.
     bare: Vec<f64>,
-    /// From scheduled_at to a subscriber's hands.
+    /// From `scheduled_at` to a subscriber's hands.
     delivery: Vec<f64>,
     /// What the schedule has lost or won over the run.
     drift_ms: f64,

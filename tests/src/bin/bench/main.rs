@@ -11,9 +11,11 @@ mod takeover;
 
 use table::Table;
 
+/// A part's name, and what measures it.
+type Part = (&'static str, fn(&mut Table));
+
 fn main() {
-    let parts: [(&str, fn(&mut Table)); 3] =
-        [("takeover", takeover::run), ("beats", beats::run), ("claims", claims_per_second::run)];
+    let parts: [Part; 3] = [("takeover", takeover::run), ("beats", beats::run), ("claims", claims_per_second::run)];
     let chosen: Vec<String> = std::env::args().skip(1).collect();
     if let Some(unknown) = chosen.iter().find(|name| parts.iter().all(|(part, _)| part != name)) {
         let names = parts.map(|(name, _)| name).join(", ");

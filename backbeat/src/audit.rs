@@ -1,0 +1,138 @@
+//! `backbeat audit`.
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use backbeat_broker::{Broker, KafkaArgs, Registry};
+use backbeat_reverb::shell::{AuditRange, Audited, Finding, audit};
+use backbeat_schemas::BeatIndex;
+use serde_json::{Value, json};
+use tokio::runtime::Runtime;
+
+/// The exit code when a report is not what the log says, or is not there.
+const FOUND: u8 = 3;
+
+/// Flags of `backbeat audit`.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Args {
+    /// The first beat to look at; by default the first that is retained.
+    #[arg(long, value_name = "BEAT", value_parser = clap::value_parser!(i64).range(0..))]
+    from: Option<i64>,
+
+    /// The last beat to look at; by default the newest of a window that can have a report.
+    #[arg(long, value_name = "BEAT", value_parser = clap::value_parser!(i64).range(0..))]
+    to: Option<i64>,
+
+    /// How to say what was found: text, or one JSON object a line.
+    #[arg(long, value_enum, default_value = "text")]
+    output: Output,
+
+    #[command(flatten)]
+    kafka: KafkaArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+/// How many windows there are of each kind.
+#[derive(Default)]
+struct Summary {
+    identical: u64,
+    different: u64,
+    missing: u64,
+    duplicate: u64,
+    not_retained: u64,
+}
+
+impl Summary {
+    fn count(&mut self, finding: &Finding) {
+        *match finding {
+            Finding::Identical => &mut self.identical,
+            Finding::Duplicate { .. } => &mut self.duplicate,
+            Finding::Different { .. } => &mut self.different,
+            Finding::Missing => &mut self.missing,
+            Finding::NotRetained => &mut self.not_retained,
+        } += 1;
+    }
+
+    fn windows(&self) -> u64 {
+        self.identical + self.different + self.missing + self.duplicate + self.not_retained
+    }
+}
+
+#[allow(clippy::print_stdout, reason = "it is the command's output")]
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let runtime = Runtime::new()?;
+    let stop = {
+        let _inside = runtime.enter();
+        backbeat_service::on_signals()?
+    };
+    let broker = Broker::new(&args.kafka, "backbeat-audit")?;
+    let registry = Registry::new(&args.kafka.schema_registry)?;
+    let beat = |beat: Option<i64>| beat.map(BeatIndex::try_from).transpose();
+    let range = AuditRange { from: beat(args.from)?, to: beat(args.to)? };
+    let mut summary = Summary::default();
+    let shows_progress = std::io::stderr().is_terminal();
+    audit(&broker, &registry, runtime.handle(), range, &stop, |audited| {
+        summary.count(&audited.finding);
+        match args.output {
+            Output::Json => println!("{}", as_json(&audited)),
+            Output::Text if audited.finding != Finding::Identical => println!("{}", as_text(&audited)),
+            Output::Text => {}
+        }
+        if shows_progress {
+            // A terminal that is gone misses nothing.
+            let _ = write!(std::io::stderr(), "\r{} windows", summary.windows());
+        }
+    })?;
+    if shows_progress {
+        let _ = writeln!(std::io::stderr());
+    }
+    let Summary { identical, different, missing, duplicate, not_retained } = summary;
+    let counts = format!(
+        "{} windows: {identical} identical, {different} different, {missing} missing, {duplicate} duplicate, {not_retained} not retained",
+        summary.windows()
+    );
+    match args.output {
+        Output::Text => println!("{counts}"),
+        Output::Json => tracing::info!("{counts}"),
+    }
+    Ok(if different + missing + duplicate > 0 { ExitCode::from(FOUND) } else { ExitCode::SUCCESS })
+}
+
+fn as_text(audited: &Audited) -> String {
+    let (beat, id) = (audited.from_beat, audited.window_id);
+    match &audited.finding {
+        Finding::Identical => format!("identical     beat {beat}  window {id}"),
+        Finding::Duplicate { reports } => format!("duplicate     beat {beat}  window {id}: {reports} reports"),
+        Finding::Missing => format!("missing       beat {beat}  window {id}"),
+        Finding::NotRetained => format!("not retained  beat {beat}  window {id}: its claims are gone, in part or all"),
+        Finding::Different { published, computed } => {
+            let fields = differences(&json!(published), &json!(computed));
+            format!("different     beat {beat}  window {id}: {}", fields.join(", "))
+        }
+    }
+}
+
+/// `field: published, not computed` for each field that differs.
+fn differences(published: &Value, computed: &Value) -> Vec<String> {
+    let fields = published.as_object().into_iter().flatten();
+    let differs = fields.filter(|(field, value)| computed[field.as_str()] != **value);
+    differs.map(|(field, value)| format!("{field} {value}, computed {}", computed[field.as_str()])).collect()
+}
+
+fn as_json(audited: &Audited) -> Value {
+    let (finding, detail) = match &audited.finding {
+        Finding::Identical => ("identical", json!({})),
+        Finding::Duplicate { reports } => ("duplicate", json!({ "reports": reports })),
+        Finding::Missing => ("missing", json!({})),
+        Finding::NotRetained => ("not_retained", json!({})),
+        Finding::Different { published, computed } => {
+            ("different", json!({ "published": published, "computed": computed }))
+        }
+    };
+    json!({ "window_id": audited.window_id, "from_beat": audited.from_beat, "finding": finding, "detail": detail })
+}
