@@ -4,6 +4,7 @@ mod audit;
 mod dev;
 mod dev_state;
 mod kafka_tool;
+mod replay;
 mod status;
 mod tail;
 mod tempo;
@@ -39,6 +40,8 @@ enum Command {
     ///
     /// Exits with 0 if all are the same, with 3 if one differs, is missing or is there twice.
     Audit(audit::Args),
+    /// Puts reverb's group back to a window, so that it computes again from there; shows the plan first.
+    Replay(replay::Args),
     /// Prints records as JSON lines.
     Tail(tail::Args),
     /// Runs one of Kafka's own command-line tools.
@@ -56,6 +59,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         // Its children are run and looked after on this thread.
         Command::Dev(args) => dev::run(&args),
         Command::Audit(args) => audit::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Tempo(args) => tempo::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Kafka(args) => kafka_tool::run(&args),

@@ -44,20 +44,27 @@ impl FromStr for Hlc {
 
     fn from_str(text: &str) -> Result<Self, HlcError> {
         let parse = || {
-            let mut parts = text.split(':');
-            let physical = hex(parts.next()?, 1..=12)?;
-            let logical = hex(parts.next()?, 4..=4)?;
-            let node = hex(parts.next()?, 4..=4)?;
-            let hlc = Self { physical, logical: logical as u16, node: node as u16 };
-            parts.next().is_none().then_some(hlc)
+            // The last two parts have a fixed length, and every claim has its reading checked.
+            let (physical, rest) = text.as_bytes().split_at_checked(text.len().checked_sub(10)?)?;
+            let [b':', logical @ .., _, _, _, _, _] = rest else { return None };
+            let [.., b':', n0, n1, n2, n3] = rest else { return None };
+            let physical = (1..=12).contains(&physical.len()).then(|| hex(physical))??;
+            Some(Self { physical, logical: hex(logical)? as u16, node: hex(&[*n0, *n1, *n2, *n3])? as u16 })
         };
         parse().ok_or_else(|| HlcError(shortened(text)))
     }
 }
 
-fn hex(digits: &str, lengths: std::ops::RangeInclusive<usize>) -> Option<u64> {
-    let lower_case = digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-    if lower_case && lengths.contains(&digits.len()) { u64::from_str_radix(digits, 16).ok() } else { None }
+/// The number that at most 12 lower-case digits make.
+fn hex(digits: &[u8]) -> Option<u64> {
+    digits.iter().try_fold(0, |number, digit| {
+        let value = match digit {
+            b'0'..=b'9' => digit - b'0',
+            b'a'..=b'f' => digit - b'a' + 10,
+            _ => return None,
+        };
+        Some(number << 4 | u64::from(value))
+    })
 }
 
 /// Errors quote what they refuse, but not a megabyte of it.

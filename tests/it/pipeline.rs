@@ -143,6 +143,55 @@ fn a_real_clusters_tasks_go_through_and_replays_give_the_same_bytes() {
     assert_eq!(audit.status.code(), Some(3), "a script can tell");
 }
 
+/// The operator's way to replay: a plan first, refused while members run, then from the very window.
+#[test]
+fn a_replay_begins_at_the_window_that_was_asked_for() {
+    let cluster = Cluster::new(3);
+    let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200", "--bar", "4"]);
+    let first = reverb(&cluster, &[]);
+    let sim = cluster.start("agent-sim", &["--agents", "20"]);
+    wait_for_reports(&cluster, 8);
+    drop((sim, pulse));
+    let replay = |args: &[&str]| {
+        let output = cluster.command("backbeat", &[&["replay"], args].concat()).output().expect("it runs");
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+    };
+    let reports = cluster.reports();
+    let wanted = &reports[5].record;
+    let (ok, said) = replay(&["--to-beat", &wanted.to_beat.to_string()]);
+    assert!(ok && said.contains("nothing was changed"), "{said}");
+    let plan = format!("from window {}: beats {}", wanted.window_id, wanted.from_beat);
+    assert!(said.contains(&plan), "{said}");
+    for (partition, offset) in wanted.from_offsets.iter().enumerate() {
+        assert!(said.contains(&format!("partition {partition:<4} offset {offset}")), "{said}");
+    }
+    for same in [["--to-window", &wanted.window_id.to_string()], ["--to-datetime", &wanted.opened_at.to_string()]] {
+        let (ok, said) = replay(&same);
+        assert!(ok && said.contains(&plan), "{same:?}: {said}");
+    }
+    let (ok, said) = replay(&["--to-earliest"]);
+    assert!(ok && said.contains("beats 0 to"), "{said}");
+    let (ok, said) = replay(&["--to-beat", "1000000"]);
+    assert!(!ok && said.contains("has not been published yet"), "{said}");
+    let execute = ["--to-beat", &wanted.from_beat.to_string(), "--execute"];
+    let (ok, said) = replay(&execute);
+    assert!(!ok && said.contains("stop reverb first"), "{said}");
+
+    drop(first);
+    let (ok, said) = replay(&execute);
+    assert!(ok && said.contains("done"), "{said}");
+    let before = verdicts(&cluster);
+    let second = reverb(&cluster, &[]);
+    let again = reports.iter().filter(|entry| entry.record.from_beat >= wanted.from_beat).count();
+    let verified = || count(&verdicts(&cluster), Verdict::Verified) - count(&before, Verdict::Verified);
+    wait_until("the windows from there on", LIMIT, || verified() >= again);
+    assert!(second.log().contains(&format!("from_beat={}", wanted.from_beat)), "{}", second.log());
+    drop(second);
+    assert_eq!(verified(), again, "and none before");
+    assert_eq!(cluster.reports().len(), reports.len(), "nothing is written");
+}
+
 /// A report that says something else than the log, and one that is not there, are found.
 #[test]
 fn an_audit_finds_what_is_wrong() {

@@ -15,6 +15,7 @@ mod merger;
 mod metrics;
 mod owned_partition;
 mod recompute;
+mod replay;
 mod report_index;
 mod run;
 mod status;
@@ -22,4 +23,5 @@ mod timeouts;
 
 pub use args::{Args, Reemit};
 pub use audit::{AuditRange, Audited, Finding, audit};
+pub use replay::{ReplayPlan, ReplayTo, execute_replay, plan_replay};
 pub use run::run;

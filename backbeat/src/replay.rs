@@ -1,0 +1,78 @@
+//! `backbeat replay`.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use backbeat_broker::{Broker, KafkaArgs, Registry};
+use backbeat_reverb::shell::{ReplayPlan, ReplayTo, execute_replay, plan_replay};
+use backbeat_schemas::{BeatIndex, Timestamp, WindowId};
+use chrono::DateTime;
+use tokio::runtime::Runtime;
+
+/// Flags of `backbeat replay`.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    to: Target,
+
+    /// Do it; without this the plan is shown and nothing is changed.
+    #[arg(long)]
+    execute: bool,
+
+    #[command(flatten)]
+    kafka: KafkaArgs,
+}
+
+#[derive(Debug, Clone, clap::Args)]
+#[group(required = true, multiple = false)]
+#[allow(clippy::struct_field_names, reason = "they are the flags")]
+struct Target {
+    /// To the window that has this beat.
+    #[arg(long, value_name = "BEAT", value_parser = clap::value_parser!(i64).range(0..))]
+    to_beat: Option<i64>,
+
+    /// To this window.
+    #[arg(long, value_name = "ID")]
+    to_window: Option<WindowId>,
+
+    /// To the window that was open then, such as 2026-11-22T08:55:32Z.
+    #[arg(long, value_name = "INSTANT", value_parser = instant)]
+    to_datetime: Option<Timestamp>,
+
+    /// To the oldest window whose claims are wholly there.
+    #[arg(long)]
+    to_earliest: bool,
+}
+
+fn instant(text: &str) -> Result<Timestamp, String> {
+    let parsed = DateTime::parse_from_rfc3339(text);
+    let parsed = parsed.map_err(|error| format!("not RFC 3339, as 2026-11-22T08:55:32Z is: {error}"))?;
+    Ok(Timestamp::from_millis(parsed.timestamp_millis()))
+}
+
+#[allow(clippy::print_stdout, reason = "it is the command's output")]
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let runtime = Runtime::new()?;
+    let broker = Broker::new(&args.kafka, "backbeat-replay")?;
+    let registry = Registry::new(&args.kafka.schema_registry)?;
+    let Target { to_beat, to_window, to_datetime, .. } = &args.to;
+    let to = match (to_beat, to_window, to_datetime) {
+        (Some(beat), _, _) => ReplayTo::Beat(BeatIndex::try_from(*beat).context("--to-beat")?),
+        (_, Some(window), _) => ReplayTo::Window(*window),
+        (_, _, Some(instant)) => ReplayTo::Instant(*instant),
+        _ => ReplayTo::Earliest,
+    };
+    let plan = plan_replay(&broker, &registry, runtime.handle(), to)?;
+    let ReplayPlan { group, window_id, from_beat, newest_beat, offsets, claims } = &plan;
+    println!("group {group} from window {window_id}: beats {from_beat} to {newest_beat}, {claims} claims to read");
+    for (partition, offset) in offsets {
+        println!("  partition {partition:<4} offset {offset}");
+    }
+    if args.execute {
+        execute_replay(&broker, &plan)?;
+        println!("done: start reverb, and it computes these windows again");
+    } else {
+        println!("nothing was changed: --execute does it, while reverb is stopped");
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,142 @@
+//! Puts reverb's group back to a window, at exact lines, so that it computes again from there.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, bail, ensure};
+use backbeat_broker::{Broker, GroupProtocol, LogReader, Registry, TopicName};
+use backbeat_schemas::{BeatFrame, BeatIndex, Timestamp, WindowId};
+use rdkafka::consumer::{CommitMode, Consumer};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::metadata::MetadataTopic;
+use tokio::runtime::Handle;
+
+use super::group::{Group, GroupConsumer, Position, commit};
+use super::timeouts::QUERY_TIMEOUT;
+
+/// Where a replay begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplayTo {
+    /// The window that has this beat.
+    Beat(BeatIndex),
+    /// This window.
+    Window(WindowId),
+    /// The window that was open at this instant.
+    Instant(Timestamp),
+    /// The oldest window whose claims are wholly there.
+    Earliest,
+}
+
+/// What a replay would do.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub struct ReplayPlan {
+    /// The group.
+    pub group: String,
+    /// The first window.
+    pub window_id: WindowId,
+    /// Its downbeat.
+    pub from_beat: BeatIndex,
+    /// The newest beat.
+    pub newest_beat: BeatIndex,
+    /// By partition: the line that the group is put to.
+    pub offsets: BTreeMap<i32, i64>,
+    /// How many claims lie between there and the ends of the partitions.
+    pub claims: i64,
+}
+
+/// What a replay to `to` would do; nothing is changed. Blocks.
+pub fn plan_replay(broker: &Broker, registry: &Registry, runtime: &Handle, to: ReplayTo) -> anyhow::Result<ReplayPlan> {
+    let mut frames = LogReader::<BeatFrame>::for_searches(broker, registry, runtime, TopicName::BeatFrames)?;
+    let newest = frames.last()?.context("no beat has been published yet")?.record;
+    let ends = partition_ends(broker)?;
+    let is_whole = |frame: &BeatFrame| ends.iter().all(|(partition, (low, _))| frame.line(*partition) >= *low);
+    let within = match to {
+        ReplayTo::Beat(beat) => {
+            let newest = newest.beat_index;
+            ensure!(beat <= newest, "beat {beat} has not been published yet; the newest is {newest}");
+            frames.first_where(|frame| frame.beat_index >= beat)?.map(|entry| entry.record)
+        }
+        ReplayTo::Window(id) => {
+            frames.last_where(|frame| frame.window_id == id && frame.downbeat)?.map(|entry| entry.record)
+        }
+        ReplayTo::Instant(instant) => {
+            let after = frames.first_where(|frame| frame.scheduled_at > instant)?.map(|entry| entry.record);
+            let beat = after.map_or(Some(newest.beat_index), |after| after.beat_index.previous());
+            let beat = beat.with_context(|| format!("{instant} is before the first beat"))?;
+            frames.first_where(|frame| frame.beat_index >= beat)?.map(|entry| entry.record)
+        }
+        ReplayTo::Earliest => frames.first_where(is_whole)?.map(|entry| entry.record),
+    };
+    let within = within.context(match to {
+        ReplayTo::Window(_) => "there is no such window",
+        _ => "there is no such beat",
+    })?;
+    let opening = if to == ReplayTo::Earliest {
+        // The next downbeat: the window of this frame itself may have lost its head.
+        next_downbeat(&mut frames, &within)?
+    } else {
+        frames.last_where(|frame| frame.window_id == within.window_id && frame.downbeat)?.map(|entry| entry.record)
+    };
+    let opening = opening.context("the window's downbeat is not in the log")?;
+    ensure!(
+        is_whole(&opening),
+        "claims of window {} are gone, so it cannot be computed again; `--to-earliest` begins with the oldest that can",
+        opening.window_id
+    );
+    let offsets: BTreeMap<i32, i64> = ends.keys().map(|partition| (*partition, opening.line(*partition))).collect();
+    let claims = ends.iter().map(|(partition, (_, end))| (end - offsets[partition]).max(0)).sum();
+    Ok(ReplayPlan {
+        group: broker.topics().group(),
+        window_id: opening.window_id,
+        from_beat: opening.beat_index,
+        newest_beat: newest.beat_index,
+        offsets,
+        claims,
+    })
+}
+
+/// Puts the group where `plan` says. Refused while the group has members: they would not notice. Blocks.
+pub fn execute_replay(broker: &Broker, plan: &ReplayPlan) -> anyhow::Result<()> {
+    let consumer = group_consumer(broker)?;
+    let groups = consumer.fetch_group_list(Some(&plan.group), QUERY_TIMEOUT)?;
+    let members: usize = groups.groups().iter().map(|group| group.members().len()).sum();
+    ensure!(members == 0, "group {} has {members} members: stop reverb first", plan.group);
+    let metadata = format!("1:{}", plan.from_beat);
+    let position = |offset: &i64| Position { offset: *offset, metadata: metadata.clone() };
+    let positions = plan.offsets.iter().map(|(partition, offset)| (*partition, position(offset))).collect();
+    let topic = broker.topics().name(TopicName::StatusClaims);
+    match commit(&consumer, &topic, &positions, CommitMode::Sync) {
+        Ok(()) => Ok(()),
+        // Members of a group that the broker assigns are not in the list.
+        Err(KafkaError::ConsumerCommit(error)) => {
+            bail!("kafka refused to move group {} ({error}): if reverb runs, stop it first", plan.group)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A consumer with the group's name that never joins it.
+fn group_consumer(broker: &Broker) -> KafkaResult<GroupConsumer> {
+    broker.group_member(GroupProtocol::Classic).create_with_context(Group::default())
+}
+
+/// The low and the end of every partition of `statusclaims`.
+fn partition_ends(broker: &Broker) -> anyhow::Result<BTreeMap<i32, (i64, i64)>> {
+    let consumer = group_consumer(broker)?;
+    let topic = broker.topics().name(TopicName::StatusClaims);
+    let metadata = consumer.fetch_metadata(Some(&topic), QUERY_TIMEOUT)?;
+    let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
+    partitions
+        .map(|partition| Ok((partition.id(), consumer.fetch_watermarks(&topic, partition.id(), QUERY_TIMEOUT)?)))
+        .collect()
+}
+
+/// `frame`, if it is a downbeat, or the first one after it.
+fn next_downbeat(frames: &mut LogReader<BeatFrame>, frame: &BeatFrame) -> anyhow::Result<Option<BeatFrame>> {
+    if frame.downbeat {
+        return Ok(Some(frame.clone()));
+    }
+    // The next window's name differs, from its downbeat on.
+    let (beat, window) = (frame.beat_index, frame.window_id);
+    let next = frames.first_where(|other| other.beat_index > beat && other.window_id != window)?;
+    Ok(next.map(|entry| entry.record))
+}
