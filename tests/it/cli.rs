@@ -70,8 +70,8 @@ fn services_wait_for_a_kafka_or_a_registry_that_is_away() {
     let flags = ["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200"];
     let without_registry = cluster.serve("pulse", &[&flags[..], &["--schema-registry", &registry_url]].concat());
     let kafka = format!("127.0.0.1:{kafka_port}");
-    let without_kafka = cluster
-        .serve("pulse", &[&flags[..], &["--bootstrap-servers", &kafka, "--schema-registry", &registry_url]].concat());
+    let elsewhere = ["--node", "other", "--bootstrap-servers", &kafka, "--schema-registry", &registry_url];
+    let without_kafka = cluster.serve("pulse", &[&flags[..], &elsewhere].concat());
     wait_until("a word about the registry", limit, || {
         without_registry.log().contains("waiting for the schema registry")
     });

@@ -95,7 +95,7 @@ fn it_shows_beats_and_whole_reports_and_ctrl_c_stops_everything() {
         .output()
         .expect("it runs");
     let said = String::from_utf8_lossy(&status.stdout).into_owned();
-    assert!(status.status.success() && said.matches("  ready").count() == 3, "{said}");
+    assert!(status.status.success() && said.matches("  ready").count() == 5, "{said}");
 
     kill_process(pid(&child), Signal::INT).expect("it is there");
     assert!(child.wait().expect("it ends").success(), "{}", shown(dir.path()));
@@ -136,6 +136,6 @@ fn a_program_that_dies_ends_it_with_the_reason() {
     let mut child = dev(dir.path(), "0", &["--cluster", ""]);
     assert!(!child.wait().expect("it ends").success());
     let said = fs::read_to_string(dir.path().join("stderr.txt")).expect("it said something");
-    assert!(said.contains("pulse has ended") && said.contains("--cluster is empty"), "{said}");
+    assert!(said.contains("pulse-1 has ended") && said.contains("--cluster \"\" is no cluster name"), "{said}");
     wait_until("nothing is left", LIMIT, || processes_of(dir.path()).is_empty());
 }
