@@ -136,6 +136,6 @@ fn a_program_that_dies_ends_it_with_the_reason() {
     let mut child = dev(dir.path(), "0", &["--cluster", ""]);
     assert!(!child.wait().expect("it ends").success());
     let said = fs::read_to_string(dir.path().join("stderr.txt")).expect("it said something");
-    assert!(said.contains("pulse-1 has ended") && said.contains("--cluster \"\" is no cluster name"), "{said}");
+    assert!(said.contains(" has ended") && said.contains("--cluster \"\" is no cluster name"), "{said}");
     wait_until("nothing is left", LIMIT, || processes_of(dir.path()).is_empty());
 }
