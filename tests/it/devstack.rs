@@ -15,7 +15,7 @@ use tempfile::TempDir;
 const LIMIT: Duration = Duration::from_secs(90);
 
 /// `backbeat dev`, Kafka on `kafka_port` and the rest on free ones, fast, with its own Kafka whatever the environment says.
-fn dev(dir: &Path, kafka_port: &str, more: &[&str]) -> Child {
+fn dev(dir: &Path, kafka_port: &str, more: &[&str]) -> Dev {
     // Downloads happen once, and not within the time that a test waits.
     stock_tool("kafka.Kafka").expect("Kafka can be downloaded");
     let mut command = Command::new(Program::executable("backbeat"));
@@ -35,7 +35,18 @@ fn dev(dir: &Path, kafka_port: &str, more: &[&str]) -> Child {
     command.args(more).env_remove("KAFKA_BOOTSTRAP_SERVERS").env_remove("SCHEMA_REGISTRY_URL");
     let out = fs::File::create(dir.join("stdout.txt")).expect("creates");
     let err = fs::File::create(dir.join("stderr.txt")).expect("creates");
-    command.stdin(Stdio::null()).stdout(out).stderr(err).spawn().expect("it starts")
+    Dev(command.stdin(Stdio::null()).stdout(out).stderr(err).spawn().expect("it starts"))
+}
+
+/// A run of `backbeat dev`, which ends with the test, however that ends.
+struct Dev(Child);
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        // It has ended already, where the test went well.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
 }
 
 fn shown(dir: &Path) -> String {
@@ -74,7 +85,7 @@ fn wait_for_a_whole_report(dir: &Path) -> String {
     })
 }
 
-fn pid(child: &Child) -> Pid {
+fn pid(Dev(child): &Dev) -> Pid {
     Pid::from_child(child)
 }
 
@@ -98,7 +109,7 @@ fn it_shows_beats_and_whole_reports_and_ctrl_c_stops_everything() {
     assert!(status.status.success() && said.matches("  ready").count() == 5, "{said}");
 
     kill_process(pid(&child), Signal::INT).expect("it is there");
-    assert!(child.wait().expect("it ends").success(), "{}", shown(dir.path()));
+    assert!(child.0.wait().expect("it ends").success(), "{}", shown(dir.path()));
     assert_eq!(processes_of(dir.path()), BTreeMap::new());
     let status = Command::new(Program::executable("backbeat"))
         .args(["status", "--dir"])
@@ -114,7 +125,7 @@ fn killed_with_9_it_leaves_no_process_behind() {
     let mut child = dev(dir.path(), "0", &["--agents", "7"]);
     wait_for_a_whole_report(dir.path());
     kill_process(pid(&child), Signal::KILL).expect("it is there");
-    child.wait().expect("it ends");
+    child.0.wait().expect("it ends");
     wait_until("nothing is left", LIMIT, || processes_of(dir.path()).is_empty());
 }
 
@@ -124,7 +135,7 @@ fn a_taken_port_is_a_clear_error_and_nothing_is_left() {
     let port = taken.local_addr().expect("an address").port().to_string();
     let dir = TempDir::new().expect("a directory");
     let mut child = dev(dir.path(), &port, &[]);
-    assert!(!child.wait().expect("it ends").success());
+    assert!(!child.0.wait().expect("it ends").success());
     let said = fs::read_to_string(dir.path().join("stderr.txt")).expect("it said something");
     assert!(said.contains(&format!("port {port} for kafka is taken by another process")), "{said}");
     wait_until("nothing is left", LIMIT, || processes_of(dir.path()).is_empty());
@@ -134,7 +145,7 @@ fn a_taken_port_is_a_clear_error_and_nothing_is_left() {
 fn a_program_that_dies_ends_it_with_the_reason() {
     let dir = TempDir::new().expect("a directory");
     let mut child = dev(dir.path(), "0", &["--cluster", ""]);
-    assert!(!child.wait().expect("it ends").success());
+    assert!(!child.0.wait().expect("it ends").success());
     let said = fs::read_to_string(dir.path().join("stderr.txt")).expect("it said something");
     assert!(said.contains(" has ended") && said.contains("--cluster \"\" is no cluster name"), "{said}");
     wait_until("nothing is left", LIMIT, || processes_of(dir.path()).is_empty());
