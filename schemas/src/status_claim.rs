@@ -76,7 +76,7 @@ impl From<StatusClaim> for BorrowedClaim<'static> {
 
 impl WriterSchema<StatusClaim> {
     /// The claim in `body`, as [`WriterSchema::decode`] gives it, but without copying its texts where it was
-    /// written with our schema: there are many claims, and this is ten times as fast.
+    /// written with our schema: there are many claims, and this is several times as fast.
     pub fn decode_borrowed<'r>(&self, body: &'r [u8]) -> Result<BorrowedClaim<'r>, DecodeError> {
         if !self.is_ours() {
             return self.decode(body).map(Into::into);
