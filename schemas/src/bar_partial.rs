@@ -44,6 +44,11 @@ impl BarPartial {
         self
     }
 
+    /// One partition's share, if that is what the record says.
+    pub fn partial(&self) -> Option<&Partial> {
+        self.partial.as_ref()
+    }
+
     /// Whether the record says that the window is finished.
     pub fn is_done(&self) -> bool {
         self.done.is_some()

@@ -46,10 +46,9 @@ impl FromStr for Hlc {
         let parse = || {
             // The last two parts have a fixed length, and every claim has its reading checked.
             let (physical, rest) = text.as_bytes().split_at_checked(text.len().checked_sub(10)?)?;
-            let [b':', logical @ .., _, _, _, _, _] = rest else { return None };
-            let [.., b':', n0, n1, n2, n3] = rest else { return None };
+            let ([b':', logical @ ..], [b':', node @ ..]) = rest.split_at(5) else { return None };
             let physical = (1..=12).contains(&physical.len()).then(|| hex(physical))??;
-            Some(Self { physical, logical: hex(logical)? as u16, node: hex(&[*n0, *n1, *n2, *n3])? as u16 })
+            Some(Self { physical, logical: hex(logical)? as u16, node: hex(node)? as u16 })
         };
         parse().ok_or_else(|| HlcError(shortened(text)))
     }

@@ -1,15 +1,10 @@
 //! The operator's command.
 
-use std::process::Output;
 use std::time::Duration;
 
 use backbeat_devstack::{Devstack, Options, free_port, stock_tool};
 use backbeat_tests::{Cluster, stack, wait_until};
 use serde_json::Value;
-
-fn backbeat(cluster: &Cluster, args: &[&str]) -> Output {
-    cluster.command("backbeat", args).output().expect("it runs")
-}
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
@@ -20,13 +15,13 @@ const TOPICS: &[&str] = &["topics", "--replication-factor", "1", "--claim-partit
 #[test]
 fn topics_are_created_once_and_wrong_ones_refused() {
     let cluster = Cluster::without_topics();
-    let first = backbeat(&cluster, TOPICS);
+    let first = cluster.backbeat(TOPICS);
     assert!(first.status.success(), "{}", text(&first.stderr));
     assert_eq!(text(&first.stdout).matches("created ").count(), 5, "{}", text(&first.stdout));
-    let again = backbeat(&cluster, TOPICS);
+    let again = cluster.backbeat(TOPICS);
     assert!(again.status.success() && !text(&again.stdout).contains("created "));
 
-    let more = backbeat(&cluster, &["topics", "--claim-partitions", "6"]);
+    let more = cluster.backbeat(&["topics", "--claim-partitions", "6"]);
     assert!(!more.status.success());
     let expected = format!("{}statusclaims: number of partitions is 4, must be at least 6", cluster.prefix());
     assert!(text(&more.stderr).contains(&expected), "{}", text(&more.stderr));
@@ -40,7 +35,7 @@ fn topics_are_created_once_and_wrong_ones_refused() {
         "cleanup.policy=compact",
     ]);
     assert!(configs.output().expect("java runs").status.success());
-    let compacted = backbeat(&cluster, TOPICS);
+    let compacted = cluster.backbeat(TOPICS);
     assert!(!compacted.status.success());
     assert!(
         text(&compacted.stderr).contains("cleanup.policy is compact, must be delete"),
@@ -57,7 +52,7 @@ fn services_wait_for_their_topics_and_say_so() {
     wait_until("a word about the topics", limit, || pulse.log().contains("these topics are missing"));
     let (code, body) = pulse.get("/ready").expect("it answers");
     assert_eq!(code, 503, "{body}");
-    assert!(backbeat(&cluster, TOPICS).status.success());
+    assert!(cluster.backbeat(TOPICS).status.success());
     pulse.wait_ready();
 }
 
@@ -81,7 +76,7 @@ fn services_wait_for_a_kafka_or_a_registry_that_is_away() {
     let late = Devstack::start(&Options { kafka_port, registry_port, dir, throughput: false }).expect("it starts");
     without_registry.wait_ready();
     let there = ["--bootstrap-servers", &kafka, "--schema-registry", &registry_url];
-    assert!(backbeat(&cluster, &[TOPICS, &there[..]].concat()).status.success());
+    assert!(cluster.backbeat(&[TOPICS, &there[..]].concat()).status.success());
     without_kafka.wait_ready();
     drop((without_registry, without_kafka));
     late.stop();
@@ -108,15 +103,15 @@ fn tail_prints_records_as_json_lines() {
     drop(reverb);
 
     // While beats come, --follow would go on for ever without --max.
-    let frames = backbeat(&cluster, &["tail", "beatframes", "--from-beginning", "--follow", "--max", "5"]);
+    let frames = cluster.backbeat(&["tail", "beatframes", "--from-beginning", "--follow", "--max", "5"]);
     let lines: Vec<Value> =
         text(&frames.stdout).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
     let beats: Vec<i64> = lines.iter().filter_map(|line| line["beat_index"].as_i64()).collect();
     assert_eq!(beats, [0, 1, 2, 3, 4]);
     drop(pulse);
-    let reports = backbeat(&cluster, &["tail", "barreports", "--from-beginning"]);
+    let reports = cluster.backbeat(&["tail", "barreports", "--from-beginning"]);
     assert_eq!(text(&reports.stdout).lines().count(), cluster.reports().len());
-    let claims = backbeat(&cluster, &["tail", "statusclaims", "--from-beginning"]);
+    let claims = cluster.backbeat(&["tail", "statusclaims", "--from-beginning"]);
     assert!(text(&claims.stdout).lines().all(|line| line.starts_with("{\"type\":\"backbeat.statusclaim.v1\"")));
     assert!(text(&claims.stdout).lines().count() > 15, "{}", text(&claims.stdout));
 }

@@ -109,7 +109,7 @@ fn a_real_clusters_tasks_go_through_and_replays_give_the_same_bytes() {
     for member in members {
         drop(member);
     }
-    let audit = cluster.command("backbeat", &["audit"]).output().expect("it runs");
+    let audit = cluster.backbeat(&["audit"]);
     let found = format!("{0} windows: {0} identical, 0 different, 0 missing, 0 duplicate, 0 not retained", first.len());
     assert_eq!(String::from_utf8_lossy(&audit.stdout).trim(), found);
     assert!(audit.status.success());
@@ -137,7 +137,7 @@ fn a_real_clusters_tasks_go_through_and_replays_give_the_same_bytes() {
     for (before, after) in all.iter().zip(&all[first.len()..]) {
         assert_eq!(before.body, after.body, "window {}", before.record.window_id);
     }
-    let audit = cluster.command("backbeat", &["audit"]).output().expect("it runs");
+    let audit = cluster.backbeat(&["audit"]);
     let said = String::from_utf8_lossy(&audit.stdout).into_owned();
     assert!(said.contains(&format!("{} duplicate", first.len())), "{said}");
     assert_eq!(audit.status.code(), Some(3), "a script can tell");
@@ -153,7 +153,7 @@ fn a_replay_begins_at_the_window_that_was_asked_for() {
     wait_for_reports(&cluster, 8);
     drop((sim, pulse));
     let replay = |args: &[&str]| {
-        let output = cluster.command("backbeat", &[&["replay"], args].concat()).output().expect("it runs");
+        let output = cluster.backbeat(&[&["replay"], args].concat());
         let said = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8_lossy(&said).into_owned())
     };
@@ -210,7 +210,7 @@ fn an_audit_finds_what_is_wrong() {
     cluster.publish_report(&wrong);
 
     let audit = |args: &[&str]| {
-        let output = cluster.command("backbeat", &[&["audit"], args].concat()).output().expect("it runs");
+        let output = cluster.backbeat(&[&["audit"], args].concat());
         (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
     };
     let (code, said) = audit(&[]);

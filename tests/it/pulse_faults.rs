@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use backbeat_broker::{LogReader, TopicName};
 use backbeat_devstack::{Devstack, Options};
 use backbeat_schemas::BeatFrame;
-use backbeat_tests::{Cluster, PulseNodes, wait_for, wait_until};
+use backbeat_tests::{Cluster, PulseNodes, wait_for};
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -66,7 +66,7 @@ impl Scene<'_> {
     /// The node that wrote the newest frame.
     fn leader(&mut self) -> usize {
         let frame = self.wait_for_frame("a frame", |_| true);
-        frame.node.strip_prefix('n').and_then(|number| number.parse().ok()).expect("our nodes' names")
+        PulseNodes::numbered(&frame.node)
     }
 
     fn inflict(&mut self, fault: Fault, devstack: &mut Devstack, rng: &mut ChaCha8Rng) {
@@ -137,9 +137,7 @@ fn thirty_faults_in_a_row_leave_no_gap_and_no_repeat() {
     }
     let leaders = || scene.nodes.leader();
     wait_for("one leader in the end", LIMIT, leaders);
-    wait_until("all nodes to be ready", LIMIT, || {
-        (0..NODES).all(|node| scene.nodes.node(node).get("/ready").is_some_and(|(status, _)| status == 200))
-    });
+    scene.nodes.wait_until_ready();
     let frames = cluster.frames();
     check(&frames);
     let terms = frames.last().expect("there are frames").term;

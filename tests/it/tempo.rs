@@ -86,8 +86,7 @@ fn the_guard_holds_on_a_follower() {
     // The same by the command.
     let url = nodes.node(node).url().expect("it listens");
     let backbeat = |args: &[&str]| {
-        let output =
-            cluster.command("backbeat", &[&["tempo", "--url", &url], args].concat()).output().expect("it runs");
+        let output = cluster.backbeat(&[&["tempo", "--url", &url], args].concat());
         let said = [output.stdout, output.stderr].concat();
         (output.status.success(), String::from_utf8_lossy(&said).into_owned())
     };
@@ -121,7 +120,7 @@ fn a_ramp_goes_on_over_a_failover() {
     };
     let halfway = wait_for_tempo(300.0);
     assert!(halfway.tempo_bpm.bpm() < 2400.0, "too fast to be killed on the way: {halfway:?}");
-    let leader = halfway.node.strip_prefix('n').and_then(|number| number.parse().ok()).expect("our nodes' names");
+    let leader = PulseNodes::numbered(&halfway.node);
     nodes.kill(leader);
     wait_for_tempo(2400.0);
     wait_until("a beat of another node", LIMIT, || {

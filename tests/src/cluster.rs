@@ -1,7 +1,7 @@
 //! A BACKBEAT cluster with topics of its own on the shared Kafka.
 
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -107,6 +107,11 @@ impl Cluster {
         command.env("BACKBEAT_TOPIC_PREFIX", &self.kafka.topic_prefix);
         command.env("BACKBEAT_DATA_DIR", self.dir.path().join("data"));
         command
+    }
+
+    /// Runs the operator's command to its end.
+    pub fn backbeat(&self, args: &[&str]) -> Output {
+        self.command("backbeat", args).output().expect("it runs")
     }
 
     /// Starts a program without an HTTP server.

@@ -6,7 +6,7 @@ use backbeat_devstack::free_port;
 use reqwest::Method;
 use rustix::process::Signal;
 
-use crate::{Cluster, Program, wait_for};
+use crate::{Cluster, Program, wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(1);
 
@@ -42,9 +42,9 @@ impl<'c> PulseNodes<'c> {
         self.programs[node].as_ref().unwrap_or_else(|| panic!("n{node} does not run"))
     }
 
-    /// Whether a node runs.
-    pub fn is_running(&self, node: usize) -> bool {
-        self.programs[node].is_some()
+    /// The number of the node that a frame names.
+    pub fn numbered(name: &str) -> usize {
+        name.strip_prefix('n').and_then(|number| number.parse().ok()).expect("our nodes' names")
     }
 
     /// Ends a node with SIGKILL.
@@ -53,7 +53,7 @@ impl<'c> PulseNodes<'c> {
         self.programs[node] = None;
     }
 
-    /// The node that says that it leads, and the newest beat that it knows; `None` if there is none.
+    /// The node that says that it leads, if one does.
     pub fn leader(&self) -> Option<usize> {
         let leads = |node: &usize| {
             let program = self.programs[*node].as_ref()?;
@@ -66,6 +66,12 @@ impl<'c> PulseNodes<'c> {
     /// Waits for a leader.
     pub fn wait_for_leader(&self) -> usize {
         wait_for("a leader", LIMIT, || self.leader())
+    }
+
+    /// Waits until all nodes are ready.
+    pub fn wait_until_ready(&self) {
+        let is_ready = |node| self.node(node).get("/ready").is_some_and(|(status, _)| status == 200);
+        wait_until("all nodes to be ready", LIMIT, || (0..self.programs.len()).all(is_ready));
     }
 
     /// What all of them have said.

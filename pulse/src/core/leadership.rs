@@ -185,16 +185,16 @@ impl Leadership {
 
     /// What this node does.
     pub fn role(&self) -> Role {
-        match (&self.state, &self.standing) {
-            (State::Waiting { .. } | State::Publishing(_) | State::Confirming(Purpose::Beat), _) if self.degraded => {
+        match self.state {
+            State::Waiting { .. } | State::Publishing(_) | State::Confirming(Purpose::Beat) if self.degraded => {
                 Role::DegradedLeader
             }
-            (State::Waiting { .. } | State::Publishing(_) | State::Confirming(Purpose::Beat), _) => Role::Leader,
-            (State::Following | State::Abdicated { .. } | State::Listening { .. }, Standing::Follower { .. }) => {
-                Role::Follower
-            }
-            (State::Following, Standing::Outsider) => Role::Outsider,
-            (State::Following | State::Abdicated { .. } | State::Listening { .. }, _) => Role::Leaderless,
+            State::Waiting { .. } | State::Publishing(_) | State::Confirming(Purpose::Beat) => Role::Leader,
+            State::Following | State::Abdicated { .. } | State::Listening { .. } => match self.standing {
+                Standing::Follower { .. } => Role::Follower,
+                Standing::Outsider => Role::Outsider,
+                Standing::Leader { .. } | Standing::Leaderless => Role::Leaderless,
+            },
             _ => Role::TakingOver,
         }
     }
@@ -416,10 +416,8 @@ impl Leadership {
             }
             (State::Publishing(frame), Event::InDoubt) => {
                 self.in_doubt = Some(frame);
-                if self.other_leads() {
-                    self.step_down()
-                } else if self.must_abdicate(now) {
-                    self.abdicate(now)
+                if let Some(commands) = self.give_way(now) {
+                    commands
                 } else if self.is_raft_leader() && !self.has_recent_answer(now) {
                     // Asleep for a while, it would fence whoever leads by now.
                     vec![self.ask(Purpose::Approach, now)]
@@ -432,16 +430,9 @@ impl Leadership {
                 self.fenced(now)
             }
             (State::Opening, Event::Fenced) => self.fenced(now),
-            (State::Approaching | State::Opening | State::Resuming | State::Suspecting, Event::KafkaAway) => {
-                if self.other_leads() {
-                    self.step_down()
-                } else if self.must_abdicate(now) {
-                    self.abdicate(now)
-                } else {
-                    self.state = State::Pausing { until: now.monotonic + KAFKA_PAUSE };
-                    vec![Command::Close]
-                }
-            }
+            (State::Approaching | State::Opening | State::Resuming | State::Suspecting, Event::KafkaAway) => self
+                .give_way(now)
+                .unwrap_or_else(|| self.enter(State::Pausing { until: now.monotonic + KAFKA_PAUSE }, Command::Close)),
             (state, answer) => unreachable!("{answer:?} answers no command of {state:?}"),
         }
     }
@@ -549,6 +540,17 @@ impl Leadership {
         self.trying_since = None;
         self.proposed = None;
         self.enter(State::Following, Command::Close)
+    }
+
+    /// After a failure: what to do if it is not for this node to try again.
+    fn give_way(&mut self, now: Now) -> Option<Vec<Command>> {
+        if self.other_leads() {
+            Some(self.step_down())
+        } else if self.must_abdicate(now) {
+            Some(self.abdicate(now))
+        } else {
+            None
+        }
     }
 
     fn abdicate(&mut self, now: Now) -> Vec<Command> {

@@ -9,7 +9,8 @@ use backbeat_schemas::Tempo;
 use backbeat_service::{Environment, HttpArgs, LogArgs};
 
 use super::http::Writers;
-use super::raft::{Member, NodeName, Secret};
+use super::raft::{Member, NodeName};
+use super::secret::Secret;
 use crate::core::{Bounds, MAX_BAR_LENGTH, Seed};
 
 /// The cluster's metronome: publishes one `BeatFrame` per beat.

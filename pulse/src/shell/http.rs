@@ -17,7 +17,8 @@ use serde_json::{Value, json};
 use super::control::{Answer, Control, Wish};
 use super::lines::Lines;
 use super::metrics::Metrics;
-use super::raft::{NodeName, Secret};
+use super::raft::NodeName;
+use super::secret::Secret;
 use super::status::{SharedStatus, StatusBody};
 
 /// Who may change something.

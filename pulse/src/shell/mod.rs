@@ -9,6 +9,7 @@ mod metrics;
 mod publisher;
 mod raft;
 mod run;
+mod secret;
 mod status;
 mod watcher;
 

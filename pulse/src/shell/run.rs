@@ -1,5 +1,6 @@
 //! Starts the parts and joins them.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, OnceLock};
@@ -21,34 +22,35 @@ use super::http::{Api, Parts, Writers};
 use super::lines::Lines;
 use super::metrics::Metrics;
 use super::publisher::Publisher;
-use super::raft::{self, Client, Node, Secret, Store};
+use super::raft::{self, Client, Member, Node, NodeName, Store};
+use super::secret::Secret;
 use super::status::SharedStatus;
 use super::watcher::Watcher;
 use super::{Args, http};
-use crate::core::{Event, Leadership, Metronome};
+use crate::core::{Bounds, Event, Leadership, Metronome, Seed};
 
 /// A client that is slow, or a Kafka that does not answer, holds nothing up for longer.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
 
 /// Runs pulse until `shutdown`, or until it must not go on.
 pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
-    let seed = args.seed()?;
-    args.founders()?;
+    let (seed, bounds, founders, writers) = (args.seed()?, args.bounds()?, args.founders()?, args.writers()?);
+    let setup = Setup { seed, bounds, founders, writers_are_local: matches!(writers, Writers::Local) };
     args.warn_of_bounds();
     let metrics = Arc::new(Metrics::new()?);
     let status = SharedStatus::default();
     status.update(|status| {
-        status.cluster_id.clone_from(&seed.cluster_id);
+        status.cluster_id.clone_from(&setup.seed.cluster_id);
         status.node = args.node().to_string();
         status.waiting_for = Some("kafka, its topics and the schema registry".to_owned());
     });
     let api = Api { status: status.clone(), parts: Arc::new(OnceLock::new()) };
     let stop_serving = shutdown.child_token();
-    let routes = http::routes(&metrics, api.clone(), args.writers()?);
+    let routes = http::routes(&metrics, api.clone(), writers);
     let server = tokio::spawn(serve(listener, routes, stop_serving.clone()));
     let outcome = tokio::select! {
         prepared = prepare(&args) => match prepared {
-            Ok(prepared) => beat(&args, prepared, &metrics, &api, &shutdown).await,
+            Ok(prepared) => beat(&args, setup, prepared, &metrics, &api, &shutdown).await,
             Err(error) => Err(error),
         },
         () = shutdown.cancelled() => Ok(()),
@@ -60,6 +62,15 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
         tracing::warn!("a client held the http server up");
     }
     outcome
+}
+
+/// What the flags come to.
+struct Setup {
+    seed: Seed,
+    bounds: Bounds,
+    founders: BTreeMap<NodeName, Member>,
+    /// Only who is on this machine may change something, and without a token.
+    writers_are_local: bool,
 }
 
 /// What there is before Raft starts: a node that cannot reach Kafka does not stand for election.
@@ -95,13 +106,14 @@ async fn prepare(args: &Args) -> anyhow::Result<Prepared> {
 /// Takes part in the cluster until `shutdown`, or until it cannot go on.
 async fn beat(
     args: &Args,
+    setup: Setup,
     prepared: Prepared,
     metrics: &Arc<Metrics>,
     api: &Api,
     shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
     let Prepared { broker, registry, schema_id, raft_listener, secret } = prepared;
-    let seed = args.seed()?;
+    let Setup { seed, bounds, founders, writers_are_local } = setup;
     let (own, messages) = channel();
     let (publisher, commands) = channel();
 
@@ -111,11 +123,11 @@ async fn beat(
     let control = Control { raft: raft.clone(), client, conductor: own.clone() };
     let stop_raft = Shutdown::new();
     // Without a secret, Raft's port would be a way around the token.
-    let takes_wishes = secret.is_some() || matches!(args.writers()?, Writers::Local);
+    let takes_wishes = secret.is_some() || writers_are_local;
     let raft_routes = raft::routes(raft.raft(), control.routes(takes_wishes), &seed.cluster_id, args.node(), secret);
     let raft_server = raft_listener.map(|listener| tokio::spawn(serve(listener, raft_routes, stop_raft.clone())));
     if !args.join {
-        raft.found(args.founders()?).await?;
+        raft.found(founders).await?;
     }
 
     let lines = Arc::new(Lines::start(ClaimEnds::new(&broker)?)?);
@@ -137,7 +149,7 @@ async fn beat(
     let clock = Clock::start();
     // The node part of our HLC readings: any number that a rival is unlikely to have.
     let metronome = Metronome::new(seed.clone(), args.node().to_string(), rand::random());
-    let leadership = Leadership::new(metronome, args.bounds()?, Node::ELECTION_TIMEOUT, clock.now());
+    let leadership = Leadership::new(metronome, bounds, Node::ELECTION_TIMEOUT, clock.now());
     let conductor = Conductor {
         flags: seed,
         clock,

@@ -65,9 +65,9 @@ impl Kafka {
                 Some(Sabotage::TermStands) => frame.term = 1,
                 Some(Sabotage::LineAhead) => frame.claim_offsets[0] += 1_000_000,
                 Some(Sabotage::TempoLeaps) if frame.downbeat => {
-                    frame.tempo_bpm = frame.tempo_bpm.towards(frame.tempo_bpm.allowed_next().end().to_owned());
-                    frame.tempo_bpm = *frame.tempo_bpm.allowed_next().end();
-                    frame.tempo_bpm = *frame.tempo_bpm.allowed_next().end();
+                    for _ in 0..3 {
+                        frame.tempo_bpm = *frame.tempo_bpm.allowed_next().end();
+                    }
                 }
                 Some(Sabotage::DownbeatLost) => frame.downbeat = false,
                 _ => {}

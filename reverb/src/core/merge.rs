@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use backbeat_schemas::{BeatIndex, Partial};
+use backbeat_schemas::{BeatIndex, Partial, Verdict};
 
 use super::{Counts, Frames, LOGIC, Window};
 
@@ -98,6 +98,16 @@ impl Merge {
     pub fn low_without(&self, finishing: &[BeatIndex]) -> i64 {
         let left = self.sets.iter().filter(|(from, _)| !finishing.contains(from));
         left.map(|(_, set)| set.opened_at).min().unwrap_or(self.next_offset)
+    }
+}
+
+/// How a window is finished whose last report is `published` and whose right one is `ours`, and whether
+/// ours is to be written. `always` writes it even where the two agree.
+pub fn verdict<T: PartialEq>(published: Option<&T>, ours: &T, always: bool) -> (Verdict, bool) {
+    match published {
+        None => (Verdict::Written, true),
+        Some(theirs) if theirs != ours || always => (Verdict::Rewritten, true),
+        Some(_) => (Verdict::Verified, false),
     }
 }
 
@@ -207,6 +217,14 @@ mod tests {
         assert_eq!(ready(&merge), []);
         merge.partial(2, beat(2), partial(1, 1));
         assert_eq!(ready(&merge), [(0, Ready::Stuck)]);
+    }
+
+    #[test]
+    fn a_report_is_written_where_it_is_missing_or_wrong_or_always() {
+        assert_eq!(verdict(None, &1, false), (Verdict::Written, true));
+        assert_eq!(verdict(Some(&2), &1, false), (Verdict::Rewritten, true));
+        assert_eq!(verdict(Some(&1), &1, false), (Verdict::Verified, false));
+        assert_eq!(verdict(Some(&1), &1, true), (Verdict::Rewritten, true));
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::core::{Closed, Frames, Tally, Window, bar_report};
 /// Windows that are computed together: their claims are counted in memory.
 const CHUNK: usize = 32;
 /// Partitions that are read at a time.
-const READERS: i32 = 4;
+const READERS: usize = 4;
 const POLL: Duration = Duration::from_millis(100);
 
 /// The windows to look at: those that have a beat in it.
@@ -82,8 +82,10 @@ pub fn audit(
     let windows = windows(&frames, range);
     let Some(first) = windows.first() else { return Ok(()) };
     let mut published = read_reports(broker, registry, runtime, &frames, first)?;
+    let reader = |_| Recompute::new(broker, registry, runtime);
+    let mut readers = (0..READERS).map(reader).collect::<Result<Vec<_>, _>>()?;
     for chunk in windows.chunks(CHUNK) {
-        let tallies = count(broker, registry, runtime, &frames, chunk, stop)?;
+        let tallies = count(&mut readers, &frames, chunk, stop)?;
         for (window, tally) in chunk.iter().zip(tallies) {
             let reports = published.remove(&window.from).unwrap_or_default();
             let finding = tally.map_or(Finding::NotRetained, |tally| compare(&frames, window, &tally, reports));
@@ -164,19 +166,17 @@ fn read_reports(
 
 /// What the claims of `windows` come to; `None` where they are not wholly retained.
 fn count(
-    broker: &Broker,
-    registry: &Registry,
-    runtime: &Handle,
+    readers: &mut [Recompute],
     frames: &Frames,
     windows: &[Window],
     stop: &Shutdown,
 ) -> anyhow::Result<Vec<Option<Tally>>> {
     let (first, last) = (windows[0], windows[windows.len() - 1]);
-    let partitions = frames.get(last.closes).map_or(0, |frame| frame.claim_offsets.len() as i32);
+    let partitions_of = |window: &Window| frames.get(window.closes).map_or(0, |frame| frame.claim_offsets.len() as i32);
+    let partitions = partitions_of(&last);
     let tallies = Mutex::new(vec![Some(Tally::default()); windows.len()]);
     let next = AtomicI32::new(0);
-    let work = || -> anyhow::Result<()> {
-        let mut recompute = Recompute::new(broker, registry, runtime)?;
+    let work = |recompute: &mut Recompute| -> anyhow::Result<()> {
         loop {
             let partition = next.fetch_add(1, Ordering::Relaxed);
             if partition >= partitions {
@@ -185,22 +185,22 @@ fn count(
             let shares = recompute.shares(frames, &first, &last, partition, stop)?;
             let mut tallies = tallies.lock().map_err(|_| anyhow!("another reader panicked"))?;
             for Closed { window, tally, retained } in shares {
+                if partition >= partitions_of(&window) {
+                    // It was added later, and is none of this window's.
+                    continue;
+                }
                 let place = windows.iter().position(|known| known.from == window.from);
-                let whole =
-                    place.map(|place| &mut tallies[place]).context("a fold closes the windows it was asked for")?;
-                // A partition that was added later is none of this window's.
-                let is_part =
-                    frames.get(window.closes).is_some_and(|frame| partition < frame.claim_offsets.len() as i32);
+                let whole = &mut tallies[place.context("a fold closes the windows it was asked for")?];
                 match whole {
-                    Some(whole) if retained && is_part => whole.absorb(tally),
-                    _ if !is_part => {}
+                    Some(whole) if retained => whole.absorb(tally),
                     _ => *whole = None,
                 }
             }
         }
     };
     thread::scope(|scope| {
-        let readers: Vec<_> = (0..READERS.min(partitions)).map(|_| scope.spawn(work)).collect();
+        let work = &work;
+        let readers: Vec<_> = readers.iter_mut().map(|reader| scope.spawn(move || work(reader))).collect();
         readers.into_iter().try_for_each(|reader| reader.join().map_err(|_| anyhow!("a reader panicked"))?)
     })?;
     tallies.into_inner().map_err(|_| anyhow!("a reader panicked"))

@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use backbeat_schemas::{BeatFrame, BeatIndex};
-use rdkafka::consumer::Consumer;
-use rdkafka::error::KafkaError;
-use rdkafka::metadata::MetadataTopic;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::metadata::{MetadataPartition, MetadataTopic};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::frame_table::{FrameTable, TableError};
 use super::group::{GroupConsumer, Position};
 use super::timeouts::QUERY_TIMEOUT;
-use crate::core::{Fold, Frames};
+use crate::core::{Committed, Fold};
 
 /// The partitions that have no fold yet.
 #[derive(Debug, Default)]
@@ -29,8 +29,8 @@ pub(crate) struct Beginnings {
 enum Beginning {
     /// Not even what was committed.
     Unknown,
-    /// What was committed: an offset, and the downbeat in its metadata.
-    Committed { offset: i64, downbeat: Option<i64> },
+    /// Where a predecessor left off.
+    Known(Committed),
 }
 
 impl Beginnings {
@@ -64,11 +64,7 @@ impl Beginnings {
         if list.count() == 0 {
             return Ok(());
         }
-        let metadata = consumer.fetch_metadata(Some(topic), QUERY_TIMEOUT)?;
-        for partition in metadata.topics().iter().flat_map(MetadataTopic::partitions) {
-            let (low, _) = consumer.fetch_watermarks(topic, partition.id(), QUERY_TIMEOUT)?;
-            self.lows.insert(partition.id(), low);
-        }
+        self.lows.extend(watermarks(consumer, topic)?.into_iter().map(|(partition, (low, _))| (partition, low)));
         for element in consumer.committed_offsets(list, QUERY_TIMEOUT)?.elements() {
             let partition = element.partition();
             let (offset, downbeat) = match element.offset() {
@@ -77,7 +73,7 @@ impl Beginnings {
                 _ => (self.low(partition), None),
             };
             tracing::info!(partition, offset, ?downbeat, "committed position");
-            self.pending.insert(partition, Beginning::Committed { offset, downbeat });
+            self.pending.insert(partition, Beginning::Known(Committed { offset, downbeat }));
         }
         Ok(())
     }
@@ -92,11 +88,10 @@ impl Beginnings {
         table.follow(Duration::ZERO)?;
         let mut folds = Vec::new();
         for (partition, beginning) in &self.pending {
-            let Beginning::Committed { offset, downbeat } = *beginning else { continue };
-            if let Some(start) = self.start(*partition, offset, downbeat, table.frames()) {
-                let line = table.frames().get(start).map_or(0, |frame| frame.line(*partition));
-                tracing::info!(partition, from_beat = %start, offset = line, "fold begins");
-                folds.push((*partition, Fold::new(*partition, start, line, self.low(*partition))));
+            let Beginning::Known(committed) = beginning else { continue };
+            if let Some(fold) = committed.fold(*partition, table.frames(), &self.lows) {
+                tracing::info!(partition, from_beat = %fold.arrival(), offset = fold.next_offset(), "fold begins");
+                folds.push((*partition, fold));
             }
         }
         for (partition, _) in &folds {
@@ -108,44 +103,25 @@ impl Beginnings {
     /// One search for all of them: each seek costs a round trip, and there may be many partitions.
     fn find_earliest(&self, table: &mut FrameTable) -> Result<Option<BeatIndex>, TableError> {
         let reached = |frame: &BeatFrame| {
-            self.pending.iter().any(|(partition, beginning)| match *beginning {
+            self.pending.iter().any(|(partition, beginning)| match beginning {
                 Beginning::Unknown => false,
-                Beginning::Committed { offset, downbeat } => {
-                    downbeat.is_some_and(|downbeat| frame.beat_index.get() >= downbeat)
-                        || self.is_after(frame, *partition, offset)
-                }
+                Beginning::Known(committed) => committed.reached_by(frame, *partition, &self.lows),
             })
         };
         Ok(table.find(reached)?.map(|frame| frame.beat_index))
     }
 
-    /// The downbeat at which a fold begins; `None` while the table does not reach there.
-    ///
-    /// The metadata is trusted only where its downbeat's line is the committed offset; a reset changes
-    /// one without the other. Otherwise it is the oldest window at or after the offset whose claims are
-    /// retained in every partition.
-    fn start(&self, partition: i32, offset: i64, downbeat: Option<i64>, frames: &Frames) -> Option<BeatIndex> {
-        let last = frames.last()?.beat_index;
-        if let Some(downbeat) = downbeat.and_then(|downbeat| BeatIndex::try_from(downbeat).ok()) {
-            if downbeat > last {
-                // It was committed, so it is in the log, and will be in the table.
-                return None;
-            }
-            if frames.get(downbeat).is_some_and(|frame| frame.downbeat && frame.line(partition) == offset) {
-                return Some(downbeat);
-            }
-        }
-        let mut beats = frames.range(self.earliest?, last.plus(1));
-        let first = beats.find(|frame| self.is_after(frame, partition, offset))?;
-        frames.downbeat_from(first.beat_index)
-    }
-
-    /// Whether a window that opens with `frame` lies at or after `offset`, and is whole.
-    fn is_after(&self, frame: &BeatFrame, partition: i32, offset: i64) -> bool {
-        frame.line(partition) >= offset && self.lows.iter().all(|(other, low)| frame.line(*other) >= *low)
-    }
-
     fn low(&self, partition: i32) -> i64 {
         self.lows.get(&partition).copied().unwrap_or(0)
     }
+}
+
+/// The first offset and the end of every partition of `topic`.
+pub(crate) fn watermarks<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: &str,
+) -> KafkaResult<BTreeMap<i32, (i64, i64)>> {
+    let metadata = consumer.fetch_metadata(Some(topic), QUERY_TIMEOUT)?;
+    let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions).map(MetadataPartition::id);
+    partitions.map(|id| Ok((id, consumer.fetch_watermarks(topic, id, QUERY_TIMEOUT)?))).collect()
 }

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use backbeat_broker::log_client_error;
+use backbeat_schemas::BeatIndex;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::KafkaError;
 use rdkafka::statistics::Statistics;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
 use super::merger::MergeThread;
-use crate::core::Progress;
 
 /// The merge runs where this partition is owned.
 pub(crate) const MERGE_PARTITION: i32 = 0;
@@ -48,9 +48,9 @@ pub(crate) struct Position {
 }
 
 impl Position {
-    pub(crate) fn of(progress: &Progress) -> Option<Self> {
-        let (offset, from) = progress.position()?;
-        Some(Self { offset, metadata: format!("1:{from}") })
+    /// The line of the window that opens at `from`.
+    pub(crate) fn at(offset: i64, from: BeatIndex) -> Self {
+        Self { offset, metadata: format!("1:{from}") }
     }
 
     /// The downbeat in a committed offset's metadata, if the metadata is ours.

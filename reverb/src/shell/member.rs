@@ -22,7 +22,7 @@ use super::metrics::Metrics;
 use super::owned_partition::{Outlet, OwnedPartition};
 use super::status::{PartitionStatus, SharedStatus};
 use super::timeouts::QUERY_TIMEOUT;
-use crate::core::Fold;
+use crate::core::{Fold, Partition};
 
 /// Records taken before everything else is looked at.
 const BATCH: usize = 2_000;
@@ -216,7 +216,7 @@ impl Member {
         };
         for (id, fold) in folds {
             if let Some(partition) = self.partitions.get_mut(&id) {
-                partition.fold = Some(fold);
+                partition.begin(fold);
             }
         }
         Ok(())
@@ -258,8 +258,8 @@ impl Member {
                     Err(error) => tracing::warn!(%error, partition = partition.id, full, "pausing or resuming"),
                 }
             }
-            if let Some(position) = Position::of(&partition.progress) {
-                self.group.set_position(partition.id, position);
+            if let Some((offset, from)) = partition.core.as_ref().and_then(Partition::position) {
+                self.group.set_position(partition.id, Position::at(offset, from));
             }
         }
     }
@@ -277,17 +277,21 @@ impl Member {
             let (from, id) = (entry.record.from_beat, entry.record.window_id);
             match entry.record.into_body() {
                 Some(PartialBody::Partial(partial)) if partial.member == self.outlet.member => {
-                    if let Some(partition) = self.partitions.get_mut(&partial.partition) {
-                        partition.progress.met(from, partial.counter);
+                    if let Some(core) = self.core_mut(partial.partition) {
+                        core.met(from, partial.counter);
                     }
                 }
                 Some(PartialBody::Done(done)) => {
-                    self.partitions.values_mut().for_each(|partition| partition.done(from));
+                    self.partitions.values_mut().filter_map(|p| p.core.as_mut()).for_each(|core| core.done(from));
                     self.status.done(from, id, done.verdict);
                 }
                 _ => {}
             }
         }
+    }
+
+    fn core_mut(&mut self, partition: i32) -> Option<&mut Partition> {
+        self.partitions.get_mut(&partition)?.core.as_mut()
     }
 
     fn look_after_merge(&mut self) -> anyhow::Result<()> {
@@ -334,7 +338,7 @@ impl Member {
             Err(error) => tracing::warn!(%error, "committing positions"),
         }
         let oldest =
-            self.partitions.values().filter_map(|partition| Some(partition.fold.as_ref()?.oldest_beat())).min();
+            self.partitions.values().filter_map(|partition| Some(partition.core.as_ref()?.fold().oldest_beat())).min();
         if let (Some(oldest), true) = (oldest, self.beginnings.is_empty()) {
             self.table.forget_before(oldest);
         }
@@ -346,8 +350,8 @@ impl Member {
         let mut open = BTreeMap::<_, BTreeMap<i32, i64>>::new();
         let mut partitions = Vec::new();
         for partition in self.partitions.values() {
-            let fold = partition.fold.as_ref();
-            for (window, claims) in fold.iter().flat_map(|fold| fold.open()) {
+            let fold = partition.core.as_ref().map(Partition::fold);
+            for (window, claims) in fold.into_iter().flat_map(Fold::open) {
                 open.entry((window.from, window.id)).or_default().insert(partition.id, claims);
             }
             partitions.push(PartitionStatus {

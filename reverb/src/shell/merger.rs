@@ -20,7 +20,7 @@ use super::metrics::Metrics;
 use super::recompute::{Recompute, RecomputeError};
 use super::report_index::{Fingerprint, ReportIndex};
 use super::status::SharedStatus;
-use crate::core::{Counts, Merge, Ready, Window, bar_report};
+use crate::core::{Counts, Merge, Ready, Window, bar_report, verdict};
 
 /// An open transaction holds every reader of `barpartials` up: Kafka ends one after this.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -252,12 +252,8 @@ impl<'s> Session<'s> {
         let report = bar_report(self.table.frames(), &window, counts)
             .expect("a window is ready once its closing frame is there");
         let ours = ReportIndex::fingerprint(&body(&report));
-        let (verdict, write) = match self.last_report(&window)? {
-            None => (Verdict::Written, true),
-            Some(theirs) if theirs == ours => (Verdict::Verified, self.settings.reemit == Reemit::Always),
-            Some(_) => (Verdict::Rewritten, true),
-        };
-        let verdict = if write && verdict == Verdict::Verified { Verdict::Rewritten } else { verdict };
+        let published = self.last_report(&window)?;
+        let (verdict, write) = verdict(published.as_ref(), &ours, self.settings.reemit == Reemit::Always);
         Ok(Finish { window, verdict, report: write.then_some((report, ours)) })
     }
 

@@ -1,9 +1,7 @@
 //! Reverb's metrics. The first five have the prototype's names.
 
-use backbeat_schemas::{BarReport, Verdict};
+use backbeat_schemas::{BarPartial, BarReport, Verdict};
 use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
-
-use crate::core::Counts;
 
 /// From 5 ms to a minute; the requirement is one beat.
 const PROCESSING_BUCKETS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0];
@@ -101,8 +99,8 @@ impl Metrics {
         self.claims_processed.inc_by(claims);
     }
 
-    pub(crate) fn closed(&self, counts: &Counts) {
-        self.late.inc_by(counts.late_claims as u64);
+    pub(crate) fn closed(&self, partial: &BarPartial) {
+        self.late.inc_by(partial.partial().map_or(0, |share| share.late_claims as u64));
     }
 
     pub(crate) fn invalid(&self, reason: &str) {

@@ -7,9 +7,9 @@ use backbeat_broker::{Broker, GroupProtocol, LogReader, Registry, TopicName};
 use backbeat_schemas::{BeatFrame, BeatIndex, Timestamp, WindowId};
 use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::metadata::MetadataTopic;
 use tokio::runtime::Handle;
 
+use super::beginnings::watermarks;
 use super::group::{Group, GroupConsumer, Position, commit};
 use super::timeouts::QUERY_TIMEOUT;
 
@@ -47,7 +47,7 @@ pub struct ReplayPlan {
 pub fn plan_replay(broker: &Broker, registry: &Registry, runtime: &Handle, to: ReplayTo) -> anyhow::Result<ReplayPlan> {
     let mut frames = LogReader::<BeatFrame>::for_searches(broker, registry, runtime, TopicName::BeatFrames)?;
     let newest = frames.last()?.context("no beat has been published yet")?.record;
-    let ends = partition_ends(broker)?;
+    let ends = watermarks(&broker.reader()?, &broker.topics().name(TopicName::StatusClaims))?;
     let is_whole = |frame: &BeatFrame| ends.iter().all(|(partition, (low, _))| frame.line(*partition) >= *low);
     let within = match to {
         ReplayTo::Beat(beat) => {
@@ -74,7 +74,9 @@ pub fn plan_replay(broker: &Broker, registry: &Registry, runtime: &Handle, to: R
         // The next downbeat: the window of this frame itself may have lost its head.
         next_downbeat(&mut frames, &within)?
     } else {
-        frames.last_where(|frame| frame.window_id == within.window_id && frame.downbeat)?.map(|entry| entry.record)
+        let (beat, window) = (within.beat_index, within.window_id);
+        let first = frames.first_where(|frame| frame.beat_index >= beat || frame.window_id == window)?;
+        first.map(|entry| entry.record).filter(|frame| frame.downbeat)
     };
     let opening = opening.context("the window's downbeat is not in the log")?;
     ensure!(
@@ -100,9 +102,8 @@ pub fn execute_replay(broker: &Broker, plan: &ReplayPlan) -> anyhow::Result<()> 
     let groups = consumer.fetch_group_list(Some(&plan.group), QUERY_TIMEOUT)?;
     let members: usize = groups.groups().iter().map(|group| group.members().len()).sum();
     ensure!(members == 0, "group {} has {members} members: stop reverb first", plan.group);
-    let metadata = format!("1:{}", plan.from_beat);
-    let position = |offset: &i64| Position { offset: *offset, metadata: metadata.clone() };
-    let positions = plan.offsets.iter().map(|(partition, offset)| (*partition, position(offset))).collect();
+    let position = |(partition, offset): (&i32, &i64)| (*partition, Position::at(*offset, plan.from_beat));
+    let positions = plan.offsets.iter().map(position).collect();
     let topic = broker.topics().name(TopicName::StatusClaims);
     match commit(&consumer, &topic, &positions, CommitMode::Sync) {
         Ok(()) => Ok(()),
@@ -117,17 +118,6 @@ pub fn execute_replay(broker: &Broker, plan: &ReplayPlan) -> anyhow::Result<()> 
 /// A consumer with the group's name that never joins it.
 fn group_consumer(broker: &Broker) -> KafkaResult<GroupConsumer> {
     broker.group_member(GroupProtocol::Classic).create_with_context(Group::default())
-}
-
-/// The low and the end of every partition of `statusclaims`.
-fn partition_ends(broker: &Broker) -> anyhow::Result<BTreeMap<i32, (i64, i64)>> {
-    let consumer = group_consumer(broker)?;
-    let topic = broker.topics().name(TopicName::StatusClaims);
-    let metadata = consumer.fetch_metadata(Some(&topic), QUERY_TIMEOUT)?;
-    let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions);
-    partitions
-        .map(|partition| Ok((partition.id(), consumer.fetch_watermarks(&topic, partition.id(), QUERY_TIMEOUT)?)))
-        .collect()
 }
 
 /// `frame`, if it is a downbeat, or the first one after it.

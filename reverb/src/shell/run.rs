@@ -1,6 +1,7 @@
 //! Starts the parts and joins them.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Context;
 use backbeat_broker::{Broker, LogReader, Registry, SchemaCache, Sender, TopicName, wait_for_topics};
@@ -104,6 +105,7 @@ fn member(
             member: name,
             counter: 0,
             partials: Arc::default(),
+            started: Instant::now(),
         },
         merge,
         bar_length: BarLengthGuard { expected: args.bar_length, after: None },

@@ -11,8 +11,9 @@ use openraft::raft::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::server;
 use super::types::{Member, NodeName, Types};
-use super::{Secret, server};
+use crate::shell::secret::Secret;
 
 /// The pause before a node that could not be reached is tried again: an election takes longer.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);

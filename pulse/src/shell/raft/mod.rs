@@ -8,14 +8,12 @@
 
 mod client;
 mod node;
-mod secret;
 mod server;
 mod store;
 mod types;
 
 pub(crate) use client::Client;
 pub(crate) use node::{MembershipError, Node, NodeError, Peer};
-pub(crate) use secret::Secret;
 pub(crate) use server::routes;
 pub(crate) use store::Store;
 pub(crate) use types::{Member, NodeName};

@@ -12,8 +12,8 @@ use axum::{Json, Router};
 use backbeat_service::ApiError;
 use openraft::Raft;
 
-use super::Secret;
 use super::types::{NodeName, Types};
+use crate::shell::secret::Secret;
 
 pub(crate) const APPEND: &str = "/raft/append";
 pub(crate) const VOTE: &str = "/raft/vote";

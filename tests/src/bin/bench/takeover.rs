@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use backbeat_broker::{LogReader, TopicName};
 use backbeat_schemas::BeatFrame;
-use backbeat_tests::{Cluster, PulseNodes, wait_until};
+use backbeat_tests::{Cluster, PulseNodes};
 
 use crate::table::{Row, Table, median, percentile};
 
@@ -36,15 +36,13 @@ pub(crate) fn run(table: &mut Table) {
 
 /// Kills the leader; the milliseconds until another node's beat is here.
 fn kill(nodes: &mut PulseNodes<'_>, frames: &mut LogReader<BeatFrame>) -> f64 {
-    wait_until("all nodes to be ready", LIMIT, || {
-        (0..NODES).all(|node| nodes.node(node).get("/ready").is_some_and(|(status, _)| status == 200))
-    });
+    nodes.wait_until_ready();
     std::thread::sleep(SETTLE);
     while let Some(entry) = frames.poll(Duration::ZERO).expect("Kafka answers") {
         drop(entry);
     }
     let dying = next(frames, |_| true).node;
-    let leader = dying.strip_prefix('n').and_then(|number| number.parse().ok()).expect("our nodes' names");
+    let leader = PulseNodes::numbered(&dying);
     let died = Instant::now();
     nodes.kill(leader);
     next(frames, |frame| frame.node != dying);
