@@ -41,11 +41,11 @@ bench:
 	$(CARGO) build --workspace --release --locked
 	target/release/bench $(ARGS)
 
-# Pulse's simulation over SEEDS seeds from FIRST on: make simulate SEEDS=100000; one seed prints its trace
+# The simulations over SEEDS seeds from FIRST on: make simulate SEEDS=100000; one seed prints its trace
 simulate: export SEEDS ?= 20000
 simulate: export FIRST ?= 0
 simulate:
-	$(CARGO) test --release --locked -p backbeat-pulse --test simulation -- whatever --nocapture
+	$(CARGO) test --release --locked -p backbeat-pulse -p backbeat-reverb --test simulation -- whatever --nocapture
 
 ci:
 	.ci/run

@@ -1,0 +1,176 @@
+//! Every report by brute force, from all frames and all claims that ever were, and what must hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use backbeat_reverb::core::{Claim, LOGIC};
+use backbeat_schemas::{BarReport, BeatFrame, BeatIndex};
+
+use crate::kafka::{ClaimLog, Record};
+
+/// Broken.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Violation {
+    /// Which check says so.
+    pub(crate) check: &'static str,
+    detail: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.check, self.detail)
+    }
+}
+
+pub(crate) const ONE_REPORT: &str = "one report per window";
+pub(crate) const BYTES: &str = "each report is that of the log, byte for byte";
+pub(crate) const WHOLE: &str = "no report of a window that has lost claims";
+pub(crate) const COMPLETE: &str = "every whole window has a report";
+pub(crate) const CONSERVED: &str = "every claim is in one report, once";
+pub(crate) const DEAD_LETTERS: &str = "no partial without its dead letters";
+pub(crate) const MEMORY: &str = "memory within its bound";
+pub(crate) const CLOSED: &str = "every window is done soon after faults end";
+pub(crate) const COMMITTED: &str = "what is done is committed soon after faults end";
+
+pub(crate) fn ensure(holds: bool, check: &'static str, detail: impl FnOnce() -> String) -> Result<(), Violation> {
+    if holds { Ok(()) } else { Err(Violation { check, detail: detail() }) }
+}
+
+/// What becomes of one record.
+enum Fate<'l> {
+    Counted(&'l Claim<'static>),
+    Late,
+    Invalid,
+}
+
+/// The windows and what they come to.
+pub(crate) struct Model<'l> {
+    frames: &'l [BeatFrame],
+    /// What belongs in the report of the window that opens at this beat.
+    fates: BTreeMap<i64, Vec<Fate<'l>>>,
+    /// The invalid records, and the window that owns each.
+    pub(crate) invalid: Vec<(i32, i64, i64)>,
+}
+
+fn line(frame: &BeatFrame, partition: usize) -> i64 {
+    frame.claim_offsets.get(partition).copied().unwrap_or(0)
+}
+
+impl<'l> Model<'l> {
+    pub(crate) fn new(frames: &'l [BeatFrame], claims: &'l [ClaimLog]) -> Self {
+        let mut model = Self { frames, fates: BTreeMap::new(), invalid: Vec::new() };
+        for (partition, log) in claims.iter().enumerate() {
+            for (offset, record) in (0..).zip(&log.records) {
+                let Some(arrival) = frames.iter().rposition(|frame| line(frame, partition) <= offset) else { continue };
+                let owner = model.opening(arrival as i64).beat_index.get();
+                let (window, fate) = match record {
+                    Record::Control => continue,
+                    Record::Claim(claim) if (0..=arrival as i64).contains(&claim.beat) => {
+                        let opening = model.opening(claim.beat);
+                        let end = opening.beat_index.get() + i64::from(opening.bar_length) - 1;
+                        if arrival as i64 <= end + i64::from(opening.grace_beats) {
+                            (opening.beat_index.get(), Fate::Counted(claim))
+                        } else {
+                            (owner, Fate::Late)
+                        }
+                    }
+                    Record::Claim(_) | Record::Broken => {
+                        model.invalid.push((partition as i32, offset, owner));
+                        (owner, Fate::Invalid)
+                    }
+                };
+                model.fates.entry(window).or_default().push(fate);
+            }
+        }
+        model
+    }
+
+    fn opening(&self, beat: i64) -> &'l BeatFrame {
+        self.frames[..=beat as usize].iter().rfind(|frame| frame.downbeat).expect("beat 0 is a downbeat")
+    }
+
+    /// The downbeats of the windows whose closing beat is there.
+    pub(crate) fn windows(&self) -> impl Iterator<Item = &'l BeatFrame> {
+        self.frames.iter().filter(|frame| frame.downbeat && self.closing(frame).is_some())
+    }
+
+    pub(crate) fn closing(&self, opening: &BeatFrame) -> Option<&'l BeatFrame> {
+        let beat = opening.beat_index.get() + i64::from(opening.bar_length) + i64::from(opening.grace_beats);
+        self.frames.get(beat as usize)
+    }
+
+    /// Whether all claims of a window's range are there, with logs that begin at `lows`.
+    pub(crate) fn is_whole(opening: &BeatFrame, lows: &BTreeMap<i32, i64>) -> bool {
+        lows.iter().all(|(partition, low)| line(opening, *partition as usize) >= *low)
+    }
+
+    /// How many records there are below the line of `frame`.
+    pub(crate) fn records_below(frame: &BeatFrame, claims: &[ClaimLog]) -> usize {
+        let below = |(partition, log): (usize, &ClaimLog)| {
+            let records = &log.records[..line(frame, partition) as usize];
+            records.iter().filter(|record| !matches!(record, Record::Control)).count()
+        };
+        claims.iter().enumerate().map(below).sum()
+    }
+
+    /// The report of the window that opens with `opening`.
+    pub(crate) fn report(&self, opening: &BeatFrame) -> BarReport {
+        let from = opening.beat_index.get();
+        let end = from + i64::from(opening.bar_length);
+        let (bar, next) = (&self.frames[from as usize..end as usize], &self.frames[end as usize]);
+        let partitions = self.closing(opening).expect("it is closed").claim_offsets.len();
+        let fates = self.fates.get(&from).map_or(&[][..], Vec::as_slice);
+        let counted =
+            || fates.iter().filter_map(|fate| if let Fate::Counted(claim) = fate { Some(*claim) } else { None });
+        let agents = |wanted: fn(&Claim<'_>) -> bool| {
+            counted().filter(|claim| wanted(claim)).map(|claim| &claim.agent).collect::<BTreeSet<_>>().len() as i64
+        };
+        let tasks = |wanted: fn(&Claim<'_>) -> bool| {
+            let tasks = counted().filter(|claim| wanted(claim)).map(|claim| (&claim.agent, &claim.task));
+            tasks.collect::<BTreeSet<_>>().len() as i64
+        };
+        let late = fates.iter().filter(|fate| matches!(fate, Fate::Late)).count();
+        let invalid = fates.iter().filter(|fate| matches!(fate, Fate::Invalid)).count();
+        let degraded_beats = bar.iter().filter(|frame| frame.degraded).count();
+        let degraded_claims = counted().filter(|claim| claim.degraded).count();
+        let failed_rotations = agents(|claim| claim.rotation_failed);
+        let mut issues: Vec<String> = [
+            (late, "late claims"),
+            (invalid, "invalid claims"),
+            (degraded_beats, "degraded beats"),
+            (degraded_claims, "degraded claims"),
+            (failed_rotations as usize, "agents failed secret rotation"),
+        ]
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("{count} {what}"))
+        .collect();
+        issues.sort();
+        BarReport {
+            r#type: Default::default(),
+            window_id: opening.window_id,
+            from_beat: opening.beat_index,
+            to_beat: BeatIndex::try_from(end - 1).expect("not negative"),
+            agents_reporting: agents(|_| true),
+            on_time_reviews: tasks(|claim| claim.on_time_review),
+            help_promises_fulfilled: tasks(|claim| claim.help_fulfilled),
+            secret_rotations_ok: failed_rotations == 0,
+            tempo_drift_ms: bar.iter().map(|f| f.emitted_at.millis() - f.scheduled_at.millis()).max().unwrap_or(0),
+            issues,
+            cluster_id: opening.cluster_id.clone(),
+            opened_at: opening.scheduled_at,
+            closed_at: next.scheduled_at,
+            claims: counted().count() as i64,
+            late_claims: late as i64,
+            invalid_claims: invalid as i64,
+            tasks_done: tasks(|claim| claim.done),
+            tasks_failed: tasks(|claim| claim.failed),
+            degraded_beats: degraded_beats as i64,
+            degraded_claims: degraded_claims as i64,
+            grace_beats: opening.grace_beats,
+            from_offsets: (0..partitions).map(|partition| line(opening, partition)).collect(),
+            to_offsets: (0..partitions).map(|partition| line(next, partition)).collect(),
+            logic: LOGIC,
+        }
+    }
+}

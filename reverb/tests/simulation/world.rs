@@ -1,0 +1,502 @@
+//! The world: pulse, agents, the group, and what fails.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use backbeat_reverb::core::{Claim, Committed, RESEND_AFTER, partition_of};
+use backbeat_schemas::{BarReport, BeatFrame, BeatIndex, HlcClock, Phase, Tempo, Timestamp, WindowId};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::kafka::{ClaimLog, Kafka, Record};
+use crate::member::{Change, Context, Member};
+use crate::model::{self, Model, Violation, ensure};
+
+/// Steps with faults.
+const STEPS: usize = 4_000;
+const MAX_MEMBERS: usize = 4;
+const MAX_PARTITIONS: usize = 5;
+const MAX_BAR: u16 = 6;
+/// Once faults end, a window has this many beats to be done: two bars and their graces for a set that cannot
+/// complete to be noticed, and as many for all that waits behind it.
+const BEATS_TO_CLOSE: usize = 30;
+/// What happens within one of those beats, which take a minute each.
+const STEPS_PER_BEAT: usize = 300;
+
+/// An invariant, broken on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sabotage {
+    ReportsHidden,
+    NoFence,
+    ClaimLost,
+    RetentionHidden,
+    CommitAhead,
+    PartialsVanish,
+    DonesVanish,
+    TableKept,
+    DeadLettersLost,
+    ClaimsTwice,
+}
+
+impl Sabotage {
+    pub(crate) const ALL: [Self; 10] = [
+        Self::ReportsHidden,
+        Self::NoFence,
+        Self::ClaimLost,
+        Self::RetentionHidden,
+        Self::CommitAhead,
+        Self::PartialsVanish,
+        Self::DonesVanish,
+        Self::TableKept,
+        Self::DeadLettersLost,
+        Self::ClaimsTwice,
+    ];
+
+    pub(crate) fn caught_by(self) -> &'static str {
+        match self {
+            Self::ReportsHidden | Self::NoFence => model::ONE_REPORT,
+            Self::ClaimLost => model::BYTES,
+            Self::RetentionHidden => model::WHOLE,
+            Self::CommitAhead => model::COMPLETE,
+            Self::PartialsVanish => model::CLOSED,
+            Self::DonesVanish => model::COMMITTED,
+            Self::TableKept => model::MEMORY,
+            Self::DeadLettersLost => model::DEAD_LETTERS,
+            Self::ClaimsTwice => model::CONSERVED,
+        }
+    }
+}
+
+pub(crate) struct World {
+    rng: ChaCha8Rng,
+    sabotage: Option<Sabotage>,
+    now: Duration,
+    kafka: Kafka,
+    members: Vec<Member>,
+    /// How many members there ever were.
+    names: u64,
+    hlc: HlcClock,
+    bar_length: u16,
+    grace: u16,
+    misplaced: f64,
+    partials_were_lost: bool,
+    is_calm: bool,
+    trace: String,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, sabotage: Option<Sabotage>) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let partitions = rng.random_range(2..=3);
+        let bar_length = rng.random_range(1..=MAX_BAR);
+        let grace = rng.random_range(0..=bar_length);
+        let misplaced = if rng.random_bool(0.3) { 0.1 } else { 0.0 };
+        let mut kafka = Kafka::default();
+        kafka.claims.resize_with(partitions, ClaimLog::default);
+        kafka.no_fence = sabotage == Some(Sabotage::NoFence);
+        Self {
+            rng,
+            sabotage,
+            now: Duration::ZERO,
+            kafka,
+            members: Vec::new(),
+            names: 0,
+            hlc: HlcClock::new(1),
+            bar_length,
+            grace,
+            misplaced,
+            partials_were_lost: false,
+            is_calm: false,
+            trace: String::new(),
+        }
+    }
+
+    pub(crate) fn into_trace(self) -> String {
+        self.trace
+    }
+
+    /// Faults for a while, then none; the reports that there are.
+    pub(crate) fn run(&mut self) -> Result<usize, Violation> {
+        self.beat();
+        for _ in 0..STEPS {
+            self.now += Duration::from_millis(self.rng.random_range(0..100));
+            match self.rng.random_range(0..1_000) {
+                0..40 => self.beats(),
+                40..140 => self.claim(),
+                140..160 => self.coordinate(),
+                160..170 => self.fault(),
+                _ => self.step()?,
+            }
+        }
+        self.heal();
+        for beat in 0..2 * BEATS_TO_CLOSE {
+            if beat == 5 && self.partials_were_lost {
+                self.now += RESEND_AFTER;
+            }
+            self.now += Duration::from_mins(1);
+            self.beat();
+            for _ in 0..STEPS_PER_BEAT {
+                match self.rng.random_range(0..100) {
+                    0..2 => self.claim(),
+                    2..7 => self.coordinate(),
+                    _ => self.step()?,
+                }
+            }
+        }
+        self.check()
+    }
+
+    fn note(&mut self, what: std::fmt::Arguments<'_>) {
+        writeln!(self.trace, "{:>9} {what}", self.now.as_millis()).expect("a string");
+    }
+
+    /// Runs `act` on a member, or on none.
+    fn with<T>(&mut self, index: usize, act: impl FnOnce(&mut Member, &mut Context<'_>) -> T) -> T {
+        let Self { members, kafka, rng, now, sabotage, is_calm, .. } = self;
+        act(&mut members[index], &mut Context { kafka, rng, now: *now, sabotage: *sabotage, is_calm: *is_calm })
+    }
+
+    /// One step of one member.
+    fn step(&mut self) -> Result<(), Violation> {
+        if self.members.is_empty() {
+            return Ok(());
+        }
+        let index = self.rng.random_range(0..self.members.len());
+        if self.members[index].is_paused {
+            return Ok(());
+        }
+        let merges = self.rng.random_bool(0.3);
+        let before = (self.kafka.partials.end(), self.kafka.reports.end());
+        self.with(index, |member, context| if merges { member.step_merge(context) } else { member.step(context) })?;
+        let after = (self.kafka.partials.end(), self.kafka.reports.end());
+        if before != after {
+            let state = self.members[index].state();
+            self.note(format_args!("{state}: partials end at {}, reports at {}", after.0, after.1));
+        }
+        Ok(())
+    }
+
+    /// A beat, or none, or several in a burst.
+    fn beats(&mut self) {
+        let beats = if self.rng.random_bool(0.7) { 1 } else { self.rng.random_range(0..8) };
+        (0..beats).for_each(|_| self.beat());
+    }
+
+    fn beat(&mut self) {
+        let last = self.kafka.frames.last();
+        let index = last.map_or(BeatIndex::ZERO, |last| last.beat_index.plus(1));
+        let opening = self.kafka.frames.iter().rfind(|frame| frame.downbeat);
+        let ends = opening.is_none_or(|frame| index.since(frame.beat_index) == i64::from(frame.bar_length));
+        if ends && self.rng.random_bool(0.1) {
+            self.bar_length = self.rng.random_range(1..=MAX_BAR);
+        }
+        let from = if ends { index } else { opening.expect("beat 0 ends one").beat_index };
+        let bar_length = opening.filter(|_| !ends).map_or(self.bar_length, |frame| frame.bar_length);
+        let position = index.since(from) as u16;
+        // A line may be somewhat old, and the newest partitions not known yet.
+        let known = last.map_or(1, |last| last.claim_offsets.len());
+        let partitions = if self.rng.random_bool(0.8) { self.kafka.claims.len() } else { known };
+        let stale = self.rng.random_range(0..6) * i64::from(self.rng.random_bool(0.3));
+        let lines = self.kafka.claims[..partitions.max(known)].iter().enumerate();
+        let before = |partition| last.and_then(|last| last.claim_offsets.get(partition)).copied().unwrap_or(0);
+        let claim_offsets = lines.map(|(partition, log)| before(partition).max(log.end() - stale)).collect();
+        let scheduled_at = Timestamp::from_millis(index.get() * 1_000);
+        let emitted_at = scheduled_at.plus_millis(self.rng.random_range(0..5));
+        let frame = BeatFrame {
+            r#type: Default::default(),
+            cluster_id: "sim".into(),
+            beat_index: index,
+            downbeat: position == 0,
+            phase: Phase::of(position, bar_length),
+            hlc: self.hlc.tick(emitted_at),
+            deadline_at: scheduled_at.plus_millis(1_000),
+            tempo_bpm: Tempo::try_from(60.0).expect("a tempo"),
+            window_id: WindowId::new("sim", from),
+            bar_length,
+            grace_beats: self.grace,
+            scheduled_at,
+            emitted_at,
+            anchor_beat: BeatIndex::ZERO,
+            anchor_at: Timestamp::from_millis(0),
+            term: 1,
+            node: "p".into(),
+            degraded: self.rng.random_bool(0.05),
+            claim_offsets,
+        };
+        self.note(format_args!("beat {index}, {position} of {bar_length}, {:?}", frame.claim_offsets));
+        self.kafka.frames.push(frame);
+    }
+
+    /// Some agents claim.
+    fn claim(&mut self) {
+        let newest = self.kafka.frames.last().map_or(0, |frame| frame.beat_index.get());
+        for _ in 0..self.rng.random_range(1..5) {
+            let rng = &mut self.rng;
+            let agent = format!("a{}", rng.random_range(0..20));
+            let partitions = self.kafka.claims.len();
+            let partition = if rng.random_bool(self.misplaced) {
+                rng.random_range(0..partitions)
+            } else {
+                partition_of(agent.as_bytes(), partitions) as usize
+            };
+            let beat = match rng.random_range(0..20) {
+                0 => newest + rng.random_range(1..4),
+                1 => rng.random_range(-1..=newest),
+                2..6 => newest - rng.random_range(0..3),
+                _ => newest,
+            };
+            let mut flag = || rng.random_bool(0.3);
+            let claim = Claim {
+                on_time_review: flag(),
+                help_fulfilled: flag(),
+                rotation_failed: flag(),
+                done: flag(),
+                failed: flag(),
+                degraded: flag(),
+                agent: agent.into(),
+                task: format!("t{}", rng.random_range(0..3)).into(),
+                beat,
+            };
+            let record = match rng.random_range(0..20) {
+                0 => Record::Broken,
+                1 => Record::Control,
+                _ => Record::Claim(claim),
+            };
+            self.kafka.claims[partition].records.push(record);
+        }
+    }
+
+    /// What the group's coordinator does in time: members come in, and what nobody owns is given to somebody.
+    fn coordinate(&mut self) {
+        for member in &self.members {
+            if !member.is_paused && member.changes.is_empty() {
+                self.kafka.members.insert(member.name);
+            }
+        }
+        let names: Vec<u64> = self.kafka.members.iter().copied().collect();
+        let unowned =
+            (0..self.kafka.claims.len() as i32).filter(|id| !self.kafka.owners.contains_key(id)).collect::<Vec<_>>();
+        for partition in unowned {
+            if names.is_empty() {
+                return;
+            }
+            let name = names[self.rng.random_range(0..names.len())];
+            let Some(member) = self.members.iter_mut().find(|member| member.name == name) else { continue };
+            member.changes.push_back(Change::Assigned(partition));
+            self.kafka.owners.insert(partition, name);
+            self.note(format_args!("partition {partition} is {name}'s"));
+        }
+    }
+
+    fn fault(&mut self) {
+        let member = (!self.members.is_empty()).then(|| self.rng.random_range(0..self.members.len()));
+        match (self.rng.random_range(0..14), member) {
+            (0..2, _) => self.add_member(),
+            (2, Some(index)) => self.remove(index, true),
+            (3, Some(index)) => self.remove(index, false),
+            (4, Some(index)) => self.members[index].is_paused = true,
+            (5..7, Some(index)) => self.expire(index),
+            (7, Some(index)) => self.members[index].is_paused = false,
+            (8, Some(_)) => self.rebalance(),
+            (9, _) => self.retain(),
+            (10, _) => self.lose_partials(),
+            (11, _) => self.repeat_a_partial(),
+            (12, _) if self.kafka.is_open() => drop(self.kafka.init_transactions()),
+            (12, _) if self.kafka.claims.len() < MAX_PARTITIONS && self.rng.random_bool(0.3) => {
+                self.kafka.claims.push(ClaimLog::default());
+            }
+            (13, _) if self.rng.random_bool(0.5) => self.reset(),
+            _ => {}
+        }
+    }
+
+    fn add_member(&mut self) {
+        if self.members.len() < MAX_MEMBERS {
+            self.names += 1;
+            let name = self.names;
+            self.members.push(Member::new(name, self.now, &self.kafka));
+            self.note(format_args!("{name} starts"));
+        }
+    }
+
+    /// A member stops, in good order or not.
+    fn remove(&mut self, index: usize, killed: bool) {
+        let member = self.members.swap_remove(index);
+        let name = member.name;
+        self.note(format_args!("{name} ends, killed: {killed}"));
+        let Self { kafka, rng, now, sabotage, is_calm, .. } = self;
+        let mut context = Context { kafka, rng, now: *now, sabotage: *sabotage, is_calm: *is_calm };
+        if killed || member.is_paused {
+            member.kill(&mut context);
+        } else {
+            member.stop(&mut context);
+        }
+        self.evict(name);
+    }
+
+    /// A paused member's session times out; it does not know.
+    fn expire(&mut self, index: usize) {
+        if self.members[index].is_paused {
+            let name = self.members[index].name;
+            self.members[index].changes.clear();
+            self.members[index].changes.push_back(Change::Lost);
+            self.evict(name);
+            self.note(format_args!("{name} is taken for dead"));
+        }
+    }
+
+    fn evict(&mut self, name: u64) {
+        self.kafka.members.remove(&name);
+        self.kafka.owners.retain(|_, owner| *owner != name);
+    }
+
+    fn rebalance(&mut self) {
+        let partition = self.rng.random_range(0..self.kafka.claims.len()) as i32;
+        let owner = self.kafka.owners.get(&partition).copied();
+        if let Some(member) = self.members.iter_mut().find(|member| Some(member.name) == owner) {
+            member.changes.push_back(Change::Revoked(partition));
+        }
+    }
+
+    /// Retention takes the head of a partition.
+    fn retain(&mut self) {
+        if self.rng.random_bool(0.3) {
+            let partition = self.rng.random_range(0..self.kafka.claims.len());
+            let log = &mut self.kafka.claims[partition];
+            let (low, end) = (log.low, log.end());
+            log.low = if self.rng.random_bool(0.2) { end } else { low + self.rng.random_range(0..=(end - low) / 2) };
+            let low = log.low;
+            self.note(format_args!("claims of {partition} below {low} of {end} are gone"));
+        }
+    }
+
+    fn lose_partials(&mut self) {
+        if self.rng.random_bool(0.3) {
+            self.partials_were_lost = true;
+            let low = self.rng.random_range(self.kafka.partials.low..=self.kafka.partials.end());
+            self.kafka.partials.low = low;
+            self.note(format_args!("partials below {low} are gone"));
+        }
+    }
+
+    /// As a member does that wakes after it was replaced.
+    fn repeat_a_partial(&mut self) {
+        let all = self.kafka.read(&self.kafka.partials, 0).filter(|(_, record)| !record.is_done());
+        let partials: Vec<_> = all.map(|(_, record)| record.clone()).collect();
+        if !partials.is_empty() {
+            let again = partials[self.rng.random_range(0..partials.len())].clone();
+            self.note(format_args!("the partial of {} again", again.from_beat));
+            self.kafka.append(again);
+        }
+    }
+
+    /// The group stops, and is put elsewhere. Partition 0 is not put past a window that is not done, so
+    /// that none is left out.
+    fn reset(&mut self) {
+        while !self.members.is_empty() {
+            let killed = self.rng.random_bool(0.5);
+            self.remove(0, killed);
+        }
+        let done: BTreeSet<BeatIndex> = self.reports().into_keys().collect();
+        let open = self.kafka.frames.iter().find(|frame| frame.downbeat && !done.contains(&frame.beat_index));
+        let oldest = open.map_or(0, |frame| frame.line(0));
+        for (partition, log) in (0..).zip(&self.kafka.claims) {
+            let mut offset = self.rng.random_range(0..=log.end());
+            let before = self.kafka.committed.get(&partition).copied();
+            if partition == 0 {
+                offset = offset.min(oldest);
+            }
+            // The stock tool leaves no metadata; another may leave what was there.
+            let downbeat = before.filter(|_| self.rng.random_bool(0.5)).and_then(|before| before.downbeat);
+            self.kafka.committed.insert(partition, Committed { offset, downbeat });
+        }
+        let committed = format!("{:?}", self.kafka.committed);
+        self.note(format_args!("reset to {committed}"));
+        self.add_member();
+    }
+
+    /// No more faults: two members or more, and all of them awake.
+    fn heal(&mut self) {
+        self.is_calm = true;
+        self.note(format_args!("faults end"));
+        self.members.iter_mut().for_each(|member| member.is_paused = false);
+        while self.members.len() < 2 {
+            self.add_member();
+        }
+        if self.kafka.is_open() {
+            self.kafka.init_transactions();
+        }
+    }
+
+    /// All visible reports, by their windows' downbeats.
+    fn reports(&self) -> BTreeMap<BeatIndex, Vec<BarReport>> {
+        let mut reports = BTreeMap::<_, Vec<_>>::new();
+        for (_, report) in self.kafka.read(&self.kafka.reports, 0) {
+            reports.entry(report.from_beat).or_default().push(report.clone());
+        }
+        reports
+    }
+
+    fn check(&self) -> Result<usize, Violation> {
+        let Kafka { frames, claims, .. } = &self.kafka;
+        let (model, reports, lows) = (Model::new(frames, claims), self.reports(), self.kafka.lows());
+        let settled = frames.len() - BEATS_TO_CLOSE;
+        let windows: Vec<&BeatFrame> =
+            model.windows().filter(|opening| opening.beat_index.get() < settled as i64).collect();
+
+        let all_there = windows.iter().all(|opening| reports.contains_key(&opening.beat_index));
+        if let (true, Some(last)) = (all_there, reports.keys().next_back()) {
+            let counted: i64 = reports.values().flatten().map(|r| r.claims + r.late_claims + r.invalid_claims).sum();
+            let opening = frames.iter().find(|frame| frame.beat_index == *last).expect("it was reported");
+            let next = &frames[last.get() as usize + usize::from(opening.bar_length)];
+            let closing = model.closing(opening).expect("it was reported");
+            let between = Model::records_below(next, claims) as i64..=Model::records_below(closing, claims) as i64;
+            let once = reports.values().all(|reports| reports.len() == 1);
+            ensure(!once || between.contains(&counted), model::CONSERVED, || format!("{counted}, not {between:?}"))?;
+        }
+        for (from, reports) in &reports {
+            let opening = &frames[from.get() as usize];
+            let expected = model.report(opening);
+            for report in reports {
+                let check = if Model::is_whole(opening, &lows) { model::BYTES } else { model::WHOLE };
+                ensure(*report == expected, check, || format!("{report:?}\nnot {expected:?}"))?;
+            }
+            ensure(reports.len() == 1, model::ONE_REPORT, || format!("{} of window {from}", reports.len()))?;
+        }
+        let (done, partials) = (self.done(), self.partials());
+        for opening in &windows {
+            let from = opening.beat_index;
+            let may_be_missing = !Model::is_whole(opening, &lows);
+            let begun = partials.iter().any(|(_, window)| *window == from.get());
+            ensure(!begun || reports.contains_key(&from) || done.contains(&from), model::CLOSED, || {
+                format!("window {from} of {} beats", frames.len())
+            })?;
+            ensure(may_be_missing || reports.contains_key(&from), model::COMPLETE, || format!("window {from}"))?;
+        }
+        for (partition, committed) in &self.kafka.committed {
+            let downbeat = committed.downbeat.unwrap_or(-1);
+            ensure(downbeat >= settled as i64, model::COMMITTED, || {
+                format!("partition {partition} at {committed:?} of {} beats", frames.len())
+            })?;
+        }
+        for (partition, offset, owner) in &model.invalid {
+            let sent = self.kafka.dead_letters.contains(&(*partition, *offset));
+            let due = *offset >= lows[partition] && partials.contains(&(*partition, *owner));
+            ensure(sent || !due, model::DEAD_LETTERS, || format!("{partition}/{offset}"))?;
+        }
+        Ok(reports.len())
+    }
+
+    /// The windows with a `done`.
+    fn done(&self) -> BTreeSet<BeatIndex> {
+        let records = self.kafka.read(&self.kafka.partials, 0);
+        records.filter(|(_, record)| record.is_done()).map(|(_, record)| record.from_beat).collect()
+    }
+
+    /// The partitions and windows with a partial.
+    fn partials(&self) -> BTreeSet<(i32, i64)> {
+        let records = self.kafka.read(&self.kafka.partials, 0);
+        records.filter_map(|(_, record)| Some((record.partial()?.partition, record.from_beat.get()))).collect()
+    }
+}
