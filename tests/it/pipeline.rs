@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use backbeat_broker::{Entry, TopicName};
 use backbeat_schemas::{BarPartial, BarReport, PartialBody, Verdict};
-use backbeat_tests::{Cluster, Program, PulseNodes, wait_until};
+use backbeat_tests::{Cluster, Program, PulseNodes, wait_for, wait_until};
 use reqwest::Method;
 use rustix::process::Signal;
+use serde_json::Value;
 
 use crate::frames::check;
 use crate::oracle::Oracle;
@@ -313,28 +314,77 @@ fn reverbs_http_api_tells_of_it() {
     let status = reverb.get_json("/api/v1/status");
     assert_eq!((status["cluster_id"].as_str(), status["merging"].as_bool()), (Some("it"), Some(true)));
     assert_eq!(status["partitions"].as_array().map(Vec::len), Some(2));
+    assert!(status["oldest_open_window"]["from_beat"].as_i64() >= Some(0), "{status}");
+    assert_eq!(status["group"]["1"]["member"], status["name"], "{status}");
+    let objectives = status["objectives"].as_array().expect("a list");
+    let names: Vec<_> = objectives.iter().filter_map(|objective| objective["name"].as_str()).collect();
+    assert_eq!(names, ["rollup_delay", "beat_delivery", "pulse_jitter"]);
+    assert!(objectives.iter().all(|o| o["samples"].as_i64() > Some(0) && o["holds"].is_boolean()), "{status}");
+    wait_until("the ends of partitions", LIMIT, || reverb.get_json("/api/v1/status")["lag_records"].is_i64());
     for metric in [
         "backbeat_reverb_agents_reporting",
         "backbeat_reverb_windows_completed_total",
         "backbeat_reverb_window_processing_seconds_count",
         "backbeat_reverb_claims_processed_total",
         "backbeat_reverb_assigned_partitions",
+        "backbeat_reverb_rebalances_total",
+        "backbeat_reverb_beat_delivery_seconds_count",
+        r#"backbeat_reverb_transactions_total{outcome="committed"}"#,
+        r#"backbeat_reverb_objective_limit_seconds{objective="rollup_delay"}"#,
     ] {
         // On a slow machine agents may miss a bar.
         wait_until(metric, LIMIT, || reverb.metric(metric).is_some_and(|value| value > 0.0));
     }
-    assert!(reverb.metric("backbeat_reverb_on_time_reviews").is_some());
+    for metric in ["on_time_reviews", "lag_records", "lag_beats", "oldest_window_beats", "reemitted_reports_total"] {
+        let name = format!("backbeat_reverb_{metric}");
+        assert!(reverb.metric(&name).is_some(), "{name}");
+    }
 
     let windows = reverb.get_json("/api/v1/windows");
     let windows = windows["windows"].as_array().expect("a list");
-    let finished = windows.iter().find(|window| window["report"].is_object()).expect("the merge is here");
-    assert_eq!(finished["verdict"], "written");
+    let closed = |window: &&Value| window["report"].is_object() && window["verdict"] == "written";
+    let finished = windows.iter().find(closed).expect("a report was read");
     let id = finished["window_id"].as_str().expect("an id");
     let window = reverb.get_json(&format!("/api/v1/windows/{id}"));
-    assert_eq!(window["report"]["window_id"].as_str(), Some(id));
-    assert_eq!(window["report"]["type"], "backbeat.barreport.v1");
-    let code_of = |path: &str| reverb.get(path).map(|(code, _)| code);
-    assert_eq!(code_of("/api/v1/windows/nonsense"), Some(400));
-    assert_eq!(code_of(&format!("/api/v1/windows/{}", "0".repeat(32))), Some(404));
+    let report = &window["report"];
+    assert_eq!((report["window_id"].as_str(), report["type"].as_str()), (Some(id), Some("backbeat.barreport.v1")));
+    let shares = ["0", "1"].map(|partition| &window["partitions"][partition]);
+    assert_eq!(shares.iter().filter_map(|share| share["claims"].as_i64()).sum::<i64>(), report["claims"], "{window}");
+    for (partition, share) in shares.iter().enumerate() {
+        assert_eq!(share["from_offset"], report["from_offsets"][partition], "{window}");
+        assert_eq!(share["to_offset"], report["to_offsets"][partition], "{window}");
+    }
+
+    wait_until("five windows", LIMIT, || cluster.reports().len() >= 5);
+    let froms = |page: &Value| -> Vec<i64> {
+        let windows = page["windows"].as_array().expect("a list");
+        windows.iter().filter_map(|window| window["from_beat"].as_i64()).collect()
+    };
+    let page = reverb.get_json("/api/v1/windows?limit=2");
+    let newest = froms(&page);
+    assert_eq!(page["next_before"].as_i64(), newest.last().copied(), "{page}");
+    let next = froms(&reverb.get_json(&format!("/api/v1/windows?limit=2&before={}", page["next_before"])));
+    assert_eq!(next, [newest[1] - 4, newest[1] - 8]);
+    let last = reverb.get_json("/api/v1/windows?before=4");
+    assert_eq!((froms(&last), &last["next_before"]), (vec![0], &Value::Null));
+
+    let answer = |path: &str| reverb.get(path).unwrap_or_else(|| panic!("{path}: no answer"));
+    for (path, expected) in [
+        ("nonsense", "window"),
+        ("?limit=0", "limit is 0; allowed are 1 to 1000"),
+        ("?before=-1", "allowed are before, a beat, and limit"),
+        ("?bevore=4", "allowed are before, a beat, and limit"),
+    ] {
+        let separator = if path.starts_with('?') { "" } else { "/" };
+        let (status, body) = answer(&format!("/api/v1/windows{separator}{path}"));
+        assert!(status == 400 && body.contains(expected), "{path}: {status} {body}");
+    }
+    assert_eq!(answer(&format!("/api/v1/windows/{}", "0".repeat(32))).0, 404);
+
+    // A member that owns nothing knows the reports, too.
+    let second = self::reverb(&cluster, &[]);
+    let known = || second.get(&format!("/api/v1/windows/{id}")).filter(|(status, _)| *status == 200);
+    let (_, body) = wait_for("the window", LIMIT, known);
+    assert_eq!(serde_json::from_str::<Value>(&body).expect("JSON")["report"], *report);
     drop((sim, pulse));
 }

@@ -30,6 +30,8 @@ struct State {
     /// What to commit when a partition is taken away.
     positions: BTreeMap<i32, Position>,
     merge: Option<MergeThread>,
+    /// The group has answered, if only that there is nothing for this member.
+    has_joined: bool,
     tips: BTreeMap<i32, Tip>,
 }
 
@@ -64,6 +66,8 @@ impl Position {
 struct Tip {
     next_offset: i64,
     low: i64,
+    /// The end that readers of committed records see.
+    end: i64,
     /// Nothing fetched waits to be taken, and the fetcher has met the end.
     drained: bool,
     /// The statistics before these said the same.
@@ -103,6 +107,11 @@ impl Group {
         state.merge.take_if(|merge| merge.has_ended())
     }
 
+    /// Whether the group has let this member in.
+    pub(crate) fn has_joined(&self) -> bool {
+        self.lock().has_joined
+    }
+
     /// Stops the merge and waits for it.
     pub(crate) fn stop_merge(&self) {
         let merge = self.lock().merge.take();
@@ -115,6 +124,11 @@ impl Group {
     pub(crate) fn tip(&self, partition: i32) -> Option<(i64, i64)> {
         let state = self.lock();
         state.tips.get(&partition).filter(|tip| tip.drained && tip.settled).map(|tip| (tip.next_offset, tip.low))
+    }
+
+    /// The end of `partition`, as of the last statistics.
+    pub(crate) fn end(&self, partition: i32) -> Option<i64> {
+        self.lock().tips.get(&partition).map(|tip| tip.end).filter(|end| *end >= 0)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -154,7 +168,9 @@ impl ClientContext for Group {
             let drained =
                 partition.fetch_state == "active" && partition.fetchq_cnt == 0 && partition.eof_offset >= next_offset;
             let settled = state.tips.get(id).is_some_and(|before| before.drained && before.next_offset == next_offset);
-            state.tips.insert(*id, Tip { next_offset, low: partition.lo_offset, drained, settled });
+            state
+                .tips
+                .insert(*id, Tip { next_offset, low: partition.lo_offset, end: partition.ls_offset, drained, settled });
         }
     }
 }
@@ -184,6 +200,7 @@ impl ConsumerContext for Group {
     fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         let Rebalance::Assign(list) = rebalance else { return };
         let assigned = partitions(list);
+        self.lock().has_joined = true;
         if assigned.is_empty() {
             return;
         }

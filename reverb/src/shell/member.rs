@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use backbeat_broker::LogReader;
-use backbeat_schemas::{BarPartial, BeatFrame, BeatIndex, PartialBody};
+use backbeat_schemas::{BarPartial, BarReport, BeatFrame, BeatIndex, PartialBody};
 use backbeat_service::Shutdown;
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{CommitMode, Consumer};
@@ -20,7 +20,7 @@ use super::group::{Change, Group, GroupConsumer, MERGE_PARTITION, Position, comm
 use super::merger::{MergeEnd, MergeSettings, MergeThread};
 use super::metrics::Metrics;
 use super::owned_partition::{Outlet, OwnedPartition};
-use super::status::{PartitionStatus, SharedStatus};
+use super::status::{OpenWindow, PartitionStatus, Share, SharedStatus};
 use super::timeouts::QUERY_TIMEOUT;
 use crate::core::{Fold, Partition};
 
@@ -35,6 +35,8 @@ const STATUS_EVERY: Duration = Duration::from_millis(250);
 const CONFIRM_EVERY: Duration = Duration::from_secs(1);
 /// How often it is tried to find where a new partition begins.
 const LOCATE_EVERY: Duration = Duration::from_millis(200);
+/// How far back reports are read at the start, to be shown.
+const KNOWN_REPORTS: i64 = 200;
 /// Partials and dead letters that are on their way at shutdown get this long.
 const FLUSH_WITHIN: Duration = Duration::from_secs(5);
 
@@ -45,6 +47,7 @@ pub(crate) struct Member {
     pub(crate) topic: String,
     pub(crate) table: FrameTable,
     pub(crate) partials: LogReader<BarPartial>,
+    pub(crate) reports: LogReader<BarReport>,
     pub(crate) decoder: ClaimDecoder,
     pub(crate) outlet: Outlet,
     pub(crate) merge: MergeSettings,
@@ -119,6 +122,7 @@ impl Member {
             self.follow_frames()?;
             self.advance();
             self.follow_partials();
+            self.follow_reports();
             self.look_after_merge()?;
             if now >= commit_at {
                 self.commit()?;
@@ -137,6 +141,8 @@ impl Member {
         // The tail is read from before the first partial of ours can be there.
         let end = self.partials.end()?;
         self.partials.seek(end)?;
+        let reports = self.reports.end()?;
+        self.reports.seek((reports - KNOWN_REPORTS).max(self.reports.low()?))?;
         self.bar_length.after = self.table.newest_beat()?;
         Ok(())
     }
@@ -236,7 +242,13 @@ impl Member {
         let frames = self.table.frames();
         let start = before.or(frames.first().map(|first| first.beat_index)).unwrap_or_default();
         let end = frames.last().map_or(start, |last| last.beat_index.plus(1));
-        frames.range(start, end).try_for_each(|frame| self.bar_length.check(frame))
+        for frame in frames.range(start, end) {
+            self.bar_length.check(frame)?;
+            if let Some(delivered_after_ms) = self.status.beat(frame) {
+                self.metrics.beat(delivered_after_ms);
+            }
+        }
+        Ok(())
     }
 
     fn advance(&mut self) {
@@ -247,7 +259,7 @@ impl Member {
             if let (Some((tip, low)), false) = (self.group.tip(partition.id), partition.paused) {
                 partition.reached(tip, low);
             }
-            partition.advance(self.table.frames(), &mut self.outlet, &self.metrics);
+            partition.advance(self.table.frames(), &mut self.outlet, &self.metrics, &self.status);
             let full = partition.is_full();
             if full != partition.paused {
                 let mut list = TopicPartitionList::new();
@@ -276,8 +288,11 @@ impl Member {
             };
             let (from, id) = (entry.record.from_beat, entry.record.window_id);
             match entry.record.into_body() {
-                Some(PartialBody::Partial(partial)) if partial.member == self.outlet.member => {
-                    if let Some(core) = self.core_mut(partial.partition) {
+                Some(PartialBody::Partial(partial)) => {
+                    self.status.partial(partial.partition, &partial.member, from);
+                    if partial.member == self.outlet.member
+                        && let Some(core) = self.core_mut(partial.partition)
+                    {
                         core.met(from, partial.counter);
                     }
                 }
@@ -285,7 +300,23 @@ impl Member {
                     self.partitions.values_mut().filter_map(|p| p.core.as_mut()).for_each(|core| core.done(from));
                     self.status.done(from, id, done.verdict);
                 }
-                _ => {}
+                None => {}
+            }
+        }
+    }
+
+    fn follow_reports(&mut self) {
+        for _ in 0..BATCH {
+            match self.reports.poll(Duration::ZERO) {
+                Ok(Some(entry)) => {
+                    self.metrics.reported(&entry.record);
+                    self.status.report(entry.record);
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "reading reports");
+                    break;
+                }
             }
         }
     }
@@ -346,35 +377,60 @@ impl Member {
     }
 
     fn publish_status(&mut self) {
-        let newest = self.table.frames().last().map(|frame| frame.beat_index);
-        let mut open = BTreeMap::<_, BTreeMap<i32, i64>>::new();
+        let frames = self.table.frames();
+        let newest = frames.last();
         let mut partitions = Vec::new();
-        for partition in self.partitions.values() {
-            let fold = partition.core.as_ref().map(Partition::fold);
+        for owned in self.partitions.values() {
+            let fold = owned.core.as_ref().map(Partition::fold);
             for (window, claims) in fold.into_iter().flat_map(Fold::open) {
-                open.entry((window.from, window.id)).or_default().insert(partition.id, claims);
+                let line = |beat| frames.get(beat).map(|frame| frame.line(owned.id));
+                let share = Share {
+                    from_offset: line(window.from).unwrap_or_default(),
+                    to_offset: line(window.end),
+                    position: fold.map(Fold::next_offset),
+                    claims,
+                };
+                self.status.share(window.from, window.id, owned.id, share);
             }
             partitions.push(PartitionStatus {
-                partition: partition.id,
+                partition: owned.id,
                 position: fold.map(Fold::next_offset),
+                end: self.group.end(owned.id),
                 beat: fold.map(Fold::arrival),
                 waiting_claims: fold.map_or(0, Fold::waiting),
             });
         }
+        let beats_since = |beat| newest.map_or(0, |newest| newest.beat_index.since(beat));
         let slowest = partitions.iter().filter_map(|partition| partition.beat).min();
-        let lag = newest.zip(slowest).map_or(0, |(newest, slowest)| newest.since(slowest));
-        self.metrics.lag(partitions.iter().map(|partition| partition.waiting_claims).sum(), lag);
-        let waiting_for = if partitions.is_empty() {
+        let lag_beats = slowest.map_or(0, beats_since);
+        let behind = |partition: &PartitionStatus| Some((partition.end? - partition.position?).max(0));
+        let lag_records = partitions.iter().map(behind).sum::<Option<i64>>();
+        let positions = self.partitions.values().filter_map(|owned| owned.core.as_ref()?.position());
+        let oldest_open_window = positions.map(|(_, from)| from).min();
+        let oldest_open_window =
+            oldest_open_window.map(|from| OpenWindow { from_beat: from, age_beats: beats_since(from) });
+        // Within a bar, so that its windows close with the next downbeat.
+        let enough = newest.map_or(0, |newest| i64::from(newest.bar_length));
+        let waiting_for = if !self.group.has_joined() {
             Some("partitions of statusclaims".to_owned())
-        } else if self.beginnings.is_empty() {
-            None
-        } else {
+        } else if !self.beginnings.is_empty() {
             Some(format!("the first window of partitions {:?}", self.beginnings.partitions()))
+        } else if lag_beats > enough {
+            Some(format!("claims of {lag_beats} beats that are still to be read"))
+        } else {
+            None
         };
-        self.status.open(open);
+        let waiting = partitions.iter().map(|partition| partition.waiting_claims).sum();
+        let oldest = oldest_open_window.as_ref().map_or(0, |window| window.age_beats);
+        self.metrics.lag(waiting, lag_beats, lag_records.unwrap_or(0), oldest);
+        self.metrics.objectives(&self.status.objectives());
+        let newest_beat = newest.map(|frame| frame.beat_index);
         self.status.update(|member| {
             member.merging = self.group.is_merging();
-            member.newest_beat = newest;
+            member.newest_beat = newest_beat;
+            member.lag_beats = lag_beats;
+            member.lag_records = lag_records;
+            member.oldest_open_window = oldest_open_window;
             member.partitions = partitions;
             member.waiting_for = waiting_for;
         });

@@ -19,7 +19,6 @@ use super::frame_table::{FrameTable, TableError};
 use super::metrics::Metrics;
 use super::recompute::{Recompute, RecomputeError};
 use super::report_index::{Fingerprint, ReportIndex};
-use super::status::SharedStatus;
 use crate::core::{Counts, Merge, Ready, Window, bar_report, verdict};
 
 /// An open transaction holds every reader of `barpartials` up: Kafka ends one after this.
@@ -42,7 +41,6 @@ pub(crate) struct MergeSettings {
     pub(crate) partial_schema: u32,
     pub(crate) reemit: Reemit,
     pub(crate) metrics: Arc<Metrics>,
-    pub(crate) status: SharedStatus,
 }
 
 /// How a merge ended by itself.
@@ -149,6 +147,15 @@ struct Finish {
     verdict: Verdict,
     /// What to write, if anything.
     report: Option<(BarReport, Fingerprint)>,
+    /// What is written is there already, with the same bytes.
+    again: bool,
+}
+
+impl Finish {
+    /// Without a report.
+    fn bare(window: Window, verdict: Verdict) -> Self {
+        Self { window, verdict, report: None, again: false }
+    }
 }
 
 impl<'s> Session<'s> {
@@ -217,7 +224,9 @@ impl<'s> Session<'s> {
         for (window, ready) in ready {
             finishing.push(self.decide(window, &ready, stop)?);
         }
-        self.write(&finishing)?;
+        let written = self.write(&finishing);
+        self.settings.metrics.transaction(written.as_ref().err());
+        written?;
         for finish in &finishing {
             self.merge.done(None, finish.window.from);
             self.note(finish);
@@ -235,7 +244,7 @@ impl<'s> Session<'s> {
     fn decide(&mut self, window: Window, ready: &Ready, stop: &Shutdown) -> Result<Finish, SessionError> {
         let exists = *ready == Ready::Stuck && self.last_report(&window)?.is_some();
         if exists {
-            return Ok(Finish { window, verdict: Verdict::Dropped, report: None });
+            return Ok(Finish::bare(window, Verdict::Dropped));
         }
         let counts = match ready {
             Ready::Complete(counts) => Some(*counts),
@@ -243,7 +252,9 @@ impl<'s> Session<'s> {
             Ready::Recompute | Ready::Stuck => self.recompute.window(self.table.frames(), &window, stop)?,
         };
         let Some(counts) = counts else {
-            return Ok(Finish { window, verdict: Verdict::Skipped, report: None });
+            let cause = if *ready == Ready::Skip { "before_the_fold" } else { "before_the_recount" };
+            self.settings.metrics.skipped(cause);
+            return Ok(Finish::bare(window, Verdict::Skipped));
         };
         self.judge(window, &counts)
     }
@@ -254,7 +265,8 @@ impl<'s> Session<'s> {
         let ours = ReportIndex::fingerprint(&body(&report));
         let published = self.last_report(&window)?;
         let (verdict, write) = verdict(published.as_ref(), &ours, self.settings.reemit == Reemit::Always);
-        Ok(Finish { window, verdict, report: write.then_some((report, ours)) })
+        let again = write && published == Some(ours);
+        Ok(Finish { window, verdict, report: write.then_some((report, ours)), again })
     }
 
     fn last_report(&mut self, window: &Window) -> Result<Option<Fingerprint>, SessionError> {
@@ -269,7 +281,7 @@ impl<'s> Session<'s> {
         let (reports, partials) = (topics.name(TopicName::BarReports), topics.name(TopicName::BarPartials));
         let now = chrono::Utc::now().timestamp_millis();
         let mut transaction = self.producer.begin()?;
-        for Finish { window, verdict, report } in finishing {
+        for Finish { window, verdict, report, .. } in finishing {
             let key = window.id.to_string();
             if let Some((report, _)) = report {
                 transaction.send(
@@ -287,11 +299,10 @@ impl<'s> Session<'s> {
     }
 
     fn note(&mut self, finish: &Finish) {
-        let Finish { window, verdict, report } = finish;
-        self.settings.metrics.finished(*verdict, report.as_ref().map(|(report, _)| report));
-        if let Some((report, fingerprint)) = report {
+        let Finish { window, verdict, report, again } = finish;
+        self.settings.metrics.finished(*verdict, report.as_ref().map(|(report, _)| report), *again);
+        if let Some((_, fingerprint)) = report {
             self.reports.written(window.from, *fingerprint);
-            self.settings.status.report(report.clone());
         }
         let (window_id, from_beat, verdict) = (window.id, window.from, verdict.as_str());
         if finish.verdict == Verdict::Skipped {

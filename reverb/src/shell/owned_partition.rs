@@ -9,6 +9,7 @@ use backbeat_schemas::{BarPartial, InvalidClaim, wire};
 
 use super::claim_decoder::ClaimDecoder;
 use super::metrics::Metrics;
+use super::status::{Share, SharedStatus};
 use crate::core::{Fold, Frames, Message, Partition, RawRecord};
 
 /// Who sends, where, and under which name.
@@ -91,12 +92,20 @@ impl OwnedPartition {
     }
 
     /// Goes as far as the lines allow, and sends what comes of it.
-    pub(crate) fn advance(&mut self, frames: &Frames, outlet: &mut Outlet, metrics: &Metrics) {
+    pub(crate) fn advance(&mut self, frames: &Frames, outlet: &mut Outlet, metrics: &Metrics, status: &SharedStatus) {
         let Some(core) = &mut self.core else { return };
         for message in core.advance(frames) {
             match message {
                 Message::DeadLetter { reason, .. } => metrics.invalid(reason.reason()),
-                Message::Partial(partial) => metrics.closed(partial),
+                Message::Partial(record) => {
+                    let Some(partial) = record.partial() else { continue };
+                    metrics.closed(partial);
+                    let line = |beat| frames.get(beat).map(|frame| frame.line(self.id));
+                    let end = frames.window_of(record.from_beat).and_then(|window| line(window.end));
+                    let from_offset = line(record.from_beat).unwrap_or_default();
+                    let share = Share { from_offset, to_offset: end, position: None, claims: partial.claims };
+                    status.share(record.from_beat, record.window_id, self.id, share);
+                }
             }
         }
         self.send(outlet, metrics);

@@ -24,13 +24,8 @@ use super::{Args, http};
 /// Runs reverb until `shutdown`, or until the log is wrong.
 pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new()?);
-    let status = SharedStatus::default();
     let name = format!("{}-{:08x}", args.node, rand::random::<u32>());
-    status.update(|member| {
-        member.cluster_id.clone_from(&args.cluster);
-        member.name.clone_from(&name);
-        member.waiting_for = Some("kafka, its topics and the schema registry".to_owned());
-    });
+    let status = SharedStatus::new(args.cluster.clone(), name.clone());
     let stop_serving = shutdown.child_token();
     let server = tokio::spawn(serve(listener, http::routes(&metrics, status.clone()), stop_serving.clone()));
 
@@ -53,7 +48,6 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
                 partial_schema,
                 reemit: args.reemit,
                 metrics: Arc::clone(&metrics),
-                status: status.clone(),
             };
             let work =
                 move || member(&args, name, &broker, &registry, &runtime, merge, metrics, status)?.run(&shutdown);
@@ -97,6 +91,7 @@ fn member(
         topic: broker.topics().name(TopicName::StatusClaims),
         table: FrameTable::new(frames, args.cluster.clone()),
         partials: LogReader::new(broker, registry, runtime, TopicName::BarPartials)?,
+        reports: LogReader::new(broker, registry, runtime, TopicName::BarReports)?,
         decoder: ClaimDecoder::new(SchemaCache::new(registry.clone(), runtime.clone())),
         outlet: Outlet {
             sender: Sender::new(broker, None)?,

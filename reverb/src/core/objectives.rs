@@ -1,0 +1,176 @@
+//! Whether the promises about time are kept, as one member sees it.
+
+use std::collections::VecDeque;
+
+use backbeat_schemas::{BarReport, BeatFrame, BeatIndex, Timestamp};
+use serde::Serialize;
+
+/// What is remembered of each promise: an hour at 16 BPM.
+const MAX_SAMPLES: usize = 1_000;
+/// How late after its sending a beat may be in a subscriber's hands (PER-001).
+const BEAT_DELIVERY_MS: i64 = 100;
+/// How far from its schedule a beat may be sent.
+const PULSE_JITTER_MS: i64 = 20;
+
+/// A promise, and what became of it lately.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Objective {
+    /// `rollup_delay`, `beat_delivery` or `pulse_jitter`.
+    pub name: &'static str,
+    /// In words, with its source.
+    pub requirement: &'static str,
+    /// What 95 of 100 may take at most, in milliseconds; `None` while no beat was heard.
+    pub limit_ms: Option<i64>,
+    /// What 95 of the last 100 took at most, in milliseconds.
+    pub p95_ms: Option<i64>,
+    /// How many were seen lately.
+    pub samples: usize,
+    /// Whether it holds; `None` while nothing was seen.
+    pub holds: Option<bool>,
+}
+
+/// The beats and reports that a member met while they were new.
+#[derive(Debug)]
+pub struct Objectives {
+    /// What was sent before is history.
+    since: Timestamp,
+    beats: VecDeque<Beat>,
+    delivery: Samples,
+    jitter: Samples,
+    rollup: Samples,
+    reported: Option<BeatIndex>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Beat {
+    index: BeatIndex,
+    emitted_at: Timestamp,
+    period_ms: i64,
+}
+
+#[derive(Debug, Default)]
+struct Samples(VecDeque<i64>);
+
+impl Samples {
+    fn add(&mut self, millis: i64) {
+        if self.0.len() == MAX_SAMPLES {
+            self.0.pop_front();
+        }
+        self.0.push_back(millis);
+    }
+
+    /// The 95th percentile, by the nearest rank.
+    fn p95(&self) -> Option<i64> {
+        let mut sorted: Vec<i64> = self.0.iter().copied().collect();
+        sorted.sort_unstable();
+        let rank = (sorted.len() * 95).div_ceil(100);
+        rank.checked_sub(1).map(|index| sorted[index])
+    }
+}
+
+impl Objectives {
+    /// Nothing was seen yet, and what was sent before `since` does not count.
+    pub fn new(since: Timestamp) -> Self {
+        Self {
+            since,
+            beats: VecDeque::new(),
+            delivery: Samples::default(),
+            jitter: Samples::default(),
+            rollup: Samples::default(),
+            reported: None,
+        }
+    }
+
+    /// A frame was read at `now`. Returns how long it took, in milliseconds, if it is a new one.
+    pub fn beat(&mut self, frame: &BeatFrame, now: Timestamp) -> Option<i64> {
+        let is_new = self.beats.back().is_none_or(|last| frame.beat_index > last.index);
+        if !is_new || frame.emitted_at < self.since {
+            return None;
+        }
+        if self.beats.len() == MAX_SAMPLES {
+            self.beats.pop_front();
+        }
+        let period_ms = frame.deadline_at.millis_since(frame.scheduled_at);
+        self.beats.push_back(Beat { index: frame.beat_index, emitted_at: frame.emitted_at, period_ms });
+        let delivered_after = now.millis_since(frame.emitted_at);
+        self.delivery.add(delivered_after);
+        self.jitter.add(frame.emitted_at.millis_since(frame.scheduled_at).abs());
+        Some(delivered_after)
+    }
+
+    /// A report was read at `now`.
+    pub fn report(&mut self, report: &BarReport, now: Timestamp) {
+        let closing = report.to_beat.plus(1 + u32::from(report.grace_beats));
+        let is_first = self.reported.is_none_or(|last| report.from_beat > last);
+        if let Some(beat) = self.beats.iter().rev().find(|beat| beat.index == closing).filter(|_| is_first) {
+            self.rollup.add(now.millis_since(beat.emitted_at));
+            self.reported = Some(report.from_beat);
+        }
+    }
+
+    /// How things stand.
+    pub fn objectives(&self) -> [Objective; 3] {
+        let period_ms = self.beats.back().map(|beat| beat.period_ms);
+        let objective = |name, requirement, limit_ms: Option<i64>, samples: &Samples| {
+            let p95_ms = samples.p95();
+            let holds = p95_ms.zip(limit_ms).map(|(p95, limit)| p95 <= limit);
+            Objective { name, requirement, limit_ms, p95_ms, samples: samples.0.len(), holds }
+        };
+        [
+            objective("rollup_delay", "at most one beat after the closing beat (PER-002)", period_ms, &self.rollup),
+            objective("beat_delivery", "p95 at most 100 ms (PER-001)", Some(BEAT_DELIVERY_MS), &self.delivery),
+            objective("pulse_jitter", "p95 at most 20 ms", Some(PULSE_JITTER_MS), &self.jitter),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::testing::{beat, frames};
+    use crate::core::{Counts, bar_report};
+
+    fn at(millis: i64) -> Timestamp {
+        Timestamp::from_millis(millis)
+    }
+
+    #[test]
+    fn p95_is_the_nearest_rank() {
+        let samples = |count: i64| Samples((1..=count).rev().collect());
+        assert_eq!(
+            [0, 1, 19, 20, 100].map(|count| samples(count).p95()),
+            [None, Some(1), Some(19), Some(19), Some(95)]
+        );
+    }
+
+    #[test]
+    fn what_was_sent_before_the_start_or_was_met_before_does_not_count() {
+        let table = frames(2, 0, &[0; 5]);
+        let mut objectives = Objectives::new(at(2_000));
+        let frame = |index| table.get(beat(index)).expect("it is there");
+        assert_eq!(objectives.beat(frame(1), at(9_000)), None);
+        assert_eq!(objectives.beat(frame(2), at(2_030)), Some(30));
+        assert_eq!(objectives.beat(frame(2), at(2_040)), None, "read again");
+        assert_eq!(objectives.beat(frame(3), at(3_200)), Some(200));
+        let [_, delivery, jitter] = objectives.objectives();
+        assert_eq!((delivery.p95_ms, delivery.samples, delivery.holds), (Some(200), 2, Some(false)));
+        assert_eq!((jitter.p95_ms, jitter.holds), (Some(0), Some(true)));
+    }
+
+    #[test]
+    fn a_report_is_measured_from_its_closing_beat_and_once() {
+        let table = frames(2, 1, &[0; 5]);
+        let mut objectives = Objectives::new(at(0));
+        let [rollup, ..] = objectives.objectives();
+        assert_eq!((rollup.limit_ms, rollup.holds), (None, None));
+        for frame in table.range(beat(0), beat(5)) {
+            assert_eq!(objectives.beat(frame, frame.emitted_at), Some(0));
+        }
+        let window = table.window_of(beat(0)).expect("it is there");
+        let report = bar_report(&table, &window, &Counts::default()).expect("it is closed");
+        objectives.report(&report, at(3_070));
+        objectives.report(&report, at(5_000));
+        let [rollup, ..] = objectives.objectives();
+        assert_eq!((rollup.limit_ms, rollup.p95_ms, rollup.samples), (Some(1_000), Some(70), 1));
+    }
+}
