@@ -32,19 +32,19 @@ pub(crate) struct Args {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Output {
+pub(crate) enum Output {
     Text,
     Json,
 }
 
 /// How many windows there are of each kind.
 #[derive(Default)]
-struct Summary {
-    identical: u64,
-    different: u64,
-    missing: u64,
-    duplicate: u64,
-    not_retained: u64,
+pub(crate) struct Summary {
+    pub(crate) identical: u64,
+    pub(crate) different: u64,
+    pub(crate) missing: u64,
+    pub(crate) duplicate: u64,
+    pub(crate) not_retained: u64,
 }
 
 impl Summary {
@@ -66,19 +66,41 @@ impl Summary {
 #[allow(clippy::print_stdout, reason = "it is the command's output")]
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let runtime = Runtime::new()?;
-    let stop = {
-        let _inside = runtime.enter();
-        backbeat_service::on_signals()?
-    };
     let broker = Broker::new(&args.kafka, "backbeat-audit")?;
     let registry = Registry::new(&args.kafka.schema_registry)?;
     let beat = |beat: Option<i64>| beat.map(BeatIndex::try_from).transpose();
     let range = AuditRange { from: beat(args.from)?, to: beat(args.to)? };
+    let summary = look(&broker, &registry, &runtime, range, args.output)?;
+    let Summary { identical, different, missing, duplicate, not_retained } = summary;
+    let counts = format!(
+        "{} windows: {identical} identical, {different} different, {missing} missing, {duplicate} duplicate, {not_retained} not retained",
+        summary.windows()
+    );
+    match args.output {
+        Output::Text => println!("{counts}"),
+        Output::Json => tracing::info!("{counts}"),
+    }
+    Ok(if different + missing + duplicate > 0 { ExitCode::from(FOUND) } else { ExitCode::SUCCESS })
+}
+
+/// Computes the reports of `range` again, and prints how the published ones compare.
+#[allow(clippy::print_stdout, reason = "it is the command's output")]
+pub(crate) fn look(
+    broker: &Broker,
+    registry: &Registry,
+    runtime: &Runtime,
+    range: AuditRange,
+    output: Output,
+) -> anyhow::Result<Summary> {
+    let stop = {
+        let _inside = runtime.enter();
+        backbeat_service::on_signals()?
+    };
     let mut summary = Summary::default();
     let shows_progress = std::io::stderr().is_terminal();
-    audit(&broker, &registry, runtime.handle(), range, &stop, |audited| {
+    audit(broker, registry, runtime.handle(), range, &stop, |audited| {
         summary.count(&audited.finding);
-        match args.output {
+        match output {
             Output::Json => println!("{}", as_json(&audited)),
             Output::Text if audited.finding != Finding::Identical => println!("{}", as_text(&audited)),
             Output::Text => {}
@@ -91,16 +113,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if shows_progress {
         let _ = writeln!(std::io::stderr());
     }
-    let Summary { identical, different, missing, duplicate, not_retained } = summary;
-    let counts = format!(
-        "{} windows: {identical} identical, {different} different, {missing} missing, {duplicate} duplicate, {not_retained} not retained",
-        summary.windows()
-    );
-    match args.output {
-        Output::Text => println!("{counts}"),
-        Output::Json => tracing::info!("{counts}"),
-    }
-    Ok(if different + missing + duplicate > 0 { ExitCode::from(FOUND) } else { ExitCode::SUCCESS })
+    Ok(summary)
 }
 
 fn as_text(audited: &Audited) -> String {

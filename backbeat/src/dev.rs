@@ -147,8 +147,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let dir = args.dir.canonicalize()?;
     remove_logs(&dir)?;
     say(&format!("starting kafka and the schema registry; their data and all logs go to {}", args.dir.display()))?;
-    let options =
-        Options { kafka_port: args.kafka_port, registry_port: args.registry_port, dir: dir.clone(), throughput: false };
+    let options = Options {
+        brokers: 1,
+        kafka_port: args.kafka_port,
+        registry_port: args.registry_port,
+        dir: dir.clone(),
+        throughput: false,
+    };
     let stack = Stack::start(&options)?;
     let stores = dir.join("pulse");
     if matches!(stack, Stack::Local(_)) && stores.exists() {

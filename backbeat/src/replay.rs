@@ -4,10 +4,12 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use backbeat_broker::{Broker, KafkaArgs, Registry};
-use backbeat_reverb::shell::{ReplayPlan, ReplayTo, execute_replay, plan_replay};
+use backbeat_reverb::shell::{AuditRange, ReplayPlan, ReplayTo, execute_replay, plan_replay};
 use backbeat_schemas::{BeatIndex, Timestamp, WindowId};
 use chrono::DateTime;
 use tokio::runtime::Runtime;
+
+use crate::audit::{self, Output, Summary};
 
 /// Flags of `backbeat replay`.
 #[derive(Debug, Clone, clap::Args)]
@@ -18,6 +20,10 @@ pub(crate) struct Args {
     /// Do it; without this the plan is shown and nothing is changed.
     #[arg(long)]
     execute: bool,
+
+    /// Compute these windows again without touching the group, and print what would change.
+    #[arg(long, conflicts_with = "execute")]
+    dry_run_report: bool,
 
     #[command(flatten)]
     kafka: KafkaArgs,
@@ -68,7 +74,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     for (partition, offset) in offsets {
         println!("  partition {partition:<4} offset {offset}");
     }
-    if args.execute {
+    if args.dry_run_report {
+        let range = AuditRange { from: Some(*from_beat), to: None };
+        let Summary { identical, different, missing, duplicate, not_retained } =
+            audit::look(&broker, &registry, &runtime, range, Output::Text)?;
+        let verified = identical + duplicate;
+        println!("would verify {verified}, rewrite {different}, write {missing} and skip {not_retained} reports");
+    } else if args.execute {
         execute_replay(&broker, &plan)?;
         println!("done: start reverb, and it computes these windows again");
     } else {

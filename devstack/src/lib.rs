@@ -15,6 +15,8 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::thread;
 
+use rustix::process::Signal;
+
 pub use error::DevstackError;
 pub use port::free_port;
 pub use stack::Stack;
@@ -34,7 +36,9 @@ pub fn stock_tool(class: &str) -> Result<Command, DevstackError> {
 /// Where the stack runs.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Kafka's port, 0 for a free one.
+    /// Kafka's nodes. With three, topics that Kafka makes for itself have three replicas, two in sync.
+    pub brokers: u16,
+    /// The first node's port, 0 for a free one; the others' are free ones.
     pub kafka_port: u16,
     /// The registry's port, 0 for a free one.
     pub registry_port: u16,
@@ -63,9 +67,14 @@ impl Devstack {
         Ok(Self { kafka: kafka?, registry: registry? })
     }
 
-    /// `host:port` of the broker.
+    /// `host:port,...` of the brokers.
     pub fn bootstrap_servers(&self) -> String {
-        self.kafka.address()
+        self.kafka.addresses()
+    }
+
+    /// How many nodes Kafka has.
+    pub fn brokers(&self) -> usize {
+        self.kafka.nodes.len()
     }
 
     /// Base URL of the registry's Confluent API.
@@ -73,20 +82,34 @@ impl Devstack {
         self.registry.url()
     }
 
-    /// Stops Kafka alone, in order, and keeps its data.
-    pub fn stop_kafka(&mut self) -> Result<(), DevstackError> {
-        self.kafka.process.stop().map(drop).context(|| "stopping kafka".to_owned())
+    /// Stops one of Kafka's nodes, counted from 0, in order, and keeps its data.
+    pub fn stop_broker(&mut self, node: usize) -> Result<(), DevstackError> {
+        self.kafka.nodes[node].process.stop().map(drop).context(|| "stopping kafka".to_owned())
     }
 
-    /// Starts Kafka again after [`Devstack::stop_kafka`], on its data and its port.
-    pub fn start_kafka(&mut self) -> Result<(), DevstackError> {
-        self.kafka.start_again()
+    /// Kills it, and keeps what it had written.
+    pub fn kill_broker(&mut self, node: usize) -> Result<(), DevstackError> {
+        let killed = self.kafka.nodes[node].process.signal(Signal::KILL);
+        killed.context(|| "killing kafka".to_owned())?;
+        self.stop_broker(node)
+    }
+
+    /// Starts it again, on its data and its ports, and waits until all nodes answer.
+    pub fn start_broker(&mut self, node: usize) -> Result<(), DevstackError> {
+        self.kafka.nodes[node].start_again()?;
+        self.kafka.wait_until_ready()
+    }
+
+    /// Lets the registry hang, as with SIGSTOP, or go on.
+    pub fn hang_registry(&self, hangs: bool) -> Result<(), DevstackError> {
+        let signal = if hangs { Signal::STOP } else { Signal::CONT };
+        self.registry.process.signal(signal).context(|| "signalling the registry".to_owned())
     }
 
     /// Stops both and waits for them.
     pub fn stop(mut self) {
         self.registry.process.begin_stop();
-        self.kafka.process.begin_stop();
+        self.kafka.nodes.iter_mut().for_each(|node| node.process.begin_stop());
         // Dropping waits for each.
     }
 }

@@ -73,7 +73,8 @@ fn services_wait_for_a_kafka_or_a_registry_that_is_away() {
     wait_until("a word about Kafka", limit, || without_kafka.log().contains("waiting for kafka and its topics"));
 
     let dir = cluster.dir().join("stack");
-    let late = Devstack::start(&Options { kafka_port, registry_port, dir, throughput: false }).expect("it starts");
+    let late =
+        Devstack::start(&Options { brokers: 1, kafka_port, registry_port, dir, throughput: false }).expect("it starts");
     without_registry.wait_ready();
     let there = ["--bootstrap-servers", &kafka, "--schema-registry", &registry_url];
     assert!(cluster.backbeat(&[TOPICS, &there[..]].concat()).status.success());

@@ -10,4 +10,5 @@ mod oracle;
 mod pipeline;
 mod pulse;
 mod pulse_faults;
+mod reverb_faults;
 mod tempo;

@@ -42,7 +42,7 @@ pub(crate) fn totals(reports: &[Entry<BarReport>]) -> (i64, i64, i64) {
 }
 
 /// How often windows were finished, by verdict.
-fn verdicts(cluster: &Cluster) -> BTreeMap<&'static str, usize> {
+pub(crate) fn verdicts(cluster: &Cluster) -> BTreeMap<&'static str, usize> {
     let mut counts = BTreeMap::new();
     for entry in cluster.read_all::<BarPartial>(TopicName::BarPartials) {
         if let Some(PartialBody::Done(done)) = entry.record.into_body() {
@@ -52,7 +52,7 @@ fn verdicts(cluster: &Cluster) -> BTreeMap<&'static str, usize> {
     counts
 }
 
-fn count(verdicts: &BTreeMap<&'static str, usize>, verdict: Verdict) -> usize {
+pub(crate) fn count(verdicts: &BTreeMap<&'static str, usize>, verdict: Verdict) -> usize {
     verdicts.get(verdict.as_str()).copied().unwrap_or(0)
 }
 
@@ -73,7 +73,7 @@ fn real_tasks(cluster: &Cluster) -> (PathBuf, usize) {
     (path, TASKS)
 }
 
-fn reverb(cluster: &Cluster, args: &[&str]) -> Program {
+pub(crate) fn reverb(cluster: &Cluster, args: &[&str]) -> Program {
     let reverb = cluster.serve("reverb", &[&["--cluster", "it"], args].concat());
     reverb.wait_ready();
     reverb
@@ -220,6 +220,10 @@ fn an_audit_finds_what_is_wrong() {
     assert!(said.contains(&computed), "{said}");
     let missing = said.lines().filter(|line| line.starts_with("missing ")).count();
     assert!(missing >= 1 && said.contains(" 1 different"), "{said}");
+    let dry_run = cluster.backbeat(&["replay", "--to-beat", "4", "--dry-run-report"]);
+    let said = String::from_utf8_lossy(&dry_run.stdout).into_owned();
+    let change = format!("rewrite 1, write {missing} and skip 0 reports");
+    assert!(dry_run.status.success() && said.contains(&computed) && said.contains(&change), "{said}");
     let to = reports[1].record.to_beat.to_string();
     let (code, said) = audit(&["--to", &to]);
     assert_eq!(

@@ -3,9 +3,9 @@
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use backbeat_broker::{LogReader, TopicName};
-use backbeat_devstack::{Devstack, Options};
+use backbeat_devstack::Devstack;
 use backbeat_schemas::BeatFrame;
-use backbeat_tests::{Cluster, PulseNodes, wait_for};
+use backbeat_tests::{Cluster, PulseNodes, own_devstack, wait_for};
 use rand::seq::SliceRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -104,9 +104,9 @@ impl Scene<'_> {
                 self.wait_for_frame("a beat with a quorum", |frame| !frame.degraded);
             }
             Fault::StopKafka => {
-                devstack.stop_kafka().expect("it stops");
+                devstack.stop_broker(0).expect("it stops");
                 std::thread::sleep(Duration::from_millis(rng.random_range(0..2_000)));
-                devstack.start_kafka().expect("it starts again");
+                devstack.start_broker(0).expect("it starts again");
             }
         }
         self.beats_go_on();
@@ -118,8 +118,7 @@ fn thirty_faults_in_a_row_leave_no_gap_and_no_repeat() {
     let seed = std::env::var("FAULT_SEED").map_or(SEED, |text| text.parse().expect("a number"));
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let dir = TempDir::new().expect("a directory");
-    let options = Options { kafka_port: 0, registry_port: 0, dir: dir.path().to_owned(), throughput: false };
-    let mut devstack = Devstack::start(&options).unwrap_or_else(|error| panic!("{error}"));
+    let mut devstack = own_devstack(1, dir.path());
     let cluster = Cluster::on(&devstack, 3);
     let nodes = PulseNodes::start(&cluster, NODES, &["--cluster", "it", "--bpm", "600", "--max-bpm", "600"]);
     let mut scene = Scene { nodes, frames: cluster.reader(TopicName::BeatFrames) };

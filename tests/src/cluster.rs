@@ -6,7 +6,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use backbeat_broker::{Broker, Entry, KafkaArgs, LogReader, Registry, TopicName, TransactionalProducer, ensure_topics};
+use backbeat_broker::{
+    Broker, Entry, KafkaArgs, LogReader, ReadError, Registry, TopicName, TransactionalProducer, ensure_topics,
+};
 use backbeat_devstack::{Devstack, Options, Stack, stock_tool};
 use backbeat_schemas::{BarReport, BeatFrame, Record, wire};
 use tempfile::TempDir;
@@ -38,8 +40,14 @@ fn start(throughput: bool) -> Stack {
     let binary = std::env::current_exe().expect("a running program has a path");
     let name = binary.file_stem().and_then(|stem| stem.to_str()).expect("a name");
     let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tmp").join(name);
-    Stack::start(&Options { kafka_port: 0, registry_port: 0, dir, throughput })
+    Stack::start(&Options { brokers: 1, kafka_port: 0, registry_port: 0, dir, throughput })
         .unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// A Kafka with `brokers` nodes and a registry, for one test alone, with their data in `dir`.
+pub fn own_devstack(brokers: u16, dir: &Path) -> Devstack {
+    let options = Options { brokers, kafka_port: 0, registry_port: 0, dir: dir.to_owned(), throughput: false };
+    Devstack::start(&options).unwrap_or_else(|error| panic!("{error}"))
 }
 
 /// A cluster of BACKBEAT: a topic prefix, and a directory for logs.
@@ -66,7 +74,8 @@ impl Cluster {
     /// Topics of a new cluster on a Kafka of its own.
     pub fn on(devstack: &Devstack, claim_partitions: i32) -> Self {
         let cluster = Self::at(devstack.bootstrap_servers(), devstack.schema_registry());
-        runtime().block_on(ensure_topics(&cluster.broker, claim_partitions, 1)).expect("topics can be made");
+        let replication = devstack.brokers().min(3) as i32;
+        runtime().block_on(ensure_topics(&cluster.broker, claim_partitions, replication)).expect("topics can be made");
         cluster
     }
 
@@ -130,10 +139,15 @@ impl Cluster {
 
     /// Resets reverb's group to the earliest offsets, with Kafka's own tool.
     pub fn reset_to_earliest(&self) {
+        self.reset(&["--to-earliest"]);
+    }
+
+    /// Resets reverb's group as Kafka's own tool is told by `to`.
+    pub fn reset(&self, to: &[&str]) {
         let mut tool =
             stock_tool("org.apache.kafka.tools.consumer.group.ConsumerGroupCommand").expect("Kafka's tools are there");
         tool.args(["--bootstrap-server", &self.kafka.bootstrap_servers, "--group", &self.broker.topics().group()]);
-        tool.args(["--reset-offsets", "--to-earliest", "--execute"]);
+        tool.args(["--reset-offsets", "--execute"]).args(to);
         tool.args(["--topic", &self.broker.topics().name(TopicName::StatusClaims)]);
         let output = tool.output().expect("java runs");
         let said = [output.stdout, output.stderr].concat();
@@ -161,11 +175,16 @@ impl Cluster {
 
     /// All committed records of one of its single-partition topics.
     pub fn read_all<R: Record + 'static>(&self, topic: TopicName) -> Vec<Entry<R>> {
+        self.try_read_all(topic).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// The same, while Kafka may not answer.
+    pub fn try_read_all<R: Record + 'static>(&self, topic: TopicName) -> Result<Vec<Entry<R>>, ReadError> {
         let mut reader = self.reader(topic);
-        let (low, end) = (reader.low().expect("the topic exists"), reader.end().expect("the topic exists"));
+        let (low, end) = (reader.low()?, reader.end()?);
         let mut entries = Vec::new();
-        reader.read(low, end, |entry| entries.push(entry)).expect("it can be read");
-        entries
+        reader.read(low, end, |entry| entries.push(entry))?;
+        Ok(entries)
     }
 
     /// All committed frames.

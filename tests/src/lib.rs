@@ -6,7 +6,7 @@ mod program;
 mod pulse_nodes;
 mod wait;
 
-pub use cluster::{Cluster, runtime, stack, start_stack_for_throughput};
+pub use cluster::{Cluster, own_devstack, runtime, stack, start_stack_for_throughput};
 pub use program::Program;
 pub use pulse_nodes::PulseNodes;
 pub use wait::{wait_for, wait_until};

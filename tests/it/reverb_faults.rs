@@ -1,0 +1,209 @@
+//! Members of reverb's group, and the Kafka under them, that fail in a row.
+
+use std::time::{Duration, Instant};
+
+use backbeat_broker::TopicName;
+use backbeat_devstack::Devstack;
+use backbeat_schemas::{BarReport, Verdict};
+use backbeat_tests::{Cluster, Program, own_devstack, wait_until};
+use rand::seq::SliceRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::pipeline::{check_reports, count, reverb, totals, verdicts};
+
+const LIMIT: Duration = Duration::from_mins(2);
+/// Another order of faults, and other members: `FAULT_SEED=2 cargo test ...`.
+const SEED: u64 = 1;
+const MAX_MEMBERS: usize = 4;
+/// After so many faults it is waited until reports have caught up with the beats.
+const FAULTS_IN_A_ROW: usize = 5;
+
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    /// SIGKILL to a member; another takes its place.
+    Kill,
+    /// SIGSTOP to a member for longer than its session lasts, then SIGCONT: it wakes as a zombie.
+    Pause,
+    /// SIGTERM to a member; another takes its place.
+    Stop,
+    /// One member more.
+    Add,
+    /// Kafka is stopped for a while.
+    RestartKafka,
+    /// The registry hangs while a member starts.
+    HangRegistry,
+    /// All members stop, and the stock tool puts the group back.
+    Reset,
+}
+
+struct Scene<'c> {
+    cluster: &'c Cluster,
+    members: Vec<Program>,
+    /// Members that are stopped, and when each wakes.
+    paused: Vec<(Program, Instant)>,
+    rng: ChaCha8Rng,
+}
+
+impl Scene<'_> {
+    fn add(&mut self) {
+        self.members.push(self.cluster.serve("reverb", &["--cluster", "it"]));
+    }
+
+    fn any(&mut self) -> Program {
+        let index = self.rng.random_range(0..self.members.len());
+        self.members.swap_remove(index)
+    }
+
+    /// Wakes those whose time has come.
+    fn wake(&mut self, all: bool) {
+        let due = |paused: &mut (Program, Instant)| all || paused.1 <= Instant::now();
+        for (member, _) in self.paused.extract_if(.., due) {
+            member.signal(Signal::CONT);
+            self.members.push(member);
+        }
+    }
+
+    fn inflict(&mut self, fault: Fault, devstack: &mut Devstack) {
+        match fault {
+            Fault::Kill => {
+                let mut member = self.any();
+                member.signal(Signal::KILL);
+                member.wait();
+                self.add();
+            }
+            Fault::Pause => {
+                let member = self.any();
+                member.signal(Signal::STOP);
+                // Its session lasts 6 s.
+                let wakes = Instant::now() + Duration::from_millis(self.rng.random_range(6_500..9_000));
+                self.paused.push((member, wakes));
+                self.add();
+            }
+            Fault::Stop => {
+                stop(self.any());
+                self.add();
+            }
+            Fault::Add if self.members.len() < MAX_MEMBERS => self.add(),
+            Fault::Add => stop(self.any()),
+            Fault::RestartKafka => {
+                devstack.stop_broker(0).expect("it stops");
+                std::thread::sleep(Duration::from_millis(self.rng.random_range(0..3_000)));
+                devstack.start_broker(0).expect("it starts again");
+            }
+            Fault::HangRegistry => {
+                devstack.hang_registry(true).expect("it hangs");
+                stop(self.any());
+                self.add();
+                std::thread::sleep(Duration::from_millis(self.rng.random_range(500..3_000)));
+                devstack.hang_registry(false).expect("it goes on");
+            }
+            Fault::Reset => {
+                self.wake(true);
+                let count = self.members.len();
+                self.members.drain(..).for_each(stop);
+                let back = format!("-{}", self.rng.random_range(1..300));
+                if self.rng.random() {
+                    self.cluster.reset(&["--to-earliest"]);
+                } else {
+                    self.cluster.reset(&["--shift-by", &back]);
+                }
+                (0..count).for_each(|_| self.add());
+            }
+        }
+    }
+}
+
+/// Ends a member in good order, which takes it seconds at most: then it would be killed.
+fn stop(mut member: Program) {
+    member.signal(Signal::TERM);
+    let code = member.wait();
+    assert_eq!(code, 0, "{}", member.log());
+}
+
+/// Waits until the window before the present one has a report.
+fn wait_for_reports_to_catch_up(cluster: &Cluster) {
+    let frames = cluster.frames();
+    let bar = frames.last().map_or(0, |last| last.beat_index.get() - i64::from(last.bar_length));
+    let reported = || cluster.reports().iter().any(|entry| entry.record.to_beat.get() >= bar);
+    wait_until("reports that catch up with the beats", LIMIT, reported);
+}
+
+/// Ends the agents, lets the windows close and ends pulse; then compares all reports with the oracle's.
+fn check(cluster: &Cluster, agents: Program, pulse: Program) {
+    drop(agents);
+    let beats = cluster.frames().len();
+    wait_until("two more bars", LIMIT, || cluster.frames().len() >= beats + 9);
+    drop(pulse);
+    let oracle = check_reports(cluster);
+    let (counted, late, invalid) = totals(&cluster.reports());
+    assert_eq!(counted + late + invalid, oracle.claims() as i64);
+}
+
+#[test]
+fn forty_faults_in_a_row_leave_one_right_report_a_window() {
+    let seed = std::env::var("FAULT_SEED").map_or(SEED, |text| text.parse().expect("a number"));
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let counts = [
+        (Fault::Kill, 11),
+        (Fault::Pause, 7),
+        (Fault::Stop, 7),
+        (Fault::Add, 5),
+        (Fault::RestartKafka, 4),
+        (Fault::HangRegistry, 2),
+        (Fault::Reset, 4),
+    ];
+    let mut faults: Vec<Fault> = counts.iter().flat_map(|(fault, count)| vec![*fault; *count]).collect();
+    faults.shuffle(&mut rng);
+    assert_eq!(faults.len(), 40);
+
+    let dir = TempDir::new().expect("a directory");
+    let mut devstack = own_devstack(1, dir.path());
+    let cluster = Cluster::on(&devstack, 5);
+    let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "480", "--max-bpm", "480", "--bar", "4"]);
+    let mut scene = Scene { cluster: &cluster, members: Vec::new(), paused: Vec::new(), rng };
+    (0..3).for_each(|_| scene.add());
+    let agents = cluster.start("agent-sim", &["--agents", "25", "--late-rate", "0.05", "--malformed-rate", "0.02"]);
+    wait_for_reports_to_catch_up(&cluster);
+    for (number, fault) in faults.into_iter().enumerate() {
+        eprintln!("fault {number}: {fault:?}, seed {seed}");
+        scene.inflict(fault, &mut devstack);
+        std::thread::sleep(Duration::from_millis(scene.rng.random_range(0..1_500)));
+        scene.wake(false);
+        if number % FAULTS_IN_A_ROW == FAULTS_IN_A_ROW - 1 {
+            wait_for_reports_to_catch_up(&cluster);
+        }
+    }
+    scene.wake(true);
+    check(&cluster, agents, pulse);
+    let found = verdicts(&cluster);
+    assert!(count(&found, Verdict::Verified) > 0, "resets made windows be computed again: {found:?}");
+    assert_eq!(count(&found, Verdict::Rewritten) + count(&found, Verdict::Skipped), 0, "{found:?}");
+    drop(scene);
+    devstack.stop();
+}
+
+#[test]
+fn of_three_brokers_one_may_die() {
+    let dir = TempDir::new().expect("a directory");
+    let mut devstack = own_devstack(3, dir.path());
+    let cluster = Cluster::on(&devstack, 4);
+    let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "240", "--max-bpm", "240", "--bar", "4"]);
+    let members = [reverb(&cluster, &[]), reverb(&cluster, &[])];
+    let agents = cluster.start("agent-sim", &["--agents", "25"]);
+    wait_for_reports_to_catch_up(&cluster);
+    for broker in [0, 2] {
+        let reports = cluster.reports().len();
+        devstack.kill_broker(broker).expect("it is killed");
+        let more =
+            || cluster.try_read_all::<BarReport>(TopicName::BarReports).is_ok_and(|all| all.len() >= reports + 5);
+        wait_until("five reports without it", LIMIT, more);
+        devstack.start_broker(broker).expect("it starts again");
+        wait_for_reports_to_catch_up(&cluster);
+    }
+    check(&cluster, agents, pulse);
+    drop(members);
+    devstack.stop();
+}
