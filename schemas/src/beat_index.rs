@@ -16,7 +16,7 @@ impl BeatIndex {
     /// The beat `beats` after this one.
     #[must_use]
     pub fn plus(self, beats: u32) -> Self {
-        Self(self.0 + i64::from(beats))
+        Self(self.0.saturating_add(beats.into()))
     }
 
     /// The beat before this one, `None` before beat 0.

@@ -3,6 +3,7 @@
 mod cli;
 mod devstack;
 mod frames;
+mod http_fuzz;
 mod interop;
 mod invalid_claims;
 mod members;

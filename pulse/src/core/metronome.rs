@@ -135,7 +135,7 @@ impl Metronome {
         let in_force = plan.filter(|plan| downbeat && plan.from <= beat_index);
         let tempo = in_force.map_or(last.tempo_bpm, |plan| last.tempo_bpm.towards(plan.tempo));
         let bar_length = in_force.map_or(last.bar_length, |plan| plan.bar_length);
-        let (anchor_beat, anchor_at) = if now.millis_since(scheduled_at).abs() > last.tempo_bpm.period_ms() {
+        let (anchor_beat, anchor_at) = if now.millis_since(scheduled_at).saturating_abs() > last.tempo_bpm.period_ms() {
             // More than a period off, either way: catching up would be a burst of stale beats. A clock
             // that is behind does not turn the schedule back: it creeps on until time has caught up.
             (beat_index, now.max(scheduled_at.plus_millis(1 - tempo.period_ms())))

@@ -96,7 +96,7 @@ impl Metrics {
     pub(crate) fn beat(&self, frame: &BeatFrame, commit: Duration) {
         let off_ms = frame.emitted_at.millis_since(frame.scheduled_at);
         self.beats.inc();
-        self.jitter.observe(off_ms.abs() as f64 / 1_000.0);
+        self.jitter.observe(off_ms.saturating_abs() as f64 / 1_000.0);
         self.tempo.set(frame.tempo_bpm.bpm());
         self.commit.observe(commit.as_secs_f64());
         self.late_beats.inc_by((off_ms > LATE_MS).into());

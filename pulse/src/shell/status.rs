@@ -115,7 +115,7 @@ impl Status {
         if self.jitter_ms.len() == RECENT_BEATS {
             self.jitter_ms.pop_front();
         }
-        self.jitter_ms.push_back(frame.emitted_at.millis_since(frame.scheduled_at).abs());
+        self.jitter_ms.push_back(frame.emitted_at.millis_since(frame.scheduled_at).saturating_abs());
     }
 
     pub(crate) fn body(self, members: Vec<Peer>) -> StatusBody {

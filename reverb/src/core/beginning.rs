@@ -16,6 +16,16 @@ pub struct Committed {
 }
 
 impl Committed {
+    /// What `metadata` says beside `offset`. Metadata that is not ours says nothing.
+    pub fn parse(offset: i64, metadata: &str) -> Self {
+        Self { offset, downbeat: metadata.strip_prefix("1:").and_then(|downbeat| downbeat.parse().ok()) }
+    }
+
+    /// The metadata to commit.
+    pub fn metadata(&self) -> String {
+        self.downbeat.map_or_else(String::new, |downbeat| format!("1:{downbeat}"))
+    }
+
     /// Whether a fold may begin at `frame` or before it. If so, it holds for every later frame, too.
     pub fn reached_by(&self, frame: &BeatFrame, partition: i32, lows: &BTreeMap<i32, i64>) -> bool {
         self.downbeat.is_some_and(|downbeat| frame.beat_index.get() >= downbeat)
@@ -64,6 +74,15 @@ mod tests {
     fn start(offset: i64, downbeat: Option<i64>, lows: [i64; 2]) -> Option<BeatIndex> {
         let frames = frames_of_partitions(2, 0, &[&[0, 1, 2, 3, 4, 5, 6], &[0, 10, 20, 30, 40, 50, 60]]);
         Committed { offset, downbeat }.start(0, &frames, &BTreeMap::from([(0, lows[0]), (1, lows[1])]))
+    }
+
+    #[test]
+    fn metadata_says_what_it_said_and_foreign_metadata_nothing() {
+        let committed = Committed { offset: 7, downbeat: Some(12) };
+        assert_eq!(Committed::parse(7, &committed.metadata()), committed);
+        for foreign in ["", "12", "2:12", "1:", "1:x", "1:99999999999999999999"] {
+            assert_eq!(Committed::parse(7, foreign), Committed { offset: 7, downbeat: None }, "{foreign}");
+        }
     }
 
     #[test]

@@ -41,6 +41,14 @@ pub enum FrameError {
         /// The frame's.
         found: BeatIndex,
     },
+    /// A frame that no pulse would write.
+    #[error("beat {beat} of beatframes is broken: {reason}")]
+    Broken {
+        /// The frame's.
+        beat: BeatIndex,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
     /// A frame of another cluster.
     #[error("beatframes belongs to cluster {found:?}, not to {ours:?}")]
     OtherCluster {
@@ -56,6 +64,7 @@ impl Frames {
     /// already, change nothing.
     pub fn push(&mut self, frame: BeatFrame) -> Result<(), FrameError> {
         let from = match self.rows.back() {
+            _ if frame.bar_length == 0 => return Err(broken(&frame, "its bar has no beats")),
             None if !frame.downbeat => return Ok(()),
             None => frame.beat_index,
             Some(last) if frame.beat_index <= last.frame.beat_index => return Ok(()),
@@ -64,6 +73,15 @@ impl Frames {
             }
             Some(last) if frame.cluster_id != last.frame.cluster_id => {
                 return Err(FrameError::OtherCluster { found: frame.cluster_id, ours: last.frame.cluster_id.clone() });
+            }
+            Some(last) if !continues(&last.frame.claim_offsets, &frame.claim_offsets) => {
+                return Err(broken(&frame, "its lines lie before the last beat's"));
+            }
+            Some(last)
+                if frame.downbeat
+                    != self.window_of(last.frame.beat_index).is_some_and(|w| w.end == frame.beat_index) =>
+            {
+                return Err(broken(&frame, "its bar is not as long as its downbeat says"));
             }
             Some(_) if frame.downbeat => frame.beat_index,
             Some(last) => last.from,
@@ -125,4 +143,13 @@ impl Frames {
         let index = beat.since(self.first()?.beat_index);
         usize::try_from(index).ok().and_then(|index| self.rows.get(index))
     }
+}
+
+fn broken(frame: &BeatFrame, reason: &'static str) -> FrameError {
+    FrameError::Broken { beat: frame.beat_index, reason }
+}
+
+/// Whether no line goes back, and none is lost.
+fn continues(before: &[i64], after: &[i64]) -> bool {
+    before.len() <= after.len() && before.iter().zip(after).all(|(before, after)| before <= after)
 }

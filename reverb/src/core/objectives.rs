@@ -94,7 +94,7 @@ impl Objectives {
         self.beats.push_back(Beat { index: frame.beat_index, emitted_at: frame.emitted_at, period_ms });
         let delivered_after = now.millis_since(frame.emitted_at);
         self.delivery.add(delivered_after);
-        self.jitter.add(frame.emitted_at.millis_since(frame.scheduled_at).abs());
+        self.jitter.add(frame.emitted_at.millis_since(frame.scheduled_at).saturating_abs());
         Some(delivered_after)
     }
 

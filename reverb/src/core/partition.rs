@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use backbeat_schemas::{BarPartial, BeatIndex, InvalidClaim, Partial, PartialBody};
 
-use super::{Closed, Fold, Frames, LOGIC, Output, Progress, RawRecord, Reading};
+use super::{Closed, Committed, Fold, Frames, LOGIC, Output, Progress, RawRecord, Reading};
 
 /// Records that may wait for a line before the partition pauses: tens of megabytes over a dozen
 /// partitions.
@@ -146,8 +146,9 @@ impl Partition {
     }
 
     /// Where a successor begins: the line of the oldest window that is not done, and its downbeat.
-    pub fn position(&self) -> Option<(i64, BeatIndex)> {
-        self.progress.position()
+    pub fn position(&self) -> Option<Committed> {
+        let (offset, from) = self.progress.position()?;
+        Some(Committed { offset, downbeat: Some(from.get()) })
     }
 
     /// How many windows wait to be done after their partial was sent.
@@ -204,6 +205,10 @@ mod tests {
         partition
     }
 
+    fn committed(offset: i64, downbeat: i64) -> Committed {
+        Committed { offset, downbeat: Some(downbeat) }
+    }
+
     fn is_partial(message: Option<&Message>) -> bool {
         matches!(message, Some(Message::Partial(_)))
     }
@@ -222,10 +227,10 @@ mod tests {
         let mut partition = closed();
         partition.sent(0, NOW);
         partition.sent(5, NOW);
-        assert_eq!((partition.position(), partition.unfinished()), (Some((0, beat(0))), 1));
+        assert_eq!((partition.position(), partition.unfinished()), (Some(committed(0, 0)), 1));
         partition.met(beat(0), 5);
         partition.done(beat(0));
-        assert_eq!((partition.position(), partition.unfinished()), (Some((2, beat(2))), 0));
+        assert_eq!((partition.position(), partition.unfinished()), (Some(committed(2, 2)), 0));
     }
 
     #[test]
@@ -241,13 +246,13 @@ mod tests {
         partition.sent(6, NOW + RESEND_AFTER);
         partition.met(beat(0), 5);
         partition.done(beat(0));
-        assert_eq!(partition.position(), Some((0, beat(0))));
+        assert_eq!(partition.position(), Some(committed(0, 0)));
     }
 
     #[test]
     fn a_window_from_before_the_partition_was_added_is_not_its_own() {
         let mut partition = Partition::new(1, Fold::new(1, beat(0), 0, 0));
         assert_eq!(partition.advance(&frames(2, 0, &[0, 0, 0])).count(), 0);
-        assert_eq!(partition.position(), Some((0, beat(2))));
+        assert_eq!(partition.position(), Some(committed(0, 2)));
     }
 }

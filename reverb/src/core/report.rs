@@ -10,7 +10,7 @@ pub fn bar_report(frames: &Frames, window: &Window, counts: &Counts) -> Option<B
     let next = frames.get(window.end)?;
     let partitions = frames.get(window.closes)?.claim_offsets.len() as i32;
     let line = |frame: &BeatFrame| (0..partitions).map(|partition| frame.line(partition)).collect();
-    let drift = |frame: &BeatFrame| frame.emitted_at.millis_since(frame.scheduled_at).abs();
+    let drift = |frame: &BeatFrame| frame.emitted_at.millis_since(frame.scheduled_at).saturating_abs();
     let beats = || frames.range(window.from, window.end);
     let degraded_beats = beats().filter(|frame| frame.degraded).count() as i64;
     Some(BarReport {

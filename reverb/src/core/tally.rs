@@ -34,17 +34,19 @@ pub struct Counts {
 impl Counts {
     /// Adds another partition's share.
     pub fn add(&mut self, other: &Self) {
-        self.agents += other.agents;
-        self.on_time_reviews += other.on_time_reviews;
-        self.help_fulfilled += other.help_fulfilled;
-        self.rotation_failed_agents += other.rotation_failed_agents;
-        self.tasks_done += other.tasks_done;
-        self.tasks_failed += other.tasks_failed;
-        self.claims += other.claims;
-        self.degraded_claims += other.degraded_claims;
-        self.late_claims += other.late_claims;
-        self.invalid_claims += other.invalid_claims;
-        self.unknown_schema_claims += other.unknown_schema_claims;
+        // A partial is what its writer says; no number of it ends the merge.
+        let add = |sum: &mut i64, share: i64| *sum = sum.saturating_add(share);
+        add(&mut self.agents, other.agents);
+        add(&mut self.on_time_reviews, other.on_time_reviews);
+        add(&mut self.help_fulfilled, other.help_fulfilled);
+        add(&mut self.rotation_failed_agents, other.rotation_failed_agents);
+        add(&mut self.tasks_done, other.tasks_done);
+        add(&mut self.tasks_failed, other.tasks_failed);
+        add(&mut self.claims, other.claims);
+        add(&mut self.degraded_claims, other.degraded_claims);
+        add(&mut self.late_claims, other.late_claims);
+        add(&mut self.invalid_claims, other.invalid_claims);
+        add(&mut self.unknown_schema_claims, other.unknown_schema_claims);
     }
 }
 

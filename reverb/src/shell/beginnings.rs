@@ -10,7 +10,7 @@ use rdkafka::metadata::{MetadataPartition, MetadataTopic};
 use rdkafka::{Offset, TopicPartitionList};
 
 use super::frame_table::{FrameTable, TableError};
-use super::group::{GroupConsumer, Position};
+use super::group::GroupConsumer;
 use super::timeouts::QUERY_TIMEOUT;
 use crate::core::{Committed, Fold};
 
@@ -67,13 +67,13 @@ impl Beginnings {
         self.lows.extend(watermarks(consumer, topic)?.into_iter().map(|(partition, (low, _))| (partition, low)));
         for element in consumer.committed_offsets(list, QUERY_TIMEOUT)?.elements() {
             let partition = element.partition();
-            let (offset, downbeat) = match element.offset() {
-                Offset::Offset(offset) => (offset, Position::downbeat(element.metadata())),
+            let committed = match element.offset() {
+                Offset::Offset(offset) => Committed::parse(offset, element.metadata()),
                 // Never committed: from the beginning, as `auto.offset.reset=earliest` says.
-                _ => (self.low(partition), None),
+                _ => Committed { offset: self.lows.get(&partition).copied().unwrap_or(0), downbeat: None },
             };
-            tracing::info!(partition, offset, ?downbeat, "committed position");
-            self.pending.insert(partition, Beginning::Known(Committed { offset, downbeat }));
+            tracing::info!(partition, ?committed, "position");
+            self.pending.insert(partition, Beginning::Known(committed));
         }
         Ok(())
     }
@@ -109,10 +109,6 @@ impl Beginnings {
             })
         };
         Ok(table.find(reached)?.map(|frame| frame.beat_index))
-    }
-
-    fn low(&self, partition: i32) -> i64 {
-        self.lows.get(&partition).copied().unwrap_or(0)
     }
 }
 

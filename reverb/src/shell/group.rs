@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use backbeat_broker::log_client_error;
-use backbeat_schemas::BeatIndex;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
 use rdkafka::error::KafkaError;
 use rdkafka::statistics::Statistics;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
 use super::merger::MergeThread;
+use crate::core::Committed;
 
 /// The merge runs where this partition is owned.
 pub(crate) const MERGE_PARTITION: i32 = 0;
@@ -28,7 +28,7 @@ pub(crate) struct Group {
 struct State {
     changes: Vec<Change>,
     /// What to commit when a partition is taken away.
-    positions: BTreeMap<i32, Position>,
+    positions: BTreeMap<i32, Committed>,
     merge: Option<MergeThread>,
     /// The group has answered, if only that there is nothing for this member.
     has_joined: bool,
@@ -40,25 +40,6 @@ struct State {
 pub(crate) enum Change {
     Assigned(Vec<i32>),
     Revoked(Vec<i32>),
-}
-
-/// An offset to commit and the word beside it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Position {
-    pub(crate) offset: i64,
-    pub(crate) metadata: String,
-}
-
-impl Position {
-    /// The line of the window that opens at `from`.
-    pub(crate) fn at(offset: i64, from: BeatIndex) -> Self {
-        Self { offset, metadata: format!("1:{from}") }
-    }
-
-    /// The downbeat in a committed offset's metadata, if the metadata is ours.
-    pub(crate) fn downbeat(metadata: &str) -> Option<i64> {
-        metadata.strip_prefix("1:")?.parse().ok()
-    }
 }
 
 /// What librdkafka's statistics say of the end of a partition.
@@ -81,12 +62,12 @@ impl Group {
     }
 
     /// What to commit should `partition` be taken away.
-    pub(crate) fn set_position(&self, partition: i32, position: Position) {
+    pub(crate) fn set_position(&self, partition: i32, position: Committed) {
         self.lock().positions.insert(partition, position);
     }
 
     /// The positions of all partitions.
-    pub(crate) fn positions(&self) -> BTreeMap<i32, Position> {
+    pub(crate) fn positions(&self) -> BTreeMap<i32, Committed> {
         self.lock().positions.clone()
     }
 
@@ -140,14 +121,14 @@ impl Group {
 pub(crate) fn commit(
     consumer: &GroupConsumer,
     topic: &str,
-    positions: &BTreeMap<i32, Position>,
+    positions: &BTreeMap<i32, Committed>,
     mode: CommitMode,
 ) -> rdkafka::error::KafkaResult<()> {
     let mut list = TopicPartitionList::new();
     for (partition, position) in positions {
         let mut element = list.add_partition(topic, *partition);
         element.set_offset(Offset::Offset(position.offset))?;
-        element.set_metadata(&position.metadata);
+        element.set_metadata(position.metadata());
     }
     if list.count() == 0 { Ok(()) } else { consumer.commit(&list, mode) }
 }

@@ -16,13 +16,13 @@ use rdkafka::message::Message;
 use super::beginnings::Beginnings;
 use super::claim_decoder::ClaimDecoder;
 use super::frame_table::{FrameTable, TableError};
-use super::group::{Change, Group, GroupConsumer, MERGE_PARTITION, Position, commit};
+use super::group::{Change, Group, GroupConsumer, MERGE_PARTITION, commit};
 use super::merger::{MergeEnd, MergeSettings, MergeThread};
 use super::metrics::Metrics;
 use super::owned_partition::{Outlet, OwnedPartition};
 use super::status::{OpenWindow, PartitionStatus, Share, SharedStatus};
 use super::timeouts::QUERY_TIMEOUT;
-use crate::core::{Fold, Partition};
+use crate::core::{Committed, Fold, Partition};
 
 /// Records taken before everything else is looked at.
 const BATCH: usize = 2_000;
@@ -56,7 +56,7 @@ pub(crate) struct Member {
     pub(crate) status: SharedStatus,
     pub(crate) partitions: BTreeMap<i32, OwnedPartition>,
     pub(crate) beginnings: Beginnings,
-    pub(crate) committed: BTreeMap<i32, Position>,
+    pub(crate) committed: BTreeMap<i32, Committed>,
     /// The merge's partition was just assigned.
     pub(crate) merge_due: bool,
     /// The merge was fenced; when to ask next whether it is still ours.
@@ -270,8 +270,8 @@ impl Member {
                     Err(error) => tracing::warn!(%error, partition = partition.id, full, "pausing or resuming"),
                 }
             }
-            if let Some((offset, from)) = partition.core.as_ref().and_then(Partition::position) {
-                self.group.set_position(partition.id, Position::at(offset, from));
+            if let Some(position) = partition.core.as_ref().and_then(Partition::position) {
+                self.group.set_position(partition.id, position);
             }
         }
     }
@@ -406,9 +406,8 @@ impl Member {
         let behind = |partition: &PartitionStatus| Some((partition.end? - partition.position?).max(0));
         let lag_records = partitions.iter().map(behind).sum::<Option<i64>>();
         let positions = self.partitions.values().filter_map(|owned| owned.core.as_ref()?.position());
-        let oldest_open_window = positions.map(|(_, from)| from).min();
-        let oldest_open_window =
-            oldest_open_window.map(|from| OpenWindow { from_beat: from, age_beats: beats_since(from) });
+        let oldest = positions.filter_map(|position| BeatIndex::try_from(position.downbeat?).ok()).min();
+        let oldest_open_window = oldest.map(|from| OpenWindow { from_beat: from, age_beats: beats_since(from) });
         // Within a bar, so that its windows close with the next downbeat.
         let enough = newest.map_or(0, |newest| i64::from(newest.bar_length));
         let waiting_for = if !self.group.has_joined() {

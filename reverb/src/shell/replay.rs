@@ -10,8 +10,9 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use tokio::runtime::Handle;
 
 use super::beginnings::watermarks;
-use super::group::{Group, GroupConsumer, Position, commit};
+use super::group::{Group, GroupConsumer, commit};
 use super::timeouts::QUERY_TIMEOUT;
+use crate::core::Committed;
 
 /// Where a replay begins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +103,8 @@ pub fn execute_replay(broker: &Broker, plan: &ReplayPlan) -> anyhow::Result<()> 
     let groups = consumer.fetch_group_list(Some(&plan.group), QUERY_TIMEOUT)?;
     let members: usize = groups.groups().iter().map(|group| group.members().len()).sum();
     ensure!(members == 0, "group {} has {members} members: stop reverb first", plan.group);
-    let position = |(partition, offset): (&i32, &i64)| (*partition, Position::at(*offset, plan.from_beat));
+    let downbeat = Some(plan.from_beat.get());
+    let position = |(partition, offset): (&i32, &i64)| (*partition, Committed { offset: *offset, downbeat });
     let positions = plan.offsets.iter().map(position).collect();
     let topic = broker.topics().name(TopicName::StatusClaims);
     match commit(&consumer, &topic, &positions, CommitMode::Sync) {

@@ -379,16 +379,12 @@ impl Member {
             if context.is(Sabotage::CommitAhead) {
                 let downbeat = core.fold().arrival();
                 let line = self.frames.frames.get(downbeat)?.line(core.id());
-                return Some((line, downbeat));
+                return Some(Committed { offset: line, downbeat: Some(downbeat.get()) });
             }
             core.position()
         };
         let cores = self.owned.values().filter_map(|owned| owned.core.as_ref());
-        let committed = |core: &Partition| {
-            let (offset, from) = position(core)?;
-            Some((core.id(), Committed { offset, downbeat: Some(from.get()) }))
-        };
-        cores.filter_map(committed).collect()
+        cores.filter_map(|core| Some((core.id(), position(core)?))).collect()
     }
 
     /// Stops in good order.

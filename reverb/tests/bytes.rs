@@ -1,0 +1,204 @@
+//! Whatever bytes the topics give us, the core neither panics nor hangs: records that decode are put through
+//! it, however little sense they make.
+
+use std::collections::BTreeMap;
+
+use backbeat_reverb::core::{
+    Committed, Fold, Frames, Merge, Output, RawRecord, Reading, Ready, Tally, bar_report, verdict,
+};
+use backbeat_schemas::{
+    BarPartial, BeatFrame, BeatIndex, Done, Header, HlcClock, InvalidClaim, Partial, PartialBody, Phase, Record, Tempo,
+    Timestamp, Verdict, WindowId, WriterSchema, wire,
+};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+/// Beats of the log before anything is broken.
+const BEATS: u32 = 12;
+
+fn frames() -> Vec<BeatFrame> {
+    let mut clock = HlcClock::new(1);
+    let frame = |index: u32| {
+        let (beat, position) = (BeatIndex::ZERO.plus(index), index as u16 % 3);
+        let at = Timestamp::from_millis(i64::from(index) * 1_000);
+        BeatFrame {
+            r#type: Default::default(),
+            cluster_id: "c".into(),
+            beat_index: beat,
+            downbeat: position == 0,
+            phase: Phase::of(position, 3),
+            hlc: clock.tick(at),
+            deadline_at: at.plus_millis(1_000),
+            tempo_bpm: Tempo::try_from(60.0).expect("a tempo"),
+            window_id: WindowId::new("c", BeatIndex::ZERO.plus(index - u32::from(position))),
+            bar_length: 3,
+            grace_beats: 1,
+            scheduled_at: at,
+            emitted_at: at,
+            anchor_beat: BeatIndex::ZERO,
+            anchor_at: Timestamp::from_millis(0),
+            term: 1,
+            node: "p".into(),
+            degraded: false,
+            claim_offsets: vec![i64::from(index) * 2, i64::from(index)],
+        }
+    };
+    (0..BEATS).map(frame).collect()
+}
+
+fn partial(partition: i32) -> Partial {
+    Partial {
+        partition,
+        member: "m".into(),
+        counter: 1,
+        logic: 1,
+        retained: true,
+        misplaced: false,
+        agents: 1,
+        on_time_reviews: 1,
+        help_fulfilled: 1,
+        rotation_failed_agents: 1,
+        tasks_done: 1,
+        tasks_failed: 1,
+        claims: 1,
+        degraded_claims: 1,
+        late_claims: 1,
+        invalid_claims: 1,
+        unknown_schema_claims: 1,
+    }
+}
+
+/// `record` with some of its bytes changed, taken out or put in, if it still is a record.
+fn mutated<R: Record>(record: &R, changes: &[(Index, u8, u8)]) -> Option<R> {
+    let value = wire(1, record);
+    let mut body = Header::split(&value).expect("we wrote it").1.to_vec();
+    for (place, kind, byte) in changes {
+        let at = place.index(body.len());
+        match kind % 4 {
+            0 => body[at] = *byte,
+            1 => body[at] ^= 1 << (byte % 8),
+            2 => body.insert(at, *byte),
+            // A number of nine bytes, as large as they come.
+            _ => drop(body.splice(at..=at, [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, byte & 1])),
+        }
+    }
+    WriterSchema::<R>::ours().decode(&body).ok()
+}
+
+fn changes() -> impl Strategy<Value = Vec<(Index, u8, u8)>> {
+    vec(any::<(Index, u8, u8)>(), 1..3)
+}
+
+/// Folds, merges and reports whatever the table allows.
+fn work(frames: &Frames, committed: Committed, merge: &Merge) {
+    let lows = BTreeMap::from([(0, 0), (1, 0)]);
+    for partition in 0..2 {
+        let Some(mut fold) = committed.fold(partition, frames, &lows) else { continue };
+        let mut outputs = Vec::new();
+        for offset in 0..30 {
+            let reading = Reading::Invalid(InvalidClaim::NoValue);
+            fold.take(offset, reading, frames, RawRecord::default, &mut outputs);
+        }
+        fold.advance(frames, &mut outputs);
+        for output in outputs {
+            if let Output::Closed(closed) = output {
+                let report = bar_report(frames, &closed.window, &closed.tally.counts());
+                assert!(report.is_some(), "a window closes where its closing frame is there");
+            }
+        }
+    }
+    for (window, ready) in merge.ready(frames, 100) {
+        if let Ready::Complete(counts) = ready {
+            let report = bar_report(frames, &window, &counts).expect("it is closed");
+            assert_eq!(verdict(Some(&report), &report, false), (Verdict::Verified, false));
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 2_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn frames_that_make_no_sense_are_refused_or_folded(
+        broken in vec((0..BEATS as usize, changes()), 1..4), offset in any::<i64>(), downbeat in any::<Option<i64>>(),
+    ) {
+        let mut log = frames();
+        for (index, changes) in &broken {
+            if let Some(frame) = mutated(&log[*index], changes) {
+                log[*index] = frame;
+            }
+        }
+        let mut table = Frames::default();
+        for frame in log {
+            if table.push(frame).is_err() {
+                break;
+            }
+        }
+        work(&table, Committed { offset, downbeat }, &Merge::default());
+        work(&table, Committed { offset: 0, downbeat: None }, &Merge::default());
+        for beat in [0, 5, BEATS, u32::MAX] {
+            table.forget_before(BeatIndex::ZERO.plus(beat));
+        }
+    }
+
+    #[test]
+    fn partials_that_make_no_sense_end_nothing(sent in vec((0..4u32, 0..3i32, changes()), 1..20)) {
+        let mut table = Frames::default();
+        for frame in frames() {
+            table.push(frame).expect("it makes sense");
+        }
+        let mut merge = Merge::default();
+        for (offset, (window, partition, changes)) in (0..).zip(&sent) {
+            let from = BeatIndex::ZERO.plus(window * 3);
+            let body = match partition {
+                2 => PartialBody::Done(Done { verdict: Verdict::Written, low: offset }),
+                _ => PartialBody::Partial(partial(*partition)),
+            };
+            let record = BarPartial::new(WindowId::new("c", from), from, body);
+            let Some(record) = mutated(&record, changes) else { continue };
+            let from = record.from_beat;
+            match record.into_body() {
+                Some(PartialBody::Partial(partial)) => merge.partial(offset, from, partial),
+                Some(PartialBody::Done(_)) => merge.done(Some(offset), from),
+                None => {}
+            }
+            work(&table, Committed { offset: 0, downbeat: None }, &merge);
+            prop_assert!(merge.low_without(&[]) <= offset + 1);
+        }
+    }
+
+    #[test]
+    fn whatever_stands_beside_an_offset_says_a_beat_or_nothing(offset in any::<i64>(), metadata in "(1:)?\\PC{0,20}") {
+        let committed = Committed::parse(offset, &metadata);
+        prop_assert_eq!(committed.offset, offset);
+        if let Some(downbeat) = committed.downbeat {
+            prop_assert_eq!(Committed::parse(offset, &format!("1:{downbeat}")), committed);
+        }
+    }
+}
+
+/// Found by the tests above: the distance between two instants has no largest negative.
+#[test]
+fn a_beat_emitted_before_all_time_has_a_drift() {
+    let mut table = Frames::default();
+    for mut frame in frames() {
+        frame.emitted_at = Timestamp::from_millis(i64::MIN);
+        table.push(frame).expect("it continues");
+    }
+    let window = table.window_of(BeatIndex::ZERO).expect("it is there");
+    let report = bar_report(&table, &window, &Tally::default().counts()).expect("it is closed");
+    assert_eq!(report.tempo_drift_ms, i64::MAX);
+}
+
+/// Shares of the largest numbers add up to the largest, and end nothing.
+#[test]
+fn counts_do_not_overflow() {
+    let mut counts = Tally::default().counts();
+    for _ in 0..2 {
+        counts.add(&(&Partial { claims: i64::MAX, ..partial(0) }).into());
+    }
+    assert_eq!(counts.claims, i64::MAX);
+    let fold = Fold::new(0, BeatIndex::ZERO, i64::MAX, i64::MAX);
+    assert_eq!(fold.next_offset(), i64::MAX);
+}
