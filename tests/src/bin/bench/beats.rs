@@ -1,26 +1,22 @@
 //! How evenly beats are sent, beside a bare thread that sleeps to the same deadlines, and how soon a
 //! subscriber has them, on an idle broker and on one that takes 20,000 claims a second.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use backbeat_broker::TopicName;
 use backbeat_schemas::BeatFrame;
 use backbeat_tests::{Cluster, PulseNodes, wait_until};
 
 use crate::claims::ClaimSource;
-use crate::table::{Row, Table, percentile};
+use crate::table::{Row, Table, now_ms, percentile};
 
 const LIMIT: Duration = Duration::from_mins(1);
 /// Beats of a run.
 const BEATS: usize = 150;
 /// Beats that are not counted: connections are made, code is loaded.
 const WARM_UP: usize = 10;
-const CLAIMS_PER_SECOND: u64 = 20_000;
-const AGENTS: u64 = 20_000;
-/// Claims are sent in bunches, this often.
-const BUNCH_EVERY: Duration = Duration::from_millis(10);
 /// PER-001.
 const DELIVERY_REQUIRED_MS: f64 = 100.0;
 const JITTER_GOAL_MS: f64 = 2.0;
@@ -96,7 +92,7 @@ fn measure(bpm: &str, loaded: bool) -> Run {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         if loaded {
-            scope.spawn(|| load(&cluster, &done));
+            scope.spawn(|| ClaimSource::new(&cluster).pace(&AtomicI64::new(0), &done));
         }
         let run = listen(&cluster, scope);
         done.store(true, Ordering::Relaxed);
@@ -143,25 +139,4 @@ fn sleeper(first: i64, period: i64) -> Vec<f64> {
     };
     // The last deadline would come when nobody waits for it any more.
     (0..BEATS as i64 - 1).map(late).collect()
-}
-
-/// Claims at an even pace until `done`.
-fn load(cluster: &Cluster, done: &AtomicBool) {
-    let claims = ClaimSource::new(cluster);
-    let bunch = CLAIMS_PER_SECOND / 100;
-    let began = std::time::Instant::now();
-    for bunches in 0_u32.. {
-        if done.load(Ordering::Relaxed) {
-            break;
-        }
-        for index in 0..bunch {
-            claims.send((u64::from(bunches) * bunch + index) % AGENTS, 0);
-        }
-        thread::sleep((BUNCH_EVERY * (bunches + 1)).saturating_sub(began.elapsed()));
-    }
-    claims.wait_until_sent();
-}
-
-fn now_ms() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64() * 1_000.0
 }

@@ -1,13 +1,19 @@
 //! Claims for benchmarks.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use backbeat_broker::{Deliveries, Outgoing, Sender, TopicName};
 use backbeat_schemas::{State, StatusClaim, wire};
 use backbeat_tests::{Cluster, runtime, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(5);
+const CLAIMS_PER_SECOND: u64 = 20_000;
+const AGENTS: u64 = 20_000;
+/// Claims are sent in bunches, this often.
+const BUNCH_EVERY: Duration = Duration::from_millis(10);
 
 /// Sends claims to a cluster.
 pub(crate) struct ClaimSource {
@@ -34,6 +40,22 @@ impl ClaimSource {
         while self.sender.send(record, &self.deliveries).is_err() {
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Sends 20,000 claims a second, at an even pace, for the beat `newest`, until `done`.
+    pub(crate) fn pace(&self, newest: &AtomicI64, done: &AtomicBool) {
+        let bunch = CLAIMS_PER_SECOND / 100;
+        let began = Instant::now();
+        for bunches in 0_u32.. {
+            if done.load(Ordering::Relaxed) {
+                break;
+            }
+            for index in 0..bunch {
+                self.send((u64::from(bunches) * bunch + index) % AGENTS, newest.load(Ordering::Relaxed));
+            }
+            thread::sleep((BUNCH_EVERY * (bunches + 1)).saturating_sub(began.elapsed()));
+        }
+        self.wait_until_sent();
     }
 
     /// Waits until Kafka has them all.

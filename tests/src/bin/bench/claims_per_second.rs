@@ -15,7 +15,8 @@ use rdkafka::{Offset, TopicPartitionList};
 use crate::claims::ClaimSource;
 use crate::table::{Row, Table, median};
 
-const CLAIMS: u64 = 2_000_000;
+const CLAIMS: u64 = 5_000_000;
+const PER_CORE_GOAL: f64 = 300_000.0;
 const AGENTS: u64 = 20_000;
 const PARTITIONS: i32 = 12;
 const ROUNDS: usize = 3;
@@ -44,6 +45,13 @@ pub(crate) fn run(table: &mut Table) {
         unit: "claims/s",
         beside: "bare consumer that counts them",
         beside_value: of(&bare, |pass| pass.claims_per_second),
+    });
+    table.add(Row {
+        name: "reverb_claims_per_s_per_core",
+        value: 1e6 / of(&reverb, |pass| pass.cpu_per_million),
+        unit: "claims/s",
+        beside: "goal",
+        beside_value: PER_CORE_GOAL,
     });
     table.add(Row {
         name: "reverb_cpu_s_per_million_claims",

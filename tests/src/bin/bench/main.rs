@@ -6,6 +6,9 @@
 mod beats;
 mod claims;
 mod claims_per_second;
+mod memory;
+mod reports;
+mod reverb_takeover;
 mod table;
 mod takeover;
 
@@ -15,7 +18,14 @@ use table::Table;
 type Part = (&'static str, fn(&mut Table));
 
 fn main() {
-    let parts: [Part; 3] = [("takeover", takeover::run), ("beats", beats::run), ("claims", claims_per_second::run)];
+    let parts: [Part; 6] = [
+        ("takeover", takeover::run),
+        ("beats", beats::run),
+        ("claims", claims_per_second::run),
+        ("reports", reports::run),
+        ("reverb-takeover", reverb_takeover::run),
+        ("memory", memory::run),
+    ];
     let chosen: Vec<String> = std::env::args().skip(1).collect();
     if let Some(unknown) = chosen.iter().find(|name| parts.iter().all(|(part, _)| part != name)) {
         let names = parts.map(|(name, _)| name).join(", ");

@@ -1,0 +1,48 @@
+//! What a member's memory comes to with 100,000 agents, each with a claim a beat.
+
+use std::fs;
+use std::time::Duration;
+
+use backbeat_tests::{Cluster, wait_until};
+
+use crate::claims::ClaimSource;
+use crate::table::{Row, Table};
+
+const LIMIT: Duration = Duration::from_mins(2);
+const AGENTS: u64 = 100_000;
+const BEATS: i64 = 12;
+const GOAL_MIB: f64 = 256.0;
+
+pub(crate) fn run(table: &mut Table) {
+    let cluster = Cluster::new(12);
+    let _pulse = cluster.serve("pulse", &["--cluster", "bench", "--bpm", "24", "--bar", "4"]);
+    let reverb = cluster.serve("reverb", &["--cluster", "bench"]);
+    wait_until("a beat", LIMIT, || !cluster.frames().is_empty());
+    let claims = ClaimSource::new(&cluster);
+    let newest = || cluster.frames().last().map_or(0, |frame| frame.beat_index.get());
+    let first = newest() + 1;
+    for beat in first..first + BEATS {
+        wait_until("the next beat", LIMIT, || newest() >= beat);
+        (0..AGENTS).for_each(|agent| claims.send(agent, beat));
+    }
+    claims.wait_until_sent();
+    let whole = |report: &backbeat_schemas::BarReport| report.agents_reporting == AGENTS as i64;
+    wait_until("two reports of all agents", LIMIT, || {
+        cluster.reports().iter().filter(|entry| whole(&entry.record)).count() >= 2
+    });
+    table.add(Row {
+        name: "reverb_rss_100k_agents_mib",
+        value: peak_mib(reverb.pid()),
+        unit: "MiB",
+        beside: "goal",
+        beside_value: GOAL_MIB,
+    });
+}
+
+/// The most memory that a process had resident so far.
+fn peak_mib(pid: i32) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux says so");
+    let kib: f64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
+    kib / 1_024.0
+}

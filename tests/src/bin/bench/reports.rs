@@ -1,0 +1,129 @@
+//! How soon a report is in a consumer's hands after the beat that closes its window, while agents make 20,000
+//! claims a second; and what its transactions cost.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use backbeat_broker::{Deliveries, Outgoing, Sender, TopicName, TransactionalProducer};
+use backbeat_schemas::{BarPartial, BarReport, BeatFrame, BeatIndex, Done, PartialBody, Verdict, WindowId, wire};
+use backbeat_tests::{Cluster, wait_until};
+
+use crate::claims::ClaimSource;
+use crate::table::{Row, Table, median, now_ms, percentile};
+
+const LIMIT: Duration = Duration::from_mins(1);
+const WINDOWS: usize = 200;
+const WARM_UP: usize = 10;
+const DELAY_GOAL_MS: f64 = 250.0;
+/// Windows in one transaction of a replay, as the merge has them.
+const BATCH: u32 = 500;
+const ROUNDS: usize = 15;
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+pub(crate) fn run(table: &mut Table) {
+    let (delays, report) = delays();
+    for (name, percent) in [("report_delay_p50_ms", 50), ("report_delay_p95_ms", 95), ("report_delay_p99_ms", 99)] {
+        let value = percentile(&delays, percent);
+        table.add(Row { name, value, unit: "ms", beside: "goal for the p99", beside_value: DELAY_GOAL_MS });
+    }
+    let one = costs(&report, 1);
+    table.add(Row {
+        name: "eos_window_ms",
+        value: median(one.iter().map(|(with, _)| *with).collect()),
+        unit: "ms",
+        beside: "the same without a transaction",
+        beside_value: median(one.iter().map(|(_, without)| *without).collect()),
+    });
+    let batches = costs(&report, BATCH);
+    let percent = batches.iter().map(|(with, without)| (with / without - 1.0) * 100.0).collect();
+    table.add(Row {
+        name: "eos_cost_percent",
+        value: median(percent),
+        unit: "% of the time",
+        beside: "without transactions",
+        beside_value: 0.0,
+    });
+}
+
+/// From the closing beat's `emitted_at` to the report in a consumer's hands, in milliseconds; and a report.
+fn delays() -> (Vec<f64>, BarReport) {
+    let cluster = Cluster::new(12);
+    let _pulse = cluster.serve("pulse", &["--cluster", "bench", "--bpm", "240", "--max-bpm", "240", "--bar", "2"]);
+    let reverb = cluster.serve("reverb", &["--cluster", "bench"]);
+    wait_until("a report", LIMIT, || !cluster.reports().is_empty());
+    let (newest, done) = (AtomicI64::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| ClaimSource::new(&cluster).pace(&newest, &done));
+        let mut frames = cluster.reader::<BeatFrame>(TopicName::BeatFrames);
+        let mut reports = cluster.reader::<BarReport>(TopicName::BarReports);
+        frames.seek(0).expect("Kafka answers");
+        let end = reports.end().expect("Kafka answers");
+        reports.seek(end).expect("Kafka answers");
+        let mut emitted = HashMap::new();
+        let mut heard: Vec<(BarReport, f64)> = Vec::new();
+        let deadline = Instant::now() + 10 * LIMIT;
+        while heard.len() < WARM_UP + WINDOWS {
+            assert!(Instant::now() < deadline, "{} reports: {}", heard.len(), reverb.log());
+            if let Some(entry) = reports.poll(Duration::from_millis(1)).expect("Kafka answers") {
+                heard.push((entry.record, now_ms()));
+            }
+            if let Some(entry) = frames.poll(Duration::ZERO).expect("Kafka answers") {
+                newest.store(entry.record.beat_index.get(), Ordering::Relaxed);
+                emitted.insert(entry.record.beat_index, entry.record.emitted_at.millis() as f64);
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        let counted = heard[WARM_UP..].iter().map(|(report, _)| report.claims).sum::<i64>();
+        assert!(counted > 0, "claims were counted");
+        let delay = |(report, at): &(BarReport, f64)| at - emitted[&report.to_beat.plus(1)];
+        (heard[WARM_UP..].iter().map(delay).collect(), heard[WARM_UP].0.clone())
+    })
+}
+
+/// The milliseconds that it takes until Kafka has acknowledged the records of `windows` windows: in a
+/// transaction, and without one.
+fn costs(report: &BarReport, windows: u32) -> Vec<(f64, f64)> {
+    let cluster = Cluster::new(1);
+    let topics = cluster.broker().topics();
+    let (reports, partials) = (topics.name(TopicName::BarReports), topics.name(TopicName::BarPartials));
+    let records: Vec<(String, Vec<u8>, Vec<u8>)> = (0..windows)
+        .map(|window| {
+            let from = BeatIndex::ZERO.plus(window);
+            let id = WindowId::new("bench", from);
+            let done = PartialBody::Done(Done { verdict: Verdict::Written, low: 0 });
+            (id.to_string(), wire(1, report), wire(1, &BarPartial::new(id, from, done)))
+        })
+        .collect();
+    let id = topics.merge_transactional_id();
+    let mut producer = TransactionalProducer::open(cluster.broker(), &id, TIMEOUT, TIMEOUT).expect("Kafka answers");
+    let sender = Sender::new(cluster.broker(), None).expect("a producer");
+    let mut with = || {
+        let began = Instant::now();
+        let mut transaction = producer.begin().expect("begins");
+        for (key, report, done) in &records {
+            transaction.send(&reports, key, report, 0).expect("there is room");
+            transaction.send(&partials, key, done, 0).expect("there is room");
+        }
+        transaction.commit().expect("commits");
+        began.elapsed().as_secs_f64() * 1_000.0
+    };
+    let without = || {
+        let began = Instant::now();
+        let deliveries = std::sync::Arc::new(Deliveries::default());
+        for (key, report, done) in &records {
+            for (topic, value) in [(&reports, report), (&partials, done)] {
+                let record = Outgoing { topic, key: Some(key.as_bytes()), value, headers: &[] };
+                sender.send(record, &deliveries).expect("there is room");
+            }
+        }
+        sender.flush(TIMEOUT).expect("Kafka answers");
+        assert_eq!(deliveries.acknowledged(), 2 * u64::from(windows));
+        began.elapsed().as_secs_f64() * 1_000.0
+    };
+    // Once for the connections.
+    with();
+    without();
+    (0..ROUNDS).map(|_| (with(), without())).collect()
+}
