@@ -1,11 +1,22 @@
 //! What librdkafka says of itself.
 
 use rdkafka::ClientContext;
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::Consumer;
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 
 /// A reader of committed records, outside any group.
 pub type Reader = BaseConsumer<ClientLog>;
+
+/// Sends `reader` to the partitions and offsets of `assignment`.
+///
+/// librdkafka (up to 2.15 at least: its issue 5573) aborts the process where a partition is taken away for the second
+/// time before it has stopped for the first. A question that its main thread answers comes back after the stop.
+pub fn assign(reader: &Reader, assignment: &TopicPartitionList) -> KafkaResult<()> {
+    reader.assignment()?;
+    reader.assign(assignment)
+}
 
 /// Logs what librdkafka reports, but for the end of a partition, which our readers look for.
 #[derive(Debug, Clone, Copy, Default)]

@@ -9,7 +9,7 @@ use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
-use crate::{Broker, Lookup, Reader, Registry, SchemaCache, TopicName, is_transient};
+use crate::{Broker, Lookup, Reader, Registry, SchemaCache, TopicName, assign, is_transient};
 
 const PARTITION: i32 = 0;
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -117,7 +117,7 @@ impl<R: Record + 'static> LogReader<R> {
 
     /// Stops reading ahead, until the next seek.
     pub fn rest(&mut self) -> Result<(), ReadError> {
-        self.consumer.unassign().map_err(|source| self.failed(source))
+        assign(&self.consumer, &TopicPartitionList::new()).map_err(|source| self.failed(source))
     }
 
     /// Reads on from `offset`.
@@ -125,7 +125,7 @@ impl<R: Record + 'static> LogReader<R> {
         self.waiting = None;
         let mut assignment = TopicPartitionList::new();
         let added = assignment.add_partition_offset(&self.topic, PARTITION, Offset::Offset(offset));
-        added.and_then(|()| self.consumer.assign(&assignment)).map_err(|source| self.failed(source))
+        added.and_then(|()| assign(&self.consumer, &assignment)).map_err(|source| self.failed(source))
     }
 
     /// The next record, if one comes within `timeout`.

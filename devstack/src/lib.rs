@@ -100,6 +100,12 @@ impl Devstack {
         self.kafka.wait_until_ready()
     }
 
+    /// Lets one of Kafka's nodes hang, as with SIGSTOP, or go on.
+    pub fn hang_broker(&self, node: usize, hangs: bool) -> Result<(), DevstackError> {
+        let signal = if hangs { Signal::STOP } else { Signal::CONT };
+        self.kafka.nodes[node].process.signal(signal).context(|| "signalling kafka".to_owned())
+    }
+
     /// Lets the registry hang, as with SIGSTOP, or go on.
     pub fn hang_registry(&self, hangs: bool) -> Result<(), DevstackError> {
         let signal = if hangs { Signal::STOP } else { Signal::CONT };

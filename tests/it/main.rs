@@ -6,6 +6,7 @@ mod frames;
 mod http_fuzz;
 mod interop;
 mod invalid_claims;
+mod log_reader;
 mod members;
 mod oracle;
 mod pipeline;

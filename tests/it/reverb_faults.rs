@@ -33,6 +33,8 @@ enum Fault {
     Add,
     /// Kafka is stopped for a while.
     RestartKafka,
+    /// Kafka takes nothing and answers nothing for a while.
+    HangKafka,
     /// The registry hangs while a member starts.
     HangRegistry,
     /// All members stop, and the stock tool puts the group back.
@@ -54,7 +56,9 @@ impl Scene<'_> {
 
     fn any(&mut self) -> Program {
         let index = self.rng.random_range(0..self.members.len());
-        self.members.swap_remove(index)
+        let mut member = self.members.swap_remove(index);
+        assert!(member.is_running(), "it ended by itself: {}", member.log());
+        member
     }
 
     /// Wakes those whose time has come.
@@ -92,6 +96,11 @@ impl Scene<'_> {
                 devstack.stop_broker(0).expect("it stops");
                 std::thread::sleep(Duration::from_millis(self.rng.random_range(0..3_000)));
                 devstack.start_broker(0).expect("it starts again");
+            }
+            Fault::HangKafka => {
+                devstack.hang_broker(0, true).expect("it hangs");
+                std::thread::sleep(Duration::from_millis(self.rng.random_range(500..8_000)));
+                devstack.hang_broker(0, false).expect("it goes on");
             }
             Fault::HangRegistry => {
                 devstack.hang_registry(true).expect("it hangs");
@@ -150,8 +159,9 @@ fn forty_faults_in_a_row_leave_one_right_report_a_window() {
         (Fault::Kill, 11),
         (Fault::Pause, 7),
         (Fault::Stop, 7),
-        (Fault::Add, 5),
-        (Fault::RestartKafka, 4),
+        (Fault::Add, 4),
+        (Fault::RestartKafka, 3),
+        (Fault::HangKafka, 2),
         (Fault::HangRegistry, 2),
         (Fault::Reset, 4),
     ];
@@ -177,6 +187,9 @@ fn forty_faults_in_a_row_leave_one_right_report_a_window() {
         }
     }
     scene.wake(true);
+    for member in &mut scene.members {
+        assert!(member.is_running(), "it ended by itself: {}", member.log());
+    }
     check(&cluster, agents, pulse);
     let found = verdicts(&cluster);
     assert!(count(&found, Verdict::Verified) > 0, "resets made windows be computed again: {found:?}");

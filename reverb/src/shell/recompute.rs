@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use backbeat_broker::{Broker, Reader, Registry, SchemaCache, TopicName, is_transient};
+use backbeat_broker::{Broker, Reader, Registry, SchemaCache, TopicName, assign, is_transient};
 use backbeat_service::Shutdown;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
@@ -113,7 +113,7 @@ impl Recompute {
     ) -> Result<bool, RecomputeError> {
         let mut assignment = TopicPartitionList::new();
         assignment.add_partition_offset(&self.topic, partition, Offset::Offset(range.start))?;
-        self.consumer.assign(&assignment)?;
+        assign(&self.consumer, &assignment)?;
         let mut next = range.start;
         let mut gap = false;
         let mut last = Instant::now();
