@@ -5,7 +5,7 @@ use std::fs::File;
 use std::time::Duration;
 
 use anyhow::Context;
-use backbeat_sdk::{BeatFrame, Beats, Connection, Reporter, Status};
+use backbeat_sdk::{BeatFrame, BeatSource, Beats, Connection, Reporter, Status};
 use backbeat_service::Shutdown;
 use serde_json::json;
 
@@ -58,7 +58,7 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     };
     let Some(connection) = connected else { return Ok(()) };
     let mut beats = connection.beats()?;
-    let mut reporter = connection.reporter()?;
+    let mut reporter = connection.reporter().await?;
     let heard = follow(&args, &mut agents, &mut beats, &mut reporter, &shutdown).await;
     drop(beats);
     let summary = tokio::task::spawn_blocking(move || {
@@ -83,11 +83,13 @@ async fn follow(
     let mut held = Held::default();
     let mut heard = 0;
     while args.beats == 0 || heard < args.beats {
-        let frame = tokio::select! {
-            frame = beats.next() => frame,
+        let beat = tokio::select! {
+            beat = beats.next() => beat,
             () = shutdown.cancelled() => None,
         };
-        let Some(frame) = frame else { break };
+        let Some(beat) = beat else { break };
+        // A simulated agent lives by the log's time alone, so that the same beats give the same claims.
+        let BeatSource::Heard(frame) = beat.source else { continue };
         heard += 1;
         tracing::debug!(beat = %frame.beat_index, "heard");
         // A beat may have been missed: what was due then is due now.
@@ -99,7 +101,7 @@ async fn follow(
         for ClaimPlan { status, fate } in agents.beat(&frame) {
             if fate == Fate::Late {
                 let later = frame.beat_index.get() + i64::from(frame.bar_length) + i64::from(frame.grace_beats);
-                held.by_beat.entry(later).or_default().push((frame.clone(), status));
+                held.by_beat.entry(later).or_default().push(((*frame).clone(), status));
             } else {
                 report(reporter, &frame, &status, fate).await;
             }

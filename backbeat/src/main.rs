@@ -5,14 +5,16 @@ mod dev;
 mod dev_state;
 mod kafka_tool;
 mod replay;
+mod run;
 mod status;
+mod status_file;
 mod tail;
 mod tempo;
 mod topics;
 
 use std::process::ExitCode;
 
-use backbeat_service::LogArgs;
+use backbeat_service::{DEFAULT_LEVEL, LogArgs};
 use clap::Parser;
 
 /// Runs and looks after a BACKBEAT cluster.
@@ -30,6 +32,12 @@ struct Args {
 enum Command {
     /// Runs everything on this machine: Kafka, a schema registry, three pulse nodes, two reverb members, agents.
     Dev(dev::Args),
+    /// Runs a program as an agent: a claim a beat while it runs, and an end when its beat budget is spent.
+    ///
+    /// The exit code is the program's, 124 when the budget was spent, 126 or 127 when it could not be run. What the
+    /// program appends to the file named in `BACKBEAT_STATUS_FILE`, JSON lines with state, progress, notes and help, goes
+    /// into its claims. Kafka may be away: the budget then runs on local beats.
+    Run(run::Args),
     /// Says how what `backbeat dev` runs is doing.
     Status(status::Args),
     /// Shows the tempo, or changes it.
@@ -49,7 +57,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse_from(backbeat_service::command_line());
+    let mut args = Args::parse_from(backbeat_service::command_line());
+    if matches!(args.command, Command::Run(_)) && args.log.log_level == DEFAULT_LEVEL {
+        // What stands on the terminal is the program's.
+        "error".clone_into(&mut args.log.log_level);
+    }
     args.log.init();
     backbeat_service::conclude(run(args.command))
 }
@@ -58,6 +70,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
         // Its children are run and looked after on this thread.
         Command::Dev(args) => dev::run(&args),
+        Command::Run(args) => run::run(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Tempo(args) => tempo::run(&args),

@@ -114,7 +114,8 @@ impl Broker {
                 config.set("partition.assignment.strategy", "cooperative-sticky");
                 // A member that died is noticed in 6 s, the least that Kafka allows by default.
                 config.set("session.timeout.ms", "6000");
-                config.set("heartbeat.interval.ms", "2000");
+                // A rebalance is told of in the answer to a heartbeat, and takes two rounds.
+                config.set("heartbeat.interval.ms", "1000");
             }
             // The broker assigns, and knows the timeouts (group.consumer.session.timeout.ms).
             GroupProtocol::Consumer => {

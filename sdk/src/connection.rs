@@ -1,5 +1,7 @@
 //! The way to a cluster.
 
+use std::time::Duration;
+
 use backbeat_broker::{
     Broker, KafkaArgs, ReadError, Registry, RegistryError, Sender, SettingsError, TopicError, TopicName,
     wait_for_topics,
@@ -8,17 +10,17 @@ use backbeat_schemas::StatusClaim;
 use rdkafka::error::KafkaError;
 use tokio::runtime::Handle;
 
-use crate::{Beats, Reporter};
+use crate::{Beats, Reporter, Tasks};
 
 /// How long a claim is tried to be sent: it is of no use to anyone much later.
-const GIVE_UP_AFTER: std::time::Duration = std::time::Duration::from_mins(5);
+const GIVE_UP_AFTER: Duration = Duration::from_mins(5);
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// A connection to a BACKBEAT cluster.
 #[derive(Debug, Clone)]
 pub struct Connection {
     broker: Broker,
     registry: Registry,
-    claim_schema: u32,
 }
 
 /// Why there is no connection.
@@ -42,23 +44,45 @@ pub enum ConnectError {
 }
 
 impl Connection {
-    /// Connects; waits, with log lines, for a Kafka or a registry that is away.
-    pub async fn open(args: &KafkaArgs, client_id: &str) -> Result<Self, ConnectError> {
-        let broker = Broker::new(args, client_id)?;
-        let registry = Registry::new(&args.schema_registry)?;
-        wait_for_topics(&broker).await?;
-        let claim_schema = registry.register::<StatusClaim>(&broker.topics().subject(TopicName::StatusClaims)).await?;
-        Ok(Self { broker, registry, claim_schema })
+    /// The way to a cluster, whether its Kafka is there or not. `client_id` names the agent in Kafka's logs.
+    pub fn new(args: &KafkaArgs, client_id: &str) -> Result<Self, ConnectError> {
+        Ok(Self { broker: Broker::new(args, client_id)?, registry: Registry::new(&args.schema_registry)? })
     }
 
-    /// The beats, from the newest on. Call inside a tokio runtime.
+    /// The same, once Kafka, its topics and the registry have answered; waits, with log lines, for one that is away.
+    pub async fn open(args: &KafkaArgs, client_id: &str) -> Result<Self, ConnectError> {
+        let connection = Self::new(args, client_id)?;
+        wait_for_topics(&connection.broker).await?;
+        connection.reporter().await?;
+        Ok(connection)
+    }
+
+    /// The beats, from the newest on; local ones while none is heard. Call inside a tokio runtime.
     pub fn beats(&self) -> Result<Beats, ConnectError> {
         Ok(Beats::start(&self.broker, &self.registry, &Handle::current())?)
     }
 
-    /// A reporter of claims.
-    pub fn reporter(&self) -> Result<Reporter, ConnectError> {
+    /// The agent's tasks, claimed for on each of `beats`. Call inside a tokio runtime.
+    pub fn tasks(&self, beats: &Beats) -> Tasks {
+        Tasks::start(self.clone(), beats.clone())
+    }
+
+    /// A reporter of claims, for agents that want to make each of them themselves. Waits for a registry that is away.
+    pub async fn reporter(&self) -> Result<Reporter, ConnectError> {
+        let topics = self.broker.topics();
+        let schema = self.registry.register::<StatusClaim>(&topics.subject(TopicName::StatusClaims)).await?;
         let sender = Sender::new(&self.broker, Some(GIVE_UP_AFTER))?;
-        Ok(Reporter::new(sender, self.broker.topics().name(TopicName::StatusClaims), self.claim_schema))
+        Ok(Reporter::new(sender, topics.name(TopicName::StatusClaims), schema))
+    }
+
+    /// The same, whatever it takes.
+    pub(crate) async fn wait_for_reporter(&self) -> Reporter {
+        loop {
+            match self.reporter().await {
+                Ok(reporter) => return reporter,
+                Err(error) => tracing::warn!(%error, "no way to report yet"),
+            }
+            tokio::time::sleep(RETRY_PAUSE).await;
+        }
     }
 }

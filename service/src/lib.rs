@@ -8,6 +8,6 @@ mod shutdown;
 
 pub use command_line::command_line;
 pub use http::{ApiError, HttpArgs, base_routes, serve};
-pub use logging::{Environment, LogArgs};
+pub use logging::{DEFAULT_LEVEL, Environment, LogArgs};
 pub use outcome::{block_on, conclude};
 pub use shutdown::{Shutdown, on_signals};

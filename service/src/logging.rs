@@ -5,12 +5,15 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
+/// The level of a program that is not told another.
+pub const DEFAULT_LEVEL: &str = "info";
+
 /// Flags about logs and the environment.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Operation")]
 pub struct LogArgs {
     /// error, warn, info, debug or trace, or a filter such as `info,backbeat_reverb=debug`.
-    #[arg(long, env = "LOG_LEVEL", default_value = "info", value_parser = parse_filter)]
+    #[arg(long, env = "LOG_LEVEL", default_value = DEFAULT_LEVEL, value_parser = parse_filter)]
     pub log_level: String,
 
     /// development logs for people, production logs JSON.

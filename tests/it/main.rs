@@ -13,4 +13,6 @@ mod pipeline;
 mod pulse;
 mod pulse_faults;
 mod reverb_faults;
+mod run;
+mod sdk;
 mod tempo;

@@ -1,0 +1,54 @@
+//! An agent with two tasks: one that is done within its beat budget, and one that is not.
+//!
+//! `cargo run -p backbeat-sdk --example agent` beside `make run-dev`.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use backbeat_sdk::{Connection, Help, KafkaArgs, SecretRotation, State};
+use clap::Parser;
+
+/// An agent with two tasks.
+#[derive(Parser)]
+struct Args {
+    #[command(flatten)]
+    kafka: KafkaArgs,
+}
+
+#[tokio::main]
+#[allow(clippy::print_stdout, reason = "it is an example")]
+async fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let connection = Connection::open(&args.kafka, "example-agent").await?;
+    let mut beats = connection.beats()?;
+    let tasks = connection.tasks(&beats);
+    beats.next().await.context("the runtime shuts down")?;
+
+    let build = tasks.task("example-agent", "build", Some(4));
+    build.state(State::Executing);
+    build.secret_rotation(Some(SecretRotation::Ok));
+    let mut heard = beats.clone();
+    let outcome = beats.with_beat_budget(4, async {
+        for step in 1..=2 {
+            heard.next().await;
+            build.progress(f64::from(step) / 2.0);
+        }
+    });
+    println!("build: {:?}", outcome.await);
+    build.finish(State::Done);
+
+    let train = tasks.task("example-agent", "train", Some(3));
+    train.state(State::Executing);
+    train.help(Some(Help::Requested));
+    // The outer budget ends the inner one.
+    let trained = beats.with_beat_budget(3, beats.with_beat_budget(100, std::future::pending::<()>())).await;
+    if let Err(spent) = trained {
+        println!("train: {spent}");
+        train.notes(&spent.to_string());
+        train.finish(State::Failed);
+    }
+
+    let claims = tasks.flush(Duration::from_secs(10)).await;
+    println!("{} claims reported, {} lost", claims.acknowledged, claims.lost);
+    Ok(())
+}

@@ -1,0 +1,52 @@
+//! Work that may take so many beats.
+
+use std::future::Future;
+
+use crate::Beats;
+
+tokio::task_local! {
+    /// The period at which the budget around this task is spent.
+    static SPENT_AT: u64;
+}
+
+/// A beat budget was spent before the work was done. The work was dropped where it waited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the budget of {budget} beats is spent: the work ran for {ran} beats and was stopped")]
+pub struct BudgetSpent {
+    /// What it was given.
+    pub budget: u32,
+    /// How many beats it ran: its budget, or less where the budget around it was spent.
+    pub ran: u32,
+}
+
+impl Beats {
+    /// Runs `task` for at most `budget` beats, heard or local. When they have gone by, `task` is dropped.
+    ///
+    /// A budget inside another one ends with the outer one at the latest, wherever it was started within it.
+    ///
+    /// ```no_run
+    /// # async fn example(beats: backbeat_sdk::Beats) {
+    /// match beats.with_beat_budget(4, async { "built" }).await {
+    ///     Ok(built) => println!("{built}"),
+    ///     Err(spent) => println!("{spent}"), // the budget of 4 beats is spent: ...
+    /// }
+    /// # }
+    /// ```
+    pub async fn with_beat_budget<T>(&self, budget: u32, task: impl Future<Output = T>) -> Result<T, BudgetSpent> {
+        let mut periods = self.periods();
+        let began = *periods.borrow();
+        let own = began + u64::from(budget);
+        let spent_at = SPENT_AT.try_with(|outer| own.min(*outer)).unwrap_or(own);
+        let spent = async {
+            // The stream ends with the runtime: then nobody waits any more.
+            let total = periods.wait_for(|total| *total >= spent_at).await.map_or(spent_at, |total| *total);
+            BudgetSpent { budget, ran: u32::try_from(total - began).unwrap_or(u32::MAX) }
+        };
+        tokio::select! {
+            // First, so that of two budgets that end at once the outer one says so.
+            biased;
+            spent = spent => Err(spent),
+            done = SPENT_AT.scope(spent_at, task) => Ok(done),
+        }
+    }
+}
