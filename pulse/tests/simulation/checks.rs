@@ -1,23 +1,8 @@
 //! What must hold, whatever fails.
 
-use std::fmt;
-
 use backbeat_pulse::core::{Line, Plan};
 use backbeat_schemas::{BeatFrame, Phase, WindowId};
-
-/// Broken.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Violation {
-    /// Which check says so.
-    pub(crate) check: &'static str,
-    detail: String,
-}
-
-impl fmt::Display for Violation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.check, self.detail)
-    }
-}
+use backbeat_simulation::{Violation, ensure};
 
 pub(crate) const INDICES: &str = "indices without gap or repeat";
 pub(crate) const ONE_LEADER: &str = "never two unfenced leaders";
@@ -32,10 +17,6 @@ pub(crate) const EVEN: &str = "beats evenly spaced and lines fresh once faults e
 pub(crate) const PLANNED: &str = "tempo and bars change as agreed, no sooner";
 pub(crate) const PROGRESS: &str = "progress once faults end";
 pub(crate) const PLANS: &str = "an agreed plan is carried out once faults end";
-
-pub(crate) fn ensure(holds: bool, check: &'static str, detail: impl FnOnce() -> String) -> Result<(), Violation> {
-    if holds { Ok(()) } else { Err(Violation { check, detail: detail() }) }
-}
 
 /// Checks that what `frame` changes after `before` was agreed on in one of `plans`.
 pub(crate) fn as_planned(before: &BeatFrame, frame: &BeatFrame, plans: &[Plan]) -> Result<(), Violation> {

@@ -4,7 +4,9 @@
 use backbeat_pulse::core::Line;
 use backbeat_schemas::BeatFrame;
 
-use crate::checks::{self, Violation};
+use backbeat_simulation::Violation;
+
+use crate::checks;
 use crate::world::Sabotage;
 
 const PARTITIONS: i32 = 3;

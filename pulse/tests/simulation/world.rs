@@ -8,10 +8,11 @@ use backbeat_pulse::core::{
     Bounds, Command, Event, Leadership, Line, Metronome, Now, Plan, Request, Role, Seed, Standing,
 };
 use backbeat_schemas::{BeatFrame, Tempo};
+use backbeat_simulation::{Violation, ensure};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use crate::checks::{self, Violation, ensure};
+use crate::checks;
 use crate::kafka::{Commit, Kafka, line};
 use crate::raft::{Links, Raft, name};
 

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use backbeat_reverb::core::{Committed, Fold, Frames, Message, Output, Partition, RawRecord, Reading, Tally, Window};
 use backbeat_schemas::{BarPartial, BeatIndex, InvalidClaim, PartialBody};
+use backbeat_simulation::{Violation, ensure};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::kafka::{Fenced, Kafka, Record};
 use crate::merger::Merger;
-use crate::model::{MEMORY, Violation, ensure};
+use crate::model::MEMORY;
 use crate::world::Sabotage;
 
 /// The merge runs where this partition is owned.

@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 
 use backbeat_reverb::core::{Counts, Merge, Ready, Tally, Window, bar_report, verdict};
 use backbeat_schemas::{BarPartial, BarReport, BeatIndex, Done, PartialBody, Timestamp, Verdict};
+use backbeat_simulation::{Violation, ensure};
 
 use crate::kafka::{Fenced, Kafka};
 use crate::member::{Context, Table, recount};
-use crate::model::{MEMORY, Violation, ensure};
+use crate::model::MEMORY;
 use crate::world::Sabotage;
 
 /// Windows finished in one transaction.

@@ -1,26 +1,11 @@
 //! Every report by brute force, from all frames and all claims that ever were, and what must hold.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
 use backbeat_reverb::core::{Claim, LOGIC};
 use backbeat_schemas::{BarReport, BeatFrame, BeatIndex};
 
 use crate::kafka::{ClaimLog, Record};
-
-/// Broken.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Violation {
-    /// Which check says so.
-    pub(crate) check: &'static str,
-    detail: String,
-}
-
-impl fmt::Display for Violation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.check, self.detail)
-    }
-}
 
 pub(crate) const ONE_REPORT: &str = "one report per window";
 pub(crate) const BYTES: &str = "each report is that of the log, byte for byte";
@@ -31,10 +16,6 @@ pub(crate) const DEAD_LETTERS: &str = "no partial without its dead letters";
 pub(crate) const MEMORY: &str = "memory within its bound";
 pub(crate) const CLOSED: &str = "every window is done soon after faults end";
 pub(crate) const COMMITTED: &str = "what is done is committed soon after faults end";
-
-pub(crate) fn ensure(holds: bool, check: &'static str, detail: impl FnOnce() -> String) -> Result<(), Violation> {
-    if holds { Ok(()) } else { Err(Violation { check, detail: detail() }) }
-}
 
 /// What becomes of one record.
 enum Fate<'l> {

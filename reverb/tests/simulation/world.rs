@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use backbeat_reverb::core::{Claim, Committed, RESEND_AFTER, partition_of};
 use backbeat_schemas::{BarReport, BeatFrame, BeatIndex, HlcClock, Phase, Tempo, Timestamp, WindowId};
+use backbeat_simulation::{Violation, ensure};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::kafka::{ClaimLog, Kafka, Record};
 use crate::member::{Change, Context, Member};
-use crate::model::{self, Model, Violation, ensure};
+use crate::model::{self, Model};
 
 /// Steps with faults.
 const STEPS: usize = 4_000;
@@ -117,7 +118,7 @@ impl World {
     }
 
     /// Faults for a while, then none; the reports that there are.
-    pub(crate) fn run(&mut self) -> Result<usize, Violation> {
+    pub(crate) fn run(&mut self) -> Result<u64, Violation> {
         self.beat();
         for _ in 0..STEPS {
             self.now += Duration::from_millis(self.rng.random_range(0..100));
@@ -438,7 +439,7 @@ impl World {
         reports
     }
 
-    fn check(&self) -> Result<usize, Violation> {
+    fn check(&self) -> Result<u64, Violation> {
         let Kafka { frames, claims, .. } = &self.kafka;
         let (model, reports, lows) = (Model::new(frames, claims), self.reports(), self.kafka.lows());
         let settled = frames.len() - BEATS_TO_CLOSE;
@@ -485,7 +486,7 @@ impl World {
             let due = *offset >= lows[partition] && partials.contains(&(*partition, *owner));
             ensure(sent || !due, model::DEAD_LETTERS, || format!("{partition}/{offset}"))?;
         }
-        Ok(reports.len())
+        Ok(reports.len() as u64)
     }
 
     /// The windows with a `done`.
