@@ -153,6 +153,8 @@ fn a_replay_begins_at_the_window_that_was_asked_for() {
     let sim = cluster.start("agent-sim", &["--agents", "20"]);
     wait_for_reports(&cluster, 8);
     drop((sim, pulse));
+    // Every window that can be closed is.
+    wait_for_reports(&cluster, (cluster.frames().len() - 1) / 4);
     let replay = |args: &[&str]| {
         let output = cluster.backbeat(&[&["replay"], args].concat());
         let said = [output.stdout, output.stderr].concat();

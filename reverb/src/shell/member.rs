@@ -39,6 +39,8 @@ const LOCATE_EVERY: Duration = Duration::from_millis(200);
 const KNOWN_REPORTS: i64 = 200;
 /// Partials and dead letters that are on their way at shutdown get this long.
 const FLUSH_WITHIN: Duration = Duration::from_secs(5);
+/// The group is left within this.
+const LEAVE_WITHIN: Duration = Duration::from_secs(3);
 
 /// One member of reverb's group.
 pub(crate) struct Member {
@@ -96,7 +98,21 @@ impl Member {
         if let Err(error) = commit(&self.consumer, &self.topic, &self.group.positions(), CommitMode::Sync) {
             tracing::warn!(%error, "the last positions were not committed; a successor reads a little more");
         }
+        self.leave();
         outcome
+    }
+
+    /// Leaves the group before the consumer is dropped: librdkafka ends the process where an assignment reaches a
+    /// consumer that is being closed (`assert: !rd_kafka_assignment_in_progress`, its issue 4027).
+    fn leave(&self) {
+        self.consumer.unsubscribe();
+        let deadline = Instant::now() + LEAVE_WITHIN;
+        while Instant::now() < deadline {
+            let is_quiet = self.consumer.poll(POLL).is_none();
+            if is_quiet && self.consumer.assignment().is_ok_and(|assignment| assignment.count() == 0) {
+                return;
+            }
+        }
     }
 
     fn work(&mut self, shutdown: &Shutdown) -> anyhow::Result<()> {
