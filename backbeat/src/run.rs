@@ -1,18 +1,18 @@
 //! `backbeat run`: any program as an agent.
 
 use std::ffi::OsString;
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, ChildStdin, Command, ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
 use backbeat_sdk::{Beats, Connection, KafkaArgs, State, Task};
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use tokio::runtime::Runtime;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{Receiver, channel};
-use tokio::time::{interval, timeout};
+use tokio::time::{interval, sleep, timeout};
 
 use crate::status_file::{StatusFile, VARIABLE};
 
@@ -138,6 +138,10 @@ impl Program {
         let mut guard = Guard::start()?;
         let mut command = tokio::process::Command::new(&args.command[0]);
         command.args(&args.command[1..]).process_group(0).env(VARIABLE, status_file.path());
+        if std::io::stdin().is_terminal() {
+            // It is in the background of the terminal, and would be stopped where it reads from it.
+            command.stdin(Stdio::null());
+        }
         let child = command.spawn()?;
         let id = child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         let group = id.ok_or_else(|| std::io::Error::other("it has no process id"))?;
@@ -167,7 +171,7 @@ impl Program {
             () = async { tokio::join!(forward(signals, group), listen); } => unreachable!("they go on for ever"),
         };
         // What it said last.
-        status_file.read(&task);
+        status_file.read_to_end(&task);
         self.guard.release();
         Ok((outcome, task))
     }
@@ -181,7 +185,17 @@ async fn wait(child: &mut tokio::process::Child, group: Pid, args: &Args, beats:
     }
     // It may have ended this very moment.
     let _ = kill_process_group(group, Signal::TERM);
-    if timeout(Duration::from_secs(args.kill_after), child.wait()).await.is_err() {
+    // A program that was stopped hears it only when it goes on.
+    let _ = kill_process_group(group, Signal::CONT);
+    let ended = async {
+        child.wait().await?;
+        // What it started may take longer.
+        while test_kill_process_group(group).is_ok() {
+            sleep(LOOK_EVERY).await;
+        }
+        std::io::Result::Ok(())
+    };
+    if timeout(Duration::from_secs(args.kill_after), ended).await.is_err() {
         let _ = kill_process_group(group, Signal::KILL);
         child.wait().await?;
     }
@@ -191,12 +205,24 @@ async fn wait(child: &mut tokio::process::Child, group: Pid, args: &Args, beats:
 /// The signals that are the program's.
 fn signals() -> std::io::Result<Receiver<Signal>> {
     let (told, received) = channel(8);
+    let ignored = ignored_signals().unwrap_or(0);
     for forwarded in [Signal::INT, Signal::TERM, Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2] {
+        if ignored & (1 << (forwarded.as_raw() - 1)) != 0 {
+            // As under nohup(1): it stays ignored, by the program, too.
+            continue;
+        }
         let mut arrivals = signal(SignalKind::from_raw(forwarded.as_raw()))?;
         let told = told.clone();
         tokio::spawn(async move { while arrivals.recv().await.is_some() && told.send(forwarded).await.is_ok() {} });
     }
     Ok(received)
+}
+
+/// A bit for each signal, from 1 on.
+fn ignored_signals() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"))?;
+    u64::from_str_radix(mask.trim(), 16).ok()
 }
 
 /// Passes signals on to the program's group.

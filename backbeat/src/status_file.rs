@@ -1,7 +1,7 @@
 //! What a program under `backbeat run` says of itself: JSON lines in a file that it is told of.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::Read;
 use std::path::Path;
 
 use backbeat_sdk::{Help, State, Task};
@@ -47,42 +47,47 @@ impl StatusFile {
         self.file.path()
     }
 
-    /// Tells `task` what the program has said since the last time. Lines that say nothing are logged and passed over.
-    pub(crate) fn read(&mut self, task: &Task) {
-        let mut new = Vec::new();
-        let read = self.reader.by_ref().take(MAX_BYTES).read_to_end(&mut new);
+    /// Tells `task` what the program has said since the last time; returns whether it has said anything. Lines that say
+    /// nothing are logged and passed over.
+    pub(crate) fn read(&mut self, task: &Task) -> bool {
+        let before = self.rest.len();
+        let read = self.reader.by_ref().take(MAX_BYTES).read_to_end(&mut self.rest);
         if let Err(error) = read {
             tracing::warn!(%error, "reading the status file");
         }
-        self.start_over_if_truncated();
-        self.rest.extend(new);
-        while let Some(end) = self.rest.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = self.rest.drain(..=end).collect();
-            self.line += 1;
-            match parse(&line[..end]) {
-                Ok(None) => {}
-                Ok(Some(line)) => line.tell(task),
-                Err(error) => tracing::warn!(
-                    line = self.line,
-                    %error,
-                    "a line of the status file is not understood; allowed is a JSON object with state, progress, notes, help"
-                ),
-            }
+        let read = self.rest.len() - before;
+        let rest = std::mem::take(&mut self.rest);
+        let mut lines = rest.split(|byte| *byte == b'\n');
+        // What stands behind the last line's end is the beginning of the next.
+        let next = lines.next_back().unwrap_or_default();
+        for line in lines {
+            self.take(line, task);
         }
-        if self.rest.len() > MAX_LINE {
+        if next.len() > MAX_LINE {
             tracing::warn!(line = self.line + 1, "a line of the status file is longer than {MAX_LINE} bytes");
-            self.rest.clear();
+        } else {
+            self.rest = next.to_vec();
         }
+        read > 0
     }
 
-    /// A program that writes the file anew, with `>`, begins at its start.
-    fn start_over_if_truncated(&mut self) {
-        let (length, position) = (self.reader.metadata().map(|data| data.len()), self.reader.stream_position());
-        if let (Ok(length), Ok(position)) = (length, position)
-            && length < position
-            && self.reader.seek(SeekFrom::Start(0)).is_ok()
-        {
-            self.rest.clear();
+    /// Tells `task` all that is left, when nobody writes any more.
+    pub(crate) fn read_to_end(&mut self, task: &Task) {
+        while self.read(task) {}
+        let last = std::mem::take(&mut self.rest);
+        self.take(&last, task);
+    }
+
+    fn take(&mut self, line: &[u8], task: &Task) {
+        self.line += 1;
+        match parse(line) {
+            Ok(None) => {}
+            Ok(Some(line)) => line.tell(task),
+            Err(error) => tracing::warn!(
+                line = self.line,
+                %error,
+                "a line of the status file is not understood; allowed is a JSON object with state, progress, notes, help"
+            ),
         }
     }
 }

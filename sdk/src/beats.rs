@@ -63,6 +63,11 @@ impl Beats {
         }
     }
 
+    /// Periods that this listener was told of.
+    pub(crate) fn told(&self) -> u64 {
+        self.told
+    }
+
     /// Periods that have gone by since the stream began, and how they go on.
     pub(crate) fn periods(&self) -> watch::Receiver<u64> {
         self.periods.clone()
@@ -84,9 +89,9 @@ async fn keep(mut frames: mpsc::Receiver<BeatFrame>, beats: broadcast::Sender<(B
         };
         let Some(beat) = beat else { continue };
         let periods = *total.borrow() + u64::from(beat.periods);
-        // Whoever waits for a period must find it told.
-        let listened = beats.send((beat, periods)).is_ok();
+        // Counted first: whoever hears the beat finds its period.
         total.send_replace(periods);
+        let listened = beats.send((beat, periods)).is_ok();
         if !listened && total.is_closed() {
             return;
         }

@@ -22,7 +22,7 @@ pub struct BudgetSpent {
 impl Beats {
     /// Runs `task` for at most `budget` beats, heard or local. When they have gone by, `task` is dropped.
     ///
-    /// A budget inside another one ends with the outer one at the latest, wherever it was started within it.
+    /// A budget inside another one, in the same tokio task, ends with the outer one at the latest.
     ///
     /// ```no_run
     /// # async fn example(beats: backbeat_sdk::Beats) {
@@ -34,13 +34,14 @@ impl Beats {
     /// ```
     pub async fn with_beat_budget<T>(&self, budget: u32, task: impl Future<Output = T>) -> Result<T, BudgetSpent> {
         let mut periods = self.periods();
-        let began = *periods.borrow();
+        // The listener may have been told of a beat that is just being counted.
+        let began = self.told().max(*periods.borrow());
         let own = began + u64::from(budget);
         let spent_at = SPENT_AT.try_with(|outer| own.min(*outer)).unwrap_or(own);
         let spent = async {
             // The stream ends with the runtime: then nobody waits any more.
             let total = periods.wait_for(|total| *total >= spent_at).await.map_or(spent_at, |total| *total);
-            BudgetSpent { budget, ran: u32::try_from(total - began).unwrap_or(u32::MAX) }
+            BudgetSpent { budget, ran: u32::try_from(total.saturating_sub(began)).unwrap_or(u32::MAX) }
         };
         tokio::select! {
             // First, so that of two budgets that end at once the outer one says so.

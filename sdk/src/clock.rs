@@ -6,8 +6,10 @@ use backbeat_schemas::{BeatFrame, BeatIndex};
 
 /// The period of an agent that never heard a beat: 1 BPM.
 const UNHEARD_PERIOD: Duration = Duration::from_mins(1);
-/// A beat is overdue after this part of a period, and at most [`MAX_SLACK`]: so late, a beat was lost on its way.
+/// A beat is overdue after this part of a period, within these bounds: so late, a beat was lost on its way. It may
+/// take 100 ms to be delivered (PER-001).
 const SLACK_PART: u32 = 8;
+const MIN_SLACK: Duration = Duration::from_millis(100);
 const MAX_SLACK: Duration = Duration::from_secs(2);
 
 /// A beat, as an agent hears it or keeps it itself.
@@ -73,8 +75,12 @@ impl BeatClock {
             // The log's beat is the right one: what jitter there was is forgotten.
             self.ticked = now;
         }
+        let period = Duration::from_millis(frame.tempo_bpm.period_ms().unsigned_abs()).max(Duration::from_millis(1));
+        // What has gone by of a period is as much of the new one.
+        let gone = now.saturating_sub(self.ticked).mul_f64(period.as_secs_f64() / self.period.as_secs_f64());
+        self.ticked = now.saturating_sub(gone);
         self.last = Some(frame.beat_index);
-        self.period = Duration::from_millis(frame.tempo_bpm.period_ms().unsigned_abs()).max(Duration::from_millis(1));
+        self.period = period;
         self.base = now;
         self.local = 0;
         Some(Beat { source: BeatSource::Heard(Box::new(frame)), periods })
@@ -101,7 +107,7 @@ impl BeatClock {
     }
 
     fn slack(&self) -> Duration {
-        (self.period / SLACK_PART).min(MAX_SLACK)
+        (self.period / SLACK_PART).clamp(MIN_SLACK, MAX_SLACK)
     }
 }
 
@@ -186,6 +192,7 @@ mod tests {
         assert_eq!((beat.source, beat.periods), (BeatSource::Local { since: None, k: 1 }, 1));
         // The first frame comes 30 s into the next minute: half a period.
         assert_eq!(periods(clock.heard(frame(7, 60.0), 90 * SECOND)), Some(0));
+        assert_eq!(periods(clock.heard(frame(8, 60.0), 91 * SECOND)), Some(1), "of the new tempo");
     }
 
     #[test]
@@ -224,7 +231,7 @@ mod tests {
     fn a_new_tempo_holds_from_its_frame_on() {
         let mut clock = heard();
         clock.heard(frame(1, 120.0), SECOND);
-        assert_eq!(clock.overdue_at(), SECOND + SECOND / 2 + SECOND / 16);
+        assert_eq!(clock.overdue_at(), SECOND + SECOND / 2 + MIN_SLACK);
     }
 
     proptest! {

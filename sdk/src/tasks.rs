@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backbeat_schemas::{BeatFrame, Help, SecretRotation, State, StatusClaim};
+use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::{Beat, BeatSource, Beats, Connection, Reporter, Status};
@@ -18,8 +19,9 @@ pub struct Tasks {
     shared: Arc<Mutex<Shared>>,
 }
 
-#[derive(Default)]
 struct Shared {
+    /// That have gone by.
+    periods: watch::Receiver<u64>,
     next: u64,
     tasks: BTreeMap<u64, Entry>,
     last_heard: Option<BeatFrame>,
@@ -41,7 +43,8 @@ struct Waiting {
 struct Entry {
     status: Status,
     budget: Option<u32>,
-    ran: u32,
+    /// The period in which it began.
+    began: u64,
 }
 
 /// What became of the claims.
@@ -64,7 +67,17 @@ pub struct Task {
 
 impl Tasks {
     pub(crate) fn start(connection: Connection, beats: Beats) -> Self {
-        let tasks = Self { shared: Arc::default() };
+        let shared = Shared {
+            periods: beats.periods(),
+            next: 0,
+            tasks: BTreeMap::new(),
+            last_heard: None,
+            is_degraded: false,
+            reporter: None,
+            waiting: VecDeque::new(),
+            lost: 0,
+        };
+        let tasks = Self { shared: Arc::new(Mutex::new(shared)) };
         tokio::spawn(follow(Arc::downgrade(&tasks.shared), beats));
         let shared = Arc::downgrade(&tasks.shared);
         tokio::spawn(async move {
@@ -83,9 +96,8 @@ impl Tasks {
         let mut shared = lock(&self.shared);
         let id = shared.next;
         shared.next += 1;
-        let mut entry = Entry { status: Status::new(agent, task, State::Planning), budget, ran: 0 };
-        entry.count(0);
-        shared.tasks.insert(id, entry);
+        let began = *shared.periods.borrow();
+        shared.tasks.insert(id, Entry { status: Status::new(agent, task, State::Planning), budget, began });
         Task { id, tasks: self.clone(), finished: false }
     }
 
@@ -151,7 +163,8 @@ impl Task {
             self.finished = true;
             let mut shared = lock(&self.tasks.shared);
             if let Some(entry) = shared.tasks.remove(&self.id) {
-                shared.claim(entry.status);
+                let status = entry.at(*shared.periods.borrow());
+                shared.claim(status);
             }
         }
     }
@@ -164,10 +177,11 @@ impl Drop for Task {
 }
 
 impl Entry {
-    fn count(&mut self, periods: u32) {
-        self.ran = self.ran.saturating_add(periods);
-        let left = |budget: u32| i64::from(budget) - i64::from(self.ran);
-        self.status.beats_left = self.budget.map_or(0, |budget| i32::try_from(left(budget)).unwrap_or(i32::MIN));
+    /// What is said of it when so many `periods` have gone by.
+    fn at(&self, periods: u64) -> Status {
+        let ran = i64::try_from(periods.saturating_sub(self.began)).unwrap_or(i64::MAX);
+        let left = |budget: u32| i32::try_from(i64::from(budget).saturating_sub(ran)).unwrap_or(i32::MIN);
+        Status { beats_left: self.budget.map_or(0, left), ..self.status.clone() }
     }
 }
 
@@ -178,14 +192,8 @@ impl Shared {
             self.last_heard = Some(*frame);
             self.send_waiting();
         }
-        let newest: Vec<Status> = self
-            .tasks
-            .values_mut()
-            .map(|entry| {
-                entry.count(beat.periods);
-                entry.status.clone()
-            })
-            .collect();
+        let periods = *self.periods.borrow();
+        let newest: Vec<Status> = self.tasks.values().map(|entry| entry.at(periods)).collect();
         for status in newest {
             self.claim(status);
         }

@@ -19,9 +19,9 @@ pub struct Objective {
     pub name: &'static str,
     /// In words, with its source.
     pub requirement: &'static str,
-    /// What 95 of 100 may take at most, in milliseconds; `None` while no beat was heard.
+    /// What the 95th percentile may be at most, in milliseconds; `None` while no beat was heard.
     pub limit_ms: Option<i64>,
-    /// What 95 of the last 100 took at most, in milliseconds.
+    /// The 95th percentile of the last 1,000, in milliseconds; `None` while nothing was seen.
     pub p95_ms: Option<i64>,
     /// How many were seen lately.
     pub samples: usize,

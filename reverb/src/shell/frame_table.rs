@@ -17,6 +17,8 @@ pub(crate) struct FrameTable {
     cluster_id: String,
     /// Where to read on; `None` before the first window was asked for.
     next_offset: Option<i64>,
+    /// The newest beat of the log when the table began to be read.
+    newest: Option<BeatIndex>,
 }
 
 /// The table cannot go on.
@@ -31,11 +33,16 @@ pub(crate) enum TableError {
 
 impl FrameTable {
     pub(crate) fn new(reader: LogReader<BeatFrame>, cluster_id: String) -> Self {
-        Self { reader, frames: Frames::default(), cluster_id, next_offset: None }
+        Self { reader, frames: Frames::default(), cluster_id, next_offset: None, newest: None }
     }
 
     pub(crate) fn frames(&self) -> &Frames {
         &self.frames
+    }
+
+    /// Whether it has all that was in the log when it began to be read.
+    pub(crate) fn is_current(&self) -> bool {
+        self.next_offset.is_some() && self.frames.last().map(|last| last.beat_index) >= self.newest
     }
 
     pub(crate) fn into_frames(self) -> Frames {
@@ -94,18 +101,21 @@ impl FrameTable {
         if self.next_offset.is_some() && self.frames.first().is_none_or(reaches) {
             return Ok(());
         }
-        let start = self.search(|reader| {
-            let Some(newest) = reader.last()? else { return reader.low() };
+        let (start, newest) = self.search(|reader| {
+            let Some(newest) = reader.last()? else { return Ok((reader.low()?, None)) };
+            let known = Some(newest.record.beat_index);
             let oldest = beat.get() - i64::from(newest.record.grace_beats);
             // Its bar's downbeat is less than that bar back; other bars may have other lengths.
             let within = reader.first_where(|frame| frame.beat_index.get() >= oldest)?.unwrap_or(newest).record;
             let target = within.beat_index.get() - i64::from(within.bar_length);
-            match reader.first_where(|frame| frame.beat_index.get() >= target)? {
-                Some(entry) => Ok(entry.offset),
-                None => reader.low(),
-            }
+            let start = match reader.first_where(|frame| frame.beat_index.get() >= target)? {
+                Some(entry) => entry.offset,
+                None => reader.low()?,
+            };
+            Ok((start, known))
         })?;
         self.frames = Frames::default();
+        self.newest = newest;
         self.next_offset = Some(start);
         Ok(self.reader.seek(start)?)
     }

@@ -144,6 +144,9 @@ impl ClientContext for Group {
 
     fn stats(&self, statistics: Statistics) {
         let mut state = self.lock();
+        // A member for which there is nothing may never be called back.
+        state.has_joined |= statistics.cgrp.as_ref().is_some_and(|group| group.join_state == "steady");
+        state.has_joined &= statistics.cgrp.as_ref().is_none_or(|group| group.state == "up");
         for (id, partition) in statistics.topics.values().flat_map(|topic| &topic.partitions) {
             let next_offset = partition.next_offset;
             let drained =

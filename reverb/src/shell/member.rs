@@ -59,6 +59,8 @@ pub(crate) struct Member {
     pub(crate) partitions: BTreeMap<i32, OwnedPartition>,
     pub(crate) beginnings: Beginnings,
     pub(crate) committed: BTreeMap<i32, Committed>,
+    /// The newest frame that was looked at.
+    pub(crate) checked: Option<BeatIndex>,
     /// The merge's partition was just assigned.
     pub(crate) merge_due: bool,
     /// The merge was fenced; when to ask next whether it is still ours.
@@ -245,25 +247,23 @@ impl Member {
     }
 
     fn follow_frames(&mut self) -> anyhow::Result<()> {
-        let before = self.table.frames().last().map(|frame| frame.beat_index);
+        let was_current = self.table.is_current();
         match self.table.follow(Duration::ZERO) {
-            Ok(false) => return Ok(()),
-            Ok(true) => {}
-            Err(TableError::Read(error)) => {
-                tracing::warn!(%error, "reading frames");
-                return Ok(());
-            }
+            Ok(_) => {}
+            Err(TableError::Read(error)) => tracing::warn!(%error, "reading frames"),
             Err(error) => return Err(error.into()),
         }
         let frames = self.table.frames();
-        let start = before.or(frames.first().map(|first| first.beat_index)).unwrap_or_default();
-        let end = frames.last().map_or(start, |last| last.beat_index.plus(1));
-        for frame in frames.range(start, end) {
+        let (Some(first), Some(last)) = (frames.first(), frames.last()) else { return Ok(()) };
+        let start = self.checked.map_or(first.beat_index, |checked| checked.plus(1).max(first.beat_index));
+        for frame in frames.range(start, last.beat_index.plus(1)) {
             self.bar_length.check(frame)?;
-            if let Some(delivered_after_ms) = self.status.beat(frame) {
+            // What it reads to catch up was not heard as it came.
+            if let Some(delivered_after_ms) = was_current.then(|| self.status.beat(frame)).flatten() {
                 self.metrics.beat(delivered_after_ms);
             }
         }
+        self.checked = Some(last.beat_index);
         Ok(())
     }
 
@@ -430,6 +430,8 @@ impl Member {
             Some("partitions of statusclaims".to_owned())
         } else if !self.beginnings.is_empty() {
             Some(format!("the first window of partitions {:?}", self.beginnings.partitions()))
+        } else if !partitions.is_empty() && !self.table.is_current() {
+            Some("frames that are still to be read".to_owned())
         } else if lag_beats > enough {
             Some(format!("claims of {lag_beats} beats that are still to be read"))
         } else {
@@ -437,7 +439,7 @@ impl Member {
         };
         let waiting = partitions.iter().map(|partition| partition.waiting_claims).sum();
         let oldest = oldest_open_window.as_ref().map_or(0, |window| window.age_beats);
-        self.metrics.lag(waiting, lag_beats, lag_records.unwrap_or(0), oldest);
+        self.metrics.lag(waiting, lag_beats, lag_records, oldest);
         self.metrics.objectives(&self.status.objectives());
         let newest_beat = newest.map(|frame| frame.beat_index);
         self.status.update(|member| {

@@ -149,12 +149,14 @@ struct Finish {
     report: Option<(BarReport, Fingerprint)>,
     /// What is written is there already, with the same bytes.
     again: bool,
+    /// Why there is no report, where there can be none.
+    skipped: Option<&'static str>,
 }
 
 impl Finish {
     /// Without a report.
     fn bare(window: Window, verdict: Verdict) -> Self {
-        Self { window, verdict, report: None, again: false }
+        Self { window, verdict, report: None, again: false, skipped: None }
     }
 }
 
@@ -253,8 +255,7 @@ impl<'s> Session<'s> {
         };
         let Some(counts) = counts else {
             let cause = if *ready == Ready::Skip { "before_the_fold" } else { "before_the_recount" };
-            self.settings.metrics.skipped(cause);
-            return Ok(Finish::bare(window, Verdict::Skipped));
+            return Ok(Finish { skipped: Some(cause), ..Finish::bare(window, Verdict::Skipped) });
         };
         self.judge(window, &counts)
     }
@@ -266,7 +267,7 @@ impl<'s> Session<'s> {
         let published = self.last_report(&window)?;
         let (verdict, write) = verdict(published.as_ref(), &ours, self.settings.reemit == Reemit::Always);
         let again = write && published == Some(ours);
-        Ok(Finish { window, verdict, report: write.then_some((report, ours)), again })
+        Ok(Finish { window, verdict, report: write.then_some((report, ours)), again, skipped: None })
     }
 
     fn last_report(&mut self, window: &Window) -> Result<Option<Fingerprint>, SessionError> {
@@ -299,7 +300,10 @@ impl<'s> Session<'s> {
     }
 
     fn note(&mut self, finish: &Finish) {
-        let Finish { window, verdict, report, again } = finish;
+        let Finish { window, verdict, report, again, skipped } = finish;
+        if let Some(cause) = skipped {
+            self.settings.metrics.skipped(cause);
+        }
         self.settings.metrics.finished(*verdict, report.as_ref().map(|(report, _)| report), *again);
         if let Some((_, fingerprint)) = report {
             self.reports.written(window.from, *fingerprint);

@@ -115,8 +115,8 @@ impl Metrics {
                 )
                 .buckets(DELIVERY_BUCKETS.to_vec()),
             )?,
-            objective_p95: objective("backbeat_reverb_objective_p95_seconds", "What 95 of the last 100 took at most")?,
-            objective_limit: objective("backbeat_reverb_objective_limit_seconds", "What they may take at most")?,
+            objective_p95: objective("backbeat_reverb_objective_p95_seconds", "The 95th percentile of the last 1,000")?,
+            objective_limit: objective("backbeat_reverb_objective_limit_seconds", "What it may be at most")?,
             started_at_ms: chrono::Utc::now().timestamp_millis(),
             registry: Registry::new(),
         };
@@ -177,10 +177,12 @@ impl Metrics {
         self.partitions.set(partitions as i64);
     }
 
-    pub(crate) fn lag(&self, waiting: usize, beats: i64, records: i64, oldest_window_beats: i64) {
+    pub(crate) fn lag(&self, waiting: usize, beats: i64, records: Option<i64>, oldest_window_beats: i64) {
         self.waiting.set(waiting as i64);
         self.lag_beats.set(beats);
-        self.lag_records.set(records);
+        if let Some(records) = records {
+            self.lag_records.set(records);
+        }
         self.oldest_window_beats.set(oldest_window_beats);
     }
 

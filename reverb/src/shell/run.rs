@@ -109,6 +109,7 @@ fn member(
         partitions: Default::default(),
         beginnings: Default::default(),
         committed: Default::default(),
+        checked: None,
         merge_due: false,
         fenced: None,
     })
