@@ -39,9 +39,12 @@ impl ClaimEnds {
             Ok(answer) => answer
                 .elements()
                 .iter()
-                .filter_map(|found| match found.offset() {
-                    Offset::Offset(offset) if found.error().is_ok() => Some((found.partition(), offset)),
-                    _ => None,
+                .filter_map(|found| match (found.offset(), found.error()) {
+                    (Offset::Offset(offset), Ok(())) => Some((found.partition(), offset)),
+                    (offset, error) => {
+                        tracing::warn!(partition = found.partition(), ?offset, ?error, "this end is not to be had now");
+                        None
+                    }
                 })
                 .collect(),
             Err(error) => {

@@ -141,14 +141,17 @@ fn wait_for_reports_to_catch_up(cluster: &Cluster) {
 }
 
 /// Ends the agents, lets the windows close and ends pulse; then compares all reports with the oracle's.
-fn check(cluster: &Cluster, agents: Program, pulse: Program) {
-    drop(agents);
+fn check(cluster: &Cluster, mut agents: Program, pulse: Program) {
+    agents.signal(Signal::TERM);
+    agents.wait();
     let beats = cluster.frames().len();
     wait_until("two more bars", LIMIT, || cluster.frames().len() >= beats + 9);
-    drop(pulse);
+    pulse.signal(Signal::TERM);
+    wait_until("pulse's end", LIMIT, || pulse.get("/health").is_none());
     let oracle = check_reports(cluster);
     let (counted, late, invalid) = totals(&cluster.reports());
-    assert_eq!(counted + late + invalid, oracle.claims() as i64);
+    let logs = || format!("{late} late; the agents said:\n{}\npulse said:\n{}", agents.log(), pulse.log());
+    assert_eq!(counted + late + invalid, oracle.claims() as i64, "{}", logs());
 }
 
 #[test]
