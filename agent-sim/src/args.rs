@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use backbeat_sdk::KafkaArgs;
 use backbeat_service::LogArgs;
 
-use crate::Rates;
+use crate::{Output, Rates, Shape};
 
 /// A fleet of simulated agents that follow the beats and report their tasks.
 #[derive(Debug, Clone, clap::Parser)]
@@ -43,6 +43,12 @@ pub struct Args {
     #[arg(long, default_value_t = 0.0, value_parser = share)]
     pub malformed_rate: f64,
 
+    /// The shape of the load: steady (all agents on every beat), ramp[:BEATS] (from a few to all in 16 beats),
+    /// spike[:SHARE] (all on downbeats, a tenth of them between) or churn[:SHARE] (on each beat 5 % give their places
+    /// to new ones).
+    #[arg(long, default_value = "steady")]
+    pub shape: Shape,
+
     /// Drive the agents from a task list instead: a CSV file with the columns name, `pod_phase`,
     /// `creation_time`, `scheduled_time` and `deletion_time` (seconds). Each task is an agent.
     #[arg(long, value_name = "FILE")]
@@ -51,6 +57,15 @@ pub struct Args {
     /// Seconds of the task list that pass in a beat.
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub trace_seconds_per_beat: u64,
+
+    /// In the end, wait for the reports, and check that what was sent is in the log, agent by agent, and that the
+    /// reports count what is there. Takes memory for each claim, up to two bars of beats, and reverb running.
+    #[arg(long)]
+    pub verify: bool,
+
+    /// How the summary is shown.
+    #[arg(long, value_enum, default_value = "text")]
+    pub output: Output,
 
     #[command(flatten)]
     #[allow(missing_docs)]

@@ -1,126 +1,152 @@
 //! Hears the beats, makes the claims, sends them.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use backbeat_sdk::{BeatFrame, BeatSource, Beats, Connection, Reporter, Status};
 use backbeat_service::Shutdown;
-use serde_json::json;
+use tokio::runtime::Handle;
+use tokio::time::{MissedTickBehavior, interval};
 
-use crate::{Args, ClaimPlan, Fate, Fleet, Trace};
+use crate::agents::Agents;
+use crate::progress::Progress;
+use crate::summary::Summary;
+use crate::verify::{HeardBeat, verify};
+use crate::{Args, ClaimPlan, Fate};
 
 const QUEUE_PAUSE: Duration = Duration::from_millis(5);
 const FLUSH_WITHIN: Duration = Duration::from_secs(30);
+const SHOW_EVERY: Duration = Duration::from_secs(1);
 
-/// Who makes the claims.
-enum Agents {
-    Fleet(Fleet),
-    Trace(Trace),
-}
-
-impl Agents {
-    fn new(args: &Args) -> anyhow::Result<Self> {
-        let Some(path) = &args.trace else {
-            return Ok(Self::Fleet(Fleet::new(&args.agent_prefix, args.agents, args.seed, args.rates())));
-        };
-        let list = File::open(path).with_context(|| format!("opening the task list {}", path.display()))?;
-        Ok(Self::Trace(Trace::read(list, args.trace_seconds_per_beat).with_context(|| path.display().to_string())?))
-    }
-
-    fn beat(&mut self, frame: &BeatFrame) -> Vec<ClaimPlan> {
-        match self {
-            Self::Fleet(fleet) => fleet.beat(frame.downbeat),
-            Self::Trace(trace) => trace.beat(),
-        }
-    }
-
-    fn are_done(&self) -> bool {
-        matches!(self, Self::Trace(trace) if trace.is_over())
-    }
-}
-
-/// Claims that are sent on a later beat.
-#[derive(Default)]
-struct Held {
-    by_beat: BTreeMap<i64, Vec<(BeatFrame, Status)>>,
-}
-
-/// Runs until `shutdown`, or until the beats or the trace are over; then prints what became of the
-/// claims, as JSON.
+/// Runs until `shutdown`, or until the beats or the trace are over; then prints what became of the claims.
 #[allow(clippy::print_stdout, reason = "the summary is the program's output")]
 pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
-    let mut agents = Agents::new(&args)?;
+    let agents = Agents::new(&args)?;
+    let planned = args.verify.then(|| agents.clone());
     let connected = tokio::select! {
         connected = Connection::open(&args.kafka, "agent-sim") => Some(connected?),
         () = shutdown.cancelled() => None,
     };
     let Some(connection) = connected else { return Ok(()) };
-    let mut beats = connection.beats()?;
-    let mut reporter = connection.reporter().await?;
-    let heard = follow(&args, &mut agents, &mut beats, &mut reporter, &shutdown).await;
-    drop(beats);
-    let summary = tokio::task::spawn_blocking(move || {
+    let beats = connection.beats()?;
+    let mut run = Run::new(connection.reporter().await?, shutdown);
+    run.follow(agents, beats, args.beats).await;
+    let Run { heard, mut summary, reporter, .. } = run;
+    let flushed = tokio::task::spawn_blocking(move || {
         if let Err(error) = reporter.flush(FLUSH_WITHIN) {
             tracing::warn!(%error, "claims are left over");
         }
-        let deliveries = reporter.deliveries();
-        let (acknowledged, failed, unsent) = (deliveries.acknowledged(), deliveries.failed(), deliveries.outstanding());
-        json!({ "beats": heard, "claims_acknowledged": acknowledged, "claims_failed": failed, "claims_unsent": unsent })
+        reporter
     });
-    println!("{}", summary.await.context("sending the rest panicked")?);
-    Ok(())
-}
-
-async fn follow(
-    args: &Args,
-    agents: &mut Agents,
-    beats: &mut Beats,
-    reporter: &mut Reporter,
-    shutdown: &Shutdown,
-) -> u64 {
-    let mut held = Held::default();
-    let mut heard = 0;
-    while args.beats == 0 || heard < args.beats {
-        let beat = tokio::select! {
-            beat = beats.next() => beat,
-            () = shutdown.cancelled() => None,
-        };
-        let Some(beat) = beat else { break };
-        // A simulated agent lives by the log's time alone, so that the same beats give the same claims.
-        let BeatSource::Heard(frame) = beat.source else { continue };
-        heard += 1;
-        tracing::debug!(beat = %frame.beat_index, "heard");
-        // A beat may have been missed: what was due then is due now.
-        let later = held.by_beat.split_off(&(frame.beat_index.get() + 1));
-        let due = std::mem::replace(&mut held.by_beat, later);
-        for (frame, status) in due.into_values().flatten() {
-            report(reporter, &frame, &status, Fate::Honest).await;
-        }
-        for ClaimPlan { status, fate } in agents.beat(&frame) {
-            if fate == Fate::Late {
-                let later = frame.beat_index.get() + i64::from(frame.bar_length) + i64::from(frame.grace_beats);
-                held.by_beat.entry(later).or_default().push(((*frame).clone(), status));
-            } else {
-                report(reporter, &frame, &status, fate).await;
-            }
-        }
-        if agents.are_done() {
-            break;
+    summary.settle(&flushed.await.context("sending the rest panicked")?);
+    let mut failure = None;
+    if let Some(agents) = planned.filter(|_| !heard.is_empty()) {
+        // The first signal ended the run; a second one ends this.
+        let stop = backbeat_service::on_signals()?;
+        let runtime = Handle::current();
+        let verified = tokio::task::spawn_blocking(move || verify(&args.kafka, &runtime, agents, &heard, &stop));
+        match verified.await.context("verifying panicked")? {
+            Ok(verdict) => summary.verified = verdict,
+            Err(error) => failure = Some(error.context("verifying the run")),
         }
     }
-    heard
+    println!("{}", summary.shown(args.output)?);
+    if let Some(error) = failure {
+        return Err(error);
+    }
+    match summary.verified.map_or(0, |verdict| verdict.disagreements.len()) {
+        0 => Ok(()),
+        places => bail!("what was sent and what the reports counted disagree in {places} places"),
+    }
 }
 
-/// Sends one claim; waits while the queue is full.
-async fn report(reporter: &mut Reporter, frame: &BeatFrame, status: &Status, fate: Fate) {
-    let claim = reporter.claim(frame, status);
-    let (key, value) = match fate {
-        Fate::Malformed(kind) => kind.apply(claim, |claim| reporter.encode(claim)),
-        Fate::Honest | Fate::Late => (Some(claim.agent_id.clone().into_bytes()), reporter.encode(&claim)),
-    };
-    while reporter.send(key.as_deref(), &value).is_err() {
-        tokio::time::sleep(QUEUE_PAUSE).await;
+/// One run of the agents.
+struct Run {
+    reporter: Reporter,
+    shutdown: Shutdown,
+    heard: Vec<HeardBeat>,
+    summary: Summary,
+    /// Claims that are sent on a later beat.
+    held: BTreeMap<i64, Vec<(Arc<BeatFrame>, Status)>>,
+}
+
+impl Run {
+    fn new(reporter: Reporter, shutdown: Shutdown) -> Self {
+        Self { reporter, shutdown, heard: Vec::new(), summary: Summary::default(), held: BTreeMap::new() }
+    }
+
+    async fn follow(&mut self, mut agents: Agents, mut beats: Beats, limit: u64) {
+        let mut progress = Progress::new();
+        let mut ticks = interval(SHOW_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        while !agents.are_done() && (limit == 0 || self.summary.beats < limit) {
+            let beat = tokio::select! {
+                beat = beats.next() => beat,
+                () = self.shutdown.cancelled() => None,
+                _ = ticks.tick() => {
+                    self.summary.settle(&self.reporter);
+                    progress.show(&self.summary);
+                    continue;
+                }
+            };
+            let Some(beat) = beat else { break };
+            // A simulated agent lives by the log's time alone, so that the same beats give the same claims.
+            let BeatSource::Heard(frame) = beat.source else { continue };
+            self.beat(&mut agents, Arc::new(*frame)).await;
+        }
+        let due = std::mem::take(&mut self.held);
+        self.send_held(due).await;
+        progress.clear();
+    }
+
+    async fn beat(&mut self, agents: &mut Agents, frame: Arc<BeatFrame>) {
+        let (beat, downbeat) = (frame.beat_index, frame.downbeat);
+        tracing::debug!(%beat, "heard");
+        self.heard.push(HeardBeat { beat, downbeat });
+        self.summary.beats += 1;
+        self.summary.beat_index = Some(beat);
+        // A beat may have been missed: what was due then is due now.
+        let later = self.held.split_off(&(beat.get() + 1));
+        let due = std::mem::replace(&mut self.held, later);
+        self.send_held(due).await;
+        for ClaimPlan { status, fate } in agents.beat(downbeat) {
+            if fate == Fate::Late {
+                let later = beat.get() + i64::from(frame.bar_length) + i64::from(frame.grace_beats);
+                self.held.entry(later).or_default().push((Arc::clone(&frame), status));
+            } else {
+                self.send(&frame, status, fate).await;
+            }
+        }
+    }
+
+    async fn send_held(&mut self, held: BTreeMap<i64, Vec<(Arc<BeatFrame>, Status)>>) {
+        for (frame, status) in held.into_values().flatten() {
+            self.send(&frame, status, Fate::Late).await;
+        }
+    }
+
+    /// Sends one claim; waits while the queue is full, but not once the run is to end.
+    async fn send(&mut self, frame: &BeatFrame, status: Status, fate: Fate) {
+        let claim = self.reporter.claim(frame, status);
+        let encode = |claim: &_| self.reporter.encode(claim);
+        let (key, value) = match fate {
+            Fate::Malformed(kind) => kind.apply(claim, encode),
+            Fate::Honest | Fate::Late => {
+                let value = encode(&claim);
+                (Some(claim.agent_id.into_bytes()), value)
+            }
+        };
+        while self.reporter.send(key.as_deref(), &value).is_err() {
+            if self.shutdown.is_cancelled() {
+                self.summary.claims_refused += 1;
+                return;
+            }
+            tokio::time::sleep(QUEUE_PAUSE).await;
+        }
+        self.summary.claims_sent += 1;
+        self.summary.claims_malformed += u64::from(matches!(fate, Fate::Malformed(_)));
+        self.summary.claims_late += u64::from(chrono::Utc::now().timestamp_millis() > frame.deadline_at.millis());
     }
 }

@@ -1,9 +1,12 @@
 //! Agents with one task after another, each with a life of its own.
+//!
+//! A fleet may have 100,000 of them: an agent is some 50 bytes, and its claim is made when it is sent.
 
 use backbeat_sdk::{Help, SecretRotation, State, Status};
 use rand::{Rng, SeedableRng};
-use rand_chacha::ChaCha8Rng;
+use rand_pcg::{Pcg32, Pcg64};
 
+use crate::Shape;
 use crate::claim_plan::{ClaimPlan, Fate, Malformation};
 
 /// Chances in a beat that make a task's life.
@@ -29,15 +32,19 @@ pub struct Rates {
 /// A fleet of agents.
 #[derive(Debug, Clone)]
 pub struct Fleet {
+    prefix: String,
     agents: Vec<Agent>,
     rates: Rates,
+    shape: Shape,
+    beat: u64,
 }
 
 #[derive(Debug, Clone)]
 struct Agent {
-    id: String,
-    rng: ChaCha8Rng,
-    task: u64,
+    rng: Pcg32,
+    /// How many agents had its place before it.
+    predecessors: u32,
+    task: u32,
     state: State,
     /// Beats that the task still needs in its present state, while planning, executing or in review.
     needed: i32,
@@ -49,24 +56,36 @@ struct Agent {
 
 impl Fleet {
     /// `count` agents named `prefix` and a number; `seed` decides all that they do.
-    pub fn new(prefix: &str, count: u32, seed: u64, rates: Rates) -> Self {
-        let agents = (0..count).map(|index| Agent::new(format!("{prefix}{index:05}"), seed, index)).collect();
-        Self { agents, rates }
+    pub fn new(prefix: &str, count: u32, seed: u64, rates: Rates, shape: Shape) -> Self {
+        let mut seeds = Pcg64::seed_from_u64(seed);
+        let agents = (0..count).map(|_| Agent::new(Pcg32::from_rng(&mut seeds), 0)).collect();
+        Self { prefix: prefix.to_owned(), agents, rates, shape, beat: 0 }
     }
 
-    /// What the agents claim on the next beat, which is a downbeat or not.
-    pub fn beat(&mut self, downbeat: bool) -> Vec<ClaimPlan> {
-        let rates = self.rates;
-        self.agents.iter_mut().filter_map(|agent| agent.beat(downbeat, rates)).collect()
+    /// What the agents claim on the next beat, which is a downbeat or not. They live as the claims are taken.
+    pub fn beat(&mut self, downbeat: bool) -> impl Iterator<Item = ClaimPlan> {
+        let Self { prefix, agents, rates, shape, beat } = self;
+        let present = shape.present(agents.len(), *beat, downbeat);
+        *beat += 1;
+        let claim = move |(index, agent): (usize, &mut Agent)| {
+            if agent.rng.random_bool(shape.replaced()) {
+                *agent = Agent::new(Pcg32::from_rng(&mut agent.rng), agent.predecessors + 1);
+            }
+            let id = |predecessors| match predecessors {
+                0 => format!("{prefix}{index:05}"),
+                _ => format!("{prefix}{index:05}.{predecessors}"),
+            };
+            agent.beat(id, downbeat, *rates)
+        };
+        agents[..present].iter_mut().enumerate().filter_map(claim)
     }
 }
 
 impl Agent {
-    fn new(id: String, seed: u64, index: u32) -> Self {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        rng.set_stream(u64::from(index));
+    fn new(rng: Pcg32, predecessors: u32) -> Self {
+        let state = State::Done;
         let mut agent =
-            Self { id, rng, task: 0, state: State::Done, needed: 0, work: 0, worked: 0, beats_left: 0, help: None };
+            Self { rng, predecessors, task: 0, state, needed: 0, work: 0, worked: 0, beats_left: 0, help: None };
         agent.begin_task();
         agent
     }
@@ -82,22 +101,28 @@ impl Agent {
         self.help = None;
     }
 
-    fn beat(&mut self, downbeat: bool, rates: Rates) -> Option<ClaimPlan> {
+    fn beat(&mut self, id: impl FnOnce(u32) -> String, downbeat: bool, rates: Rates) -> Option<ClaimPlan> {
         self.live(rates.failure);
         let rotates = downbeat && self.rng.random_bool(ROTATES);
         let rotation_fails = self.rng.random_bool(rates.failure);
         let secret_rotation =
             rotates.then_some(if rotation_fails { SecretRotation::Failed } else { SecretRotation::Ok });
+        let fate = self.fate(rates);
+        if self.rng.random_bool(rates.silence) {
+            return None;
+        }
+        let agent_id = id(self.predecessors);
         let status = Status {
+            task_id: format!("{agent_id}-task-{}", self.task),
+            agent_id,
+            state: self.state,
             beats_left: self.beats_left,
             progress: f64::from(self.worked) / f64::from(self.work),
             notes: format!("{:?}, {} of {} beats of work", self.state, self.worked, self.work),
             help: self.help,
             secret_rotation,
-            ..Status::new(&self.id, &format!("{}-task-{}", self.id, self.task), self.state)
         };
-        let fate = self.fate(rates);
-        if self.rng.random_bool(rates.silence) { None } else { Some(ClaimPlan { status, fate }) }
+        Some(ClaimPlan { status, fate })
     }
 
     /// planning → executing ↔ waiting → review → done or failed → the next task.
@@ -162,8 +187,32 @@ mod tests {
     const RATES: Rates = Rates { failure: 0.1, silence: 0.05, late: 0.05, malformed: 0.05 };
 
     fn plans(seed: u64, beats: u32) -> Vec<ClaimPlan> {
-        let mut fleet = Fleet::new("a-", 30, seed, RATES);
-        (0..beats).flat_map(|beat| fleet.beat(beat % 4 == 0)).collect()
+        plans_of(Shape::Steady, seed, beats)
+    }
+
+    fn plans_of(shape: Shape, seed: u64, beats: u32) -> Vec<ClaimPlan> {
+        let mut fleet = Fleet::new("a-", 30, seed, RATES, shape);
+        (0..beats).flat_map(|beat| fleet.beat(beat % 4 == 0).collect::<Vec<_>>()).collect()
+    }
+
+    fn names(plans: &[ClaimPlan]) -> HashSet<&str> {
+        plans.iter().map(|plan| plan.status.agent_id.as_str()).collect()
+    }
+
+    #[test]
+    fn an_agent_is_small() {
+        assert!(size_of::<Agent>() <= 56, "{} bytes", size_of::<Agent>());
+    }
+
+    #[test]
+    fn agents_come_and_go_with_the_churn() {
+        let churned = plans_of(Shape::Churn { share: 0.1 }, 1, 100);
+        // 30 places, each with 10 agents over 100 beats, more or less.
+        let agents = names(&churned).len();
+        assert!((200..450).contains(&agents), "{agents}");
+        assert!(names(&churned).contains("a-00007.3"));
+        assert_eq!(churned, plans_of(Shape::Churn { share: 0.1 }, 1, 100));
+        assert_eq!(names(&plans_of(Shape::Steady, 1, 100)).len(), 30);
     }
 
     #[test]

@@ -77,21 +77,20 @@ impl Trace {
         Ok(Self { to_come, live: Vec::new(), beat: 0 })
     }
 
-    /// Whether every task has ended.
+    /// Whether every task has claimed its end.
     pub fn is_over(&self) -> bool {
-        self.to_come.is_empty() && self.live.is_empty()
+        self.to_come.is_empty() && self.live.iter().all(|task| task.ended < self.beat)
     }
 
     /// What the tasks claim on the next beat.
-    pub fn beat(&mut self) -> Vec<ClaimPlan> {
+    pub fn beat(&mut self) -> impl Iterator<Item = ClaimPlan> {
         let now = self.beat;
         self.beat += 1;
+        self.live.retain(|task| task.ended >= now);
         while self.to_come.last().is_some_and(|task| task.created <= now) {
             self.live.extend(self.to_come.pop());
         }
-        let plans = self.live.iter().map(|task| ClaimPlan { status: task.status(now), fate: Fate::Honest }).collect();
-        self.live.retain(|task| task.ended > now);
-        plans
+        self.live.iter().map(move |task| ClaimPlan { status: task.status(now), fate: Fate::Honest })
     }
 }
 
@@ -147,9 +146,7 @@ waited,Pending,300,400,
         let mut trace = Trace::read(LIST.as_bytes(), 100).expect("well formed");
         let mut claims = Vec::new();
         while !trace.is_over() {
-            claims.push(
-                trace.beat().into_iter().map(|plan| (plan.status.task_id, plan.status.state)).collect::<Vec<_>>(),
-            );
+            claims.push(trace.beat().map(|plan| (plan.status.task_id, plan.status.state)).collect::<Vec<_>>());
         }
         let claim = |task: &str, state| (task.to_owned(), state);
         assert_eq!(

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use backbeat_broker::{Broker, KafkaArgs, Registry, TailFrom, Tailed, TopicName, TopicTail};
+use backbeat_broker::{Broker, KafkaArgs, Registry, Seen, TailFrom, Tailed, TopicName, TopicTail};
 use backbeat_schemas::{BarReport, BeatFrame, Record, StatusClaim};
 use tokio::runtime::Runtime;
 
@@ -54,13 +54,13 @@ fn print<R: Record + 'static>(args: &Args, topic: TopicName) -> anyhow::Result<E
     let broker = Broker::new(&args.kafka, "backbeat-tail")?;
     let registry = Registry::new(&args.kafka.schema_registry)?;
     let from = if args.from_beginning { TailFrom::Beginning } else { TailFrom::Last(10) };
-    let mut tail = TopicTail::<R>::new(&broker, &registry, runtime.handle(), topic, from)
+    let mut tail = TopicTail::<R>::new(&broker, &registry, runtime.handle(), topic, &from)
         .with_context(|| format!("reading {} from {}", broker.topics().name(topic), broker.bootstrap_servers()))?;
     let mut out = std::io::stdout().lock();
     let mut printed = 0;
     while args.max.is_none_or(|max| printed < max) {
         match tail.next(POLL)? {
-            Some(Tailed::Record(record)) => {
+            Some(Tailed::Record(Seen { record: Ok(record), .. })) => {
                 printed += 1;
                 let written = writeln!(out, "{}", serde_json::to_string(&record)?);
                 match written {
@@ -69,7 +69,7 @@ fn print<R: Record + 'static>(args: &Args, topic: TopicName) -> anyhow::Result<E
                     other => other?,
                 }
             }
-            Some(Tailed::Foreign { partition, offset, reason }) => {
+            Some(Tailed::Record(Seen { partition, offset, record: Err(reason), .. })) => {
                 tracing::warn!(partition, offset, reason, "not a record of ours");
             }
             Some(Tailed::End) if !args.follow => break,

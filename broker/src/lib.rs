@@ -22,6 +22,6 @@ pub use log_reader::{Entry, LogReader, ReadError};
 pub use registry::{FetchError, Registry, RegistryError};
 pub use schema_cache::{Lookup, SchemaCache};
 pub use sender::{Deliveries, Outgoing, QueueFull, Sender};
-pub use topic_tail::{TailFrom, Tailed, TopicTail};
+pub use topic_tail::{Seen, TailFrom, Tailed, TopicTail};
 pub use topics::{TopicError, TopicName, Topics, ensure_topics, wait_for_topics};
 pub use transaction::{Transaction, TransactionError, TransactionalProducer};

@@ -1,15 +1,20 @@
 //! An idempotent producer that never blocks its caller.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
+use hdrhistogram::Histogram;
 use rdkafka::ClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 
 use crate::Broker;
+
+/// Latencies are told apart up to here, an hour, to 1 %.
+const LONGEST_LATENCY_US: u64 = 3_600_000_000;
+const SIGNIFICANT_DIGITS: u8 = 2;
 
 /// What became of a group of records.
 #[derive(Debug, Default)]
@@ -60,16 +65,30 @@ pub struct Sender {
     producer: ThreadedProducer<Counts>,
 }
 
-struct Counts;
+struct Counts {
+    /// Of what was acknowledged, in microseconds from sending.
+    latency: Mutex<Histogram<u64>>,
+}
+
+/// A record on its way.
+struct Sent {
+    at: Instant,
+    deliveries: Arc<Deliveries>,
+}
 
 impl ClientContext for Counts {}
 
 impl ProducerContext for Counts {
-    type DeliveryOpaque = Arc<Deliveries>;
+    type DeliveryOpaque = Box<Sent>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, deliveries: Arc<Deliveries>) {
+    fn delivery(&self, result: &DeliveryResult<'_>, sent: Box<Sent>) {
+        let Sent { at, deliveries } = *sent;
         match result {
-            Ok(_) => deliveries.acknowledged.fetch_add(1, Ordering::AcqRel),
+            Ok(_) => {
+                let micros = u64::try_from(at.elapsed().as_micros()).unwrap_or(u64::MAX);
+                self.latency.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(micros);
+                deliveries.acknowledged.fetch_add(1, Ordering::AcqRel)
+            }
             Err((error, _)) => {
                 tracing::error!(%error, "a record was not delivered");
                 deliveries.failed.fetch_add(1, Ordering::AcqRel)
@@ -87,13 +106,14 @@ impl Sender {
         config.set("linger.ms", "2");
         config.set("queue.buffering.max.messages", "200000");
         config.set("compression.type", "lz4");
-        Ok(Self { producer: config.create_with_context(Counts)? })
+        let latency = Histogram::new_with_max(LONGEST_LATENCY_US, SIGNIFICANT_DIGITS).expect("bounds that it takes");
+        Ok(Self { producer: config.create_with_context(Counts { latency: Mutex::new(latency) })? })
     }
 
     /// Queues `record`, counted in `deliveries`.
     pub fn send(&self, record: Outgoing<'_>, deliveries: &Arc<Deliveries>) -> Result<(), QueueFull> {
-        let mut message =
-            BaseRecord::<[u8], [u8], _>::with_opaque_to(record.topic, Arc::clone(deliveries)).payload(record.value);
+        let sent = Box::new(Sent { at: Instant::now(), deliveries: Arc::clone(deliveries) });
+        let mut message = BaseRecord::<[u8], [u8], _>::with_opaque_to(record.topic, sent).payload(record.value);
         if let Some(key) = record.key {
             message = message.key(key);
         }
@@ -122,6 +142,12 @@ impl Sender {
     /// Why this producer can send nothing any more, if so: make another.
     pub fn fatal_error(&self) -> Option<String> {
         self.producer.client().fatal_error().map(|(code, reason)| format!("{code}: {reason}"))
+    }
+
+    /// How long records took from [`Sender::send`] to Kafka's acknowledgement, at `quantile` (0 to 1) of those so far.
+    pub fn latency(&self, quantile: f64) -> Duration {
+        let latency = &self.producer.client().context().latency;
+        Duration::from_micros(latency.lock().unwrap_or_else(PoisonError::into_inner).value_at_quantile(quantile))
     }
 
     /// Waits until everything queued was acknowledged or given up, at most `timeout`. Blocks.

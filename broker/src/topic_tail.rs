@@ -16,30 +16,36 @@ const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 const SCHEMA_POLL: Duration = Duration::from_millis(10);
 
 /// Where an onlooker begins.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TailFrom {
     /// The first retained record.
     Beginning,
     /// This many offsets before the end of each partition.
     Last(i64),
+    /// These offsets, by partition; 0 where there is none.
+    Offsets(Vec<i64>),
 }
 
 /// What an onlooker sees.
 #[derive(Debug)]
 pub enum Tailed<R> {
     /// A record.
-    Record(R),
-    /// A record that is none of ours.
-    Foreign {
-        /// Its partition.
-        partition: i32,
-        /// Its offset.
-        offset: i64,
-        /// What is wrong with it.
-        reason: String,
-    },
+    Record(Seen<R>),
     /// Every partition was read to its end, for the first time.
     End,
+}
+
+/// A record, wherever it came from.
+#[derive(Debug)]
+pub struct Seen<R> {
+    /// Its partition.
+    pub partition: i32,
+    /// Its offset.
+    pub offset: i64,
+    /// Its key.
+    pub key: Option<Vec<u8>>,
+    /// The record; if it is none of ours, what is wrong with it.
+    pub record: Result<R, String>,
 }
 
 /// An onlooker of a topic of `R`s. All its calls block.
@@ -57,7 +63,7 @@ impl<R: Record + 'static> TopicTail<R> {
         registry: &Registry,
         runtime: &Handle,
         topic: TopicName,
-        from: TailFrom,
+        from: &TailFrom,
     ) -> Result<Self, KafkaError> {
         let topic = broker.topics().name(topic);
         let consumer = broker.reader()?;
@@ -74,6 +80,7 @@ impl<R: Record + 'static> TopicTail<R> {
             let offset = match from {
                 TailFrom::Beginning => low,
                 TailFrom::Last(count) => (high - count).max(low),
+                TailFrom::Offsets(offsets) => offsets.get(*partition as usize).map_or(low, |offset| low.max(*offset)),
             };
             assignment.add_partition_offset(&topic, *partition, Offset::Offset(offset))?;
         }
@@ -91,10 +98,12 @@ impl<R: Record + 'static> TopicTail<R> {
             }
             Some(Err(error)) if is_transient(&error) => Ok(None),
             Some(Err(error)) => Err(error),
-            Some(Ok(message)) => Ok(Some(match self.decode(message.payload().unwrap_or_default()) {
-                Ok(record) => Tailed::Record(record),
-                Err(reason) => Tailed::Foreign { partition: message.partition(), offset: message.offset(), reason },
-            })),
+            Some(Ok(message)) => Ok(Some(Tailed::Record(Seen {
+                partition: message.partition(),
+                offset: message.offset(),
+                key: message.key().map(<[u8]>::to_vec),
+                record: self.decode(message.payload().unwrap_or_default()),
+            }))),
         }
     }
 

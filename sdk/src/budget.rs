@@ -4,25 +4,20 @@ use std::future::Future;
 
 use crate::Beats;
 
-tokio::task_local! {
-    /// The period at which the budget around this task is spent.
-    static SPENT_AT: u64;
-}
-
 /// A beat budget was spent before the work was done. The work was dropped where it waited.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the budget of {budget} beats is spent: the work ran for {ran} beats and was stopped")]
 pub struct BudgetSpent {
     /// What it was given.
     pub budget: u32,
-    /// How many beats it ran: its budget, or less where the budget around it was spent.
+    /// How many beats it ran: its budget, or more where beats came in a burst.
     pub ran: u32,
 }
 
 impl Beats {
     /// Runs `task` for at most `budget` beats, heard or local. When they have gone by, `task` is dropped.
     ///
-    /// A budget inside another one, in the same tokio task, ends with the outer one at the latest.
+    /// A budget inside another one ends with the outer one at the latest: the outer one drops it.
     ///
     /// ```no_run
     /// # async fn example(beats: backbeat_sdk::Beats) {
@@ -36,8 +31,7 @@ impl Beats {
         let mut periods = self.periods();
         // The listener may have been told of a beat that is just being counted.
         let began = self.told().max(*periods.borrow());
-        let own = began + u64::from(budget);
-        let spent_at = SPENT_AT.try_with(|outer| own.min(*outer)).unwrap_or(own);
+        let spent_at = began + u64::from(budget);
         let spent = async {
             // The stream ends with the runtime: then nobody waits any more.
             let total = periods.wait_for(|total| *total >= spent_at).await.map_or(spent_at, |total| *total);
@@ -47,7 +41,7 @@ impl Beats {
             // First, so that of two budgets that end at once the outer one says so.
             biased;
             spent = spent => Err(spent),
-            done = SPENT_AT.scope(spent_at, task) => Ok(done),
+            done = task => Ok(done),
         }
     }
 }

@@ -53,7 +53,7 @@ impl Connection {
     pub async fn open(args: &KafkaArgs, client_id: &str) -> Result<Self, ConnectError> {
         let connection = Self::new(args, client_id)?;
         wait_for_topics(&connection.broker).await?;
-        connection.reporter().await?;
+        connection.claim_schema().await?;
         Ok(connection)
     }
 
@@ -69,10 +69,14 @@ impl Connection {
 
     /// A reporter of claims, for agents that want to make each of them themselves. Waits for a registry that is away.
     pub async fn reporter(&self) -> Result<Reporter, ConnectError> {
-        let topics = self.broker.topics();
-        let schema = self.registry.register::<StatusClaim>(&topics.subject(TopicName::StatusClaims)).await?;
+        let schema = self.claim_schema().await?;
         let sender = Sender::new(&self.broker, Some(GIVE_UP_AFTER))?;
-        Ok(Reporter::new(sender, topics.name(TopicName::StatusClaims), schema))
+        Ok(Reporter::new(sender, self.broker.topics().name(TopicName::StatusClaims), schema))
+    }
+
+    /// The registry's id of our claims' schema.
+    async fn claim_schema(&self) -> Result<u32, RegistryError> {
+        self.registry.register::<StatusClaim>(&self.broker.topics().subject(TopicName::StatusClaims)).await
     }
 
     /// The same, whatever it takes.

@@ -60,16 +60,16 @@ impl Reporter {
     }
 
     /// Claims `status` for the beat of `frame`. The claim's clock is after the frame's.
-    pub fn report(&mut self, frame: &BeatFrame, status: &Status) -> Result<(), QueueFull> {
+    pub fn report(&mut self, frame: &BeatFrame, status: Status) -> Result<(), QueueFull> {
         let claim = self.claim(frame, status);
         self.send(Some(claim.agent_id.as_bytes()), &self.encode(&claim))
     }
 
     /// The claim of `status` for the beat of `frame`, not sent.
-    pub fn claim(&mut self, frame: &BeatFrame, status: &Status) -> StatusClaim {
+    pub fn claim(&mut self, frame: &BeatFrame, status: Status) -> StatusClaim {
         self.clock.observe(frame.hlc);
         let hlc = self.clock.tick(Timestamp::from_millis(chrono::Utc::now().timestamp_millis()));
-        let Status { agent_id, task_id, state, beats_left, progress, notes, help, secret_rotation } = status.clone();
+        let Status { agent_id, task_id, state, beats_left, progress, notes, help, secret_rotation } = status;
         StatusClaim {
             r#type: Default::default(),
             agent_id,
@@ -99,6 +99,11 @@ impl Reporter {
     /// What became of the claims.
     pub fn deliveries(&self) -> &Deliveries {
         &self.deliveries
+    }
+
+    /// How long Kafka took to acknowledge claims, at `quantile` (0 to 1); zero before it has acknowledged one.
+    pub fn latency(&self, quantile: f64) -> Duration {
+        self.sender.latency(quantile)
     }
 
     /// Waits until every claim was acknowledged or given up, at most `timeout`. Blocks.

@@ -62,7 +62,6 @@ pub struct Claims {
 pub struct Task {
     id: u64,
     tasks: Tasks,
-    finished: bool,
 }
 
 impl Tasks {
@@ -98,7 +97,7 @@ impl Tasks {
         shared.next += 1;
         let began = *shared.periods.borrow();
         shared.tasks.insert(id, Entry { status: Status::new(agent, task, State::Planning), budget, began });
-        Task { id, tasks: self.clone(), finished: false }
+        Task { id, tasks: self.clone() }
     }
 
     /// What became of the claims so far.
@@ -153,26 +152,19 @@ impl Task {
     }
 
     /// The task has ended: claims its last state at once. See [`Tasks::flush`].
-    pub fn finish(mut self, state: State) {
+    pub fn finish(self, state: State) {
         self.state(state);
-        self.end();
-    }
-
-    fn end(&mut self) {
-        if !self.finished {
-            self.finished = true;
-            let mut shared = lock(&self.tasks.shared);
-            if let Some(entry) = shared.tasks.remove(&self.id) {
-                let status = entry.at(*shared.periods.borrow());
-                shared.claim(status);
-            }
-        }
     }
 }
 
 impl Drop for Task {
+    /// However it ends, its last state is claimed.
     fn drop(&mut self) {
-        self.end();
+        let mut shared = lock(&self.tasks.shared);
+        if let Some(entry) = shared.tasks.remove(&self.id) {
+            let status = entry.at(*shared.periods.borrow());
+            shared.claim(status);
+        }
     }
 }
 
@@ -212,7 +204,7 @@ impl Shared {
     fn send_waiting(&mut self) {
         let (Some(reporter), Some(first)) = (&mut self.reporter, &self.last_heard) else { return };
         for Waiting { frame, status, degraded } in self.waiting.drain(..) {
-            let claim = StatusClaim { degraded, ..reporter.claim(frame.as_ref().unwrap_or(first), &status) };
+            let claim = StatusClaim { degraded, ..reporter.claim(frame.as_ref().unwrap_or(first), status) };
             let sent = reporter.send(Some(claim.agent_id.as_bytes()), &reporter.encode(&claim));
             self.lost += u64::from(sent.is_err());
         }

@@ -1,7 +1,9 @@
 //! End-to-end tests: real programs against a real Kafka and schema registry.
 
+mod agent_sim;
 mod cli;
 mod devstack;
+mod faults;
 mod frames;
 mod http_fuzz;
 mod interop;

@@ -85,7 +85,15 @@ fn a_real_clusters_tasks_go_through_and_replays_give_the_same_bytes() {
     let (tasks, agents) = real_tasks(&cluster);
     let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "6000", "--bar", "8"]);
     let members = [reverb(&cluster, &[]), reverb(&cluster, &["--bar-length", "8"])];
-    let trace = ["--trace", tasks.to_str().expect("a path"), "--trace-seconds-per-beat", "3600"];
+    let trace = [
+        "--trace",
+        tasks.to_str().expect("a path"),
+        "--trace-seconds-per-beat",
+        "3600",
+        "--verify",
+        "--output",
+        "json",
+    ];
     let mut sim = cluster.start("agent-sim", &trace);
     wait_for_reports(&cluster, 10);
     let [stays, dies] = members;

@@ -6,18 +6,16 @@ use backbeat_broker::{LogReader, TopicName};
 use backbeat_devstack::Devstack;
 use backbeat_schemas::BeatFrame;
 use backbeat_tests::{Cluster, PulseNodes, own_devstack, wait_for};
-use rand::seq::SliceRandom;
-use rand::{Rng, SeedableRng};
+use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use crate::faults::shuffled;
 use crate::frames::check;
 
 const NODES: usize = 3;
 const LIMIT: Duration = Duration::from_mins(1);
-/// Another order of faults, and other nodes: `FAULT_SEED=2 cargo test ...`.
-const SEED: u64 = 1;
 /// Beats that must come after each fault.
 const GO_ON: i64 = 5;
 
@@ -115,8 +113,9 @@ impl Scene<'_> {
 
 #[test]
 fn thirty_faults_in_a_row_leave_no_gap_and_no_repeat() {
-    let seed = std::env::var("FAULT_SEED").map_or(SEED, |text| text.parse().expect("a number"));
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let counts = [(Fault::KillLeader, 12), (Fault::PauseLeader, 10), (Fault::LoseQuorum, 5), (Fault::StopKafka, 3)];
+    let (faults, seed, mut rng) = shuffled(&counts);
+    assert_eq!(faults.len(), 30);
     let dir = TempDir::new().expect("a directory");
     let mut devstack = own_devstack(1, dir.path());
     let cluster = Cluster::on(&devstack, 3);
@@ -126,10 +125,6 @@ fn thirty_faults_in_a_row_leave_no_gap_and_no_repeat() {
     let _agents = cluster.start("agent-sim", &["--agents", "20"]);
     scene.beats_go_on();
 
-    let counts = [(Fault::KillLeader, 12), (Fault::PauseLeader, 10), (Fault::LoseQuorum, 5), (Fault::StopKafka, 3)];
-    let mut faults: Vec<Fault> = counts.iter().flat_map(|(fault, count)| vec![*fault; *count]).collect();
-    faults.shuffle(&mut rng);
-    assert_eq!(faults.len(), 30);
     for (number, fault) in faults.into_iter().enumerate() {
         eprintln!("fault {number}: {fault:?}, seed {seed}");
         scene.inflict(fault, &mut devstack, &mut rng);

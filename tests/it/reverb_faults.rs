@@ -6,18 +6,16 @@ use backbeat_broker::TopicName;
 use backbeat_devstack::Devstack;
 use backbeat_schemas::{BarReport, Verdict};
 use backbeat_tests::{Cluster, Program, own_devstack, wait_until};
-use rand::seq::SliceRandom;
-use rand::{Rng, SeedableRng};
+use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rdkafka::consumer::Consumer;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
+use crate::faults::shuffled;
 use crate::pipeline::{check_reports, count, reverb, totals, verdicts};
 
 const LIMIT: Duration = Duration::from_mins(2);
-/// Another order of faults, and other members: `FAULT_SEED=2 cargo test ...`.
-const SEED: u64 = 1;
 const MAX_MEMBERS: usize = 4;
 /// After so many faults it is waited until reports have caught up with the beats.
 const FAULTS_IN_A_ROW: usize = 5;
@@ -172,9 +170,7 @@ fn check(cluster: &Cluster, mut agents: Program, pulse: &Program) {
 
 #[test]
 fn forty_faults_in_a_row_leave_one_right_report_a_window() {
-    let seed = std::env::var("FAULT_SEED").map_or(SEED, |text| text.parse().expect("a number"));
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let counts = [
+    let (faults, seed, rng) = shuffled(&[
         (Fault::Kill, 11),
         (Fault::Pause, 7),
         (Fault::Stop, 7),
@@ -183,9 +179,7 @@ fn forty_faults_in_a_row_leave_one_right_report_a_window() {
         (Fault::HangKafka, 2),
         (Fault::HangRegistry, 2),
         (Fault::Reset, 4),
-    ];
-    let mut faults: Vec<Fault> = counts.iter().flat_map(|(fault, count)| vec![*fault; *count]).collect();
-    faults.shuffle(&mut rng);
+    ]);
     assert_eq!(faults.len(), 40);
 
     let dir = TempDir::new().expect("a directory");

@@ -151,11 +151,6 @@ impl Partition {
         Some(Committed { offset, downbeat: Some(from.get()) })
     }
 
-    /// How many windows wait to be done after their partial was sent.
-    pub fn unfinished(&self) -> usize {
-        self.unfinished.len()
-    }
-
     /// Whether it must not be given more records for now.
     pub fn is_full(&self) -> bool {
         self.fold.waiting() >= MAX_WAITING || self.fold.raw_bytes() >= MAX_RAW_BYTES || self.outbox.len() >= MAX_OUTBOX
@@ -227,10 +222,10 @@ mod tests {
         let mut partition = closed();
         partition.sent(0, NOW);
         partition.sent(5, NOW);
-        assert_eq!((partition.position(), partition.unfinished()), (Some(committed(0, 0)), 1));
+        assert_eq!((partition.position(), partition.unfinished.len()), (Some(committed(0, 0)), 1));
         partition.met(beat(0), 5);
         partition.done(beat(0));
-        assert_eq!((partition.position(), partition.unfinished()), (Some(committed(2, 2)), 0));
+        assert_eq!((partition.position(), partition.unfinished.len()), (Some(committed(2, 2)), 0));
     }
 
     #[test]

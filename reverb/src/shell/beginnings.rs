@@ -17,25 +17,17 @@ use crate::core::{Committed, Fold};
 /// The partitions that have no fold yet.
 #[derive(Debug, Default)]
 pub(crate) struct Beginnings {
-    pending: BTreeMap<i32, Beginning>,
+    /// What was committed for each, once that is known.
+    pending: BTreeMap<i32, Option<Committed>>,
     /// The start of the log of every partition of the topic.
     lows: BTreeMap<i32, i64>,
     /// A beat at or before the beginning of each of them, once it was found.
     earliest: Option<BeatIndex>,
 }
 
-/// What is known of one.
-#[derive(Debug, Clone, Copy)]
-enum Beginning {
-    /// Not even what was committed.
-    Unknown,
-    /// Where a predecessor left off.
-    Known(Committed),
-}
-
 impl Beginnings {
     pub(crate) fn add(&mut self, partition: i32) {
-        self.pending.insert(partition, Beginning::Unknown);
+        self.pending.insert(partition, None);
         self.earliest = None;
     }
 
@@ -56,10 +48,8 @@ impl Beginnings {
     /// where the logs begin.
     pub(crate) fn ask(&mut self, consumer: &GroupConsumer, topic: &str) -> Result<(), KafkaError> {
         let mut list = TopicPartitionList::new();
-        for (partition, beginning) in &self.pending {
-            if matches!(beginning, Beginning::Unknown) {
-                list.add_partition(topic, *partition);
-            }
+        for (partition, _) in self.pending.iter().filter(|(_, committed)| committed.is_none()) {
+            list.add_partition(topic, *partition);
         }
         if list.count() == 0 {
             return Ok(());
@@ -73,7 +63,7 @@ impl Beginnings {
                 _ => Committed { offset: self.lows.get(&partition).copied().unwrap_or(0), downbeat: None },
             };
             tracing::info!(partition, ?committed, "position");
-            self.pending.insert(partition, Beginning::Known(committed));
+            self.pending.insert(partition, Some(committed));
         }
         Ok(())
     }
@@ -87,8 +77,8 @@ impl Beginnings {
         table.cover(earliest)?;
         table.follow(Duration::ZERO)?;
         let mut folds = Vec::new();
-        for (partition, beginning) in &self.pending {
-            let Beginning::Known(committed) = beginning else { continue };
+        for (partition, committed) in &self.pending {
+            let Some(committed) = committed else { continue };
             if let Some(fold) = committed.fold(*partition, table.frames(), &self.lows) {
                 tracing::info!(partition, from_beat = %fold.arrival(), offset = fold.next_offset(), "fold begins");
                 folds.push((*partition, fold));
@@ -103,10 +93,8 @@ impl Beginnings {
     /// One search for all of them: each seek costs a round trip, and there may be many partitions.
     fn find_earliest(&self, table: &mut FrameTable) -> Result<Option<BeatIndex>, TableError> {
         let reached = |frame: &BeatFrame| {
-            self.pending.iter().any(|(partition, beginning)| match beginning {
-                Beginning::Unknown => false,
-                Beginning::Known(committed) => committed.reached_by(frame, *partition, &self.lows),
-            })
+            let reaches = |committed: &Committed, partition| committed.reached_by(frame, partition, &self.lows);
+            self.pending.iter().any(|(partition, known)| known.is_some_and(|committed| reaches(&committed, *partition)))
         };
         Ok(table.find(reached)?.map(|frame| frame.beat_index))
     }

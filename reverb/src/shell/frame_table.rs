@@ -49,15 +49,12 @@ impl FrameTable {
         self.frames
     }
 
-    /// Takes in the frames that are there, waiting up to `timeout` for the first; returns whether any
-    /// came.
-    pub(crate) fn follow(&mut self, timeout: Duration) -> Result<bool, TableError> {
-        let mut came = false;
+    /// Takes in the frames that are there, waiting up to `timeout` for the first.
+    pub(crate) fn follow(&mut self, mut timeout: Duration) -> Result<(), TableError> {
         if self.next_offset.is_none() {
-            return Ok(came);
+            return Ok(());
         }
         for _ in 0..BATCH {
-            let timeout = if came { Duration::ZERO } else { timeout };
             let Some(entry) = self.reader.poll(timeout)? else { break };
             if entry.record.cluster_id != self.cluster_id {
                 let (found, ours) = (entry.record.cluster_id, self.cluster_id.clone());
@@ -65,9 +62,9 @@ impl FrameTable {
             }
             self.frames.push(entry.record)?;
             self.next_offset = Some(entry.offset + 1);
-            came = true;
+            timeout = Duration::ZERO;
         }
-        Ok(came)
+        Ok(())
     }
 
     /// The first frame that `reached` accepts, where it accepts all later ones too.

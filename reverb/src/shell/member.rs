@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use backbeat_broker::LogReader;
-use backbeat_schemas::{BarPartial, BarReport, BeatFrame, BeatIndex, PartialBody};
+use backbeat_broker::{Entry, LogReader};
+use backbeat_schemas::{BarPartial, BarReport, BeatFrame, BeatIndex, PartialBody, Record};
 use backbeat_service::Shutdown;
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{CommitMode, Consumer};
@@ -249,7 +249,7 @@ impl Member {
     fn follow_frames(&mut self) -> anyhow::Result<()> {
         let was_current = self.table.is_current();
         match self.table.follow(Duration::ZERO) {
-            Ok(_) => {}
+            Ok(()) => {}
             Err(TableError::Read(error)) => tracing::warn!(%error, "reading frames"),
             Err(error) => return Err(error.into()),
         }
@@ -293,15 +293,7 @@ impl Member {
     }
 
     fn follow_partials(&mut self) {
-        for _ in 0..BATCH {
-            let entry = match self.partials.poll(Duration::ZERO) {
-                Ok(Some(entry)) => entry,
-                Ok(None) => break,
-                Err(error) => {
-                    tracing::warn!(%error, "reading partials");
-                    break;
-                }
-            };
+        for entry in poll_all(&mut self.partials, "partials") {
             let (from, id) = (entry.record.from_beat, entry.record.window_id);
             match entry.record.into_body() {
                 Some(PartialBody::Partial(partial)) => {
@@ -322,18 +314,9 @@ impl Member {
     }
 
     fn follow_reports(&mut self) {
-        for _ in 0..BATCH {
-            match self.reports.poll(Duration::ZERO) {
-                Ok(Some(entry)) => {
-                    self.metrics.reported(&entry.record);
-                    self.status.report(entry.record);
-                }
-                Ok(None) => break,
-                Err(error) => {
-                    tracing::warn!(%error, "reading reports");
-                    break;
-                }
-            }
+        for entry in poll_all(&mut self.reports, "reports") {
+            self.metrics.reported(&entry.record);
+            self.status.report(entry.record);
         }
     }
 
@@ -399,14 +382,8 @@ impl Member {
         for owned in self.partitions.values() {
             let fold = owned.core.as_ref().map(Partition::fold);
             for (window, claims) in fold.into_iter().flat_map(Fold::open) {
-                let line = |beat| frames.get(beat).map(|frame| frame.line(owned.id));
-                let share = Share {
-                    from_offset: line(window.from).unwrap_or_default(),
-                    to_offset: line(window.end),
-                    position: fold.map(Fold::next_offset),
-                    claims,
-                };
-                self.status.share(window.from, window.id, owned.id, share);
+                let share = Share::new(frames, window, owned.id, fold.map(Fold::next_offset), claims);
+                self.status.share(window, owned.id, share);
             }
             partitions.push(PartitionStatus {
                 partition: owned.id,
@@ -452,6 +429,22 @@ impl Member {
             member.waiting_for = waiting_for;
         });
     }
+}
+
+/// What there is to be read now, at most a batch.
+fn poll_all<R: Record + 'static>(reader: &mut LogReader<R>, what: &str) -> Vec<Entry<R>> {
+    let mut entries = Vec::new();
+    while entries.len() < BATCH {
+        match reader.poll(Duration::ZERO) {
+            Ok(Some(entry)) => entries.push(entry),
+            Ok(None) => break,
+            Err(error) => {
+                tracing::warn!(%error, "reading {what}");
+                break;
+            }
+        }
+    }
+    entries
 }
 
 /// The first retained offset of `partition`; `None` if Kafka does not say.

@@ -100,11 +100,9 @@ impl OwnedPartition {
                 Message::Partial(record) => {
                     let Some(partial) = record.partial() else { continue };
                     metrics.closed(partial);
-                    let line = |beat| frames.get(beat).map(|frame| frame.line(self.id));
-                    let end = frames.window_of(record.from_beat).and_then(|window| line(window.end));
-                    let from_offset = line(record.from_beat).unwrap_or_default();
-                    let share = Share { from_offset, to_offset: end, position: None, claims: partial.claims };
-                    status.share(record.from_beat, record.window_id, self.id, share);
+                    if let Some(window) = frames.window_of(record.from_beat) {
+                        status.share(&window, self.id, Share::new(frames, &window, self.id, None, partial.claims));
+                    }
                 }
             }
         }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use backbeat_schemas::{BarReport, BeatFrame, BeatIndex, Timestamp, Verdict, WindowId};
 use serde::Serialize;
 
-use crate::core::{Objective, Objectives};
+use crate::core::{Frames, Objective, Objectives, Window};
 
 /// Windows that are remembered.
 pub(crate) const MAX_WINDOWS: usize = 1_000;
@@ -108,6 +108,13 @@ pub(crate) struct Share {
     pub(crate) claims: i64,
 }
 
+impl Share {
+    pub(crate) fn new(frames: &Frames, window: &Window, partition: i32, position: Option<i64>, claims: i64) -> Self {
+        let line = |beat| frames.get(beat).map(|frame| frame.line(partition));
+        Self { from_offset: line(window.from).unwrap_or_default(), to_offset: line(window.end), position, claims }
+    }
+}
+
 impl SharedStatus {
     pub(crate) fn new(cluster_id: String, name: String) -> Self {
         let waiting_for = Some("kafka, its topics and the schema registry".to_owned());
@@ -159,8 +166,8 @@ impl SharedStatus {
     }
 
     /// What `partition` has of a window.
-    pub(crate) fn share(&self, from: BeatIndex, id: WindowId, partition: i32, share: Share) {
-        self.lock().window_mut(from, id).partitions.insert(partition, share);
+    pub(crate) fn share(&self, window: &Window, partition: i32, share: Share) {
+        self.lock().window_mut(window.from, window.id).partitions.insert(partition, share);
     }
 
     /// A partial was read.

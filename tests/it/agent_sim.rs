@@ -1,0 +1,65 @@
+//! Fleets, and what `agent-sim --verify` makes of them.
+
+use std::time::Duration;
+
+use backbeat_tests::{Cluster, Program, wait_for, wait_until};
+use serde_json::Value;
+
+const LIMIT: Duration = Duration::from_mins(1);
+
+fn pulse_and_reverb(cluster: &Cluster) -> [Program; 2] {
+    let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "300", "--max-bpm", "300", "--bar", "4"]);
+    let reverb = cluster.serve("reverb", &["--cluster", "it"]);
+    wait_until("a beat", LIMIT, || !cluster.frames().is_empty());
+    [pulse, reverb]
+}
+
+/// The summary that agent-sim printed.
+fn summary_of(log: &str) -> Value {
+    let line = log.lines().find(|line| line.starts_with('{')).unwrap_or_else(|| panic!("no summary in {log}"));
+    serde_json::from_str(line).expect("JSON")
+}
+
+#[test]
+fn every_shape_of_load_is_verified_against_the_reports() {
+    let cluster = Cluster::new(3);
+    let _programs = pulse_and_reverb(&cluster);
+    let rates = ["--late-rate", "0.1", "--malformed-rate", "0.05", "--silence-rate", "0.1"];
+    // Beside them an agent-sim whose claims are none of theirs.
+    let _others = cluster.start("agent-sim", &["--agents", "5", "--agent-prefix", "other-"]);
+    for shape in ["steady", "ramp:8", "spike:0.2", "churn:0.2"] {
+        let prefix = format!("{}-", &shape[..5]);
+        let args = ["--agents", "40", "--beats", "14", "--shape", shape, "--agent-prefix", &prefix, "--verify"];
+        let mut sim = cluster.start("agent-sim", &[&args[..], &rates, &["--output", "json"]].concat());
+        assert_eq!(sim.wait(), 0, "{}", sim.log());
+        let summary = summary_of(&sim.log());
+        let of = |field: &str| summary[field].as_u64().unwrap_or_else(|| panic!("{field} in {summary}"));
+        assert_eq!(of("beats"), 14);
+        assert_eq!(of("claims_sent"), of("claims_acknowledged"), "{summary}");
+        assert_eq!(summary["verified"]["claims_sent"], summary["claims_sent"], "{summary}");
+        assert!(of("claims_malformed") > 0 && of("claims_late") > 0, "{summary}");
+        assert!(summary["verified"]["claims_of_others"].as_u64() > Some(0), "{summary}");
+        assert!(summary["latency_ms"]["p50"].as_f64() > Some(0.0), "{summary}");
+        let claims = of("claims_sent");
+        assert!(if shape == "steady" { claims > 400 } else { claims > 40 }, "{shape}: {claims}");
+    }
+}
+
+#[test]
+fn a_report_that_miscounts_is_found() {
+    let cluster = Cluster::new(1);
+    let [_pulse, reverb] = pulse_and_reverb(&cluster);
+    let mut sim = cluster.start("agent-sim", &["--agents", "4", "--beats", "30", "--verify"]);
+    let of_a_bar = || cluster.reports().into_iter().map(|entry| entry.record).find(|report| report.claims >= 14);
+    let mut report = wait_for("a report of a whole bar", LIMIT, of_a_bar);
+    drop(reverb);
+    report.claims += 1;
+    cluster.publish_report(&report);
+    // The last windows have no reports: those are waited for, and then told of, too.
+    let code = sim.wait();
+    let log = sim.log();
+    assert_eq!(code, 1, "{log}");
+    let miscounted = format!("claims {} in the report, {} in the log", report.claims, report.claims - 1);
+    assert!(log.contains("DISAGREE") && log.contains(&miscounted) && log.contains("no report"), "{log}");
+    assert!(log.contains(&format!("see backbeat audit --from {0} --to {0}", report.from_beat)), "{log}");
+}
