@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use backbeat_sdk::{BeatFrame, BeatSource, Beats, Connection, Reporter, Status};
@@ -34,6 +34,7 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     let mut run = Run::new(connection.reporter().await?, shutdown);
     run.follow(agents, beats, args.beats).await;
     let Run { heard, mut summary, reporter, .. } = run;
+    let began = Instant::now();
     let flushed = tokio::task::spawn_blocking(move || {
         if let Err(error) = reporter.flush(FLUSH_WITHIN) {
             tracing::warn!(%error, "claims are left over");
@@ -41,6 +42,7 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
         reporter
     });
     summary.settle(&flushed.await.context("sending the rest panicked")?);
+    summary.sending_s += began.elapsed().as_secs_f64();
     let mut failure = None;
     if let Some(agents) = planned.filter(|_| !heard.is_empty()) {
         // The first signal ended the run; a second one ends this.
@@ -78,6 +80,7 @@ impl Run {
     }
 
     async fn follow(&mut self, mut agents: Agents, mut beats: Beats, limit: u64) {
+        tracing::debug!("waiting for beats");
         let mut progress = Progress::new();
         let mut ticks = interval(SHOW_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -94,7 +97,9 @@ impl Run {
             let Some(beat) = beat else { break };
             // A simulated agent lives by the log's time alone, so that the same beats give the same claims.
             let BeatSource::Heard(frame) = beat.source else { continue };
+            let began = Instant::now();
             self.beat(&mut agents, Arc::new(*frame)).await;
+            self.summary.sending_s += began.elapsed().as_secs_f64();
         }
         let due = std::mem::take(&mut self.held);
         self.send_held(due).await;

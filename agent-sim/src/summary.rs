@@ -40,6 +40,8 @@ pub(crate) struct Summary {
     pub(crate) claims_late: u64,
     /// Of those sent, broken on purpose.
     pub(crate) claims_malformed: u64,
+    /// Seconds in which claims were made and sent, not those in which the next beat was waited for.
+    pub(crate) sending_s: f64,
     pub(crate) latency_ms: Latency,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) verified: Option<Verdict>,

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -43,6 +44,11 @@ impl Tempo {
         let milli_bpm = i128::from(self.0);
         let numerator = i128::from(beats) * 60_000_000;
         ((numerator * 2 + milli_bpm) / (milli_bpm * 2)) as i64
+    }
+
+    /// The length of one beat, to the nanosecond below.
+    pub fn period(self) -> Duration {
+        Duration::from_nanos(60_000_000_000_000 / u64::from(self.0))
     }
 
     /// The length of one beat, in milliseconds, rounded to the nearest.
@@ -107,6 +113,7 @@ mod tests {
         assert_eq!(seven.beats_ms(7), 60_000);
         assert_eq!(seven.beats_ms(7_000_000), 60_000_000_000);
         assert_eq!(Tempo::DEFAULT.period_ms(), 60_000);
+        assert_eq!(Tempo::DEFAULT.period(), Duration::from_mins(1));
     }
 
     #[test]

@@ -75,7 +75,7 @@ impl BeatClock {
             // The log's beat is the right one: what jitter there was is forgotten.
             self.ticked = now;
         }
-        let period = Duration::from_millis(frame.tempo_bpm.period_ms().unsigned_abs()).max(Duration::from_millis(1));
+        let period = frame.tempo_bpm.period();
         // What has gone by of a period is as much of the new one.
         let gone = now.saturating_sub(self.ticked).mul_f64(period.as_secs_f64() / self.period.as_secs_f64());
         self.ticked = now.saturating_sub(gone);
@@ -225,6 +225,15 @@ mod tests {
         let mut clock = heard();
         let beat = clock.overdue(10 * SECOND + SECOND / 2).expect("it is due");
         assert_eq!((beat.source, beat.periods), (BeatSource::Local { since: Some(BeatIndex::ZERO), k: 10 }, 10));
+    }
+
+    #[test]
+    fn a_laptop_that_slept_pays_for_no_beat_of_its_sleep() {
+        let mut clock = heard();
+        // An hour in which the monotonic clock stood still, as the work did.
+        assert_eq!(periods(clock.heard(frame(3_600, 60.0), SECOND)), Some(1));
+        assert_eq!(clock.last_heard(), Some(BeatIndex::ZERO.plus(3_600)));
+        assert_eq!(periods(clock.heard(frame(3_601, 60.0), 2 * SECOND)), Some(1));
     }
 
     #[test]

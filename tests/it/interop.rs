@@ -1,10 +1,16 @@
-//! Records against another implementation of Avro: Python's fastavro.
+//! Records against another implementation of Avro, Python's fastavro, and an agent that is written in Python.
 
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::OnceLock;
+use std::time::Duration;
 
 use backbeat_schemas::{BarReport, BeatFrame, Record, StatusClaim, WriterSchema, wire};
+use backbeat_tests::{Cluster, wait_until};
 use tempfile::TempDir;
+
+use crate::pipeline::{check_reports, reverb, totals};
+use crate::sdk::{claims_of, states_of};
 
 /// Reads each file `NAME.ours` beside the schema `NAME.avsc`, prints the record, writes it again to
 /// `NAME.theirs`, and with a further defaulted field to `NAME.newer`.
@@ -26,27 +32,30 @@ for path in sorted(pathlib.Path(sys.argv[1]).glob("*.avsc")):
         fastavro.schemaless_writer(out, fastavro.parse_schema(text), {**record, "further": "more"})
 "#;
 
-/// A Python with fastavro, made once beside the build.
+const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
+const LIMIT: Duration = Duration::from_mins(1);
+
+/// A Python with what the examples need, made once beside the build.
 fn python() -> PathBuf {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(make_python).clone()
+}
+
+fn make_python() -> PathBuf {
     let venv = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("python");
     let python = venv.join("bin/python");
-    let has_fastavro = |python: &PathBuf| {
-        Command::new(python).args(["-c", "import fastavro"]).status().is_ok_and(|status| status.success())
+    let works = |python: &PathBuf| {
+        let imports = ["-c", "import fastavro, confluent_kafka"];
+        Command::new(python).args(imports).status().is_ok_and(|status| status.success())
     };
-    if !has_fastavro(&python) {
+    if !works(&python) {
         let run = |command: &mut Command| {
             let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
             assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
         };
         run(Command::new("python3").args(["-m", "venv"]).arg(&venv));
-        run(Command::new(&python).args([
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "fastavro==1.12.1",
-        ]));
+        let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"];
+        run(Command::new(&python).args(install).arg(format!("{EXAMPLES}/requirements.txt")));
     }
     python
 }
@@ -79,4 +88,34 @@ fn fastavro_reads_ours_and_we_read_fastavros() {
     assert!(read.contains(r#""help": "promised""#) && read.contains(r#""state": "waiting""#), "{read}");
     let report = r#"{"type":"backbeat.barreport.v1","window_id":"7e9b0e6c4c9a4e59b7f2d9a3c1b2e4d5","from_beat":240,"to_beat":359,"agents_reporting":978,"on_time_reviews":842,"help_promises_fulfilled":91,"secret_rotations_ok":true,"tempo_drift_ms":7,"issues":["1 late claims"]}"#;
     assert!(round_trip::<BarReport>(report).contains(r#""agents_reporting": 978"#));
+}
+
+#[test]
+fn an_agent_in_python_is_counted_beside_those_in_rust() {
+    let cluster = Cluster::new(3);
+    let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "240", "--max-bpm", "240", "--bar", "4"]);
+    let _reverb = reverb(&cluster, &[]);
+    let sim = cluster.start("agent-sim", &["--agents", "6", "--silence-rate", "0"]);
+    wait_until("claims of Rust agents", LIMIT, || cluster.reports().iter().any(|entry| entry.record.claims > 0));
+    let mut agent = Command::new(python());
+    agent.arg(format!("{EXAMPLES}/agent.py")).args(["--agent", "py-1", "--task", "train", "--beats", "10"]);
+    cluster.set_up(&mut agent);
+    let output = agent.output().expect("it runs");
+    let said = [output.stdout, output.stderr].concat();
+    assert!(
+        output.status.success() && said.starts_with(b"10 claims sent, 0 left over"),
+        "{}",
+        String::from_utf8_lossy(&said)
+    );
+    let claims = claims_of(&cluster, "py-1");
+    assert_eq!(claims.len(), 10);
+    assert_eq!(states_of(&claims, "train"), ["executing", "done"]);
+    wait_until("a report of seven agents", LIMIT, || {
+        cluster.reports().iter().any(|entry| entry.record.agents_reporting == 7)
+    });
+    drop(sim);
+    drop(pulse);
+    check_reports(&cluster);
+    let (_, _, invalid) = totals(&cluster.reports());
+    assert_eq!(invalid, 0);
 }

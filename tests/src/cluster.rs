@@ -102,6 +102,11 @@ impl Cluster {
         &self.broker
     }
 
+    /// How its Kafka and registry are reached.
+    pub fn kafka(&self) -> &KafkaArgs {
+        &self.kafka
+    }
+
     /// Its registry.
     pub fn registry(&self) -> &Registry {
         &self.registry
@@ -111,11 +116,16 @@ impl Cluster {
     pub fn command(&self, name: &str, args: &[&str]) -> Command {
         let mut command = Command::new(Program::executable(name));
         command.args(args);
+        self.set_up(&mut command);
+        command
+    }
+
+    /// Sets the environment of `command` up for this cluster.
+    pub fn set_up(&self, command: &mut Command) {
         command.env("KAFKA_BOOTSTRAP_SERVERS", &self.kafka.bootstrap_servers);
         command.env("SCHEMA_REGISTRY_URL", &self.kafka.schema_registry);
         command.env("BACKBEAT_TOPIC_PREFIX", &self.kafka.topic_prefix);
         command.env("BACKBEAT_DATA_DIR", self.dir.path().join("data"));
-        command
     }
 
     /// Runs the operator's command to its end.

@@ -2,7 +2,6 @@
 //! same records.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::time::{Duration, Instant};
 
 use backbeat_broker::TopicName;
@@ -13,6 +12,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::claims::ClaimSource;
+use crate::process::cpu_seconds;
 use crate::table::{Row, Table, median};
 
 const CLAIMS: u64 = 5_000_000;
@@ -138,13 +138,4 @@ fn through_reverb(cluster: &Cluster) -> Pass {
 
 fn pass(took: Duration, cpu: f64) -> Pass {
     Pass { claims_per_second: CLAIMS as f64 / took.as_secs_f64(), cpu_per_million: cpu / (CLAIMS as f64 / 1e6) }
-}
-
-/// User and system time of a process so far.
-fn cpu_seconds(pid: i32) -> f64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process is there");
-    // After the name, which may hold anything: state is field 3, utime and stime are 14 and 15.
-    let fields: Vec<&str> = stat.rsplit(')').next().expect("a name").split_whitespace().collect();
-    let ticks = |field: usize| fields[field - 3].parse::<f64>().expect("ticks");
-    (ticks(14) + ticks(15)) / rustix::param::clock_ticks_per_second() as f64
 }

@@ -3,10 +3,14 @@
 
 #![allow(clippy::print_stdout, reason = "the table is the output")]
 
+mod agents;
 mod beats;
 mod claims;
 mod claims_per_second;
+mod drift;
 mod memory;
+mod perf_test;
+mod process;
 mod reports;
 mod reverb_takeover;
 mod table;
@@ -18,13 +22,15 @@ use table::Table;
 type Part = (&'static str, fn(&mut Table));
 
 fn main() {
-    let parts: [Part; 6] = [
+    let parts: [Part; 8] = [
         ("takeover", takeover::run),
         ("beats", beats::run),
         ("claims", claims_per_second::run),
         ("reports", reports::run),
         ("reverb-takeover", reverb_takeover::run),
         ("memory", memory::run),
+        ("drift", drift::run),
+        ("agents", agents::run),
     ];
     let chosen: Vec<String> = std::env::args().skip(1).collect();
     if let Some(unknown) = chosen.iter().find(|name| parts.iter().all(|(part, _)| part != name)) {

@@ -1,11 +1,11 @@
 //! What a member's memory comes to with 100,000 agents, each with a claim a beat.
 
-use std::fs;
 use std::time::Duration;
 
 use backbeat_tests::{Cluster, wait_until};
 
 use crate::claims::ClaimSource;
+use crate::process::peak_mib;
 use crate::table::{Row, Table};
 
 const LIMIT: Duration = Duration::from_mins(2);
@@ -37,12 +37,4 @@ pub(crate) fn run(table: &mut Table) {
         beside: "goal",
         beside_value: GOAL_MIB,
     });
-}
-
-/// The most memory that a process had resident so far.
-fn peak_mib(pid: i32) -> f64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process is there");
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("Linux says so");
-    let kib: f64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
-    kib / 1_024.0
 }

@@ -1,0 +1,62 @@
+//! librdkafka's own performance test, built from the sources that this workspace links.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Sends `count` records of `size` bytes to `topic`, set up as our producers are; returns records per second until the
+/// last one was acknowledged.
+pub(crate) fn records_per_second(bootstrap_servers: &str, topic: &str, count: u64, size: u64) -> f64 {
+    let mut tool = Command::new(built());
+    tool.args(["-P", "-q", "-u", "-t", topic, "-b", bootstrap_servers, "-a", "-1", "-z", "lz4"]);
+    tool.args(["-c", &count.to_string(), "-s", &size.to_string(), "-p", "-1"]);
+    for setting in ["enable.idempotence=true", "linger.ms=2", "queue.buffering.max.messages=200000"] {
+        tool.args(["-X", setting]);
+    }
+    let said = run(&mut tool);
+    // Its last line, in a table: elapsed milliseconds, messages, bytes, ..., messages a second.
+    let head = said.lines().find(|line| line.contains("elapsed")).unwrap_or_else(|| panic!("no table: {said}"));
+    let last = said.lines().rev().find(|line| line.starts_with('|')).unwrap_or_else(|| panic!("no table: {said}"));
+    let cells = |line: &str| line.split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+    let column = |name: &str| {
+        let place = cells(head).iter().position(|cell| cell == name).unwrap_or_else(|| panic!("no {name}: {said}"));
+        cells(last)[place].parse::<f64>().unwrap_or_else(|_| panic!("{name} is no number: {said}"))
+    };
+    assert_eq!(column("dr") as u64, count, "{said}");
+    column("dr") / (column("elapsed") / 1_000.0)
+}
+
+/// The tool, built once beside the build.
+fn built() -> PathBuf {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tmp/librdkafka");
+    let tool = dir.join("examples/rdkafka_performance");
+    if !tool.exists() {
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(dir.parent().expect("it has one")).expect("it can be made");
+        run(Command::new("cp").arg("-r").arg(sources()).arg(&dir));
+        let without = ["ssl", "gssapi", "curl", "zstd", "lz4-ext"].map(|feature| format!("--disable-{feature}"));
+        run(Command::new("./configure").args(without).current_dir(&dir));
+        run(Command::new("make").args(["-j2", "-C", "src", "librdkafka.a"]).current_dir(&dir));
+        run(Command::new("make").args(["-C", "examples", "rdkafka_performance"]).current_dir(&dir));
+    }
+    tool
+}
+
+/// Where cargo keeps librdkafka's sources.
+fn sources() -> PathBuf {
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+    let said =
+        run(Command::new("cargo").args(["metadata", "--locked", "--format-version", "1", "--manifest-path", manifest]));
+    let metadata: Value = serde_json::from_str(&said).expect("cargo's metadata is JSON");
+    let packages = metadata["packages"].as_array().expect("a list");
+    let sys = packages.iter().find(|package| package["name"] == "rdkafka-sys").expect("we link it");
+    let manifest = Path::new(sys["manifest_path"].as_str().expect("a path"));
+    manifest.parent().expect("a directory").join("librdkafka")
+}
+
+fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
