@@ -1,5 +1,8 @@
 //! What librdkafka says of itself.
 
+use std::sync::LazyLock;
+
+use prometheus::{IntCounterVec, register_int_counter_vec};
 use rdkafka::ClientContext;
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::Consumer;
@@ -34,9 +37,29 @@ impl ConsumerContext for ClientLog {}
 ///
 /// librdkafka goes on trying after these; what cannot go on is an error of the call that needs it.
 pub fn log_client_error(error: &KafkaError, reason: &str) {
-    if error.rdkafka_error_code() != Some(RDKafkaErrorCode::PartitionEOF) {
+    let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+    if code != RDKafkaErrorCode::PartitionEOF {
+        if let Some(errors) = &*ERRORS {
+            errors.with_label_values(&[&format!("{code:?}")]).inc();
+        }
         tracing::warn!(%error, reason, "kafka client");
     }
+}
+
+/// Errors of this process's Kafka clients, in Prometheus' default registry; `None` if another took the name.
+static ERRORS: LazyLock<Option<IntCounterVec>> = LazyLock::new(|| {
+    let help = "What librdkafka reported: brokers out of reach, refused credentials or certificates, ...";
+    let errors = register_int_counter_vec!("backbeat_kafka_client_errors_total", help, &["error"]).ok()?;
+    // A counter that first shows itself at 1 has not risen, for Prometheus: what alerts look at begins at 0.
+    for code in ["SSL", "Authentication", "AllBrokersDown", "BrokerTransportFailure", "Resolve"] {
+        errors.with_label_values(&[code]);
+    }
+    Some(errors)
+});
+
+/// Shows the count of errors, though there were none yet.
+pub(crate) fn count_client_errors() {
+    LazyLock::force(&ERRORS);
 }
 
 /// Whether a consumer's poll only says that a broker cannot be reached just now. librdkafka goes on

@@ -10,7 +10,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 
-use crate::Broker;
+use crate::{Broker, log_client_error};
 
 /// Latencies are told apart up to here, an hour, to 1 %.
 const LONGEST_LATENCY_US: u64 = 3_600_000_000;
@@ -76,7 +76,11 @@ struct Sent {
     deliveries: Arc<Deliveries>,
 }
 
-impl ClientContext for Counts {}
+impl ClientContext for Counts {
+    fn error(&self, error: KafkaError, reason: &str) {
+        log_client_error(&error, reason);
+    }
+}
 
 impl ProducerContext for Counts {
     type DeliveryOpaque = Box<Sent>;

@@ -8,6 +8,9 @@ use clap::Parser;
 fn main() -> ExitCode {
     let args = Args::parse_from(backbeat_service::command_line());
     args.log.init();
+    if let Some(answer) = args.http.check(args.admin_port) {
+        return answer;
+    }
     backbeat_service::block_on(async {
         let listener = args.http.listen(args.admin_port).await?;
         run(args, listener, backbeat_service::on_signals()?).await

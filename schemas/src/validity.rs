@@ -59,6 +59,21 @@ pub enum InvalidClaim {
 }
 
 impl InvalidClaim {
+    /// Every [`InvalidClaim::reason`].
+    pub const REASONS: [&str; 11] = [
+        "no_value",
+        "wire_format",
+        "unknown_schema",
+        "left_over_bytes",
+        "undecodable",
+        "key",
+        "id_length",
+        "beat",
+        "progress",
+        "notes",
+        "hlc",
+    ];
+
     /// A short name for headers, metrics and logs.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -130,7 +145,9 @@ mod tests {
         let mut claim = claim();
         change(&mut claim);
         let key = claim.agent_id.clone();
-        check_claim(Some(key.as_bytes()), &claim).err().map(|invalid| invalid.reason())
+        let reason = check_claim(Some(key.as_bytes()), &claim).err().map(|invalid| invalid.reason());
+        assert!(reason.is_none_or(|reason| InvalidClaim::REASONS.contains(&reason)));
+        reason
     }
 
     #[test]

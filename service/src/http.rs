@@ -11,7 +11,7 @@ use prometheus::{Registry, TextEncoder};
 use serde_json::json;
 use tokio::net::TcpListener;
 
-use crate::Shutdown;
+use crate::{Check, Shutdown};
 
 /// Where the HTTP server listens.
 #[derive(Debug, Clone, clap::Args)]
@@ -20,6 +20,10 @@ pub struct HttpArgs {
     /// The address that the HTTP server listens on; 0.0.0.0 for all.
     #[arg(long, env = "BACKBEAT_ADMIN_HOST", default_value = "127.0.0.1")]
     pub admin_host: IpAddr,
+
+    /// Ask the program that runs here at --admin-port whether it lives or is ready, and exit with 0 or 1.
+    #[arg(long, value_enum)]
+    pub check: Option<Check>,
 }
 
 impl HttpArgs {
@@ -82,7 +86,9 @@ pub fn base_routes(metrics: Registry) -> Router {
 }
 
 async fn encode(State(metrics): State<Registry>) -> Response {
-    match TextEncoder::new().encode_to_string(&metrics.gather()) {
+    // The clients of Kafka count in the default registry.
+    let families = [metrics.gather(), prometheus::gather()].concat();
+    match TextEncoder::new().encode_to_string(&families) {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => ApiError::unavailable(error.to_string()).into_response(),
     }

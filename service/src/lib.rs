@@ -1,11 +1,13 @@
 //! What every program of BACKBEAT starts with: its command line, its logs, its end and its HTTP server.
 
+mod check;
 mod command_line;
 mod http;
 mod logging;
 mod outcome;
 mod shutdown;
 
+pub use check::Check;
 pub use command_line::command_line;
 pub use http::{ApiError, HttpArgs, base_routes, serve};
 pub use logging::{DEFAULT_LEVEL, Environment, LogArgs};

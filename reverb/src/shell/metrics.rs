@@ -1,7 +1,7 @@
 //! Reverb's metrics. The first five have the prototype's names.
 
 use backbeat_broker::TransactionError;
-use backbeat_schemas::{BarReport, Partial, Verdict};
+use backbeat_schemas::{BarReport, InvalidClaim, Partial, Verdict};
 use prometheus::{GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
 use crate::core::Objective;
@@ -121,7 +121,22 @@ impl Metrics {
             registry: Registry::new(),
         };
         metrics.register()?;
+        metrics.begin_at_zero();
         Ok(metrics)
+    }
+
+    /// A counter that first shows itself at 1 has not risen, for Prometheus: what alerts look at begins at 0.
+    fn begin_at_zero(&self) {
+        for reason in InvalidClaim::REASONS {
+            self.invalid.with_label_values(&[reason]);
+            self.dead_letters.with_label_values(&[reason]);
+        }
+        for cause in ["before_the_fold", "before_the_recount"] {
+            self.skipped.with_label_values(&[cause]);
+        }
+        for outcome in ["committed", "fenced", "failed", "timed_out"] {
+            self.transactions.with_label_values(&[outcome]);
+        }
     }
 
     fn register(&self) -> prometheus::Result<()> {

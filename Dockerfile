@@ -1,0 +1,76 @@
+# The images of BACKBEAT. Targets: backbeat-pulse, backbeat-reverb, backbeat-agent-sim, backbeat (the operator's
+# command) and backbeat-console (Kafka's own console consumer, with an Avro deserializer). `make docker` builds them all.
+
+FROM rust:1.95-slim-bookworm AS chef
+# OpenSSL, zlib and zstd are built from source and linked in.
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates gcc libc6-dev make perl \
+    && rm -rf /var/lib/apt/lists/*
+RUN cargo install --locked cargo-chef@0.1.78
+WORKDIR /build
+
+FROM chef AS plan
+COPY . .
+RUN cargo chef prepare --recipe-path recipe.json
+
+FROM chef AS build
+COPY --from=plan /build/recipe.json .
+# The dependencies: a layer of their own, which holds until Cargo.lock changes.
+RUN cargo chef cook --release --locked --recipe-path recipe.json \
+    --package backbeat-pulse --package backbeat-reverb --package backbeat-agent-sim --package backbeat
+COPY . .
+RUN cargo build --release --locked \
+    --package backbeat-pulse --package backbeat-reverb --package backbeat-agent-sim --package backbeat
+
+FROM debian:bookworm-slim AS runtime
+ARG VERSION=dev
+LABEL org.opencontainers.image.title="BACKBEAT" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.licenses="Apache-2.0"
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates \
+    && rm -rf /var/lib/apt/lists/* \
+    && groupadd --gid 10001 backbeat \
+    && useradd --uid 10001 --gid backbeat --no-create-home --home-dir /var/lib/backbeat backbeat \
+    && install --directory --owner backbeat --group backbeat /var/lib/backbeat
+# By number, so that Kubernetes can see that it is not root.
+USER 10001:10001
+WORKDIR /var/lib/backbeat
+ENV BACKBEAT_ADMIN_HOST=0.0.0.0 BACKBEAT_DATA_DIR=/var/lib/backbeat
+
+FROM runtime AS backbeat-pulse
+COPY --from=build /build/target/release/pulse /usr/local/bin/
+VOLUME /var/lib/backbeat
+EXPOSE 8080 9000
+HEALTHCHECK --interval=10s --timeout=6s --start-period=30s CMD ["pulse", "--check", "live"]
+ENTRYPOINT ["pulse"]
+
+FROM runtime AS backbeat-reverb
+COPY --from=build /build/target/release/reverb /usr/local/bin/
+EXPOSE 8082
+HEALTHCHECK --interval=10s --timeout=6s --start-period=30s CMD ["reverb", "--check", "live"]
+ENTRYPOINT ["reverb"]
+
+FROM runtime AS backbeat-agent-sim
+COPY --from=build /build/target/release/agent-sim /usr/local/bin/
+ENTRYPOINT ["agent-sim"]
+
+FROM runtime AS backbeat
+COPY --from=build /build/target/release/backbeat /usr/local/bin/
+ENTRYPOINT ["backbeat"]
+
+FROM debian:bookworm-slim AS serde
+# hadolint ignore=DL3008
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates maven \
+    && rm -rf /var/lib/apt/lists/*
+WORKDIR /serde
+COPY compose/console/pom.xml .
+RUN mvn --batch-mode --quiet dependency:copy-dependencies -DoutputDirectory=libs
+
+FROM apache/kafka:4.3.1 AS backbeat-console
+COPY --from=serde /serde/libs /opt/backbeat/serde
+COPY compose/console/console.sh /usr/local/bin/console
+ENTRYPOINT ["console"]

@@ -1,0 +1,14 @@
+#!/bin/sh
+# console TOPIC [flags of kafka-console-consumer]: prints records as JSON, a line each. Only committed ones: the stock
+# consumer would show aborted ones, too.
+set -eu
+topic=${1:?"which topic? console barreports [--from-beginning] [--max-messages N]"}
+shift
+export CLASSPATH="/opt/backbeat/serde/*"
+export KAFKA_HEAP_OPTS="${KAFKA_HEAP_OPTS:--Xmx128m}"
+exec /opt/kafka/bin/kafka-console-consumer.sh \
+    --bootstrap-server "${KAFKA_BOOTSTRAP_SERVERS:-kafka:29092}" \
+    --topic "$topic" --isolation-level read_committed \
+    --formatter-property value.deserializer=io.apicurio.registry.serde.avro.AvroKafkaDeserializer \
+    --formatter-property "value.deserializer.apicurio.registry.url=${APICURIO_REGISTRY_URL:-http://registry:8080/apis/registry/v3}" \
+    "$@"

@@ -1,0 +1,131 @@
+#!/usr/bin/env bash
+# engine.sh tools | start | stop: what `make test-deploy` needs.
+#
+# Where a Docker engine with compose answers, that one is used, and images are pulled as anywhere. Elsewhere, on Debian as
+# root, an engine of our own is installed and started, with all its state beside the build; as it may have no image
+# registry within reach, the base images that our files name are made locally, under the same names: real Debian, the
+# machine's own Rust, Kafka, the registry and Prometheus from their public packages. See standin/.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+work=$here/../../target/deploy
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/backbeat/deploy
+mkdir -p "$work" "$cache/bin"
+work=$(cd "$work" && pwd)
+
+own_engine() { [ ! -e "$work/engine-is-theirs" ]; }
+
+require() { # the packages that are missing
+    local missing=()
+    for pair in "$@"; do command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}"); done
+    [ ${#missing[@]} -eq 0 ] && return
+    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || { echo "install ${missing[*]}" >&2; exit 1; }
+    apt-get update -q
+    # Debian would start what it installs.
+    RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends "${missing[@]}"
+}
+
+go_tool() { # module@version package output ldflags: go install refuses modules with replacements
+    [ -x "$3" ] && return
+    command -v go >/dev/null || { echo "install Go, or Docker with compose" >&2; exit 1; }
+    local source copy
+    source=$(go mod download -json "$1" | python3 -c 'import json, sys; print(json.load(sys.stdin)["Dir"])')
+    copy=$(mktemp -d "$work/source.XXXXXX")
+    cp -r "$source/." "$copy/"
+    chmod -R u+w "$copy"
+    (cd "$copy" && go build -trimpath -buildvcs=false -ldflags "-s -w $4" -o "$3" "$2")
+    rm -rf "$copy"
+}
+
+tools() {
+    require yamllint=yamllint shellcheck=shellcheck promtool=prometheus amtool=prometheus-alertmanager java=openjdk-17-jre-headless mvn=maven
+    if [ ! -x "$work/venv/bin/hadolint" ]; then
+        python3 -m venv "$work/venv"
+        "$work/venv/bin/pip" install --quiet --disable-pip-version-check --requirement "$here/requirements.txt"
+    fi
+    go_tool sigs.k8s.io/kustomize/kustomize/v5@v5.6.0 . "$cache/bin/kustomize" ""
+    if docker compose version >/dev/null 2>&1 && docker info >/dev/null 2>&1 && [ -z "${DOCKER_HOST:-}" ]; then
+        touch "$work/engine-is-theirs"
+        return
+    fi
+    rm -f "$work/engine-is-theirs"
+    require dockerd=docker.io iptables=iptables debootstrap=debootstrap
+    go_tool github.com/docker/compose/v2@v2.40.3 ./cmd "$cache/bin/docker-compose" "-X github.com/docker/compose/v2/internal.Version=v2.40.3"
+    go_tool github.com/docker/buildx@v0.29.1 ./cmd/buildx "$cache/bin/docker-buildx" "-X github.com/docker/buildx/version.Version=v0.29.1"
+}
+
+start() {
+    own_engine || return 0
+    local engine=$work/engine
+    mkdir -p "$engine/data" "$engine/exec" "$engine/config/cli-plugins"
+    cp -u "$cache/bin/docker-compose" "$cache/bin/docker-buildx" "$engine/config/cli-plugins/"
+    export DOCKER_HOST=unix://$engine/docker.sock DOCKER_CONFIG=$engine/config DOCKER_BUILDKIT=1
+    if ! docker info >/dev/null 2>&1; then
+        echo '{}' > "$engine/daemon.json"
+        setsid nohup dockerd --config-file "$engine/daemon.json" --data-root "$engine/data" --exec-root "$engine/exec" \
+            --pidfile "$engine/dockerd.pid" --host "$DOCKER_HOST" --storage-driver overlay2 > "$engine/dockerd.log" 2>&1 &
+        for _ in $(seq 1 60); do docker info >/dev/null 2>&1 && break; sleep 0.5; done
+        docker info >/dev/null || { tail -n 20 "$engine/dockerd.log" >&2; exit 1; }
+    fi
+    base_images
+}
+
+has_image() { docker image inspect "$1" >/dev/null 2>&1; }
+
+base_images() {
+    local context
+    if ! has_image debian:bookworm-slim; then
+        if [ ! -f "$cache/debian.tar" ]; then
+            debootstrap --variant=minbase bookworm "$work/debian" > "$work/debootstrap.log"
+            rm -rf "$work"/debian/var/cache/apt/archives/*.deb "$work"/debian/var/lib/apt/lists/*
+            tar -C "$work/debian" -c . > "$cache/debian.tar"
+            rm -rf "$work/debian"
+        fi
+        docker import "$cache/debian.tar" backbeat-standin/debian
+        context=$(mktemp -d)
+        cp "$here/standin/debian/Dockerfile" "$context"
+        # What this machine trusts beyond Debian's own authorities.
+        mkdir "$context/trusted"
+        find /usr/local/share/ca-certificates -name '*.crt' -exec cp {} "$context/trusted/" \;
+        docker build --quiet --tag debian:bookworm-slim "$context"
+        rm -rf "$context"
+    fi
+    if ! has_image rust:1.95-slim-bookworm; then
+        context=$(mktemp -d)
+        mkdir "$context/toolchain"
+        cp -a "$(rustc --print sysroot)/bin" "$(rustc --print sysroot)/lib" "$context/toolchain/"
+        cp "$here/standin/rust/Dockerfile" "$context"
+        docker build --quiet --tag rust:1.95-slim-bookworm "$context"
+        rm -rf "$context"
+    fi
+    if ! has_image apache/kafka:4.3.1; then
+        context=$(mktemp -d)
+        cp "$here"/standin/kafka/* "$here/../../devstack/pom.xml" "$context"
+        mvn --batch-mode --quiet --file "$context/pom.xml" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$context/libs"
+        docker build --quiet --tag apache/kafka:4.3.1 "$context"
+        rm -rf "$context"
+    fi
+    if ! has_image apicurio/apicurio-registry:3.0.9; then
+        context=$(mktemp -d)
+        cp "$here"/standin/registry/* "$context"
+        (cd "$context" && mvn --batch-mode --quiet org.apache.maven.plugins:maven-dependency-plugin:2.10:copy \
+            -Dartifact=io.apicurio:apicurio-registry-app:3.0.9:tar.gz:all -DoutputDirectory=.)
+        docker build --quiet --tag apicurio/apicurio-registry:3.0.9 "$context"
+        rm -rf "$context"
+    fi
+    has_image prom/prometheus:v3.5.0 || docker build --quiet --tag prom/prometheus:v3.5.0 "$here/standin/prometheus"
+}
+
+stop() {
+    own_engine || return 0
+    local pid
+    pid=$(cat "$work/engine/dockerd.pid" 2>/dev/null) || return 0
+    kill "$pid" 2>/dev/null || return 0
+    for _ in $(seq 1 60); do kill -0 "$pid" 2>/dev/null || return 0; sleep 0.5; done
+    echo "the engine does not end" >&2
+    exit 1
+}
+
+case "${1:-}" in
+    tools | start | stop) "$1" ;;
+    *) echo "usage: engine.sh tools|start|stop" >&2; exit 2 ;;
+esac
