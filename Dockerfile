@@ -5,7 +5,7 @@ FROM rust:1.95-slim-bookworm AS chef
 # OpenSSL, zlib and zstd are built from source and linked in.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends ca-certificates gcc libc6-dev make perl \
+    && apt-get install --yes --no-install-recommends ca-certificates g++ gcc libc6-dev make perl \
     && rm -rf /var/lib/apt/lists/*
 RUN cargo install --locked cargo-chef@0.1.78
 WORKDIR /build

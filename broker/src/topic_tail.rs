@@ -7,6 +7,7 @@ use backbeat_schemas::{Header, Record};
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
+use rdkafka::metadata::{MetadataPartition, MetadataTopic};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
@@ -68,12 +69,13 @@ impl<R: Record + 'static> TopicTail<R> {
         let topic = broker.topics().name(topic);
         let consumer = broker.reader()?;
         let metadata = consumer.fetch_metadata(Some(&topic), QUERY_TIMEOUT)?;
-        let partitions: BTreeSet<i32> = metadata
-            .topics()
-            .iter()
-            .flat_map(rdkafka::metadata::MetadataTopic::partitions)
-            .map(rdkafka::metadata::MetadataPartition::id)
-            .collect();
+        let found = metadata.topics().first();
+        // Not there, or not ours to see.
+        if let Some(code) = found.and_then(MetadataTopic::error) {
+            return Err(KafkaError::MetadataFetch(code.into()));
+        }
+        let partitions: BTreeSet<i32> =
+            found.into_iter().flat_map(MetadataTopic::partitions).map(MetadataPartition::id).collect();
         let mut assignment = TopicPartitionList::new();
         for partition in &partitions {
             let (low, high) = consumer.fetch_watermarks(&topic, *partition, QUERY_TIMEOUT)?;

@@ -5,15 +5,16 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 
-use crate::Broker;
 use crate::broker::MAX_RECORD_BYTES;
+use crate::{Broker, ClientLog};
 
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Of one failure: librdkafka may have tried several brokers.
+const MAX_REASONS: usize = 16;
 const LEADER_POLL: Duration = Duration::from_millis(20);
 const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
 
@@ -236,10 +237,10 @@ fn wait_until_led(broker: &Broker, topics: &[String], claim_partitions: i32) -> 
     Ok(())
 }
 
-/// Waits until all topics exist, saying so in the log, and checks them.
-pub async fn wait_for_topics(broker: &Broker) -> Result<(), TopicError> {
+/// Waits until all of `needed` exist, saying so in the log, and checks what we may see of them.
+pub async fn wait_for_topics(broker: &Broker, needed: &[TopicName]) -> Result<(), TopicError> {
     loop {
-        let error = match verify(broker).await {
+        let error = match verify(broker, needed).await {
             Ok(()) => return Ok(()),
             Err(error @ (TopicError::Missing(_) | TopicError::Kafka { .. })) => error,
             Err(error) => return Err(error),
@@ -249,12 +250,12 @@ pub async fn wait_for_topics(broker: &Broker) -> Result<(), TopicError> {
     }
 }
 
-async fn verify(broker: &Broker) -> Result<(), TopicError> {
+async fn verify(broker: &Broker, needed: &[TopicName]) -> Result<(), TopicError> {
     let existing = partitions(broker).await?;
-    let missing: Vec<String> = TopicName::ALL
-        .into_iter()
+    let missing: Vec<String> = needed
+        .iter()
         .filter(|topic| !existing.contains_key(topic.as_str()))
-        .map(|topic| broker.topics().name(topic))
+        .map(|topic| broker.topics().name(*topic))
         .collect();
     if !missing.is_empty() {
         return Err(TopicError::Missing(missing));
@@ -264,8 +265,15 @@ async fn verify(broker: &Broker) -> Result<(), TopicError> {
 
 /// The number of partitions of each of our topics that exists, by its name without the prefix.
 async fn partitions(broker: &Broker) -> Result<HashMap<&'static str, usize>, TopicError> {
-    let admin = admin(broker)?;
-    let metadata = tokio::task::spawn_blocking(move || admin.inner().fetch_metadata(None, ADMIN_TIMEOUT));
+    let reader = broker.reader().map_err(|source| kafka(broker, source))?;
+    let metadata = tokio::task::spawn_blocking(move || {
+        let metadata = reader.fetch_metadata(None, ADMIN_TIMEOUT);
+        if metadata.is_err() {
+            // Why, such as a password that is wrong, librdkafka tells whoever polls; it is logged and counted there.
+            (0..MAX_REASONS).map_while(|_| reader.poll(Duration::ZERO)).for_each(drop);
+        }
+        metadata
+    });
     let metadata = metadata.await.expect("fetching metadata does not panic").map_err(|source| kafka(broker, source))?;
     Ok(TopicName::ALL
         .into_iter()
@@ -314,6 +322,11 @@ async fn check(
         .map_err(|source| kafka(broker, source))?;
     for ((topic, _), described) in found.iter().zip(described) {
         let config = described.map_err(|code| kafka(broker, KafkaError::AdminOp(code)))?;
+        if config.entries.is_empty() {
+            // So the client shows that it has no right to see them, as an agent need not have.
+            tracing::debug!(topic = topic.as_str(), "its settings are not ours to see: `backbeat topics` checks them");
+            continue;
+        }
         for (setting, required) in topic.required() {
             let value = config.get(setting).and_then(|entry| entry.value.as_deref()).unwrap_or("unset");
             if value != *required {
@@ -329,8 +342,8 @@ async fn check(
     if wrong.is_empty() { Ok(()) } else { Err(TopicError::Wrong(wrong)) }
 }
 
-fn admin(broker: &Broker) -> Result<AdminClient<DefaultClientContext>, TopicError> {
-    broker.admin().create().map_err(|source| kafka(broker, source))
+fn admin(broker: &Broker) -> Result<AdminClient<ClientLog>, TopicError> {
+    broker.admin().create_with_context(ClientLog).map_err(|source| kafka(broker, source))
 }
 
 fn kafka(broker: &Broker, source: KafkaError) -> TopicError {

@@ -52,7 +52,7 @@ impl Connection {
     /// The same, once Kafka, its topics and the registry have answered; waits, with log lines, for one that is away.
     pub async fn open(args: &KafkaArgs, client_id: &str) -> Result<Self, ConnectError> {
         let connection = Self::new(args, client_id)?;
-        wait_for_topics(&connection.broker).await?;
+        wait_for_topics(&connection.broker, &[TopicName::BeatFrames, TopicName::StatusClaims]).await?;
         connection.claim_schema().await?;
         Ok(connection)
     }

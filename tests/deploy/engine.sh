@@ -18,7 +18,10 @@ require() { # the packages that are missing
     local missing=()
     for pair in "$@"; do command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}"); done
     [ ${#missing[@]} -eq 0 ] && return
-    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || { echo "install ${missing[*]}" >&2; exit 1; }
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        echo "install ${missing[*]}" >&2
+        exit 1
+    fi
     apt-get update -q
     # Debian would start what it installs.
     RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends "${missing[@]}"

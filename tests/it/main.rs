@@ -17,4 +17,5 @@ mod pulse_faults;
 mod reverb_faults;
 mod run;
 mod sdk;
+mod security;
 mod tempo;

@@ -79,7 +79,8 @@ impl Cluster {
         cluster
     }
 
-    fn at(bootstrap_servers: String, schema_registry: String) -> Self {
+    /// Topics of a new cluster that are not there yet, at any Kafka.
+    pub fn at(bootstrap_servers: String, schema_registry: String) -> Self {
         let topic_prefix = format!("t{}-{}-", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
         let kafka = KafkaArgs { bootstrap_servers, schema_registry, kafka_config: None, topic_prefix };
         let broker = Broker::new(&kafka, "tests").expect("no properties file");

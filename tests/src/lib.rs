@@ -4,9 +4,11 @@
 mod cluster;
 mod program;
 mod pulse_nodes;
+mod secured;
 mod wait;
 
 pub use cluster::{Cluster, own_devstack, runtime, stack, start_stack_for_throughput};
 pub use program::Program;
 pub use pulse_nodes::PulseNodes;
+pub use secured::SecuredKafka;
 pub use wait::{wait_for, wait_until};

@@ -61,7 +61,7 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
 
 /// Waits for Kafka, the topics and the registry; returns the schema ids of reports and of partials.
 async fn prepare(broker: &Broker, registry: &Registry) -> anyhow::Result<(u32, u32)> {
-    wait_for_topics(broker).await?;
+    wait_for_topics(broker, &TopicName::ALL).await?;
     let topics = broker.topics();
     let report = registry.register::<BarReport>(&topics.subject(TopicName::BarReports)).await?;
     let partial = registry.register::<BarPartial>(&topics.subject(TopicName::BarPartials)).await?;

@@ -1,0 +1,187 @@
+"""The compose files, as an operator uses them: a real engine, the unmodified Dockerfile, real containers."""
+
+import json
+import re
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+
+import pytest
+from conftest import HAS_STANDINS, ROOT, Stack, run, wait_for
+
+# There is no package of Grafana that could stand in for its image.
+WITHOUT = ("grafana",) if HAS_STANDINS else ()
+PULSE_PORTS = {"pulse-1": 8080, "pulse-2": 8081, "pulse-3": 8083}
+REVERB_PORTS = {"reverb-1": 8082, "reverb-2": 8084}
+PROMETHEUS = "http://127.0.0.1:9090"
+
+
+def get(port, path):
+    """The status and the body of an answer; None where there is none."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+    except OSError:
+        return None
+
+
+def status(port):
+    answer = get(port, "/api/v1/status")
+    return json.loads(answer[1]) if answer else {}
+
+
+def leader():
+    return next((node for node, port in PULSE_PORTS.items() if status(port).get("role") == "leader"), None)
+
+
+def newest_beat():
+    return max((status(port).get("beat_index") or -1 for port in PULSE_PORTS.values()), default=-1)
+
+
+def windows():
+    for port in REVERB_PORTS.values():
+        answer = get(port, "/api/v1/windows?limit=50")
+        if answer and answer[0] == 200:
+            return [window for window in json.loads(answer[1])["windows"] if window.get("report")]
+    return []
+
+
+def query(expression):
+    with urllib.request.urlopen(f"{PROMETHEUS}/api/v1/query?{urllib.parse.urlencode({'query': expression})}", timeout=10) as answer:
+        return json.load(answer)["data"]["result"]
+
+
+@pytest.fixture(scope="module")
+def stack():
+    stack = Stack("backbeat-test", "docker-compose.yml", without=WITHOUT)
+    stack.down()
+    try:
+        stack.up()
+        yield stack
+    finally:
+        print(stack.compose("logs", "--no-color", "--tail", "40", check=False).stdout)
+        stack.down()
+
+
+def test_all_services_are_there(stack):
+    expected = {"kafka", "registry", "topics", "agent-sim", "prometheus", *PULSE_PORTS, *REVERB_PORTS}
+    assert expected <= set(stack.services)
+    for port in (*PULSE_PORTS.values(), *REVERB_PORTS.values()):
+        assert get(port, "/health")[0] == 200 and get(port, "/ready")[0] == 200
+        assert get(port, "/nowhere")[0] == 404
+    assert wait_for("a leader", 30, leader)
+
+
+def test_beats_and_reports_are_readable_by_the_stock_consumer(stack):
+    wait_for("two reports", 90, lambda: len(windows()) >= 2)
+    frames = stack.console("beatframes", 5)
+    assert [frame["beat_index"] for frame in frames] == [0, 1, 2, 3, 4]
+    report, = stack.console("barreports", 1)
+    assert report["from_beat"] == 0 and report["cluster_id"] == "dev"
+    of_reverb = json.loads(get(8082, f"/api/v1/windows/{report['window_id']}")[1])["report"]
+    for field in ("window_id", "from_beat", "to_beat", "agents_reporting", "claims", "late_claims", "invalid_claims", "issues"):
+        assert report[field] == of_reverb[field], field
+
+
+def test_logs_name_windows(stack):
+    said = stack.compose("logs", "--no-color", "reverb-1", "reverb-2").stdout
+    assert re.search(r"window finished.* window_id=[0-9a-f]{32} from_beat=\d+", said), said[-2000:]
+
+
+def test_the_tempo_is_changed_by_the_operators_command_alone(stack):
+    said = stack.compose("run", "--rm", "backbeat", "tempo", "22").stdout
+    assert said.startswith("22 BPM in bars of 4, from beat "), said
+    request = urllib.request.Request("http://127.0.0.1:8080/api/v1/tempo", method="DELETE")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=10)
+    assert refused.value.code == 401
+
+
+def test_containers_are_not_root_and_cannot_write(stack):
+    for service in (*PULSE_PORTS, *REVERB_PORTS, "agent-sim"):
+        inspected = stack.inspect(service)
+        assert inspected["Config"]["User"] == "10001:10001"
+        host = inspected["HostConfig"]
+        assert host["ReadonlyRootfs"] and host["CapDrop"] == ["ALL"] and host["Memory"] > 0
+        assert "no-new-privileges:true" in host["SecurityOpt"]
+    said = stack.compose("exec", "-T", "pulse-1", "sh", "-c", "id -u; touch /usr/local/bin/x", check=False)
+    assert said.stdout.strip() == "10001" and "Read-only file system" in said.stderr
+
+
+def test_secrets_are_neither_in_logs_nor_in_ps(stack):
+    secret = (ROOT / "compose" / "secrets" / "admin-token").read_text().strip()
+    assert secret not in stack.compose("logs", "--no-color").stdout
+    for service in PULSE_PORTS:
+        assert secret not in run("docker", "top", stack.container(service), "-eo", "pid,args").stdout
+        assert secret not in json.dumps(stack.inspect(service)["Config"])
+
+
+def test_every_metric_that_rules_and_dashboard_name_is_exported(stack):
+    exported = {line.split(" ")[2] for port in (8080, 8082) for line in get(port, "/metrics")[1].splitlines() if line.startswith("# TYPE")}
+    named = set()
+    for file in ("prometheus/alerts.yml", "grafana/dashboards/backbeat.json"):
+        named |= set(re.findall(r"\bbackbeat_\w+", (ROOT / "compose" / file).read_text()))
+    assert len(named) > 25
+    # Vectors show themselves with their first value: a verdict, an objective.
+    base = {re.sub(r"_(bucket|sum|count)$", "", name) for name in named}
+    wait_for(f"{base - exported} to be exported", 60, lambda: base <= {
+        line.split(" ")[2] for port in (8080, *REVERB_PORTS.values()) for line in get(port, "/metrics")[1].splitlines() if line.startswith("# TYPE")})
+
+
+def test_prometheus_scrapes_all_and_answers_every_query_of_the_dashboard(stack):
+    assert "prometheus" in stack.services
+    wait_for("five targets that are up", 60, lambda: len([r for r in query("up") if r["value"][1] == "1"]) == 5)
+    with urllib.request.urlopen(f"{PROMETHEUS}/api/v1/rules", timeout=10) as answer:
+        groups = json.load(answer)["data"]["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    assert len(rules) > 10 and all(rule["health"] in ("ok", "unknown") for rule in rules), rules
+    dashboard = json.loads((ROOT / "compose" / "grafana" / "dashboards" / "backbeat.json").read_text())
+    expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
+    assert len(expressions) > 30
+    concrete = [re.sub(r"\$__rate_interval", "1m", re.sub(r"\$(pulse|reverb)\b", ".*", e)) for e in expressions]
+    empty = set(concrete)
+
+    def all_answered():
+        for expression in list(empty):
+            if query(expression):
+                empty.discard(expression)
+        return not empty
+
+    deadline = time.monotonic() + 90
+    while not all_answered() and time.monotonic() < deadline:
+        time.sleep(2)
+    assert not empty, f"no series for {empty}"
+
+
+def test_a_stopped_container_ends_well_and_soon(stack):
+    for service in ("pulse-2", "reverb-2", "agent-sim"):
+        stack.compose("stop", service)
+        assert stack.inspect(service)["State"]["ExitCode"] == 0, service
+        stack.compose("start", service)
+    wait_for("those to be healthy", 60, lambda: stack.is_healthy("pulse-2") and stack.is_healthy("reverb-2"))
+
+
+def test_killed_containers_come_back_and_nothing_is_missing(stack):
+    node = wait_for("a leader", 30, leader)
+    before = newest_beat()
+    stack.kill(node)
+    stack.kill("reverb-1")
+    wait_for("another leader", 30, lambda: leader() not in (None, node))
+    wait_for("both back", 90, lambda: stack.is_healthy(node) and stack.is_healthy("reverb-1"))
+    wait_for("beats and their reports", 120, lambda: any(window["report"]["from_beat"] > before + 4 for window in windows()))
+    frames = stack.console("beatframes", before + 4)
+    assert [frame["beat_index"] for frame in frames] == list(range(before + 4))
+    audited = stack.compose("run", "--rm", "backbeat", "audit")
+    assert " 0 different, 0 missing, 0 duplicate" in audited.stdout, audited.stdout
+
+
+def test_down_leaves_nothing():
+    stack = Stack("backbeat-test", "docker-compose.yml", without=WITHOUT)
+    stack.down()
+    for what in ("container", "volume", "network"):
+        every = ["--all"] if what == "container" else []
+        left = run("docker", what, "ls", *every, "--quiet", "--filter", "label=com.docker.compose.project=backbeat-test")
+        assert left.stdout == "", what

@@ -1,0 +1,138 @@
+"""The files as such: linted, and held against each other and against the programs."""
+
+import json
+import re
+
+import pytest
+import yaml
+from conftest import ROOT, run
+
+OVERLAYS = ["development", "production"]
+KUBERNETES = "1.34"
+
+
+def manifests(overlay):
+    built = run("kustomize", "build", ROOT / "k8s" / "overlays" / overlay).stdout
+    return built, [document for document in yaml.safe_load_all(built) if document]
+
+
+def of_kind(documents, *kinds):
+    return [document for document in documents if document["kind"] in kinds]
+
+
+def pods(documents):
+    """The pod templates, each with the name of what makes it."""
+    makers = of_kind(documents, "StatefulSet", "Deployment", "Job")
+    return [(maker["metadata"]["name"], maker["spec"]["template"]) for maker in makers]
+
+
+def test_lints():
+    run("hadolint", "Dockerfile")
+    run("yamllint", "--strict", "--config-file", "tests/deploy/yamllint.yml", "compose", "k8s", "tests/deploy")
+    scripts = [path for folder in ("compose", "tests/deploy") for path in (ROOT / folder).rglob("*.sh")]
+    run("shellcheck", ROOT / ".ci" / "run", *scripts)
+
+
+def test_alert_rules_fire_and_keep_quiet():
+    rules = ROOT / "compose" / "prometheus"
+    run("promtool", "check", "config", "prometheus.yml", cwd=rules)
+    run("promtool", "test", "rules", "alerts_test.yml", cwd=rules)
+    alerts = re.findall(r"- alert: (\w+)", (rules / "alerts.yml").read_text())
+    tests = (rules / "alerts_test.yml").read_text()
+    handbook = (ROOT / "docs" / "operations.md").read_text()
+    assert len(alerts) > 10
+    for alert in alerts:
+        assert f"name: {alert} fires" in tests and f"name: {alert} keeps quiet" in tests, alert
+        assert f"### {alert}\n" in handbook, f"docs/operations.md does not say what to do for {alert}"
+
+
+def test_the_dashboard_is_whole():
+    dashboard = json.loads((ROOT / "compose" / "grafana" / "dashboards" / "backbeat.json").read_text())
+    ids = [panel["id"] for panel in dashboard["panels"]]
+    assert len(ids) == len(set(ids)) > 20
+    sources = yaml.safe_load((ROOT / "compose/grafana/provisioning/datasources/prometheus.yml").read_text())
+    uids = {source["uid"] for source in sources["datasources"]}
+    for panel in dashboard["panels"]:
+        if panel["type"] != "row":
+            assert panel["targets"] and panel["datasource"]["uid"] in uids, panel["title"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kubernetes_takes_the_manifests(overlay, tmp_path):
+    built, _ = manifests(overlay)
+    file = tmp_path / f"{overlay}.yaml"
+    file.write_text(built)
+    run("kubernetes-validate", "--kubernetes-version", KUBERNETES, "--strict", file)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_selectors_select_and_references_lead_somewhere(overlay):
+    _, documents = manifests(overlay)
+    templates = pods(documents)
+    assert {name for name, _ in templates} == {"pulse", "reverb", "backbeat-topics"}
+
+    def selected(labels):
+        return [t for _, t in templates if labels.items() <= t["metadata"]["labels"].items()]
+
+    ports = {port["name"] for _, t in templates for c in t["spec"]["containers"] for port in c.get("ports", [])}
+    for service in of_kind(documents, "Service"):
+        pod, = selected(service["spec"]["selector"])
+        names = {port["name"] for container in pod["spec"]["containers"] for port in container["ports"]}
+        assert {port["targetPort"] for port in service["spec"]["ports"]} <= names
+    for document in of_kind(documents, "PodDisruptionBudget", "StatefulSet", "Deployment"):
+        assert len(selected(document["spec"]["selector"]["matchLabels"])) == 1, document["metadata"]["name"]
+    for policy in of_kind(documents, "NetworkPolicy"):
+        assert len(selected(policy["spec"]["podSelector"]["matchLabels"])) == 1
+        assert {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]} <= ports
+
+    maps = {document["metadata"]["name"] for document in of_kind(documents, "ConfigMap")}
+    generated = {document["metadata"]["name"] for document in of_kind(documents, "Secret")}
+    by_hand = {"backbeat-raft", "backbeat-admin", "backbeat-kafka"}
+    for name, template in templates:
+        spec = template["spec"]
+        for constraint in spec.get("topologySpreadConstraints", []):
+            assert len(selected(constraint["labelSelector"]["matchLabels"])) == 1
+        secrets = {volume["secret"]["secretName"] for volume in spec.get("volumes", []) if "secret" in volume}
+        assert secrets <= (generated or by_hand), name
+        mounts = {mount["name"] for container in spec["containers"] for mount in container["volumeMounts"]}
+        claims = {"data"} if name == "pulse" else set()
+        assert mounts == {volume["name"] for volume in spec.get("volumes", [])} | claims, name
+        for container in spec["containers"]:
+            assert {source["configMapRef"]["name"] for source in container["envFrom"]} <= maps, name
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_are_restricted_and_probed_where_the_programs_answer(overlay):
+    _, documents = manifests(overlay)
+    admin_ports = {"pulse": 8080, "reverb": 8082}
+    for name, template in pods(documents):
+        spec = template["spec"]
+        assert spec["securityContext"]["runAsNonRoot"] and not spec["automountServiceAccountToken"]
+        assert spec["securityContext"]["seccompProfile"]["type"] == "RuntimeDefault"
+        for container in spec["containers"]:
+            security = container["securityContext"]
+            assert security["readOnlyRootFilesystem"] and not security["allowPrivilegeEscalation"]
+            assert security["capabilities"]["drop"] == ["ALL"]
+            assert container["resources"]["requests"]["memory"] and container["resources"]["limits"]["memory"]
+        if name in admin_ports:
+            container, = spec["containers"]
+            ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+            assert ports["http"] == admin_ports[name]
+            assert template["metadata"]["annotations"]["prometheus.io/port"] == str(admin_ports[name])
+            probes = [container[probe]["httpGet"] for probe in ("livenessProbe", "readinessProbe")]
+            assert [(probe["path"], probe["port"]) for probe in probes] == [("/health", "http"), ("/ready", "http")]
+    for program, port in admin_ports.items():
+        # The port that the programs listen on when they are told none.
+        source = (ROOT / program / "src" / "shell" / "args.rs").read_text()
+        assert f"default_value_t = {port})]\n    pub admin_port" in source
+
+
+def test_pulse_peers_are_the_pods_of_the_stateful_set():
+    for overlay in OVERLAYS:
+        _, documents = manifests(overlay)
+        pulse, = of_kind(documents, "StatefulSet")
+        container, = pulse["spec"]["template"]["spec"]["containers"]
+        peers = next(entry["value"] for entry in container["env"] if entry["name"] == "BACKBEAT_PEERS").split(",")
+        service = pulse["spec"]["serviceName"]
+        pods_named = [f"pulse-{index}=pulse-{index}.{service}:9000" for index in range(pulse["spec"]["replicas"])]
+        assert peers == pods_named
