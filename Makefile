@@ -6,7 +6,7 @@ DENY_VERSION := 0.20.2
 DENY_ROOT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/backbeat/cargo-deny-$(DENY_VERSION)
 DENY := $(DENY_ROOT)/bin/cargo-deny
 
-.PHONY: build test lint run-dev logs status bench simulate ci fmt
+.PHONY: build test lint run-dev logs status bench simulate ci fmt docker docker-push test-deploy
 
 build:
 	$(CARGO) build --workspace --locked
@@ -46,6 +46,26 @@ simulate: export SEEDS ?= 20000
 simulate: export FIRST ?= 0
 simulate:
 	$(CARGO) test --release --locked -p backbeat-pulse -p backbeat-reverb --test simulation -- whatever --nocapture
+
+# The images, as IMAGES and VERSION name them: make docker IMAGES=registry.example/ VERSION=0.1.0
+VERSION ?= dev
+IMAGES ?=
+TARGETS := backbeat-pulse backbeat-reverb backbeat-agent-sim backbeat backbeat-console
+
+docker: export DOCKER_BUILDKIT := 1
+docker:
+	for target in $(TARGETS); do \
+		docker build --target $$target --build-arg VERSION=$(VERSION) --tag $(IMAGES)$$target:$(VERSION) . || exit 1; \
+	done
+
+docker-push:
+	for target in $(TARGETS); do docker push $(IMAGES)$$target:$(VERSION) || exit 1; done
+
+# Builds the images and runs the compose file on a real Docker engine; see tests/deploy/engine.sh
+test-deploy:
+	tests/deploy/engine.sh tools
+	tests/deploy/engine.sh start
+	target/deploy/venv/bin/pytest tests/deploy $(ARGS); status=$$?; tests/deploy/engine.sh stop && exit $$status
 
 ci:
 	.ci/run

@@ -80,8 +80,9 @@ def main():
     prefix = os.environ.get("BACKBEAT_TOPIC_PREFIX", "")
     schema_id, schema = registry.newest(f"{prefix}statusclaims-value")
 
-    # No group: every agent hears every beat. Frames are written in transactions.
-    consumer = Consumer({"bootstrap.servers": kafka, "group.id": args.agent, "enable.auto.commit": False,
+    # Every agent hears every beat: nothing is committed to the group, which the client wants named. Frames are written in
+    # transactions.
+    consumer = Consumer({"bootstrap.servers": kafka, "group.id": f"{prefix}readers", "enable.auto.commit": False,
                          "isolation.level": "read_committed"})
     consumer.assign([TopicPartition(f"{prefix}beatframes", 0, OFFSET_END)])
     # The partitioner of Java's clients, so that an agent's claims lie in one partition whoever sends them.

@@ -16,7 +16,7 @@ use crate::{ClaimPlan, Fate};
 pub(crate) struct Ledger {
     /// The first beat that the agents heard.
     first_heard: BeatIndex,
-    /// Consecutive, from the downbeat before it.
+    /// Consecutive, from a downbeat before it.
     frames: Vec<BeatFrame>,
     /// By downbeat; those whose closing frame is there.
     windows: BTreeMap<i64, Window>,
@@ -121,7 +121,6 @@ impl Ledger {
         // Before the first line nothing is ours, and behind the last one nothing is reported yet.
         let Some(arrival) = begun.checked_sub(1).filter(|_| begun < self.frames.len()) else { return };
         let arrival = self.frames[arrival].beat_index.get();
-        let Some(owner) = self.window_of(arrival) else { return };
         let claim = record.ok().map(BorrowedClaim::from);
         let valid = claim.as_ref().is_some_and(|claim| {
             check_claim(key.as_deref(), claim).is_ok() && (0..=arrival).contains(&claim.beat_index)
@@ -147,11 +146,11 @@ impl Ledger {
                 window.agents.insert(number);
             }
             (beat, _) => {
-                let owner = self.windows.get_mut(&owner).expect("it was just found");
-                if beat.is_some() {
-                    owner.found.late += 1;
-                } else {
-                    owner.found.invalid += 1;
+                // A window that is not closed yet may own it: its report is none of this run's.
+                let owner = self.window_of(arrival).and_then(|owner| self.windows.get_mut(&owner));
+                if let Some(owner) = owner {
+                    owner.found.late += i64::from(beat.is_some());
+                    owner.found.invalid += i64::from(beat.is_none());
                 }
             }
         }
@@ -164,9 +163,15 @@ impl Ledger {
         }
     }
 
-    /// Whether every window has a report.
+    /// Whether every window of the run has a report.
     pub(crate) fn is_complete(&self) -> bool {
-        self.windows.values().all(|window| window.reported.is_some())
+        self.of_the_run().all(|(_, window)| window.reported.is_some())
+    }
+
+    /// The windows from the one of the first beat that was heard. Those before only take their own claims.
+    fn of_the_run(&self) -> impl Iterator<Item = (&i64, &Window)> {
+        let first = self.window_of(self.first_heard.get()).unwrap_or_default();
+        self.windows.range(first..)
     }
 
     /// The downbeat of the window that `beat` lies in.
@@ -185,15 +190,15 @@ impl Ledger {
 
     /// Closes the books.
     pub(crate) fn close(self) -> Verdict {
-        let reports = || self.windows.values().filter_map(|window| window.reported.as_ref());
+        let reports = || self.of_the_run().filter_map(|(_, window)| window.reported.as_ref());
         let mut verdict = Verdict {
-            windows: self.windows.len() as u64,
+            windows: self.of_the_run().count() as u64,
             claims_sent: 0,
             claims_counted: reports().map(|report| report.claims).sum(),
             claims_late: reports().map(|report| report.late_claims).sum(),
             claims_invalid: reports().map(|report| report.invalid_claims).sum(),
             claims_of_others: 0,
-            disagreements: self.windows.iter().flat_map(|(from, window)| window.disagreements(*from)).collect(),
+            disagreements: self.of_the_run().flat_map(|(from, window)| window.disagreements(*from)).collect(),
         };
         let mut accounts: Vec<(String, Account)> = self.accounts.into_iter().collect();
         accounts.sort_by(|(one, _), (other, _)| one.cmp(other));
@@ -338,7 +343,7 @@ mod tests {
     /// A run on beats 2 to 5: a claims on each, b on 2 and, late, on 3; c's claim is broken.
     fn run() -> Ledger {
         let beat = |beat: i64| BeatIndex::try_from(beat).expect("not negative");
-        let mut ledger = Ledger::new(beat(2), frames(7).split_off(2));
+        let mut ledger = Ledger::new(beat(2), frames(7));
         let plan = |agent: &str, fate| ClaimPlan { status: Status::new(agent, "t", State::Executing), fate };
         (2..6).for_each(|index| ledger.sent(beat(index), &plan("a", Fate::Honest)));
         ledger.sent(beat(2), &plan("b", Fate::Honest));

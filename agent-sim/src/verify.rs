@@ -86,7 +86,7 @@ fn claim_ends(broker: &Broker) -> anyhow::Result<Vec<i64>> {
     ends.into_iter().collect::<Option<_>>().context("the ends of statusclaims are not to be had")
 }
 
-/// The frames from the downbeat at or before `first` to the one that closes the last window that may own a claim of
+/// The frames from the bar before `first`'s, whose claims may still come in its grace, to the one that closes the last window that may own a claim of
 /// the run: it ended with the beat `last`, and its claims lie below `ends`.
 fn read_frames(
     reader: &mut LogReader<BeatFrame>,
@@ -96,7 +96,7 @@ fn read_frames(
     stop: &Shutdown,
 ) -> anyhow::Result<Option<Vec<BeatFrame>>> {
     let heard = reader.first_where(|frame| frame.beat_index >= first)?.context("the beats of the run are gone")?;
-    let earlier = first.get() - i64::from(heard.record.bar_length);
+    let earlier = first.get() - 2 * i64::from(heard.record.bar_length);
     let start =
         reader.first_where(|frame| frame.beat_index.get() > earlier)?.map_or(heard.offset, |entry| entry.offset);
     reader.seek(start)?;
@@ -108,9 +108,6 @@ fn read_frames(
         }
         let Some(entry) = reader.poll(POLL)? else { continue };
         let frame = entry.record;
-        if frame.downbeat && frame.beat_index <= first {
-            frames.clear();
-        }
         if frames.is_empty() && !frame.downbeat {
             if frame.beat_index >= first {
                 bail!("the downbeat before beat {first} is no longer in the log");

@@ -37,12 +37,17 @@ impl ConsumerContext for ClientLog {}
 ///
 /// librdkafka goes on trying after these; what cannot go on is an error of the call that needs it.
 pub fn log_client_error(error: &KafkaError, reason: &str) {
-    let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
-    if code != RDKafkaErrorCode::PartitionEOF {
-        if let Some(errors) = &*ERRORS {
-            errors.with_label_values(&[&format!("{code:?}")]).inc();
-        }
+    if error.rdkafka_error_code() != Some(RDKafkaErrorCode::PartitionEOF) {
+        count_client_error(error);
         tracing::warn!(%error, reason, "kafka client");
+    }
+}
+
+/// Counts an error that its caller logs.
+pub(crate) fn count_client_error(error: &KafkaError) {
+    let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+    if let Some(errors) = &*ERRORS {
+        errors.with_label_values(&[&format!("{code:?}")]).inc();
     }
 }
 
@@ -51,8 +56,18 @@ static ERRORS: LazyLock<Option<IntCounterVec>> = LazyLock::new(|| {
     let help = "What librdkafka reported: brokers out of reach, refused credentials or certificates, ...";
     let errors = register_int_counter_vec!("backbeat_kafka_client_errors_total", help, &["error"]).ok()?;
     // A counter that first shows itself at 1 has not risen, for Prometheus: what alerts look at begins at 0.
-    for code in ["SSL", "Authentication", "AllBrokersDown", "BrokerTransportFailure", "Resolve"] {
-        errors.with_label_values(&[code]);
+    for code in [
+        RDKafkaErrorCode::SSL,
+        RDKafkaErrorCode::Authentication,
+        RDKafkaErrorCode::TopicAuthorizationFailed,
+        RDKafkaErrorCode::GroupAuthorizationFailed,
+        RDKafkaErrorCode::ClusterAuthorizationFailed,
+        RDKafkaErrorCode::TransactionalIdAuthorizationFailed,
+        RDKafkaErrorCode::AllBrokersDown,
+        RDKafkaErrorCode::BrokerTransportFailure,
+        RDKafkaErrorCode::Resolve,
+    ] {
+        errors.with_label_values(&[&format!("{code:?}")]);
     }
     Some(errors)
 });

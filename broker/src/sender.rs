@@ -10,6 +10,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
 
+use crate::client_log::count_client_error;
 use crate::{Broker, log_client_error};
 
 /// Latencies are told apart up to here, an hour, to 1 %.
@@ -94,6 +95,7 @@ impl ProducerContext for Counts {
                 deliveries.acknowledged.fetch_add(1, Ordering::AcqRel)
             }
             Err((error, _)) => {
+                count_client_error(error);
                 tracing::error!(%error, "a record was not delivered");
                 deliveries.failed.fetch_add(1, Ordering::AcqRel)
             }

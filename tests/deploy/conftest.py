@@ -76,7 +76,12 @@ class Stack:
 
     def kill(self, service):
         """Kills its process as a crash would: the engine does not start again what it killed itself."""
-        os.kill(self.inspect(service)["State"]["Pid"], 9)
+        pid = self.inspect(service)["State"]["Pid"]
+        if HAS_STANDINS:
+            os.kill(pid, 9)
+        else:
+            # The engine may be another machine's.
+            run("docker", "run", "--rm", "--privileged", "--pid", "host", "debian:bookworm-slim", "sh", "-c", f"kill -9 {pid}")
 
     def down(self):
         self.compose("--profile", "*", "down", "--volumes", "--timeout", "20")

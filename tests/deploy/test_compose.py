@@ -38,7 +38,8 @@ def leader():
 
 
 def newest_beat():
-    return max((status(port).get("beat_index") or -1 for port in PULSE_PORTS.values()), default=-1)
+    beats = [status(port).get("beat") for port in PULSE_PORTS.values()]
+    return max(beat for beat in [-1, *beats] if beat is not None)
 
 
 def windows():
@@ -167,6 +168,7 @@ def test_a_stopped_container_ends_well_and_soon(stack):
 def test_killed_containers_come_back_and_nothing_is_missing(stack):
     node = wait_for("a leader", 30, leader)
     before = newest_beat()
+    assert before > 0
     stack.kill(node)
     stack.kill("reverb-1")
     wait_for("another leader", 30, lambda: leader() not in (None, node))

@@ -87,7 +87,7 @@ def test_selectors_select_and_references_lead_somewhere(overlay):
 
     maps = {document["metadata"]["name"] for document in of_kind(documents, "ConfigMap")}
     generated = {document["metadata"]["name"] for document in of_kind(documents, "Secret")}
-    by_hand = {"backbeat-raft", "backbeat-admin", "backbeat-kafka"}
+    by_hand = {"backbeat-raft", "backbeat-admin", *(f"backbeat-kafka-{program}" for program in ("pulse", "reverb", "topics"))}
     for name, template in templates:
         spec = template["spec"]
         for constraint in spec.get("topologySpreadConstraints", []):
@@ -124,7 +124,7 @@ def test_pods_are_restricted_and_probed_where_the_programs_answer(overlay):
     for program, port in admin_ports.items():
         # The port that the programs listen on when they are told none.
         source = (ROOT / program / "src" / "shell" / "args.rs").read_text()
-        assert f"default_value_t = {port})]\n    pub admin_port" in source
+        assert f"default_value_t = {port})]\n    pub admin_port" in source, program
 
 
 def test_pulse_peers_are_the_pods_of_the_stateful_set():

@@ -7,8 +7,9 @@ use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_mins(1);
 
-fn pulse_and_reverb(cluster: &Cluster) -> [Program; 2] {
-    let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "300", "--max-bpm", "300", "--bar", "4"]);
+fn pulse_and_reverb(cluster: &Cluster, grace: &str) -> [Program; 2] {
+    let pulse = cluster
+        .serve("pulse", &["--cluster", "it", "--bpm", "300", "--max-bpm", "300", "--bar", "4", "--grace", grace]);
     let reverb = cluster.serve("reverb", &["--cluster", "it"]);
     wait_until("a beat", LIMIT, || !cluster.frames().is_empty());
     [pulse, reverb]
@@ -23,7 +24,7 @@ fn summary_of(log: &str) -> Value {
 #[test]
 fn every_shape_of_load_is_verified_against_the_reports() {
     let cluster = Cluster::new(3);
-    let _programs = pulse_and_reverb(&cluster);
+    let _programs = pulse_and_reverb(&cluster, "1");
     let rates = ["--late-rate", "0.1", "--malformed-rate", "0.05", "--silence-rate", "0.1"];
     // Beside them an agent-sim whose claims are none of theirs.
     let _others = cluster.start("agent-sim", &["--agents", "5", "--agent-prefix", "other-"]);
@@ -48,7 +49,7 @@ fn every_shape_of_load_is_verified_against_the_reports() {
 #[test]
 fn a_report_that_miscounts_is_found() {
     let cluster = Cluster::new(1);
-    let [_pulse, reverb] = pulse_and_reverb(&cluster);
+    let [_pulse, reverb] = pulse_and_reverb(&cluster, "0");
     let mut sim = cluster.start("agent-sim", &["--agents", "4", "--beats", "30", "--verify"]);
     let of_a_bar = || cluster.reports().into_iter().map(|entry| entry.record).find(|report| report.claims >= 14);
     let mut report = wait_for("a report of a whole bar", LIMIT, of_a_bar);

@@ -71,7 +71,7 @@ pub struct Args {
     pub max_bpm: f64,
 
     /// Port of the HTTP server, 0 for a free one.
-    #[arg(long, default_value_t = 8080)]
+    #[arg(long, env = "BACKBEAT_ADMIN_PORT", default_value_t = 8080)]
     pub admin_port: u16,
 
     #[command(flatten)]

@@ -28,7 +28,7 @@ pub struct Args {
     pub group_protocol: GroupProtocol,
 
     /// Port of the HTTP server, 0 for a free one.
-    #[arg(long, default_value_t = 8082)]
+    #[arg(long, env = "BACKBEAT_ADMIN_PORT", default_value_t = 8082)]
     pub admin_port: u16,
 
     #[command(flatten)]

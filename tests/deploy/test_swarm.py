@@ -1,0 +1,92 @@
+"""The swarm file on a swarm of one node."""
+
+import json
+import time
+
+import pytest
+import yaml
+from conftest import ROOT, Stack, run, wait_for
+from test_compose import PULSE_PORTS, get, newest_beat
+
+STACK = "backbeat-swarm"
+SECRETS = {"backbeat-raft-secret": "a-secret-of-the-test", "backbeat-admin-token": "a-token-of-the-test", "backbeat-kafka": "# nothing\n"}
+
+
+def stack_file():
+    """The file that we ship, with what a test on one node needs: a Kafka and a registry within, no labels of three
+    machines, and, since this kernel may have no IPVS, names that lead to containers and ports of the host."""
+    compose = yaml.safe_load((ROOT / "compose" / "docker-compose.yml").read_text())
+    stack = yaml.safe_load((ROOT / "compose" / "docker-compose.swarm.yml").read_text())
+    for service in stack["services"].values():
+        service["deploy"].pop("placement")
+        service["deploy"]["endpoint_mode"] = "dnsrr"
+        for port in service["ports"]:
+            port["mode"] = "host"
+    # Two could not have one port of one host.
+    stack["services"]["reverb"]["deploy"]["replicas"] = 1
+    stack["services"]["reverb"]["deploy"]["update_config"]["order"] = "stop-first"
+    for name in ("kafka", "registry", "topics"):
+        ours = compose["services"][name]
+        service = {key: ours[key] for key in ("image", "command", "hostname") if key in ours}
+        service["environment"] = {**ours["environment"], "BACKBEAT_CLUSTER": "swarm"}
+        service["networks"] = ["backbeat"]
+        service["deploy"] = {"endpoint_mode": "dnsrr", "restart_policy": {"condition": "on-failure", "delay": "2s"}}
+        stack["services"][name] = service
+    return yaml.safe_dump(stack)
+
+
+def replicas():
+    """Of each service, how many tasks run and how many should."""
+    listed = run("docker", "stack", "services", STACK, "--format", "{{.Name}} {{.Replicas}}").stdout
+    return {name.removeprefix(f"{STACK}_"): tuple(count.split(" ")[0].split("/")) for name, count in
+            (line.split(" ", 1) for line in listed.splitlines())}
+
+
+@pytest.fixture
+def swarm(tmp_path):
+    Stack("backbeat-test", "docker-compose.yml").compose("build", "topics", "pulse-1", "reverb-1")
+    run("docker", "swarm", "init", "--advertise-addr", "127.0.0.1", "--listen-addr", "127.0.0.1:2377")
+    try:
+        for secret, content in SECRETS.items():
+            run("docker", "secret", "create", secret, "-", input=content)
+        file = tmp_path / "stack.yml"
+        file.write_text(stack_file())
+        environment = {"KAFKA_BOOTSTRAP_SERVERS": "kafka:29092", "SCHEMA_REGISTRY_URL": "http://registry:8080/apis/ccompat/v7",
+                       "BACKBEAT_BPM": "24", "BACKBEAT_BAR": "4", "BACKBEAT_CLUSTER": "swarm"}
+        # Swarm's own interpolation reads the environment of the command.
+        assignments = [f"{name}={value}" for name, value in environment.items()]
+        run("env", *assignments, "docker", "stack", "deploy", "--resolve-image", "never", "--compose-file", file, STACK)
+        yield
+    finally:
+        print(run("docker", "stack", "ps", "--no-trunc", STACK, check=False).stdout)
+        run("docker", "stack", "rm", STACK, check=False)
+        time.sleep(5)
+        run("docker", "swarm", "leave", "--force", check=False)
+        wait_for("the containers to go", 60, lambda: not run(
+            "docker", "ps", "--quiet", "--filter", f"label=com.docker.stack.namespace={STACK}").stdout)
+        # A swarm that is left leaves volumes behind.
+        volumes = run("docker", "volume", "ls", "--quiet", "--filter", f"label=com.docker.stack.namespace={STACK}").stdout.split()
+        if volumes:
+            run("docker", "volume", "rm", *volumes)
+
+
+def test_the_swarm_beats_reports_and_is_updated_node_by_node(swarm):
+    services = {*PULSE_PORTS, "reverb", "kafka", "registry"}
+    wait_for("every service to run", 180, lambda: all(replicas().get(name, ("0", "1"))[0] == "1" for name in services))
+    wait_for("every program to be ready", 120, lambda: all(
+        (get(port, "/ready") or (0, ""))[0] == 200 for port in (*PULSE_PORTS.values(), 8082)))
+
+    def newest_report():
+        answer = get(8082, "/api/v1/windows?limit=20")
+        windows = json.loads(answer[1])["windows"] if answer and answer[0] == 200 else []
+        return max((window["from_beat"] for window in windows if window.get("report")), default=-1)
+
+    wait_for("a report", 90, lambda: newest_report() >= 0)
+    before = newest_beat()
+    assert before >= 0
+    for node in PULSE_PORTS:
+        run("docker", "service", "update", "--force", "--detach=false", f"{STACK}_{node}", timeout=180)
+        wait_for(f"{node} to be ready", 60, lambda node=node: (get(PULSE_PORTS[node], "/ready") or (0, ""))[0] == 200)
+    wait_for("beats after the update", 60, lambda: newest_beat() > before + 4)
+    after = newest_beat()
+    wait_for("their reports", 90, lambda: newest_report() > after)
