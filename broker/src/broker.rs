@@ -9,7 +9,8 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaResult;
 
-use crate::{ClientLog, KafkaArgs, Reader, Topics, count_client_errors};
+use crate::client_log::show_client_errors;
+use crate::{ClientLog, KafkaArgs, Reader, Topics};
 
 /// The largest record that we send: a claim of Kafka's default limit (1 MB) still fits the
 /// dead-letter topic with its headers.
@@ -49,7 +50,7 @@ pub enum SettingsError {
 impl Broker {
     /// The cluster that `args` name; `client_id` shows in its logs.
     pub fn new(args: &KafkaArgs, client_id: &str) -> Result<Self, SettingsError> {
-        count_client_errors();
+        show_client_errors();
         let mut base = ClientConfig::new();
         if let Some(path) = &args.kafka_config {
             for (key, value) in read_properties(path)? {

@@ -73,7 +73,7 @@ static ERRORS: LazyLock<Option<IntCounterVec>> = LazyLock::new(|| {
 });
 
 /// Shows the count of errors, though there were none yet.
-pub(crate) fn count_client_errors() {
+pub(crate) fn show_client_errors() {
     LazyLock::force(&ERRORS);
 }
 

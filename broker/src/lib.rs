@@ -16,7 +16,6 @@ mod transaction;
 
 pub use broker::{Broker, GroupProtocol, SettingsError, cluster_id};
 pub use claim_ends::ClaimEnds;
-pub(crate) use client_log::count_client_errors;
 pub use client_log::{ClientLog, Reader, assign, is_transient, log_client_error};
 pub use kafka_args::KafkaArgs;
 pub use log_reader::{Entry, LogReader, ReadError};

@@ -31,14 +31,14 @@ def run(*command, check=True, cwd=ROOT, timeout=1800, **more):
 
 
 def wait_for(what, seconds, look):
-    """What `look` returns, once that is true."""
+    """What `look` returns, once that is true. `what` is waited for: a text, or a function that gives one in the end."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = look()
         if found:
             return found
         time.sleep(0.5)
-    pytest.fail(f"waited {seconds} s for {what}")
+    pytest.fail(f"waited {seconds} s for {what() if callable(what) else what}")
 
 
 class Stack:

@@ -2,7 +2,6 @@
 
 import json
 import re
-import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -50,6 +49,16 @@ def windows():
     return []
 
 
+def is_ready(port):
+    return (get(port, "/ready") or (0, ""))[0] == 200
+
+
+def exported():
+    """The metrics that the programs export."""
+    lines = [line for port in (8080, *REVERB_PORTS.values()) for line in get(port, "/metrics")[1].splitlines()]
+    return {line.split(" ")[2] for line in lines if line.startswith("# TYPE")}
+
+
 def query(expression):
     with urllib.request.urlopen(f"{PROMETHEUS}/api/v1/query?{urllib.parse.urlencode({'query': expression})}", timeout=10) as answer:
         return json.load(answer)["data"]["result"]
@@ -71,7 +80,7 @@ def test_all_services_are_there(stack):
     expected = {"kafka", "registry", "topics", "agent-sim", "prometheus", *PULSE_PORTS, *REVERB_PORTS}
     assert expected <= set(stack.services)
     for port in (*PULSE_PORTS.values(), *REVERB_PORTS.values()):
-        assert get(port, "/health")[0] == 200 and get(port, "/ready")[0] == 200
+        assert get(port, "/health")[0] == 200 and is_ready(port)
         assert get(port, "/nowhere")[0] == 404
     assert wait_for("a leader", 30, leader)
 
@@ -121,15 +130,13 @@ def test_secrets_are_neither_in_logs_nor_in_ps(stack):
 
 
 def test_every_metric_that_rules_and_dashboard_name_is_exported(stack):
-    exported = {line.split(" ")[2] for port in (8080, 8082) for line in get(port, "/metrics")[1].splitlines() if line.startswith("# TYPE")}
     named = set()
     for file in ("prometheus/alerts.yml", "grafana/dashboards/backbeat.json"):
         named |= set(re.findall(r"\bbackbeat_\w+", (ROOT / "compose" / file).read_text()))
     assert len(named) > 25
     # Vectors show themselves with their first value: a verdict, an objective.
     base = {re.sub(r"_(bucket|sum|count)$", "", name) for name in named}
-    wait_for(f"{base - exported} to be exported", 60, lambda: base <= {
-        line.split(" ")[2] for port in (8080, *REVERB_PORTS.values()) for line in get(port, "/metrics")[1].splitlines() if line.startswith("# TYPE")})
+    wait_for(lambda: f"{base - exported()} to be exported", 60, lambda: base <= exported())
 
 
 def test_prometheus_scrapes_all_and_answers_every_query_of_the_dashboard(stack):
@@ -151,10 +158,7 @@ def test_prometheus_scrapes_all_and_answers_every_query_of_the_dashboard(stack):
                 empty.discard(expression)
         return not empty
 
-    deadline = time.monotonic() + 90
-    while not all_answered() and time.monotonic() < deadline:
-        time.sleep(2)
-    assert not empty, f"no series for {empty}"
+    wait_for(lambda: f"series for {empty}", 90, all_answered)
 
 
 def test_a_stopped_container_ends_well_and_soon(stack):

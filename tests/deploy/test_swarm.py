@@ -1,12 +1,11 @@
 """The swarm file on a swarm of one node."""
 
-import json
 import time
 
 import pytest
 import yaml
 from conftest import ROOT, Stack, run, wait_for
-from test_compose import PULSE_PORTS, get, newest_beat
+from test_compose import PULSE_PORTS, is_ready, newest_beat, windows
 
 STACK = "backbeat-swarm"
 SECRETS = {"backbeat-raft-secret": "a-secret-of-the-test", "backbeat-admin-token": "a-token-of-the-test", "backbeat-kafka": "# nothing\n"}
@@ -74,19 +73,17 @@ def test_the_swarm_beats_reports_and_is_updated_node_by_node(swarm):
     services = {*PULSE_PORTS, "reverb", "kafka", "registry"}
     wait_for("every service to run", 180, lambda: all(replicas().get(name, ("0", "1"))[0] == "1" for name in services))
     wait_for("every program to be ready", 120, lambda: all(
-        (get(port, "/ready") or (0, ""))[0] == 200 for port in (*PULSE_PORTS.values(), 8082)))
+        is_ready(port) for port in (*PULSE_PORTS.values(), 8082)))
 
     def newest_report():
-        answer = get(8082, "/api/v1/windows?limit=20")
-        windows = json.loads(answer[1])["windows"] if answer and answer[0] == 200 else []
-        return max((window["from_beat"] for window in windows if window.get("report")), default=-1)
+        return max((window["from_beat"] for window in windows()), default=-1)
 
     wait_for("a report", 90, lambda: newest_report() >= 0)
     before = newest_beat()
     assert before >= 0
     for node in PULSE_PORTS:
         run("docker", "service", "update", "--force", "--detach=false", f"{STACK}_{node}", timeout=180)
-        wait_for(f"{node} to be ready", 60, lambda node=node: (get(PULSE_PORTS[node], "/ready") or (0, ""))[0] == 200)
+        wait_for(f"{node} to be ready", 60, lambda node=node: is_ready(PULSE_PORTS[node]))
     wait_for("beats after the update", 60, lambda: newest_beat() > before + 4)
     after = newest_beat()
     wait_for("their reports", 90, lambda: newest_report() > after)

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use backbeat_tests::{Cluster, Program, wait_for, wait_until};
-use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_mins(1);
 
@@ -13,12 +12,6 @@ fn pulse_and_reverb(cluster: &Cluster, grace: &str) -> [Program; 2] {
     let reverb = cluster.serve("reverb", &["--cluster", "it"]);
     wait_until("a beat", LIMIT, || !cluster.frames().is_empty());
     [pulse, reverb]
-}
-
-/// The summary that agent-sim printed.
-fn summary_of(log: &str) -> Value {
-    let line = log.lines().find(|line| line.starts_with('{')).unwrap_or_else(|| panic!("no summary in {log}"));
-    serde_json::from_str(line).expect("JSON")
 }
 
 #[test]
@@ -33,7 +26,7 @@ fn every_shape_of_load_is_verified_against_the_reports() {
         let args = ["--agents", "40", "--beats", "14", "--shape", shape, "--agent-prefix", &prefix, "--verify"];
         let mut sim = cluster.start("agent-sim", &[&args[..], &rates, &["--output", "json"]].concat());
         assert_eq!(sim.wait(), 0, "{}", sim.log());
-        let summary = summary_of(&sim.log());
+        let summary = sim.printed_json();
         let of = |field: &str| summary[field].as_u64().unwrap_or_else(|| panic!("{field} in {summary}"));
         assert_eq!(of("beats"), 14);
         assert_eq!(of("claims_sent"), of("claims_acknowledged"), "{summary}");

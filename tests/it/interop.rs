@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use backbeat_schemas::{BarReport, BeatFrame, Record, StatusClaim, WriterSchema, wire};
-use backbeat_tests::{Cluster, wait_until};
+use backbeat_tests::{Cluster, run, wait_until};
 use tempfile::TempDir;
 
 use crate::pipeline::{check_reports, reverb, totals};
@@ -49,10 +49,6 @@ fn make_python() -> PathBuf {
         Command::new(python).args(imports).status().is_ok_and(|status| status.success())
     };
     if !works(&python) {
-        let run = |command: &mut Command| {
-            let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-            assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-        };
         run(Command::new("python3").args(["-m", "venv"]).arg(&venv));
         let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"];
         run(Command::new(&python).args(install).arg(format!("{EXAMPLES}/requirements.txt")));
@@ -68,15 +64,14 @@ fn round_trip<R: Record + PartialEq + std::fmt::Debug>(json: &str) -> String {
     std::fs::write(file("avsc"), R::schema().text()).expect("writes");
     let body = wire(1, &record).split_off(5);
     std::fs::write(file("ours"), &body).expect("writes");
-    let output = Command::new(python()).args(["-c", SCRIPT]).arg(dir.path()).output().expect("python runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let printed = run(Command::new(python()).args(["-c", SCRIPT]).arg(dir.path()));
     let theirs = std::fs::read(file("theirs")).expect("it wrote");
     assert_eq!(WriterSchema::<R>::ours().decode(&theirs).as_ref(), Ok(&record));
     assert_eq!(theirs, body, "the encoding of a record is unique here");
     let newer_schema = std::fs::read_to_string(file("newer-schema")).expect("it wrote");
     let newer = std::fs::read(file("newer")).expect("it wrote");
     assert_eq!(WriterSchema::<R>::parse(&newer_schema).and_then(|schema| schema.decode(&newer)), Ok(record));
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    printed
 }
 
 #[test]
@@ -100,13 +95,8 @@ fn an_agent_in_python_is_counted_beside_those_in_rust() {
     let mut agent = Command::new(python());
     agent.arg(format!("{EXAMPLES}/agent.py")).args(["--agent", "py-1", "--task", "train", "--beats", "10"]);
     cluster.set_up(&mut agent);
-    let output = agent.output().expect("it runs");
-    let said = [output.stdout, output.stderr].concat();
-    assert!(
-        output.status.success() && said.starts_with(b"10 claims sent, 0 left over"),
-        "{}",
-        String::from_utf8_lossy(&said)
-    );
+    let said = run(&mut agent);
+    assert!(said.starts_with("10 claims sent, 0 left over"), "{said}");
     let claims = claims_of(&cluster, "py-1");
     assert_eq!(claims.len(), 10);
     assert_eq!(states_of(&claims, "train"), ["executing", "done"]);

@@ -14,7 +14,7 @@ use backbeat_schemas::{BarReport, BeatFrame, Record, wire};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use crate::Program;
+use crate::{Program, run};
 
 static RUNTIME: OnceLock<Runtime> = OnceLock::new();
 static STACK: OnceLock<Stack> = OnceLock::new();
@@ -160,9 +160,7 @@ impl Cluster {
         tool.args(["--bootstrap-server", &self.kafka.bootstrap_servers, "--group", &self.broker.topics().group()]);
         tool.args(["--reset-offsets", "--execute"]).args(to);
         tool.args(["--topic", &self.broker.topics().name(TopicName::StatusClaims)]);
-        let output = tool.output().expect("java runs");
-        let said = [output.stdout, output.stderr].concat();
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&said));
+        run(&mut tool);
     }
 
     /// Publishes a report as if reverb had.

@@ -16,6 +16,14 @@ const STOP_WITHIN: Duration = Duration::from_secs(15);
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 const END_WITHIN: Duration = Duration::from_mins(1);
 
+/// Runs `command` to its end, and returns what it printed; what it said is told where it fails.
+pub fn run(command: &mut Command) -> String {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let said = [output.stdout.as_slice(), &output.stderr].concat();
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&said));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
 /// A running program of the workspace. Dropping it stops it.
 pub struct Program {
     process: Supervised,
@@ -66,6 +74,13 @@ impl Program {
     /// All that it has said.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.process.log()).expect("it has a log")
+    }
+
+    /// The line of JSON that it has printed.
+    pub fn printed_json(&self) -> Value {
+        let log = self.log();
+        let line = log.lines().find(|line| line.starts_with('{')).unwrap_or_else(|| panic!("no JSON in {log}"));
+        serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
     }
 
     /// Base URL of its HTTP server; `None` while it does not listen.

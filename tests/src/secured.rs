@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use backbeat_devstack::{Supervised, free_port, stock_tool};
 
-use crate::wait_until;
+use crate::{run, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(1);
 const STOP_WITHIN: Duration = Duration::from_secs(10);
@@ -59,8 +59,7 @@ group.initial.rebalance.delay.ms=0
         for user in users {
             format.args(["--add-scram", &format!("SCRAM-SHA-512=[name={user},password={user}-secret]")]);
         }
-        let output = format.output().expect("java runs");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&[output.stdout, output.stderr].concat()));
+        run(&mut format);
         let mut kafka = stock_tool("kafka.Kafka").expect("Kafka is there");
         kafka.arg(&path);
         let process = Supervised::spawn(&kafka, &dir.join("broker.log"), STOP_WITHIN).expect("it starts");
@@ -103,7 +102,6 @@ group.initial.rebalance.delay.ms=0
         for (flag, name) in resources {
             tool.args([flag, name]);
         }
-        let output = tool.output().expect("java runs");
-        assert!(output.status.success(), "{}", String::from_utf8_lossy(&[output.stdout, output.stderr].concat()));
+        run(&mut tool);
     }
 }

@@ -130,7 +130,7 @@ fn through_agent_sim(cluster: &Cluster) -> f64 {
     let args = ["--agents", &agents, "--beats", "10", "--silence-rate", "0", "--output", "json"];
     let mut sim = cluster.start("agent-sim", &args);
     assert_eq!(sim.wait(), 0, "{}", sim.log());
-    let summary = summary(&sim.log());
+    let summary = sim.printed_json();
     assert_eq!(summary["claims_acknowledged"], CLAIMS);
     CLAIMS as f64 / summary["sending_s"].as_f64().expect("a number")
 }
@@ -138,10 +138,5 @@ fn through_agent_sim(cluster: &Cluster) -> f64 {
 fn stopped(sim: &mut Program) -> Value {
     sim.signal(rustix::process::Signal::TERM);
     assert_eq!(sim.wait(), 0, "{}", sim.log());
-    summary(&sim.log())
-}
-
-fn summary(log: &str) -> Value {
-    let line = log.lines().find(|line| line.starts_with('{')).expect("a summary");
-    serde_json::from_str(line).expect("JSON")
+    sim.printed_json()
 }

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use backbeat_tests::run;
 use serde_json::Value;
 
 /// Sends `count` records of `size` bytes to `topic`, set up as our producers are; returns records per second until the
@@ -53,10 +54,4 @@ fn sources() -> PathBuf {
     let sys = packages.iter().find(|package| package["name"] == "rdkafka-sys").expect("we link it");
     let manifest = Path::new(sys["manifest_path"].as_str().expect("a path"));
     manifest.parent().expect("a directory").join("librdkafka")
-}
-
-fn run(command: &mut Command) -> String {
-    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
