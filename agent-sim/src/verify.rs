@@ -34,7 +34,7 @@ pub(crate) fn verify(
 ) -> anyhow::Result<Option<Verdict>> {
     let (Some(first), Some(last)) = (heard.first(), heard.last()) else { return Ok(None) };
     let broker = Broker::new(kafka, "agent-sim-verify")?;
-    let registry = Registry::new(&kafka.schema_registry)?;
+    let registry = Registry::new(kafka)?;
     let ends = claim_ends(&broker)?;
     let mut frames = LogReader::new(&broker, &registry, runtime, TopicName::BeatFrames)?;
     let Some(frames) = read_frames(&mut frames, first.beat, last.beat, &ends, stop)? else { return Ok(None) };

@@ -67,7 +67,7 @@ impl Summary {
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let runtime = Runtime::new()?;
     let broker = Broker::new(&args.kafka, "backbeat-audit")?;
-    let registry = Registry::new(&args.kafka.schema_registry)?;
+    let registry = Registry::new(&args.kafka)?;
     let beat = |beat: Option<i64>| beat.map(BeatIndex::try_from).transpose();
     let range = AuditRange { from: beat(args.from)?, to: beat(args.to)? };
     let summary = look(&broker, &registry, &runtime, range, args.output)?;

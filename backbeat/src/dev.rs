@@ -105,6 +105,7 @@ impl Programs {
             .args(args)
             .args(["--env", "development"])
             .env_remove("KAFKA_CONFIG")
+            .env_remove("SCHEMA_REGISTRY_CA")
             .env_remove("LOG_LEVEL")
             .env_remove("BACKBEAT_PEERS")
             .env_remove("BACKBEAT_RAFT_BIND")
@@ -191,6 +192,7 @@ fn kafka_args(stack: &Stack) -> KafkaArgs {
     KafkaArgs {
         bootstrap_servers: stack.bootstrap_servers(),
         schema_registry: stack.schema_registry(),
+        schema_registry_ca: outside("SCHEMA_REGISTRY_CA").map(PathBuf::from),
         kafka_config: outside("KAFKA_CONFIG").map(PathBuf::from),
         topic_prefix: outside("BACKBEAT_TOPIC_PREFIX").unwrap_or_default(),
     }
@@ -215,6 +217,9 @@ fn start_programs(args: &Args, kafka: &KafkaArgs, dir: &Path, programs: &mut Pro
     ];
     if let Some(path) = &kafka.kafka_config {
         env.push(("KAFKA_CONFIG", path.display().to_string()));
+    }
+    if let Some(path) = &kafka.schema_registry_ca {
+        env.push(("SCHEMA_REGISTRY_CA", path.display().to_string()));
     }
     let flags = |pairs: &[(&str, String)]| {
         pairs.iter().flat_map(|(name, value)| [(*name).to_owned(), value.clone()]).collect::<Vec<_>>()
@@ -284,7 +289,7 @@ fn show(
     shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
     let broker = Broker::new(kafka, "backbeat-dev")?;
-    let registry = Registry::new(&kafka.schema_registry)?;
+    let registry = Registry::new(kafka)?;
     let mut frames = follow::<BeatFrame>(&broker, &registry, runtime, TopicName::BeatFrames)?;
     let mut reports = follow::<BarReport>(&broker, &registry, runtime, TopicName::BarReports)?;
     let period = 60.0 / args.bpm;

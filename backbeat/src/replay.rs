@@ -60,7 +60,7 @@ fn instant(text: &str) -> Result<Timestamp, String> {
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let runtime = Runtime::new()?;
     let broker = Broker::new(&args.kafka, "backbeat-replay")?;
-    let registry = Registry::new(&args.kafka.schema_registry)?;
+    let registry = Registry::new(&args.kafka)?;
     let Target { to_beat, to_window, to_datetime, .. } = &args.to;
     let to = match (to_beat, to_window, to_datetime) {
         (Some(beat), _, _) => ReplayTo::Beat(BeatIndex::try_from(*beat).context("--to-beat")?),

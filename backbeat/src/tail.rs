@@ -52,7 +52,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 fn print<R: Record + 'static>(args: &Args, topic: TopicName) -> anyhow::Result<ExitCode> {
     let runtime = Runtime::new()?;
     let broker = Broker::new(&args.kafka, "backbeat-tail")?;
-    let registry = Registry::new(&args.kafka.schema_registry)?;
+    let registry = Registry::new(&args.kafka)?;
     let from = if args.from_beginning { TailFrom::Beginning } else { TailFrom::Last(10) };
     let mut tail = TopicTail::<R>::new(&broker, &registry, runtime.handle(), topic, &from)
         .with_context(|| format!("reading {} from {}", broker.topics().name(topic), broker.bootstrap_servers()))?;

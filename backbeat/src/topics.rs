@@ -44,7 +44,7 @@ pub(crate) async fn ensure(args: &Args) -> anyhow::Result<Vec<String>> {
             settled => break settled?,
         }
     };
-    let registry = Registry::new(&args.kafka.schema_registry)?;
+    let registry = Registry::new(&args.kafka)?;
     let topics = broker.topics();
     registry.register::<BeatFrame>(&topics.subject(TopicName::BeatFrames)).await?;
     registry.register::<StatusClaim>(&topics.subject(TopicName::StatusClaims)).await?;

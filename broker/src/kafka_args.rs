@@ -19,6 +19,11 @@ pub struct KafkaArgs {
     )]
     pub schema_registry: String,
 
+    /// A PEM file with the authority that signed the schema registry's certificate, if it is not one that this machine
+    /// trusts.
+    #[arg(long, env = "SCHEMA_REGISTRY_CA", value_name = "FILE")]
+    pub schema_registry_ca: Option<PathBuf>,
+
     /// A file of librdkafka properties (key=value lines), as for SASL and TLS.
     #[arg(long, env = "KAFKA_CONFIG", value_name = "FILE")]
     pub kafka_config: Option<PathBuf>,

@@ -1,12 +1,16 @@
 //! The schema registry (Confluent API).
 
-use std::error::Error as _;
+use std::error::Error;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use backbeat_schemas::Record;
+use reqwest::{Certificate, Client, Url};
 use schema_registry_converter::async_impl::schema_registry::{SrSettings, get_schema_by_id, post_schema};
 use schema_registry_converter::error::SRCError;
 use schema_registry_converter::schema_registry_common::{RawError, SchemaType, SuppliedSchema};
+
+use crate::KafkaArgs;
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -18,8 +22,10 @@ const SCHEMA_NOT_FOUND: [u32; 2] = [40_403, 404];
 #[derive(Debug, Clone)]
 pub struct Registry {
     url: String,
+    /// The same without credentials, for messages.
+    shown: String,
     settings: SrSettings,
-    http: reqwest::Client,
+    http: Client,
 }
 
 /// The registry did not take a schema.
@@ -31,6 +37,14 @@ pub enum RegistryError {
         /// Where.
         url: String,
         /// What happened.
+        reason: String,
+    },
+    /// The authority that should sign its certificate cannot be read.
+    #[error("reading the schema registry's authority (--schema-registry-ca) from {}: {reason}", path.display())]
+    Authority {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
         reason: String,
     },
     /// It answered that it does not want the schema.
@@ -57,15 +71,17 @@ pub enum FetchError {
 }
 
 impl Registry {
-    /// The registry at `url`.
-    pub fn new(url: &str) -> Result<Self, RegistryError> {
-        let url = url.trim_end_matches('/').to_owned();
-        let unusable = |reason: String| RegistryError::Unavailable { url: url.clone(), reason };
-        let settings = SrSettings::new_builder(url.clone()).set_timeout(REQUEST_TIMEOUT).build();
-        let settings = settings.map_err(|error| unusable(error.to_string()))?;
-        let http = reqwest::Client::builder().timeout(REQUEST_TIMEOUT).build();
-        let http = http.map_err(|error| unusable(error.to_string()))?;
-        Ok(Self { url, settings, http })
+    /// The registry that `args` name.
+    pub fn new(args: &KafkaArgs) -> Result<Self, RegistryError> {
+        let url = args.schema_registry.trim_end_matches('/').to_owned();
+        let shown = without_credentials(&url);
+        let unusable = |reason: String| RegistryError::Unavailable { url: shown.clone(), reason };
+        let authority = authority(args)?;
+        let client = || Client::builder().timeout(REQUEST_TIMEOUT).tls_certs_merge(authority.clone());
+        let settings = SrSettings::new_builder(url.clone()).build_with(client());
+        let settings = settings.map_err(|error| unusable(causes(&error)))?;
+        let http = client().build().map_err(|error| unusable(causes(&error)))?;
+        Ok(Self { url, shown, settings, http })
     }
 
     /// Registers `R`'s schema for `subject`, compatible for ever in both directions, and returns its
@@ -87,7 +103,7 @@ impl Registry {
         let url = format!("{}/config/{subject}", self.url);
         let request =
             self.http.put(url).header("Content-Type", CONTENT_TYPE).body(r#"{"compatibility":"FULL_TRANSITIVE"}"#);
-        let answer = request.send().await.map_err(|error| self.unavailable(error.to_string()))?;
+        let answer = request.send().await.map_err(|error| self.unavailable(causes(&error)))?;
         if !answer.status().is_success() {
             return Err(self.unavailable(format!("setting the compatibility of {subject}: HTTP {}", answer.status())));
         }
@@ -96,11 +112,11 @@ impl Registry {
             Ok(registered) => Ok(registered.id),
             Err(error) => Err(match registry_code(&error) {
                 Some(409 | 422 | 40_901 | 42_201..=42_299) => RegistryError::Refused {
-                    url: self.url.clone(),
+                    url: self.shown.clone(),
                     subject: subject.to_owned(),
                     reason: error.to_string(),
                 },
-                _ => self.unavailable(error.to_string()),
+                _ => self.unavailable(causes(&error)),
             }),
         }
     }
@@ -112,13 +128,45 @@ impl Registry {
             Err(error) if registry_code(&error).is_some_and(|code| SCHEMA_NOT_FOUND.contains(&code)) => {
                 Err(FetchError::Unknown(id))
             }
-            Err(error) => Err(FetchError::Unavailable(error.to_string())),
+            Err(error) => Err(FetchError::Unavailable(causes(&error))),
         }
     }
 
     fn unavailable(&self, reason: String) -> RegistryError {
-        RegistryError::Unavailable { url: self.url.clone(), reason }
+        RegistryError::Unavailable { url: self.shown.clone(), reason }
     }
+}
+
+/// The certificates in the file that `args` name.
+fn authority(args: &KafkaArgs) -> Result<Vec<Certificate>, RegistryError> {
+    let Some(path) = &args.schema_registry_ca else {
+        return Ok(Vec::new());
+    };
+    let unreadable = |reason: String| RegistryError::Authority { path: path.clone(), reason };
+    let pem = std::fs::read(path).map_err(|error| unreadable(error.to_string()))?;
+    let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| unreadable(error.to_string()))?;
+    if certificates.is_empty() { Err(unreadable("it holds no certificate".to_owned())) } else { Ok(certificates) }
+}
+
+fn without_credentials(url: &str) -> String {
+    let Ok(mut parsed) = Url::parse(url) else {
+        return url.to_owned();
+    };
+    // They fail for addresses that cannot have any.
+    let _ = parsed.set_username("");
+    let _ = parsed.set_password(None);
+    parsed.to_string()
+}
+
+/// What happened and why: the clients' own words leave the causes out.
+fn causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
 }
 
 /// The `error_code` of the registry's answer, if it gave one.

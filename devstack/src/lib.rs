@@ -33,6 +33,11 @@ pub fn stock_tool(class: &str) -> Result<Command, DevstackError> {
     Artifacts::fetch().map(|artifacts| kafka::java_class(&artifacts, class))
 }
 
+/// A schema registry, its state in memory, on loopback, ready for `QUARKUS_HTTP_PORT` and other settings of Quarkus.
+pub fn stock_registry() -> Result<Command, DevstackError> {
+    Artifacts::fetch().map(|artifacts| registry::command(&artifacts, false))
+}
+
 /// Where the stack runs.
 #[derive(Debug, Clone)]
 pub struct Options {

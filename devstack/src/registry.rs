@@ -1,6 +1,7 @@
 //! One schema registry with the Confluent API, its state in memory.
 
 use std::fs;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,21 @@ const MAX_ATTEMPTS: u32 = 3;
 pub(crate) struct Registry {
     pub(crate) process: Supervised,
     port: u16,
+}
+
+/// A registry with its state in memory, on loopback, ready for its port.
+pub(crate) fn command(artifacts: &Artifacts, throughput: bool) -> Command {
+    let mut command = java(throughput);
+    command.arg("-Xmx128m").arg("-jar").arg(&artifacts.registry_jar);
+    command.envs([
+        ("QUARKUS_HTTP_HOST", "127.0.0.1"),
+        ("QUARKUS_MANAGEMENT_HOST", "127.0.0.1"),
+        ("QUARKUS_MANAGEMENT_PORT", "0"),
+        ("QUARKUS_LOG_LEVEL", "WARN"),
+        // Otherwise a schema with other white space gets another id.
+        ("APICURIO_CCOMPAT_USE_CANONICAL_HASH", "true"),
+    ]);
+    command
 }
 
 impl Registry {
@@ -43,17 +59,8 @@ impl Registry {
             fs::remove_dir_all(&dir).context(|| format!("removing {}", dir.display()))?;
         }
         fs::create_dir_all(&dir).context(|| format!("creating {}", dir.display()))?;
-        let mut command = java(options.throughput);
-        command.arg("-Xmx128m").arg("-jar").arg(&artifacts.registry_jar).current_dir(&dir);
-        command.envs([
-            ("QUARKUS_HTTP_HOST", "127.0.0.1"),
-            ("QUARKUS_HTTP_PORT", &port.to_string()),
-            ("QUARKUS_MANAGEMENT_HOST", "127.0.0.1"),
-            ("QUARKUS_MANAGEMENT_PORT", "0"),
-            ("QUARKUS_LOG_LEVEL", "WARN"),
-            // Otherwise a schema with other white space gets another id.
-            ("APICURIO_CCOMPAT_USE_CANONICAL_HASH", "true"),
-        ]);
+        let mut command = command(artifacts, options.throughput);
+        command.env("QUARKUS_HTTP_PORT", port.to_string()).current_dir(&dir);
         let log = dir.join("registry.log");
         let process = Supervised::spawn(&command, &log, STOP_WITHIN).context(|| "starting the registry".to_owned())?;
         let mut registry = Self { process, port };

@@ -46,7 +46,7 @@ pub enum ConnectError {
 impl Connection {
     /// The way to a cluster, whether its Kafka is there or not. `client_id` names the agent in Kafka's logs.
     pub fn new(args: &KafkaArgs, client_id: &str) -> Result<Self, ConnectError> {
-        Ok(Self { broker: Broker::new(args, client_id)?, registry: Registry::new(&args.schema_registry)? })
+        Ok(Self { broker: Broker::new(args, client_id)?, registry: Registry::new(args)? })
     }
 
     /// The same, once Kafka, its topics and the registry have answered; waits, with log lines, for one that is away.

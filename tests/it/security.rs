@@ -3,7 +3,7 @@
 use std::fs;
 use std::time::Duration;
 
-use backbeat_tests::{Cluster, SecuredKafka, stack, wait_until};
+use backbeat_tests::{Cluster, SecuredKafka, SecuredRegistry, stack, wait_until};
 use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_mins(1);
@@ -18,17 +18,17 @@ fn allow_the_least(kafka: &SecuredKafka, prefix: &str) {
     };
     let all = ["beatframes", "statusclaims", "barreports", "barpartials", "statusclaims.dlq"];
     allow("topics", &["Create", "Describe", "DescribeConfigs"], "--topic", &all);
-    allow("pulse", &["Read", "Describe"], "--topic", &["beatframes", "barreports"]);
+    allow("pulse", &["Read"], "--topic", &["beatframes", "barreports"]);
     allow("pulse", &["Write"], "--topic", &["beatframes"]);
     allow("pulse", &["Describe"], "--topic", &["statusclaims"]);
     allow("pulse", &["Read"], "--group", &["readers"]);
-    allow("pulse", &["Write", "Describe"], "--transactional-id", &["pulse"]);
-    allow("reverb", &["Read", "Describe"], "--topic", &["beatframes", "statusclaims", "barpartials", "barreports"]);
+    allow("pulse", &["Write"], "--transactional-id", &["pulse"]);
+    allow("reverb", &["Read"], "--topic", &["beatframes", "statusclaims", "barpartials", "barreports"]);
     allow("reverb", &["Write"], "--topic", &["barpartials", "barreports", "statusclaims.dlq"]);
     allow("reverb", &["Read"], "--group", &["reverb", "readers"]);
-    allow("reverb", &["Write", "Describe"], "--transactional-id", &["reverb-merge"]);
-    allow("agent", &["Read", "Describe"], "--topic", &["beatframes"]);
-    allow("agent", &["Write", "Describe"], "--topic", &["statusclaims"]);
+    allow("reverb", &["Write"], "--transactional-id", &["reverb-merge"]);
+    allow("agent", &["Read"], "--topic", &["beatframes"]);
+    allow("agent", &["Write"], "--topic", &["statusclaims"]);
     allow("agent", &["Read"], "--group", &["readers"]);
 }
 
@@ -127,4 +127,28 @@ fn who_shows_nothing_or_something_wrong_is_told_so() {
         wait_until("the count of it", LIMIT, counted);
         assert!(!pulse.log().contains("-secret") && !pulse.log().contains("guessed"), "{}", pulse.log());
     }
+}
+
+#[test]
+fn a_registry_with_tls_is_believed_by_its_authority_only() {
+    let dir = TempDir::new().expect("a directory");
+    let registry = SecuredRegistry::start(dir.path());
+    let cluster = Cluster::new(1);
+    // Credentials may stand in the address; messages leave them out.
+    let address = registry.url().replace("https://", "https://reader:registry-secret@");
+    let tempo = ["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200", "--bar", "4"];
+    let there = ["--schema-registry", address.as_str()];
+    let authority = registry.authority().display().to_string();
+    let trusting = cluster.serve("pulse", &[&tempo[..], &there, &["--schema-registry-ca", &authority]].concat());
+    trusting.wait_ready();
+    let distrusting = cluster.serve("pulse", &[&tempo[..], &there, &["--node", "other"]].concat());
+    let reason = "certificate";
+    wait_until("the reason in the log", LIMIT, || distrusting.log().contains(reason));
+    for program in [&trusting, &distrusting] {
+        assert!(!program.log().contains("registry-secret"), "{}", program.log());
+    }
+    let topics = ["topics", "--replication-factor", "1", "--claim-partitions", "1", "--schema-registry-ca"];
+    let refused = cluster.backbeat(&[&topics[..], &["/nowhere.pem"]].concat());
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("from /nowhere.pem: No such file"), "{said}");
 }

@@ -82,9 +82,15 @@ impl Cluster {
     /// Topics of a new cluster that are not there yet, at any Kafka.
     pub fn at(bootstrap_servers: String, schema_registry: String) -> Self {
         let topic_prefix = format!("t{}-{}-", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let kafka = KafkaArgs { bootstrap_servers, schema_registry, kafka_config: None, topic_prefix };
+        let kafka = KafkaArgs {
+            bootstrap_servers,
+            schema_registry,
+            schema_registry_ca: None,
+            kafka_config: None,
+            topic_prefix,
+        };
         let broker = Broker::new(&kafka, "tests").expect("no properties file");
-        let registry = Registry::new(&kafka.schema_registry).expect("a registry client");
+        let registry = Registry::new(&kafka).expect("a registry client");
         Self { kafka, dir: TempDir::new().expect("a directory"), broker, registry }
     }
 

@@ -10,5 +10,5 @@ mod wait;
 pub use cluster::{Cluster, own_devstack, runtime, stack, start_stack_for_throughput};
 pub use program::{Program, run};
 pub use pulse_nodes::PulseNodes;
-pub use secured::SecuredKafka;
+pub use secured::{SecuredKafka, SecuredRegistry};
 pub use wait::{wait_for, wait_until};

@@ -1,10 +1,10 @@
-//! A Kafka that demands TLS and passwords, and denies what was not allowed.
+//! A Kafka that demands TLS and passwords, and denies what was not allowed, and a registry that demands TLS.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use backbeat_devstack::{Supervised, free_port, stock_tool};
+use backbeat_devstack::{Supervised, free_port, stock_registry, stock_tool};
 
 use crate::{run, wait_until};
 
@@ -103,5 +103,41 @@ group.initial.rebalance.delay.ms=0
             tool.args([flag, name]);
         }
         run(&mut tool);
+    }
+}
+
+/// A schema registry that speaks TLS only.
+pub struct SecuredRegistry {
+    url: String,
+    authority: PathBuf,
+    _process: Supervised,
+}
+
+impl SecuredRegistry {
+    /// Starts one with its files in `dir`.
+    pub fn start(dir: &Path) -> Self {
+        let [plain, port] = [(); 2].map(|()| free_port().expect("a port").to_string());
+        let own = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned()]).expect("a certificate");
+        let (authority, key) = (dir.join("registry-ca.pem"), dir.join("registry-key.pem"));
+        fs::write(&authority, own.cert.pem()).expect("writes");
+        fs::write(&key, own.signing_key.serialize_pem()).expect("writes");
+        let mut command = stock_registry().expect("it is there");
+        command.current_dir(dir);
+        command.envs([("QUARKUS_HTTP_PORT", &plain), ("QUARKUS_HTTP_SSL_PORT", &port)]);
+        command.env("QUARKUS_HTTP_INSECURE_REQUESTS", "disabled");
+        command.env("QUARKUS_HTTP_SSL_CERTIFICATE_FILES", &authority);
+        command.env("QUARKUS_HTTP_SSL_CERTIFICATE_KEY_FILES", &key);
+        let process = Supervised::spawn(&command, &dir.join("registry.log"), STOP_WITHIN).expect("it starts");
+        Self { url: format!("https://127.0.0.1:{port}/apis/ccompat/v7"), authority, _process: process }
+    }
+
+    /// Base URL of its Confluent API.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// A file with who signed its certificate.
+    pub fn authority(&self) -> &Path {
+        &self.authority
     }
 }

@@ -97,7 +97,7 @@ async fn prepare(args: &Args) -> anyhow::Result<Prepared> {
         None => None,
     };
     let broker = Broker::new(&args.kafka, &args.node().to_string())?;
-    let registry = Registry::new(&args.kafka.schema_registry)?;
+    let registry = Registry::new(&args.kafka)?;
     wait_for_topics(&broker, &[TopicName::BeatFrames, TopicName::StatusClaims, TopicName::BarReports]).await?;
     let schema_id = registry.register::<BeatFrame>(&broker.topics().subject(TopicName::BeatFrames)).await?;
     Ok(Prepared { broker, registry, schema_id, raft_listener, secret })

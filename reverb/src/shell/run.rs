@@ -30,7 +30,7 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
     let server = tokio::spawn(serve(listener, http::routes(&metrics, status.clone()), stop_serving.clone()));
 
     let broker = Broker::new(&args.kafka, &name)?;
-    let registry = Registry::new(&args.kafka.schema_registry)?;
+    let registry = Registry::new(&args.kafka)?;
     let prepared = tokio::select! {
         prepared = prepare(&broker, &registry) => Some(prepared?),
         () = shutdown.cancelled() => None,
