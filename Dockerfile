@@ -1,5 +1,6 @@
 # The images of BACKBEAT. Targets: backbeat-pulse, backbeat-reverb, backbeat-agent-sim, backbeat (the operator's
-# command) and backbeat-console (Kafka's own console consumer, with an Avro deserializer). `make docker` builds them all.
+# command), backbeat-console (Kafka's own console consumer, with an Avro deserializer) and backbeat-connect (a worker of Kafka
+# Connect with the plugins that the sinks in connect/ want). `make docker` builds them all.
 
 FROM rust:1.95-slim-bookworm AS chef
 # OpenSSL, zlib and zstd are built from source and linked in.
@@ -64,11 +65,13 @@ FROM runtime AS backbeat
 COPY --from=build /build/target/release/backbeat /usr/local/bin/
 ENTRYPOINT ["backbeat"]
 
-FROM debian:bookworm-slim AS serde
+FROM debian:bookworm-slim AS maven
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates maven \
     && rm -rf /var/lib/apt/lists/*
+
+FROM maven AS serde
 WORKDIR /serde
 COPY compose/console/pom.xml .
 RUN mvn --batch-mode --quiet dependency:copy-dependencies -DoutputDirectory=libs
@@ -77,3 +80,17 @@ FROM apache/kafka:4.3.1 AS backbeat-console
 COPY --from=serde /serde/libs /opt/backbeat/serde
 COPY compose/console/console.sh /usr/local/bin/console
 ENTRYPOINT ["console"]
+
+FROM maven AS plugins
+COPY connect/plugins /plugins
+RUN mvn --batch-mode --quiet --file /plugins/pom.xml package -Dplugins.dir=/opt/connect/plugins
+
+FROM apache/kafka:4.3.1 AS backbeat-connect
+USER root
+# Named volumes that are mounted there are the worker's own.
+RUN install -d -o appuser /warehouse /files
+USER appuser
+COPY --from=plugins /opt/connect/plugins /opt/connect/plugins
+COPY connect/worker.properties /opt/connect/worker.properties
+EXPOSE 8083
+ENTRYPOINT ["/opt/kafka/bin/connect-distributed.sh", "/opt/connect/worker.properties"]

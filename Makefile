@@ -50,7 +50,7 @@ simulate:
 # The images, as IMAGES and VERSION name them: make docker IMAGES=registry.example/ VERSION=0.1.0
 VERSION ?= dev
 IMAGES ?=
-TARGETS := backbeat-pulse backbeat-reverb backbeat-agent-sim backbeat backbeat-console
+TARGETS := backbeat-pulse backbeat-reverb backbeat-agent-sim backbeat backbeat-console backbeat-connect
 
 docker: export DOCKER_BUILDKIT := 1
 docker:

@@ -1,19 +1,22 @@
 //! `backbeat audit`.
 
-use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use backbeat_broker::{Broker, KafkaArgs, Registry};
 use backbeat_reverb::shell::{AuditRange, Audited, Finding, audit};
 use backbeat_schemas::BeatIndex;
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-/// The exit code when a report is not what the log says, or is not there.
-const FOUND: u8 = 3;
+use crate::output::{FOUND, Output, OutputArgs};
 
 /// Flags of `backbeat audit`.
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "Examples:
+  backbeat audit
+  backbeat audit --from 40 --to 80
+  backbeat audit --output json | jq 'select(.finding != \"identical\")'")]
 pub(crate) struct Args {
     /// The first beat to look at; by default the first that is retained.
     #[arg(long, value_name = "BEAT", value_parser = clap::value_parser!(i64).range(0..))]
@@ -23,18 +26,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "BEAT", value_parser = clap::value_parser!(i64).range(0..))]
     to: Option<i64>,
 
-    /// How to say what was found: text, or one JSON object a line.
-    #[arg(long, value_enum, default_value = "text")]
-    output: Output,
+    #[command(flatten)]
+    output: OutputArgs,
 
     #[command(flatten)]
     kafka: KafkaArgs,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Output {
-    Text,
-    Json,
 }
 
 /// How many windows there are of each kind.
@@ -70,13 +66,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let registry = Registry::new(&args.kafka)?;
     let beat = |beat: Option<i64>| beat.map(BeatIndex::try_from).transpose();
     let range = AuditRange { from: beat(args.from)?, to: beat(args.to)? };
-    let summary = look(&broker, &registry, &runtime, range, args.output)?;
+    let output = args.output.output;
+    let summary = look(&broker, &registry, &runtime, range, output)?;
     let Summary { identical, different, missing, duplicate, not_retained } = summary;
     let counts = format!(
         "{} windows: {identical} identical, {different} different, {missing} missing, {duplicate} duplicate, {not_retained} not retained",
         summary.windows()
     );
-    match args.output {
+    match output {
         Output::Text => println!("{counts}"),
         Output::Json => tracing::info!("{counts}"),
     }
@@ -97,22 +94,21 @@ pub(crate) fn look(
         backbeat_service::on_signals()?
     };
     let mut summary = Summary::default();
-    let shows_progress = std::io::stderr().is_terminal();
-    audit(broker, registry, runtime.handle(), range, &stop, |audited| {
+    // On a terminal only, and on standard error.
+    let progress = ProgressBar::no_length().with_style(
+        ProgressStyle::with_template("{bar:30} {pos}/{len} windows, {eta} left").expect("a template"),
+    );
+    audit(broker, registry, runtime.handle(), range, &stop, |audited, windows| {
         summary.count(&audited.finding);
-        match output {
+        progress.suspend(|| match output {
             Output::Json => println!("{}", as_json(&audited)),
             Output::Text if audited.finding != Finding::Identical => println!("{}", as_text(&audited)),
             Output::Text => {}
-        }
-        if shows_progress {
-            // A terminal that is gone misses nothing.
-            let _ = write!(std::io::stderr(), "\r{} windows", summary.windows());
-        }
+        });
+        progress.set_length(windows as u64);
+        progress.inc(1);
     })?;
-    if shows_progress {
-        let _ = writeln!(std::io::stderr());
-    }
+    progress.finish_and_clear();
     Ok(summary)
 }
 

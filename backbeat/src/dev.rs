@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use backbeat_broker::{Broker, KafkaArgs, LogReader, ReadError, Registry, TopicName};
-use backbeat_devstack::{DevstackError, Options, Stack, Supervised, free_port};
+use backbeat_devstack::{Connect, DevstackError, Options, Postgres, Stack, Supervised, free_port};
 use backbeat_schemas::{BarReport, BeatFrame, Record};
 use backbeat_service::Shutdown;
 use tokio::runtime::{Handle, Runtime};
 
 use crate::dev_state::{DevState, Service};
+use crate::sinks::Worker;
 use crate::topics;
 
 /// How long a program may take to end before it is killed.
@@ -24,6 +25,10 @@ const LISTENS_WITHIN: Duration = Duration::from_secs(10);
 
 /// Flags of `backbeat dev`.
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "Examples:
+  backbeat dev --bpm 120 --bar 8 --agents 200
+  backbeat dev --connect                         and reports as rows of PostgreSQL
+  backbeat dev --kafka-port 0 --registry-port 0 --pulse-port 0 --reverb-port 0 --dir /tmp/second")]
 pub(crate) struct Args {
     /// The cluster's name.
     #[arg(long, default_value = "dev")]
@@ -77,9 +82,62 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 8082)]
     reverb_port: u16,
 
+    /// Also starts PostgreSQL and a worker of Kafka Connect that brings each report into it.
+    #[arg(long)]
+    connect: bool,
+
+    /// Kafka Connect's port, 0 for a free one.
+    #[arg(long, default_value_t = 8090)]
+    connect_port: u16,
+
+    /// PostgreSQL's port, 0 for a free one.
+    #[arg(long, default_value_t = 5432)]
+    postgres_port: u16,
+
     /// Where data and logs go. What an earlier run left there is removed.
     #[arg(long, default_value = ".backbeat")]
     dir: PathBuf,
+}
+
+/// Reports as rows, with what users put into their own.
+struct Warehouse {
+    // Stopped first: it has connections to the other.
+    _connect: Connect,
+    postgres: Postgres,
+}
+
+impl Warehouse {
+    const TABLES: &str = include_str!("../../connect/sql/postgres.sql");
+    const SINK: &str = include_str!("../../connect/sinks/postgres.json");
+
+    fn start(args: &Args, stack: &Stack, dir: &Path) -> anyhow::Result<Self> {
+        let Stack::Local(local) = stack else {
+            bail!("--connect goes with a Kafka that is started here, not with that of KAFKA_BOOTSTRAP_SERVERS");
+        };
+        say("starting postgresql and kafka connect")?;
+        let postgres = Postgres::start(args.postgres_port, &dir.join("postgres.log"))?;
+        postgres.query(Self::TABLES)?;
+        let environment = [
+            ("CONNECT_REGISTRY_URL", local.schema_registry().replace("/apis/ccompat/v7", "/apis/registry/v2")),
+            ("CONNECT_JDBC_URL", postgres.jdbc_url()),
+            ("CONNECT_JDBC_USER", postgres.user().to_owned()),
+            ("CONNECT_JDBC_PASSWORD", String::new()),
+        ];
+        let dir = dir.join("connect");
+        let connect = Connect::start(args.connect_port, &local.bootstrap_servers(), &environment, &dir)?;
+        let worker = Worker::new(&connect.url())?;
+        worker.apply("postgres", &serde_json::from_str(Self::SINK)?)?;
+        worker.wait_until_runs("postgres")?;
+        say(&format!("postgres  {}  table bar_reports", postgres.url()))?;
+        say(&format!("connect   {}  log {}", connect.url(), dir.join("connect.log").display()))?;
+        Ok(Self { _connect: connect, postgres })
+    }
+
+    /// What the table has, for people.
+    fn rows(&self) -> anyhow::Result<String> {
+        let rows = self.postgres.query("select count(*) || ' rows, up to beat ' || max(to_beat) from bar_reports")?;
+        Ok(rows.trim().to_owned())
+    }
 }
 
 /// Above the first: those between are reverb's and the registry's.
@@ -163,7 +221,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let kafka = kafka_args(&stack);
     say(&format!("kafka {}, schema registry {}", kafka.bootstrap_servers, kafka.schema_registry))?;
-    let prepare = topics::Args { claim_partitions: args.claim_partitions, replication_factor: 1, kafka: kafka.clone() };
+    let prepare = topics::Wanted { claim_partitions: args.claim_partitions, replication_factor: 1, kafka: kafka.clone() };
     let prepared = runtime.block_on(async {
         tokio::select! {
             prepared = topics::ensure(&prepare) => prepared.map(drop),
@@ -171,10 +229,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
     });
     let mut programs = Programs { running: Vec::new() };
+    let mut warehouse = None;
     let outcome = prepared
         .and_then(|()| if shutdown.is_cancelled() { Ok(()) } else { start_programs(args, &kafka, &dir, &mut programs) })
-        .and_then(|()| show(args, &kafka, runtime.handle(), &mut programs, &shutdown));
+        .and_then(|()| {
+            if args.connect && !shutdown.is_cancelled() {
+                warehouse = Some(Warehouse::start(args, &stack, &dir)?);
+            }
+            Ok(())
+        })
+        .and_then(|()| show(args, &kafka, runtime.handle(), &mut programs, warehouse.as_ref(), &shutdown));
     say("stopping")?;
+    drop(warehouse);
     drop(programs);
     if let Stack::Local(stack) = stack {
         stack.stop();
@@ -286,6 +352,7 @@ fn show(
     kafka: &KafkaArgs,
     runtime: &Handle,
     programs: &mut Programs,
+    warehouse: Option<&Warehouse>,
     shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
     let broker = Broker::new(kafka, "backbeat-dev")?;
@@ -298,6 +365,7 @@ fn show(
         period * f64::from(args.bar)
     ))?;
     let mut checked = Instant::now();
+    let mut shown_rows = String::new();
     while !shutdown.is_cancelled() {
         if let Some(entry) = or_warn(frames.poll(POLL)) {
             say(&beat_line(&entry.record))?;
@@ -307,6 +375,11 @@ fn show(
         }
         if checked.elapsed() > STOP_WITHIN / 10 {
             programs.check()?;
+            let rows = warehouse.map(Warehouse::rows).transpose()?.unwrap_or_default();
+            if rows != shown_rows {
+                say(&format!("  ⇣ bar_reports has {rows}"))?;
+                shown_rows = rows;
+            }
             checked = Instant::now();
         }
     }

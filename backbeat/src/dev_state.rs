@@ -40,6 +40,12 @@ impl DevState {
         Ok(Some(serde_json::from_slice(&text).with_context(|| path.display().to_string())?))
     }
 
+    /// The addresses of the programs whose name begins with `program`.
+    pub(crate) fn urls(&self, program: &str) -> Vec<String> {
+        let named = self.services.iter().filter(|service| service.name.starts_with(program));
+        named.map(|service| service.url.clone()).collect()
+    }
+
     pub(crate) fn remove(dir: &Path) {
         // A file that is left over says that nothing answers, which is true.
         let _ = fs::remove_file(dir.join(FILE));

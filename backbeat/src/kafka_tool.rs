@@ -1,12 +1,15 @@
 //! `backbeat kafka`: the stock tools of the Kafka that `backbeat dev` downloads.
 
 use std::ffi::OsString;
-use std::process::ExitCode;
+use std::process::{ExitCode, ExitStatus};
 
 use backbeat_devstack::stock_tool;
 
 /// Flags of `backbeat kafka`.
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "Examples:
+  backbeat kafka consumer-groups --bootstrap-server localhost:9092 --describe --group reverb
+  backbeat kafka topics --bootstrap-server localhost:9092 --describe")]
 pub(crate) struct Args {
     /// Which tool.
     #[arg(value_enum)]
@@ -34,6 +37,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Tool::Configs => "kafka.admin.ConfigCommand",
         Tool::GetOffsets => "org.apache.kafka.tools.GetOffsetShell",
     };
-    let status = stock_tool(class)?.args(&args.args).status()?;
-    Ok(status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from))
+    Ok(exit_code(stock_tool(class)?.args(&args.args).status()?))
+}
+
+/// A tool's exit code as ours.
+pub(crate) fn exit_code(status: ExitStatus) -> ExitCode {
+    status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
 }

@@ -1,11 +1,17 @@
 //! The operator's command: see `backbeat --help`.
 
 mod audit;
+mod console;
 mod dev;
 mod dev_state;
+mod generate;
 mod kafka_tool;
+mod output;
+mod overview;
 mod replay;
 mod run;
+mod schemas;
+mod sinks;
 mod status;
 mod status_file;
 mod tail;
@@ -15,7 +21,7 @@ mod topics;
 use std::process::ExitCode;
 
 use backbeat_service::{DEFAULT_LEVEL, LogArgs};
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 /// Runs and looks after a BACKBEAT cluster.
 #[derive(Debug, Parser)]
@@ -38,8 +44,12 @@ enum Command {
     /// program appends to the file named in `BACKBEAT_STATUS_FILE`, JSON lines with state, progress, notes and help, goes
     /// into its claims. Kafka may be away: the budget then runs on local beats.
     Run(run::Args),
-    /// Says how what `backbeat dev` runs is doing.
+    /// Says how a cluster is doing, on one screen: pulse, reverb, the last report, the promises about time.
+    ///
+    /// Exits with 0 if every program is ready, with 3 if one is not, with 1 if none answers.
     Status(status::Args),
+    /// The same, again and again.
+    Top(status::TopArgs),
     /// Shows the tempo, or changes it.
     Tempo(tempo::Args),
     /// Creates the topics that are missing, and refuses ones with wrong settings.
@@ -52,8 +62,20 @@ enum Command {
     Replay(replay::Args),
     /// Prints records as JSON lines.
     Tail(tail::Args),
+    /// Prints records with Kafka's own console consumer and an Avro deserializer, as JSON lines.
+    Console(console::Args),
+    /// Holds this program's schemas against those in the registry.
+    Schemas(schemas::Args),
+    /// Says how the sinks of a Kafka Connect worker are doing; starts or changes those whose files are named.
+    ///
+    /// Exits with 0 if all run, with 3 if one does not.
+    Sinks(sinks::Args),
     /// Runs one of Kafka's own command-line tools.
     Kafka(kafka_tool::Args),
+    /// Prints completions for a shell.
+    Completions(generate::CompletionsArgs),
+    /// Writes manual pages.
+    Man(generate::ManArgs),
 }
 
 fn main() -> ExitCode {
@@ -75,8 +97,14 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Replay(args) => replay::run(&args),
         Command::Tempo(args) => tempo::run(&args),
         Command::Status(args) => status::run(&args),
+        Command::Top(args) => status::top(&args),
         Command::Kafka(args) => kafka_tool::run(&args),
+        Command::Completions(args) => Ok(generate::completions(&args, &mut Args::command())),
+        Command::Man(args) => generate::man(&args, Args::command()),
         Command::Topics(args) => tokio::runtime::Runtime::new()?.block_on(topics::run(&args)),
         Command::Tail(args) => tail::run(&args),
+        Command::Console(args) => console::run(&args),
+        Command::Schemas(args) => schemas::run(&args),
+        Command::Sinks(args) => sinks::run(&args),
     }
 }

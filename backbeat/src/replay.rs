@@ -7,12 +7,18 @@ use backbeat_broker::{Broker, KafkaArgs, Registry};
 use backbeat_reverb::shell::{AuditRange, ReplayPlan, ReplayTo, execute_replay, plan_replay};
 use backbeat_schemas::{BeatIndex, Timestamp, WindowId};
 use chrono::DateTime;
+use serde_json::json;
 use tokio::runtime::Runtime;
 
-use crate::audit::{self, Output, Summary};
+use crate::audit::{self, Summary};
+use crate::output::{Output, OutputArgs};
 
 /// Flags of `backbeat replay`.
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "Examples:
+  backbeat replay --to-beat 40                     the plan
+  backbeat replay --to-beat 40 --dry-run-report    what would change
+  backbeat replay --to-datetime 2026-11-22T08:55:32Z --execute")]
 pub(crate) struct Args {
     #[command(flatten)]
     to: Target,
@@ -24,6 +30,9 @@ pub(crate) struct Args {
     /// Compute these windows again without touching the group, and print what would change.
     #[arg(long, conflicts_with = "execute")]
     dry_run_report: bool,
+
+    #[command(flatten)]
+    output: OutputArgs,
 
     #[command(flatten)]
     kafka: KafkaArgs,
@@ -70,20 +79,34 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let plan = plan_replay(&broker, &registry, runtime.handle(), to)?;
     let ReplayPlan { group, window_id, from_beat, newest_beat, offsets, claims } = &plan;
-    println!("group {group} from window {window_id}: beats {from_beat} to {newest_beat}, {claims} claims to read");
-    for (partition, offset) in offsets {
-        println!("  partition {partition:<4} offset {offset}");
-    }
+    let as_text = || {
+        let partitions = offsets.iter().map(|(partition, offset)| format!("\n  partition {partition:<4} offset {offset}"));
+        let partitions: String = partitions.collect();
+        format!("group {group} from window {window_id}: beats {from_beat} to {newest_beat}, {claims} claims to read{partitions}")
+    };
+    let as_json = || {
+        json!({
+            "group": group, "window_id": window_id, "from_beat": from_beat, "newest_beat": newest_beat,
+            "claims": claims, "offsets": offsets,
+        })
+    };
+    args.output.say(as_text, as_json);
     if args.dry_run_report {
         let range = AuditRange { from: Some(*from_beat), to: None };
         let Summary { identical, different, missing, duplicate, not_retained } =
-            audit::look(&broker, &registry, &runtime, range, Output::Text)?;
+            audit::look(&broker, &registry, &runtime, range, args.output.output)?;
         let verified = identical + duplicate;
-        println!("would verify {verified}, rewrite {different}, write {missing} and skip {not_retained} reports");
+        args.output.say(
+            || format!("would verify {verified}, rewrite {different}, write {missing} and skip {not_retained} reports"),
+            || json!({ "verify": verified, "rewrite": different, "write": missing, "skip": not_retained }),
+        );
     } else if args.execute {
         execute_replay(&broker, &plan)?;
-        println!("done: start reverb, and it computes these windows again");
-    } else {
+        args.output.say(
+            || "done: start reverb, and it computes these windows again".to_owned(),
+            || json!({ "executed": true }),
+        );
+    } else if args.output.output == Output::Text {
         println!("nothing was changed: --execute does it, while reverb is stopped");
     }
     Ok(ExitCode::SUCCESS)

@@ -25,6 +25,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// Flags of `backbeat run`.
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "Examples:
+  backbeat run --agent a1 --task train --budget 8 -- python3 train.py
+  backbeat run --agent ci --task tests -- make test")]
 pub(crate) struct Args {
     /// The agent's name, 1 to 256 bytes.
     #[arg(long, env = "BACKBEAT_AGENT", value_parser = id)]

@@ -1,49 +1,85 @@
-//! `backbeat status`.
+//! `backbeat status` and `backbeat top`.
 
-use std::path::PathBuf;
+use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use serde_json::Value;
+use anyhow::bail;
+use tokio::runtime::Runtime;
 
-use crate::dev_state::{DevState, Service};
+use crate::output::{FOUND, OutputArgs};
+use crate::overview::ProgramArgs;
 
-const TIMEOUT: Duration = Duration::from_secs(2);
+/// Of a terminal: another screen without a cursor, back again, and a clean page.
+const ENTER: &str = "\x1b[?1049h\x1b[?25l";
+const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
+const CLEAN_PAGE: &str = "\x1b[H\x1b[J";
+const POLL: Duration = Duration::from_millis(50);
 
 /// Flags of `backbeat status`.
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "Examples:
+  backbeat status
+  backbeat status --pulse http://pulse-1:8080,http://pulse-2:8080 --reverb http://reverb-1:8082
+  backbeat status --output json | jq '.reverb[].status.lag_beats'")]
 pub(crate) struct Args {
-    /// The directory of `backbeat dev`.
-    #[arg(long, default_value = ".backbeat")]
-    dir: PathBuf,
+    #[command(flatten)]
+    programs: ProgramArgs,
+
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
-#[allow(clippy::print_stdout, reason = "it is the command's output")]
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let Some(state) = DevState::read(&args.dir)? else {
-        println!("nothing runs here: start it with `make run-dev`");
-        return Ok(ExitCode::FAILURE);
-    };
-    println!("kafka     {}", state.bootstrap_servers);
-    println!("registry  {}", state.schema_registry);
-    let http = reqwest::blocking::Client::builder().timeout(TIMEOUT).build()?;
-    let mut all_ready = true;
-    for service in &state.services {
-        let (ready, word) = ask(&http, service);
-        all_ready &= ready;
-        println!("{:<9} {}  {word}", service.name, service.url);
-    }
-    Ok(if all_ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let overview = args.programs.ask()?;
+    args.output.say(|| overview.to_string(), || overview.as_json());
+    Ok(if overview.is_well() { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
 }
 
-/// Whether a service is ready, and what it says.
-fn ask(http: &reqwest::blocking::Client, service: &Service) -> (bool, String) {
-    let answer = match http.get(format!("{}/ready", service.url)).send() {
-        Ok(answer) => answer,
-        Err(error) => return (false, format!("does not answer: {error}")),
+/// Flags of `backbeat top`.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "Examples:
+  backbeat top
+  backbeat top --interval 0.5")]
+pub(crate) struct TopArgs {
+    #[command(flatten)]
+    programs: ProgramArgs,
+
+    /// Seconds from one look to the next.
+    #[arg(long, default_value_t = 1.0, value_parser = seconds)]
+    interval: f64,
+}
+
+fn seconds(text: &str) -> Result<f64, String> {
+    let allowed = 0.1..=3_600.0;
+    let seconds: f64 = text.parse().map_err(|_| format!("{text} is not a number of seconds"))?;
+    if allowed.contains(&seconds) { Ok(seconds) } else { Err("allowed are 0.1 to 3600 seconds".to_owned()) }
+}
+
+pub(crate) fn top(args: &TopArgs) -> anyhow::Result<ExitCode> {
+    let mut out = std::io::stdout();
+    if !out.is_terminal() {
+        bail!("top draws on a terminal, and this is none: use `backbeat status`, with --output json for programs");
+    }
+    let runtime = Runtime::new()?;
+    let shutdown = {
+        let _inside = runtime.enter();
+        backbeat_service::on_signals()?
     };
-    let ready = answer.status().is_success();
-    let body: Value = answer.json().unwrap_or_default();
-    let word = body["status"].as_str().or(body["error"].as_str()).unwrap_or("no reason given").to_owned();
-    (ready, word)
+    write!(out, "{ENTER}")?;
+    let mut outcome = Ok(());
+    while outcome.is_ok() && !shutdown.is_cancelled() {
+        let looked = Instant::now();
+        let page = args.programs.ask().map_or_else(|error| format!("{error:#}"), |overview| overview.to_string());
+        // A terminal in raw mode is not needed for that: Ctrl-C ends it.
+        outcome = write!(out, "{CLEAN_PAGE}{page}\n\nCtrl-C ends this").and_then(|()| out.flush());
+        let interval = Duration::from_secs_f64(args.interval);
+        while looked.elapsed() < interval && !shutdown.is_cancelled() {
+            std::thread::sleep(POLL.min(interval));
+        }
+    }
+    write!(out, "{LEAVE}")?;
+    out.flush()?;
+    outcome?;
+    Ok(ExitCode::SUCCESS)
 }

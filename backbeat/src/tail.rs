@@ -13,6 +13,9 @@ const POLL: Duration = Duration::from_millis(100);
 
 /// Flags of `backbeat tail`.
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "Examples:
+  backbeat tail barreports --from-beginning
+  backbeat tail statusclaims --follow | jq 'select(.state == \"failed\")'")]
 pub(crate) struct Args {
     /// Which records.
     #[arg(value_enum)]

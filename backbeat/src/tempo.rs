@@ -10,11 +10,19 @@ use reqwest::Method;
 use reqwest::blocking::Client;
 use serde_json::{Value, json};
 
+use crate::output::OutputArgs;
+
 /// A node that passes a request on waits for the leader.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Flags of `backbeat tempo`.
 #[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "Examples:
+  backbeat tempo                   the present one
+  backbeat tempo 22                from the next downbeat on, at most 10 % away
+  backbeat tempo 6 --ramp          further, by 10 % a bar
+  backbeat tempo --bar-length 8
+  backbeat tempo --cancel")]
 pub(crate) struct Args {
     /// The tempo to change to, in beats per minute, at most 10 % away; without one, the present one is shown.
     #[arg(conflicts_with = "cancel")]
@@ -39,21 +47,24 @@ pub(crate) struct Args {
     /// A file with the token that pulse's --admin-token-file holds.
     #[arg(long, env = "BACKBEAT_ADMIN_TOKEN_FILE", value_name = "FILE")]
     admin_token_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    output: OutputArgs,
 }
 
-#[allow(clippy::print_stdout, reason = "it is the command's output")]
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.cancel {
         let stays = args.ask(Method::DELETE, "/api/v1/tempo", None)?;
-        println!("the tempo stays at {} BPM", stays["tempo_bpm"]);
+        args.output.say(|| format!("the tempo stays at {} BPM", stays["tempo_bpm"]), || stays.clone());
     } else if args.bpm.is_some() || args.bar_length.is_some() {
         let change = json!({ "tempo_bpm": args.bpm, "ramp": args.ramp, "bar_length": args.bar_length });
         let agreed = args.ask(Method::POST, "/api/v1/tempo", Some(&change))?;
         let steps = if args.ramp { ", by 10 % a bar" } else { "" };
-        println!(
-            "{} BPM in bars of {}, from beat {}{steps}",
-            agreed["tempo_bpm"], agreed["bar_length"], agreed["from_beat"]
-        );
+        let as_text = || {
+            let (tempo, length, from) = (&agreed["tempo_bpm"], &agreed["bar_length"], &agreed["from_beat"]);
+            format!("{tempo} BPM in bars of {length}, from beat {from}{steps}")
+        };
+        args.output.say(as_text, || agreed.clone());
     } else {
         let status = args.ask(Method::GET, "/api/v1/status", None)?;
         if status["tempo_bpm"].is_null() {
@@ -68,7 +79,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 pending["tempo_bpm"], pending["bar_length"], pending["from_beat"]
             )
         };
-        println!("{} BPM in bars of {}{way}; beat {}", status["tempo_bpm"], status["bar_length"], status["beat"]);
+        let (tempo, length, beat) = (&status["tempo_bpm"], &status["bar_length"], &status["beat"]);
+        args.output.say(
+            || format!("{tempo} BPM in bars of {length}{way}; beat {beat}"),
+            || json!({ "tempo_bpm": tempo, "bar_length": length, "beat": beat, "pending": pending }),
+        );
     }
     Ok(ExitCode::SUCCESS)
 }

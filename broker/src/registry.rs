@@ -5,10 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use backbeat_schemas::Record;
-use reqwest::{Certificate, Client, Url};
+use reqwest::{Certificate, Client, RequestBuilder, StatusCode, Url};
 use schema_registry_converter::async_impl::schema_registry::{SrSettings, get_schema_by_id, post_schema};
 use schema_registry_converter::error::SRCError;
 use schema_registry_converter::schema_registry_common::{RawError, SchemaType, SuppliedSchema};
+use serde_json::{Value, json};
 
 use crate::KafkaArgs;
 
@@ -70,6 +71,19 @@ pub enum FetchError {
     Unavailable(String),
 }
 
+/// How a schema of ours stands to what a registry has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registered {
+    /// How many versions the subject has.
+    pub versions: usize,
+    /// Whether ours is one of them.
+    pub is_ours: bool,
+    /// What the subject demands of a new version, if that was set.
+    pub compatibility: Option<String>,
+    /// Why ours could not be a new version.
+    pub refused: Option<String>,
+}
+
 impl Registry {
     /// The registry that `args` name.
     pub fn new(args: &KafkaArgs) -> Result<Self, RegistryError> {
@@ -118,6 +132,50 @@ impl Registry {
                 },
                 _ => self.unavailable(causes(&error)),
             }),
+        }
+    }
+
+    /// How `R`'s schema stands to the versions of `subject`. Changes nothing.
+    pub async fn check<R: Record>(&self, subject: &str) -> Result<Registered, RegistryError> {
+        self.check_text(subject, R::schema().text()).await
+    }
+
+    /// The same for any schema.
+    pub async fn check_text(&self, subject: &str, schema: &str) -> Result<Registered, RegistryError> {
+        let subject_url = format!("{}/subjects/{subject}", self.url);
+        let versions = self.ask(self.http.get(format!("{subject_url}/versions"))).await?;
+        let versions = versions.as_ref().and_then(Value::as_array).map_or(0, Vec::len);
+        let config = self.ask(self.http.get(format!("{}/config/{subject}", self.url))).await?;
+        let level = config.as_ref().and_then(|config| config["compatibilityLevel"].as_str());
+        let mut found =
+            Registered { versions, is_ours: false, compatibility: level.map(str::to_owned), refused: None };
+        if versions > 0 {
+            let body = json!({ "schema": schema });
+            found.is_ours = self.ask(self.http.post(subject_url).json(&body)).await?.is_some();
+            let url = format!("{}/compatibility/subjects/{subject}/versions?verbose=true", self.url);
+            let verdict = self.ask(self.http.post(url).json(&body)).await?.unwrap_or_default();
+            if verdict["is_compatible"] != true {
+                let messages = verdict["messages"].as_array().into_iter().flatten().filter_map(Value::as_str);
+                let reason = messages.collect::<Vec<_>>().join("; ");
+                found.refused = Some(if reason.is_empty() { "the registry says no more".to_owned() } else { reason });
+            }
+        }
+        Ok(found)
+    }
+
+    /// The answer's body; `None` where there is no such thing.
+    async fn ask(&self, request: RequestBuilder) -> Result<Option<Value>, RegistryError> {
+        let answer = request.header("Content-Type", CONTENT_TYPE).send().await;
+        let answer = answer.map_err(|error| self.unavailable(causes(&error)))?;
+        match answer.status() {
+            StatusCode::NOT_FOUND => Ok(None),
+            status if status.is_success() => {
+                answer.json().await.map(Some).map_err(|error| self.unavailable(causes(&error)))
+            }
+            status => {
+                let text = answer.text().await.unwrap_or_default();
+                Err(self.unavailable(format!("HTTP {status}: {text}")))
+            }
         }
     }
 

@@ -7,11 +7,26 @@ use std::process::Command;
 
 use sha2::{Digest, Sha256};
 
-use crate::DevstackError;
 use crate::error::Context;
+use crate::{DevstackError, postgres};
 
 /// Names Kafka's version and all that goes with it.
 const POM: &str = include_str!("../pom.xml");
+/// Names the Avro deserializer of the console consumer.
+const CONSOLE_POM: &str = include_str!("../../compose/console/pom.xml");
+/// Names Connect's plugins: each file, and where it lies.
+const PLUGIN_FILES: [(&str, &str); 5] = [
+    ("pom.xml", include_str!("../../connect/plugins/pom.xml")),
+    ("apicurio-converter/pom.xml", include_str!("../../connect/plugins/apicurio-converter/pom.xml")),
+    (
+        "apicurio-converter/services/META-INF/services/org.apache.kafka.connect.storage.Converter",
+        include_str!(
+            "../../connect/plugins/apicurio-converter/services/META-INF/services/org.apache.kafka.connect.storage.Converter"
+        ),
+    ),
+    ("debezium-jdbc/pom.xml", include_str!("../../connect/plugins/debezium-jdbc/pom.xml")),
+    ("iceberg/pom.xml", include_str!("../../connect/plugins/iceberg/pom.xml")),
+];
 /// The newest registry that runs on Java 17.
 const REGISTRY_VERSION: &str = "3.0.9";
 const MIN_JAVA: u32 = 17;
@@ -23,17 +38,20 @@ pub(crate) struct Artifacts {
     pub(crate) kafka_libs: PathBuf,
     /// The registry's runnable jar.
     pub(crate) registry_jar: PathBuf,
+    cache: PathBuf,
 }
 
 impl Artifacts {
     /// Finds or downloads everything, and installs Java and Maven where that is ours to do.
     pub(crate) fn fetch() -> Result<Self, DevstackError> {
         let cache = cache_dir()?;
-        // Others may be setting up at this moment: they do it once, and for us too.
-        let lock_path = cache.join("setup.lock");
-        let lock = File::create(&lock_path).context(|| format!("creating {}", lock_path.display()))?;
-        lock.lock().context(|| format!("locking {}", lock_path.display()))?;
-        require("java", java_is_new_enough, "openjdk-17-jre-headless", "install Java 17 or newer")?;
+        let _lock = lock(&cache)?;
+        require(
+            "java",
+            || says_version("java", java_is_new_enough),
+            "openjdk-17-jre-headless",
+            "install Java 17 or newer",
+        )?;
         let kafka_libs = cached(&cache, &format!("kafka-{}", digest(POM)), |dir| {
             fs::write(dir.join("pom.xml"), POM).context(|| "writing pom.xml".to_owned())?;
             maven(dir, &["dependency:copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory=libs"])
@@ -52,8 +70,51 @@ impl Artifacts {
         Ok(Self {
             kafka_libs: kafka_libs.join("libs"),
             registry_jar: registry.join(format!("apicurio-registry-app-{REGISTRY_VERSION}-runner.jar")),
+            cache,
         })
     }
+
+    /// A directory with one of Connect's plugins in each directory, found or downloaded.
+    pub(crate) fn connect_plugins(&self) -> Result<PathBuf, DevstackError> {
+        let _lock = lock(&self.cache)?;
+        let all = PLUGIN_FILES.map(|(_, text)| text).concat();
+        let filled = cached(&self.cache, &format!("connect-{}", digest(&all)), |dir| {
+            for (name, text) in PLUGIN_FILES {
+                let path = dir.join(name);
+                let parent = path.parent().expect("it lies in the directory");
+                fs::create_dir_all(parent).context(|| format!("creating {}", parent.display()))?;
+                fs::write(&path, text).context(|| format!("writing {}", path.display()))?;
+            }
+            maven(dir, &["package", &format!("-Dplugins.dir={}", dir.join("plugins").display())])
+        })?;
+        Ok(filled.join("plugins"))
+    }
+
+    /// The jars of the console consumer's Avro deserializer, found or downloaded.
+    pub(crate) fn console_libs(&self) -> Result<PathBuf, DevstackError> {
+        let _lock = lock(&self.cache)?;
+        let filled = cached(&self.cache, &format!("console-{}", digest(CONSOLE_POM)), |dir| {
+            fs::write(dir.join("pom.xml"), CONSOLE_POM).context(|| "writing pom.xml".to_owned())?;
+            maven(dir, &["dependency:copy-dependencies", "-DoutputDirectory=libs"])
+        })?;
+        Ok(filled.join("libs"))
+    }
+}
+
+/// Others may be setting up at this moment: they do it once, and for us too.
+fn lock(cache: &Path) -> Result<File, DevstackError> {
+    let path = cache.join("setup.lock");
+    let file = File::create(&path).context(|| format!("creating {}", path.display()))?;
+    file.lock().context(|| format!("locking {}", path.display()))?;
+    Ok(file)
+}
+
+/// PostgreSQL's programs, installed where that is ours to do.
+pub(crate) fn require_postgres() -> Result<PathBuf, DevstackError> {
+    let _lock = lock(&cache_dir()?)?;
+    let hint = "install PostgreSQL 13 or newer";
+    require("initdb", || postgres::bin().is_some(), "postgresql", hint)?;
+    postgres::bin().ok_or_else(|| DevstackError::Missing { program: "initdb", hint: hint.to_owned() })
 }
 
 /// `$BACKBEAT_CACHE`, or `backbeat` in the user's cache directory.
@@ -81,7 +142,12 @@ fn cached(
     let whole = cache.join(name);
     if !whole.is_dir() {
         tracing::info!(artifact = name, into = %cache.display(), "downloading, once");
-        require("mvn", |output| output.contains("Apache Maven"), "maven", "install Maven 3.6 or newer")?;
+        require(
+            "mvn",
+            || says_version("mvn", |output| output.contains("Apache Maven")),
+            "maven",
+            "install Maven 3.6 or newer",
+        )?;
         let partial = tempfile::Builder::new()
             .prefix(&format!("{name}.partial-"))
             .tempdir_in(cache)
@@ -100,35 +166,30 @@ fn digest(text: &str) -> String {
 
 fn maven(dir: &Path, goal: &[&str]) -> Result<(), DevstackError> {
     // -C: a download with a wrong checksum is an error, not a warning.
-    run(Command::new("mvn").args(["-q", "-B", "-C"]).args(goal).current_dir(dir))
+    run(Command::new("mvn").args(["-q", "-B", "-C"]).args(goal).current_dir(dir)).map(drop)
 }
 
-/// Runs `command` to its end; an error has the end of its output.
-pub(crate) fn run(command: &mut Command) -> Result<(), DevstackError> {
+/// Runs `command` to its end, and returns what it printed; an error has the end of its output.
+pub(crate) fn run(command: &mut Command) -> Result<String, DevstackError> {
     let line = format!("{command:?}");
     let output = command.output().context(|| line.clone())?;
     if output.status.success() {
-        return Ok(());
+        return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }
     let text = [output.stdout, output.stderr].concat();
     let tail = String::from_utf8_lossy(&text[text.len().saturating_sub(2_000)..]).into_owned();
     Err(DevstackError::Command { command: line, output: tail })
 }
 
-/// Makes sure that `program` is there and `accepts` what it says of its version: installs the
-/// Debian `package` where we are root on Debian, and says what to install elsewhere.
-fn require(
-    program: &'static str,
-    accepts: impl Fn(&str) -> bool,
-    package: &str,
-    hint: &str,
-) -> Result<(), DevstackError> {
-    let present = || {
-        Command::new(program)
-            .arg("-version")
-            .output()
-            .is_ok_and(|output| accepts(&String::from_utf8_lossy(&[output.stdout, output.stderr].concat())))
-    };
+/// Whether `program` is there and `accepts` what it says of its version.
+fn says_version(program: &str, accepts: impl Fn(&str) -> bool) -> bool {
+    let said = Command::new(program).arg("-version").output();
+    said.is_ok_and(|output| accepts(&String::from_utf8_lossy(&[output.stdout, output.stderr].concat())))
+}
+
+/// Makes sure that `program` is `present`: installs the Debian `package` where we are root on Debian, and says what to
+/// install elsewhere.
+fn require(program: &'static str, present: impl Fn() -> bool, package: &str, hint: &str) -> Result<(), DevstackError> {
     if present() {
         return Ok(());
     }
@@ -138,8 +199,10 @@ fn require(
         return Err(missing(format!("{hint} (on Debian: apt-get install {package})")));
     }
     tracing::info!(package, "installing");
-    let apt = |args: &[&str]| run(Command::new("apt-get").args(args).env("DEBIAN_FRONTEND", "noninteractive"));
-    apt(&["update", "-q"]).and_then(|()| apt(&["install", "-q", "-y", "--no-install-recommends", package]))?;
+    // Debian would start a server that it installs.
+    let environment = [("DEBIAN_FRONTEND", "noninteractive"), ("RUNLEVEL", "1")];
+    let apt = |args: &[&str]| run(Command::new("apt-get").args(args).envs(environment));
+    apt(&["update", "-q"]).and_then(|_| apt(&["install", "-q", "-y", "--no-install-recommends", package]))?;
     if present() { Ok(()) } else { Err(missing(format!("{hint}: {package} was installed and is too old"))) }
 }
 

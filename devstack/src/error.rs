@@ -2,12 +2,15 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::Supervised;
 
 /// Why the development stack did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum DevstackError {
     /// A program that the stack needs is not there and could not be installed.
-    #[error("{program} is needed for a local Kafka and was not found: {hint}")]
+    #[error("{program} is needed and was not found: {hint}")]
     Missing {
         /// What is missing.
         program: &'static str,
@@ -70,6 +73,14 @@ pub enum DevstackError {
         /// Why it failed.
         source: io::Error,
     },
+}
+
+impl DevstackError {
+    /// `process` did not answer within `limit`.
+    pub(crate) fn not_ready(service: &'static str, limit: Duration, process: &Supervised) -> Self {
+        let (log, tail) = (process.log().to_owned(), process.log_tail());
+        Self::NotReady { service, seconds: limit.as_secs(), log, tail }
+    }
 }
 
 /// Adds what was tried to an I/O error.

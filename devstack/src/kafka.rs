@@ -16,6 +16,8 @@ const STOP_WITHIN: Duration = Duration::from_secs(5);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 const PROBE_PAUSE: Duration = Duration::from_millis(100);
 
+/// How its programs log.
+pub(crate) const LOGGING: &str = include_str!("log4j2.properties");
 /// What Kafka says of a port that it cannot bind.
 const PORT_TAKEN: &str = "Address already in use";
 const MAX_ATTEMPTS: u32 = 3;
@@ -103,7 +105,7 @@ impl Node {
         let settings = settings.replace("@DATA@", &dir.join("data").display().to_string());
         fs::write(&settings_path, settings).context(|| "writing server.properties".to_owned())?;
         let logging = dir.join("log4j2.properties");
-        fs::write(&logging, include_str!("log4j2.properties")).context(|| "writing log4j2.properties".to_owned())?;
+        fs::write(&logging, LOGGING).context(|| "writing log4j2.properties".to_owned())?;
 
         let mut format = java_class(artifacts, "kafka.tools.StorageTool");
         run(format.args(["format", "-t", cluster_id, "-c"]).arg(&settings_path))?;
@@ -143,12 +145,7 @@ impl Node {
                 None => thread::sleep(PROBE_PAUSE),
             }
         }
-        Err(DevstackError::NotReady {
-            service: "kafka",
-            seconds: READY_WITHIN.as_secs(),
-            log: self.process.log().to_owned(),
-            tail: self.process.log_tail(),
-        })
+        Err(DevstackError::not_ready("kafka", READY_WITHIN, &self.process))
     }
 }
 
@@ -172,7 +169,14 @@ pub(crate) fn java(throughput: bool) -> Command {
 
 /// The class of a Kafka tool, ready for its arguments.
 pub(crate) fn java_class(artifacts: &Artifacts, class: &str) -> Command {
+    java_class_with(artifacts, &[], class)
+}
+
+/// The same with further directories of jars.
+pub(crate) fn java_class_with(artifacts: &Artifacts, further: &[&Path], class: &str) -> Command {
+    let directories = std::iter::once(artifacts.kafka_libs.as_path()).chain(further.iter().copied());
+    let jars: Vec<String> = directories.map(|directory| directory.join("*").display().to_string()).collect();
     let mut command = java(false);
-    command.arg("-cp").arg(artifacts.kafka_libs.join("*")).arg(class);
+    command.arg("-cp").arg(jars.join(":")).arg(class);
     command
 }

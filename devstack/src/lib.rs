@@ -1,12 +1,15 @@
-//! A real Kafka and a real schema registry on this machine, for `backbeat dev` and the tests.
+//! A real Kafka and a real schema registry on this machine, for `backbeat dev` and the tests; a worker of Kafka Connect and
+//! a PostgreSQL, too, where they are wanted.
 //!
-//! Both come from Maven Central, once per user, and run as child processes on loopback that never
-//! outlive this process.
+//! What is Java comes from Maven Central, once per user. All run as child processes on loopback that never outlive this
+//! process.
 
 mod artifacts;
+mod connect;
 mod error;
 mod kafka;
 mod port;
+mod postgres;
 mod registry;
 mod stack;
 mod supervised;
@@ -17,8 +20,10 @@ use std::thread;
 
 use rustix::process::Signal;
 
+pub use connect::Connect;
 pub use error::DevstackError;
 pub use port::free_port;
+pub use postgres::Postgres;
 pub use stack::Stack;
 pub use supervised::Supervised;
 
@@ -31,6 +36,13 @@ use registry::Registry;
 /// for its arguments.
 pub fn stock_tool(class: &str) -> Result<Command, DevstackError> {
     Artifacts::fetch().map(|artifacts| kafka::java_class(&artifacts, class))
+}
+
+/// The stock console consumer with an Avro deserializer for Apicurio's registry on its class path, ready for its arguments.
+pub fn console_consumer() -> Result<Command, DevstackError> {
+    let artifacts = Artifacts::fetch()?;
+    let class = "org.apache.kafka.tools.consumer.ConsoleConsumer";
+    Ok(kafka::java_class_with(&artifacts, &[&artifacts.console_libs()?], class))
 }
 
 /// A schema registry, its state in memory, on loopback, ready for `QUARKUS_HTTP_PORT` and other settings of Quarkus.

@@ -90,11 +90,6 @@ impl Registry {
             }
             thread::sleep(PROBE_PAUSE);
         }
-        Err(DevstackError::NotReady {
-            service: "the schema registry",
-            seconds: READY_WITHIN.as_secs(),
-            log: self.process.log().to_owned(),
-            tail: self.process.log_tail(),
-        })
+        Err(DevstackError::not_ready("the schema registry", READY_WITHIN, &self.process))
     }
 }

@@ -74,6 +74,17 @@ start() {
 
 has_image() { docker image inspect "$1" >/dev/null 2>&1; }
 
+# The stand-in's files, in a word.
+version() { cat "$here/standin/$1"/* | sha256sum | cut -c 1-16; }
+
+has_standin() { # image stand-in: made of its files as they are now
+    [ "$(docker image inspect --format '{{index .Config.Labels "standin"}}' "$1" 2>/dev/null)" = "$(version "$2")" ]
+}
+
+build_standin() { # image stand-in context
+    docker build --quiet --label "standin=$(version "$2")" --tag "$1" "$3"
+}
+
 base_images() {
     local context
     if ! has_image debian:bookworm-slim; then
@@ -100,22 +111,23 @@ base_images() {
         docker build --quiet --tag rust:1.95-slim-bookworm "$context"
         rm -rf "$context"
     fi
-    if ! has_image apache/kafka:4.3.1; then
+    if ! has_standin apache/kafka:4.3.1 kafka; then
         context=$(mktemp -d)
         cp "$here"/standin/kafka/* "$here/../../devstack/pom.xml" "$context"
         mvn --batch-mode --quiet --file "$context/pom.xml" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$context/libs"
-        docker build --quiet --tag apache/kafka:4.3.1 "$context"
+        build_standin apache/kafka:4.3.1 kafka "$context"
         rm -rf "$context"
     fi
-    if ! has_image apicurio/apicurio-registry:3.0.9; then
+    if ! has_standin apicurio/apicurio-registry:3.0.9 registry; then
         context=$(mktemp -d)
         cp "$here"/standin/registry/* "$context"
         (cd "$context" && mvn --batch-mode --quiet org.apache.maven.plugins:maven-dependency-plugin:2.10:copy \
             -Dartifact=io.apicurio:apicurio-registry-app:3.0.9:tar.gz:all -DoutputDirectory=.)
-        docker build --quiet --tag apicurio/apicurio-registry:3.0.9 "$context"
+        build_standin apicurio/apicurio-registry:3.0.9 registry "$context"
         rm -rf "$context"
     fi
-    has_image prom/prometheus:v3.5.0 || docker build --quiet --tag prom/prometheus:v3.5.0 "$here/standin/prometheus"
+    has_standin postgres:15-bookworm postgres || build_standin postgres:15-bookworm postgres "$here/standin/postgres"
+    has_standin prom/prometheus:v3.5.0 prometheus || build_standin prom/prometheus:v3.5.0 prometheus "$here/standin/prometheus"
 }
 
 stop() {

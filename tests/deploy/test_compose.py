@@ -1,6 +1,7 @@
 """The compose files, as an operator uses them: a real engine, the unmodified Dockerfile, real containers."""
 
 import json
+import os
 import re
 import urllib.error
 import urllib.parse
@@ -159,6 +160,27 @@ def test_prometheus_scrapes_all_and_answers_every_query_of_the_dashboard(stack):
         return not empty
 
     wait_for(lambda: f"series for {empty}", 90, all_answered)
+
+
+def test_reports_become_rows(stack):
+    connect = ["--profile", "connect"]
+    pull = ["--pull", "never"] if HAS_STANDINS else []
+    # Without --wait: what only starts the sinks ends.
+    stack.compose(*connect, "up", "--detach", "--build", *pull, "postgres", "connect", "sinks")
+
+    def sql(query):
+        return stack.compose(*connect, "exec", "-T", "postgres", "psql", "-h", "127.0.0.1", "-U", "backbeat", "-d", "backbeat", "-Atc", query,
+                             check=False, env={**os.environ, "PGPASSWORD": "backbeat"}).stdout.strip()
+
+    wait_for(lambda: stack.compose(*connect, "logs", "--tail", "30", "connect", "sinks").stdout, 180,
+             lambda: sql("select count(*) from bar_reports") not in ("", "0"))
+    wait_for("the views", 10, lambda: sql("select count(*) from tempo_drift_by_day") == "1")
+    reported = [window["report"] for window in windows()]
+    oldest = min(reported, key=lambda report: report["from_beat"])
+    wait_for("its row", 30, lambda: sql(f"select claims from bar_reports where window_id = '{oldest['window_id']}'") == str(oldest["claims"]))
+    states = stack.compose("run", "--rm", "backbeat", "sinks", "--connect-url", "http://connect:8083", "--output", "json").stdout
+    assert [json.loads(line)["name"] for line in states.splitlines()] == ["iceberg", "postgres"], states
+    stack.compose(*connect, "rm", "--stop", "--force", "connect", "postgres", "sinks")
 
 
 def test_a_stopped_container_ends_well_and_soon(stack):

@@ -35,8 +35,8 @@ for path in sorted(pathlib.Path(sys.argv[1]).glob("*.avsc")):
 const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples");
 const LIMIT: Duration = Duration::from_mins(1);
 
-/// A Python with what the examples need, made once beside the build.
-fn python() -> PathBuf {
+/// A Python with what the examples and the tests need, made once beside the build.
+pub(crate) fn python() -> PathBuf {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     MADE.get_or_init(make_python).clone()
 }
@@ -45,13 +45,17 @@ fn make_python() -> PathBuf {
     let venv = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("python");
     let python = venv.join("bin/python");
     let works = |python: &PathBuf| {
-        let imports = ["-c", "import fastavro, confluent_kafka"];
+        let imports = ["-c", "import fastavro, confluent_kafka, duckdb, pyiceberg, pyarrow, pytz"];
         Command::new(python).args(imports).status().is_ok_and(|status| status.success())
     };
     if !works(&python) {
         run(Command::new("python3").args(["-m", "venv"]).arg(&venv));
         let install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--requirement"];
-        run(Command::new(&python).args(install).arg(format!("{EXAMPLES}/requirements.txt")));
+        let tests = concat!(env!("CARGO_MANIFEST_DIR"), "/requirements.txt");
+        run(Command::new(&python)
+            .args(install)
+            .arg(format!("{EXAMPLES}/requirements.txt"))
+            .args(["--requirement", tests]));
     }
     python
 }

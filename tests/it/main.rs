@@ -2,6 +2,7 @@
 
 mod agent_sim;
 mod cli;
+mod connect;
 mod devstack;
 mod faults;
 mod frames;
@@ -16,6 +17,7 @@ mod pulse;
 mod pulse_faults;
 mod reverb_faults;
 mod run;
+mod schemas;
 mod sdk;
 mod security;
 mod tempo;

@@ -79,9 +79,20 @@ impl Cluster {
         cluster
     }
 
+    /// The same with topics that have no prefix.
+    pub fn unprefixed(devstack: &Devstack, claim_partitions: i32) -> Self {
+        let cluster = Self::with_prefix(devstack.bootstrap_servers(), devstack.schema_registry(), String::new());
+        runtime().block_on(ensure_topics(&cluster.broker, claim_partitions, 1)).expect("topics can be made");
+        cluster
+    }
+
     /// Topics of a new cluster that are not there yet, at any Kafka.
     pub fn at(bootstrap_servers: String, schema_registry: String) -> Self {
         let topic_prefix = format!("t{}-{}-", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        Self::with_prefix(bootstrap_servers, schema_registry, topic_prefix)
+    }
+
+    fn with_prefix(bootstrap_servers: String, schema_registry: String, topic_prefix: String) -> Self {
         let kafka = KafkaArgs {
             bootstrap_servers,
             schema_registry,

@@ -69,14 +69,14 @@ pub enum Finding {
     NotRetained,
 }
 
-/// Audits the windows of `range`, in their order; `audited` is told of each. Blocks.
+/// Audits the windows of `range`, in their order; `audited` is told of each, and of how many there are. Blocks.
 pub fn audit(
     broker: &Broker,
     registry: &Registry,
     runtime: &Handle,
     range: AuditRange,
     stop: &Shutdown,
-    mut audited: impl FnMut(Audited),
+    mut audited: impl FnMut(Audited, usize),
 ) -> anyhow::Result<()> {
     let frames = read_frames(broker, registry, runtime, range)?;
     let windows = windows(&frames, range);
@@ -89,7 +89,7 @@ pub fn audit(
         for (window, tally) in chunk.iter().zip(tallies) {
             let reports = published.remove(&window.from).unwrap_or_default();
             let finding = tally.map_or(Finding::NotRetained, |tally| compare(&frames, window, &tally, reports));
-            audited(Audited { window_id: window.id, from_beat: window.from, finding });
+            audited(Audited { window_id: window.id, from_beat: window.from, finding }, windows.len());
         }
     }
     Ok(())

@@ -1,0 +1,40 @@
+//! `backbeat completions` and `backbeat man`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Command;
+use clap_complete::Shell;
+
+/// Flags of `backbeat completions`.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "Examples:
+  backbeat completions bash > /etc/bash_completion.d/backbeat
+  backbeat completions zsh > ~/.zfunc/_backbeat")]
+pub(crate) struct CompletionsArgs {
+    /// Whose completions.
+    #[arg(value_enum)]
+    shell: Shell,
+}
+
+/// Flags of `backbeat man`.
+#[derive(Debug, Clone, clap::Args)]
+#[command(after_help = "Examples:
+  backbeat man /usr/local/share/man/man1")]
+pub(crate) struct ManArgs {
+    /// Where the pages go, one for each subcommand; it is created if it is not there.
+    dir: PathBuf,
+}
+
+pub(crate) fn completions(args: &CompletionsArgs, command: &mut Command) -> ExitCode {
+    clap_complete::generate(args.shell, command, "backbeat", &mut std::io::stdout());
+    ExitCode::SUCCESS
+}
+
+pub(crate) fn man(args: &ManArgs, command: Command) -> anyhow::Result<ExitCode> {
+    fs::create_dir_all(&args.dir).with_context(|| format!("creating {}", args.dir.display()))?;
+    clap_mangen::generate_to(command, &args.dir).with_context(|| format!("writing to {}", args.dir.display()))?;
+    Ok(ExitCode::SUCCESS)
+}

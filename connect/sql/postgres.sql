@@ -1,0 +1,81 @@
+-- PostgreSQL: the table that the sink postgres.json fills, one row a window, and views that answer questions. Run it before
+-- the sink is started; again does no harm.
+--   psql "$DATABASE" -f connect/sql/postgres.sql
+--
+-- The sink could create the table itself, were it not that it gives up at arrays with a default. Later fields it adds by
+-- itself, as columns with the field's default; an array must be added here.
+
+create table if not exists bar_reports (
+    type text not null,
+    window_id text primary key,
+    from_beat bigint not null,
+    to_beat bigint not null,
+    agents_reporting bigint not null,
+    on_time_reviews bigint not null,
+    help_promises_fulfilled bigint not null,
+    secret_rotations_ok boolean not null,
+    tempo_drift_ms bigint not null,
+    issues text[] not null,
+    cluster_id text not null,
+    opened_at timestamptz not null,
+    closed_at timestamptz not null,
+    claims bigint not null,
+    late_claims bigint not null,
+    invalid_claims bigint not null,
+    tasks_done bigint not null,
+    tasks_failed bigint not null,
+    degraded_beats bigint not null,
+    degraded_claims bigint not null,
+    grace_beats integer not null,
+    from_offsets bigint[] not null,
+    to_offsets bigint[] not null,
+    logic integer not null
+);
+create index if not exists bar_reports_closed_at on bar_reports (closed_at);
+
+-- Windows with claims that came too late, or were no valid claims, the newest first.
+create or replace view windows_with_late_claims as
+select window_id, from_beat, to_beat, closed_at, claims, late_claims, invalid_claims,
+       round(100.0 * late_claims / nullif(claims + late_claims, 0), 2) as late_percent
+from bar_reports
+where late_claims > 0 or invalid_claims > 0
+order by from_beat desc;
+
+-- How far beats were from their schedule, by day: of each window the worst beat.
+create or replace view tempo_drift_by_day as
+select cluster_id, (closed_at at time zone 'UTC')::date as day, count(*) as windows,
+       round(avg(tempo_drift_ms), 1) as mean_ms,
+       percentile_cont(0.95) within group (order by tempo_drift_ms) as p95_ms,
+       max(tempo_drift_ms) as worst_ms
+from bar_reports
+group by cluster_id, day
+order by day desc, cluster_id;
+
+-- How many agents reported, by hour.
+create or replace view agents_by_hour as
+select cluster_id, date_trunc('hour', closed_at) as hour, min(agents_reporting) as fewest,
+       round(avg(agents_reporting), 1) as mean, max(agents_reporting) as most
+from bar_reports
+group by cluster_id, hour
+order by hour desc, cluster_id;
+
+-- What became of tasks, by day. A task that ends is counted in the window in which it says so.
+create or replace view tasks_by_day as
+select cluster_id, (closed_at at time zone 'UTC')::date as day, sum(tasks_done) as done, sum(tasks_failed) as failed,
+       round(100.0 * sum(tasks_failed) / nullif(sum(tasks_done) + sum(tasks_failed), 0), 2) as failed_percent
+from bar_reports
+group by cluster_id, day
+order by day desc, cluster_id;
+
+-- Windows whose report says that something was wrong, one row for each issue.
+create or replace view issues as
+select cluster_id, window_id, from_beat, closed_at, issue
+from bar_reports cross join lateral unnest(issues) as issue
+order by from_beat desc;
+
+-- Gaps: windows that should lie between two that have a report. None, unless reports are still on their way.
+create or replace view missing_windows as
+select cluster_id, previous_to_beat + 1 as from_beat, from_beat - 1 as to_beat
+from (select cluster_id, from_beat, lag(to_beat) over (partition by cluster_id order by from_beat) as previous_to_beat
+      from bar_reports) as neighbours
+where previous_to_beat + 1 < from_beat;

@@ -1,0 +1,154 @@
+//! A PostgreSQL server, from the system's packages, its data in a directory of its own.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::artifacts::{require_postgres, run};
+use crate::error::Context;
+use crate::{DevstackError, Supervised, port};
+
+const READY_WITHIN: Duration = Duration::from_secs(30);
+const STOP_WITHIN: Duration = Duration::from_secs(5);
+const PROBE_PAUSE: Duration = Duration::from_millis(100);
+const DATABASE: &str = "backbeat";
+const USER: &str = "postgres";
+
+/// A running PostgreSQL with one database, `backbeat`, whose user `postgres` needs no password. Dropping it stops it and
+/// removes its data.
+#[derive(Debug)]
+pub struct Postgres {
+    process: Supervised,
+    server: Command,
+    bin: PathBuf,
+    port: u16,
+    // Not in our directory: the server will not run as root, and who it runs as may not see what is root's.
+    _data: TempDir,
+}
+
+impl Postgres {
+    /// Starts a server on `port`, 0 for a free one, that logs to `log`, and waits until it answers.
+    pub fn start(port: u16, log: &Path) -> Result<Self, DevstackError> {
+        let bin = require_postgres()?;
+        let port = port::claim("postgresql", port)?;
+        let data = tempfile::Builder::new().prefix("backbeat-postgres-").tempdir();
+        let data = data.context(|| "making a directory for PostgreSQL".to_owned())?;
+        let as_root = rustix::process::geteuid().is_root();
+        if as_root {
+            let (uid, gid) = account()?;
+            chown(data.path(), Some(uid), Some(gid)).context(|| "giving PostgreSQL its directory".to_owned())?;
+        }
+        let command = |program: &str| {
+            let program = bin.join(program);
+            let mut command = if as_root { Command::new("setpriv") } else { Command::new(&program) };
+            if as_root {
+                command.args(["--reuid", USER, "--regid", USER, "--clear-groups"]).arg(program);
+            }
+            command.current_dir(data.path());
+            command
+        };
+        let mut initialize = command("initdb");
+        initialize.args(["--auth", "trust", "--username", USER, "--encoding", "UTF8", "--no-sync", "--pgdata"]);
+        run(initialize.arg(data.path().join("data")))?;
+        let mut server = command("postgres");
+        server.arg("-D").arg(data.path().join("data")).args(["-p", &port.to_string()]);
+        // The data is thrown away, so nothing waits for the disk.
+        let settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off"];
+        server.args(settings.iter().flat_map(|setting| ["-c", setting]));
+        let process = Supervised::spawn(&server, log, STOP_WITHIN).context(|| "starting postgresql".to_owned())?;
+        let mut postgres = Self { process, server, bin, port, _data: data };
+        postgres.wait_until_ready()?;
+        postgres.psql("postgres", &format!("create database {DATABASE}"))?;
+        Ok(postgres)
+    }
+
+    /// `jdbc:postgresql://...` of the database.
+    pub fn jdbc_url(&self) -> String {
+        format!("jdbc:postgresql://127.0.0.1:{}/{DATABASE}", self.port)
+    }
+
+    /// `postgresql://...` of the database, as psql takes it.
+    pub fn url(&self) -> String {
+        format!("postgresql://{USER}@127.0.0.1:{}/{DATABASE}", self.port)
+    }
+
+    /// Who has the database.
+    pub fn user(&self) -> &'static str {
+        USER
+    }
+
+    /// What psql prints for `sql`: a line a row, without headings.
+    pub fn query(&self, sql: &str) -> Result<String, DevstackError> {
+        self.psql(DATABASE, sql)
+    }
+
+    fn psql(&self, database: &str, sql: &str) -> Result<String, DevstackError> {
+        let mut psql = Command::new(self.bin.join("psql"));
+        psql.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", USER, "-d", database]);
+        run(psql.args(["-v", "ON_ERROR_STOP=1", "-X", "-A", "-t", "-c", sql]))
+    }
+
+    /// Ends it as a failing machine would seem to its clients: their connections end at once.
+    pub fn stop(&mut self) -> Result<(), DevstackError> {
+        // TERM would wait for the clients.
+        self.process.signal(Signal::INT).context(|| "stopping postgresql".to_owned())?;
+        self.process.stop().map(drop).context(|| "stopping postgresql".to_owned())
+    }
+
+    /// Starts it again, on its data and its port.
+    pub fn start_again(&mut self) -> Result<(), DevstackError> {
+        let log = self.process.log().to_owned();
+        let started = Supervised::spawn(&self.server, &log, STOP_WITHIN);
+        self.process = started.context(|| "starting postgresql again".to_owned())?;
+        self.wait_until_ready()
+    }
+
+    fn wait_until_ready(&mut self) -> Result<(), DevstackError> {
+        let deadline = Instant::now() + READY_WITHIN;
+        while Instant::now() < deadline {
+            if self.process.try_wait().context(|| "looking after postgresql".to_owned())?.is_some() {
+                break;
+            }
+            if self.psql("postgres", "select 1").is_ok() {
+                return Ok(());
+            }
+            thread::sleep(PROBE_PAUSE);
+        }
+        Err(DevstackError::not_ready("postgresql", READY_WITHIN, &self.process))
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        // TERM, which it gets next, would wait for its clients.
+        if matches!(self.process.try_wait(), Ok(None)) {
+            let _ = self.process.signal(Signal::INT);
+        }
+    }
+}
+
+/// The ids of the user that the package made.
+fn account() -> Result<(u32, u32), DevstackError> {
+    let id = |flag: &str| {
+        let printed = run(Command::new("id").args([OsStr::new(flag), OsStr::new(USER)]))?;
+        let unusable = || DevstackError::Command { command: format!("id {flag} {USER}"), output: printed.clone() };
+        printed.trim().parse().map_err(|_| unusable())
+    };
+    Ok((id("-u")?, id("-g")?))
+}
+
+/// The newest `bin` directory of Debian's packages, or that of `initdb` in the path.
+pub(crate) fn bin() -> Option<PathBuf> {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let debian = versions.map(|entry| entry.path().join("bin")).filter(|bin| bin.join("initdb").exists());
+    let version = |bin: &PathBuf| bin.parent()?.file_name()?.to_str()?.parse::<u32>().ok();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    debian.max_by_key(version).or_else(|| std::env::split_paths(&path).find(|dir| dir.join("initdb").exists()))
+}

@@ -1,0 +1,105 @@
+//! The schemas as a contract: what was released once is read for ever.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use backbeat_broker::TopicName;
+use backbeat_schemas::{BarPartial, BarReport, BeatFrame, Record, StatusClaim};
+use backbeat_tests::{Cluster, runtime};
+use reqwest::blocking::Client;
+use serde_json::{Value, json};
+
+const HISTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../schemas/history");
+
+/// The registry, as whoever has curl sees it.
+fn put(cluster: &Cluster, path: &str, body: &Value) {
+    let url = format!("{}/{path}", cluster.kafka().schema_registry);
+    let request = if path.starts_with("config") { Client::new().put(url) } else { Client::new().post(url) };
+    let answer = request.json(body).send().expect("it answers");
+    assert!(answer.status().is_success(), "{path}: {}", answer.text().unwrap_or_default());
+}
+
+/// The versions that were released of a schema, the oldest first.
+fn released(name: &str) -> Vec<String> {
+    let number = |path: &Path| path.file_stem()?.to_str()?.parse::<u32>().ok();
+    let entries = fs::read_dir(format!("{HISTORY}/{name}")).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    paths.sort_by_key(|path| number(path).unwrap_or_else(|| panic!("{} is no N.avsc", path.display())));
+    paths.iter().map(|path| fs::read_to_string(path).expect("readable")).collect()
+}
+
+/// Changes that break old readers or old records.
+fn breaking(schema: &str) -> Vec<(&'static str, String)> {
+    let changed = |change: &dyn Fn(&mut Vec<Value>)| {
+        let mut schema: Value = serde_json::from_str(schema).expect("JSON");
+        change(schema["fields"].as_array_mut().expect("fields"));
+        schema.to_string()
+    };
+    vec![
+        ("a field without a default", changed(&|fields| fields.push(json!({"name": "further", "type": "string"})))),
+        ("one field less", changed(&|fields| drop(fields.remove(1)))),
+        ("another type", changed(&|fields| fields[1]["type"] = json!("boolean"))),
+        ("another name", changed(&|fields| fields[1]["name"] = json!("renamed"))),
+    ]
+}
+
+fn check<R: Record>(cluster: &Cluster, name: &str) {
+    let subject = format!("{}{name}", cluster.prefix());
+    put(cluster, &format!("config/{subject}"), &json!({ "compatibility": "FULL_TRANSITIVE" }));
+    let versions = released(name);
+    for version in &versions {
+        put(cluster, &format!("subjects/{subject}/versions"), &json!({ "schema": version }));
+    }
+    let refused = |schema: &str| {
+        let found = runtime().block_on(cluster.registry().check_text(&subject, schema));
+        let found = found.unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(found.versions, versions.len());
+        found.refused
+    };
+    let ours = R::schema().text();
+    assert_eq!(refused(ours), None, "{name}.avsc does not go with what was released");
+    let mut with_default: Value = serde_json::from_str(ours).expect("JSON");
+    let further = json!({"name": "further", "type": "string", "default": ""});
+    with_default["fields"].as_array_mut().expect("fields").push(further);
+    assert_eq!(refused(&with_default.to_string()), None);
+    for (what, schema) in breaking(ours) {
+        assert!(refused(&schema).is_some(), "{name}: {what} is taken");
+    }
+}
+
+#[test]
+fn they_go_with_every_version_that_was_released() {
+    let cluster = Cluster::without_topics();
+    check::<BeatFrame>(&cluster, "beat_frame");
+    check::<StatusClaim>(&cluster, "status_claim");
+    check::<BarReport>(&cluster, "bar_report");
+    check::<BarPartial>(&cluster, "bar_partial");
+}
+
+#[test]
+fn the_operators_command_says_whether_the_registry_goes_with_them() {
+    let cluster = Cluster::without_topics();
+    let check = |code: i32| {
+        let output = cluster.backbeat(&["schemas", "check", "--output", "json"]);
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{said}{}", String::from_utf8_lossy(&output.stderr));
+        said.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect::<Vec<Value>>()
+    };
+    let before = check(0);
+    assert!(before.len() == 4 && before.iter().all(|one| one["versions"] == 0 && one["registered"] == false));
+    let topics = cluster.backbeat(&["topics", "--replication-factor", "1"]);
+    assert!(topics.status.success());
+    assert!(check(0).iter().all(|one| one["registered"] == true && one["compatibility"] == "FULL_TRANSITIVE"));
+
+    // Somebody lets everything in, and registers a report without a window.
+    let subject = cluster.broker().topics().subject(TopicName::BarReports);
+    put(&cluster, &format!("config/{subject}"), &json!({ "compatibility": "NONE" }));
+    assert!(check(3).iter().any(|one| one["ok"] == false && one["compatibility"] == "NONE"));
+    let (_, without) = breaking(BarReport::schema().text()).remove(1);
+    put(&cluster, &format!("subjects/{subject}/versions"), &json!({ "schema": without }));
+    put(&cluster, &format!("config/{subject}"), &json!({ "compatibility": "FULL_TRANSITIVE" }));
+    let found = check(3).into_iter().find(|one| one["ok"] == false).expect("one is wrong");
+    assert!(found["subject"] == subject.as_str() && found["refused"].is_string(), "{found}");
+    let text = cluster.backbeat(&["schemas", "check"]);
+    assert!(String::from_utf8_lossy(&text.stdout).contains("REFUSED beside 2 versions: "));
+}
