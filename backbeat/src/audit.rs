@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use crate::output::{FOUND, Output, OutputArgs};
+use crate::output::{FOUND, Output, OutputArgs, print};
 
 /// Flags of `backbeat audit`.
 #[derive(Debug, Clone, clap::Args)]
@@ -59,35 +59,33 @@ impl Summary {
     }
 }
 
-#[allow(clippy::print_stdout, reason = "it is the command's output")]
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let runtime = Runtime::new()?;
     let broker = Broker::new(&args.kafka, "backbeat-audit")?;
     let registry = Registry::new(&args.kafka)?;
     let beat = |beat: Option<i64>| beat.map(BeatIndex::try_from).transpose();
     let range = AuditRange { from: beat(args.from)?, to: beat(args.to)? };
-    let output = args.output.output;
-    let summary = look(&broker, &registry, &runtime, range, output)?;
+    let summary = look(&broker, &registry, &runtime, range, args.output)?;
     let Summary { identical, different, missing, duplicate, not_retained } = summary;
     let counts = format!(
         "{} windows: {identical} identical, {different} different, {missing} missing, {duplicate} duplicate, {not_retained} not retained",
         summary.windows()
     );
-    match output {
-        Output::Text => println!("{counts}"),
+    match args.output.output {
+        Output::Text => print(format!("{counts}\n").as_bytes()),
+        // Its lines are the windows.
         Output::Json => tracing::info!("{counts}"),
     }
     Ok(if different + missing + duplicate > 0 { ExitCode::from(FOUND) } else { ExitCode::SUCCESS })
 }
 
 /// Computes the reports of `range` again, and prints how the published ones compare.
-#[allow(clippy::print_stdout, reason = "it is the command's output")]
 pub(crate) fn look(
     broker: &Broker,
     registry: &Registry,
     runtime: &Runtime,
     range: AuditRange,
-    output: Output,
+    output: OutputArgs,
 ) -> anyhow::Result<Summary> {
     let stop = {
         let _inside = runtime.enter();
@@ -95,16 +93,13 @@ pub(crate) fn look(
     };
     let mut summary = Summary::default();
     // On a terminal only, and on standard error.
-    let progress = ProgressBar::no_length().with_style(
-        ProgressStyle::with_template("{bar:30} {pos}/{len} windows, {eta} left").expect("a template"),
-    );
+    let progress = ProgressBar::no_length()
+        .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} windows, {eta} left").expect("a template"));
     audit(broker, registry, runtime.handle(), range, &stop, |audited, windows| {
         summary.count(&audited.finding);
-        progress.suspend(|| match output {
-            Output::Json => println!("{}", as_json(&audited)),
-            Output::Text if audited.finding != Finding::Identical => println!("{}", as_text(&audited)),
-            Output::Text => {}
-        });
+        if output.output == Output::Json || audited.finding != Finding::Identical {
+            progress.suspend(|| output.say(|| as_text(&audited), || as_json(&audited)));
+        }
         progress.set_length(windows as u64);
         progress.inc(1);
     })?;

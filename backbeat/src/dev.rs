@@ -135,7 +135,7 @@ impl Warehouse {
 
     /// What the table has, for people.
     fn rows(&self) -> anyhow::Result<String> {
-        let rows = self.postgres.query("select count(*) || ' rows, up to beat ' || max(to_beat) from bar_reports")?;
+        let rows = self.postgres.query("select count(*) || case count(*) when 1 then ' row' else ' rows' end || ', up to beat ' || max(to_beat) from bar_reports")?;
         Ok(rows.trim().to_owned())
     }
 }
@@ -221,7 +221,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     }
     let kafka = kafka_args(&stack);
     say(&format!("kafka {}, schema registry {}", kafka.bootstrap_servers, kafka.schema_registry))?;
-    let prepare = topics::Wanted { claim_partitions: args.claim_partitions, replication_factor: 1, kafka: kafka.clone() };
+    let prepare =
+        topics::Wanted { claim_partitions: args.claim_partitions, replication_factor: 1, kafka: kafka.clone() };
     let prepared = runtime.block_on(async {
         tokio::select! {
             prepared = topics::ensure(&prepare) => prepared.map(drop),

@@ -8,6 +8,8 @@ use anyhow::Context;
 use clap::Command;
 use clap_complete::Shell;
 
+use crate::output::print;
+
 /// Flags of `backbeat completions`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:
@@ -29,7 +31,10 @@ pub(crate) struct ManArgs {
 }
 
 pub(crate) fn completions(args: &CompletionsArgs, command: &mut Command) -> ExitCode {
-    clap_complete::generate(args.shell, command, "backbeat", &mut std::io::stdout());
+    // It panics where it cannot write.
+    let mut script = Vec::new();
+    clap_complete::generate(args.shell, command, "backbeat", &mut script);
+    print(&script);
     ExitCode::SUCCESS
 }
 

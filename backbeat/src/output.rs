@@ -1,9 +1,14 @@
 //! How a command says what it found.
 
+use std::io::Write;
+
 use serde_json::Value;
 
 /// The exit code when what was asked for was done, and found something wrong.
 pub(crate) const FOUND: u8 = 3;
+
+/// The exit code that shells give programs which SIGPIPE ended.
+const READER_GONE: i32 = 141;
 
 /// The flag of every command that says something.
 #[derive(Debug, Clone, Copy, clap::Args)]
@@ -21,11 +26,18 @@ pub(crate) enum Output {
 
 impl OutputArgs {
     /// Prints `text`, or the same as `json`.
-    #[allow(clippy::print_stdout, reason = "it is the command's output")]
     pub(crate) fn say(self, text: impl FnOnce() -> String, json: impl FnOnce() -> Value) {
         match self.output {
-            Output::Text => println!("{}", text()),
-            Output::Json => println!("{}", json()),
+            Output::Text => print(format!("{}\n", text()).as_bytes()),
+            Output::Json => print(format!("{}\n", json()).as_bytes()),
         }
+    }
+}
+
+/// Writes `bytes` to standard output. Where nobody reads it any more, as in `backbeat audit | head`, the program ends.
+pub(crate) fn print(bytes: &[u8]) {
+    let mut out = std::io::stdout().lock();
+    if out.write_all(bytes).and_then(|()| out.flush()).is_err() {
+        std::process::exit(READER_GONE);
     }
 }

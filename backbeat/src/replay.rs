@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::runtime::Runtime;
 
 use crate::audit::{self, Summary};
-use crate::output::{Output, OutputArgs};
+use crate::output::{Output, OutputArgs, print};
 
 /// Flags of `backbeat replay`.
 #[derive(Debug, Clone, clap::Args)]
@@ -65,7 +65,6 @@ fn instant(text: &str) -> Result<Timestamp, String> {
     Ok(Timestamp::from_millis(parsed.timestamp_millis()))
 }
 
-#[allow(clippy::print_stdout, reason = "it is the command's output")]
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let runtime = Runtime::new()?;
     let broker = Broker::new(&args.kafka, "backbeat-replay")?;
@@ -80,9 +79,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let plan = plan_replay(&broker, &registry, runtime.handle(), to)?;
     let ReplayPlan { group, window_id, from_beat, newest_beat, offsets, claims } = &plan;
     let as_text = || {
-        let partitions = offsets.iter().map(|(partition, offset)| format!("\n  partition {partition:<4} offset {offset}"));
+        let partitions =
+            offsets.iter().map(|(partition, offset)| format!("\n  partition {partition:<4} offset {offset}"));
         let partitions: String = partitions.collect();
-        format!("group {group} from window {window_id}: beats {from_beat} to {newest_beat}, {claims} claims to read{partitions}")
+        format!(
+            "group {group} from window {window_id}: beats {from_beat} to {newest_beat}, {claims} claims to read{partitions}"
+        )
     };
     let as_json = || {
         json!({
@@ -94,7 +96,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.dry_run_report {
         let range = AuditRange { from: Some(*from_beat), to: None };
         let Summary { identical, different, missing, duplicate, not_retained } =
-            audit::look(&broker, &registry, &runtime, range, args.output.output)?;
+            audit::look(&broker, &registry, &runtime, range, args.output)?;
         let verified = identical + duplicate;
         args.output.say(
             || format!("would verify {verified}, rewrite {different}, write {missing} and skip {not_retained} reports"),
@@ -107,7 +109,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             || json!({ "executed": true }),
         );
     } else if args.output.output == Output::Text {
-        println!("nothing was changed: --execute does it, while reverb is stopped");
+        print(b"nothing was changed: --execute does it, while reverb is stopped\n");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,6 +1,5 @@
 //! `backbeat tail`.
 
-use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -8,6 +7,8 @@ use anyhow::Context;
 use backbeat_broker::{Broker, KafkaArgs, Registry, Seen, TailFrom, Tailed, TopicName, TopicTail};
 use backbeat_schemas::{BarReport, BeatFrame, Record, StatusClaim};
 use tokio::runtime::Runtime;
+
+use crate::output::print;
 
 const POLL: Duration = Duration::from_millis(100);
 
@@ -46,31 +47,25 @@ enum Topic {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match args.topic {
-        Topic::Beatframes => print::<BeatFrame>(args, TopicName::BeatFrames),
-        Topic::Statusclaims => print::<StatusClaim>(args, TopicName::StatusClaims),
-        Topic::Barreports => print::<BarReport>(args, TopicName::BarReports),
+        Topic::Beatframes => print_records::<BeatFrame>(args, TopicName::BeatFrames),
+        Topic::Statusclaims => print_records::<StatusClaim>(args, TopicName::StatusClaims),
+        Topic::Barreports => print_records::<BarReport>(args, TopicName::BarReports),
     }
 }
 
-fn print<R: Record + 'static>(args: &Args, topic: TopicName) -> anyhow::Result<ExitCode> {
+fn print_records<R: Record + 'static>(args: &Args, topic: TopicName) -> anyhow::Result<ExitCode> {
     let runtime = Runtime::new()?;
     let broker = Broker::new(&args.kafka, "backbeat-tail")?;
     let registry = Registry::new(&args.kafka)?;
     let from = if args.from_beginning { TailFrom::Beginning } else { TailFrom::Last(10) };
     let mut tail = TopicTail::<R>::new(&broker, &registry, runtime.handle(), topic, &from)
         .with_context(|| format!("reading {} from {}", broker.topics().name(topic), broker.bootstrap_servers()))?;
-    let mut out = std::io::stdout().lock();
     let mut printed = 0;
     while args.max.is_none_or(|max| printed < max) {
         match tail.next(POLL)? {
             Some(Tailed::Record(Seen { record: Ok(record), .. })) => {
                 printed += 1;
-                let written = writeln!(out, "{}", serde_json::to_string(&record)?);
-                match written {
-                    // Whoever read us, as in `backbeat tail ... | head`, has seen enough.
-                    Err(error) if error.kind() == ErrorKind::BrokenPipe => break,
-                    other => other?,
-                }
+                print(format!("{}\n", serde_json::to_string(&record)?).as_bytes());
             }
             Some(Tailed::Record(Seen { partition, offset, record: Err(reason), .. })) => {
                 tracing::warn!(partition, offset, reason, "not a record of ours");

@@ -147,8 +147,7 @@ impl Registry {
         let versions = versions.as_ref().and_then(Value::as_array).map_or(0, Vec::len);
         let config = self.ask(self.http.get(format!("{}/config/{subject}", self.url))).await?;
         let level = config.as_ref().and_then(|config| config["compatibilityLevel"].as_str());
-        let mut found =
-            Registered { versions, is_ours: false, compatibility: level.map(str::to_owned), refused: None };
+        let mut found = Registered { versions, is_ours: false, compatibility: level.map(str::to_owned), refused: None };
         if versions > 0 {
             let body = json!({ "schema": schema });
             found.is_ours = self.ask(self.http.post(subject_url).json(&body)).await?.is_some();

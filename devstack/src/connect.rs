@@ -44,7 +44,7 @@ impl Connect {
         fs::create_dir_all(dir).context(|| format!("creating {}", dir.display()))?;
         let settings = dir.join("worker.properties");
         let ours = format!(
-            "{SETTINGS}\nlisteners=http://127.0.0.1:{port}\nrest.advertised.host.name=127.0.0.1\nplugin.path={}\nscheduled.rebalance.max.delay.ms=0\n",
+            "{SETTINGS}\nlisteners=http://127.0.0.1:{port}\nrest.advertised.host.name=127.0.0.1\nplugin.path={}\nscheduled.rebalance.max.delay.ms=0\noffset.flush.interval.ms=1000\n",
             plugins.display()
         );
         fs::write(&settings, ours).context(|| format!("writing {}", settings.display()))?;

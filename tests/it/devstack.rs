@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use backbeat_devstack::stock_tool;
-use backbeat_tests::{Program, wait_for, wait_until};
+use backbeat_tests::{Program, run, wait_for, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
@@ -107,6 +107,17 @@ fn it_shows_beats_and_whole_reports_and_ctrl_c_stops_everything() {
         .expect("it runs");
     let said = String::from_utf8_lossy(&status.stdout).into_owned();
     assert!(status.status.success() && said.matches("  ready").count() == 5, "{said}");
+    for part in
+        ["BPM in bars of", "led by pulse-", "partitions, 0 beats behind", "  beats 0-", "7 agents", "pulse_jitter"]
+    {
+        assert!(said.contains(part), "{part} in {said}");
+    }
+    // On a terminal, as `script` makes one.
+    let backbeat = Program::executable("backbeat");
+    let top = format!("timeout --signal INT 3 {} top --dir {}", backbeat.display(), dir.path().display());
+    let drawn = run(Command::new("script").args(["--quiet", "--return", "--command", &top, "/dev/null"]));
+    let (entered, left) = (drawn.find("\x1b[?1049h"), drawn.rfind("\x1b[?1049l"));
+    assert!(entered < left && drawn.matches("led by pulse-").count() >= 2, "{drawn}");
 
     kill_process(pid(&child), Signal::INT).expect("it is there");
     assert!(child.0.wait().expect("it ends").success(), "{}", shown(dir.path()));
@@ -149,4 +160,20 @@ fn a_program_that_dies_ends_it_with_the_reason() {
     let said = fs::read_to_string(dir.path().join("stderr.txt")).expect("it said something");
     assert!(said.contains(" has ended") && said.contains("--cluster \"\" is no cluster name"), "{said}");
     wait_until("nothing is left", LIMIT, || processes_of(dir.path()).is_empty());
+}
+
+#[test]
+fn with_connect_reports_become_rows() {
+    let dir = TempDir::new().expect("a directory");
+    let mut child = dev(dir.path(), "0", &["--connect", "--connect-port", "0", "--postgres-port", "0"]);
+    // The first time, Connect's plugins are downloaded.
+    let port = wait_for("rows", Duration::from_mins(10), || {
+        let shown = shown(dir.path());
+        let port = shown.split_once("postgresql://postgres@127.0.0.1:")?.1.split_once('/')?.0;
+        shown.contains("⇣ bar_reports has ").then(|| port.parse::<u16>().expect("a port"))
+    });
+    kill_process(pid(&child), Signal::INT).expect("it is there");
+    assert!(child.0.wait().expect("it ends").success(), "{}", shown(dir.path()));
+    assert_eq!(processes_of(dir.path()), BTreeMap::new());
+    TcpListener::bind((Ipv4Addr::LOCALHOST, port)).expect("PostgreSQL is gone");
 }
