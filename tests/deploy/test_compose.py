@@ -1,7 +1,6 @@
 """The compose files, as an operator uses them: a real engine, the unmodified Dockerfile, real containers."""
 
 import json
-import os
 import re
 import urllib.error
 import urllib.parse
@@ -169,8 +168,7 @@ def test_reports_become_rows(stack):
     stack.compose(*connect, "up", "--detach", "--build", *pull, "postgres", "connect", "sinks")
 
     def sql(query):
-        return stack.compose(*connect, "exec", "-T", "postgres", "psql", "-h", "127.0.0.1", "-U", "backbeat", "-d", "backbeat", "-Atc", query,
-                             check=False, env={**os.environ, "PGPASSWORD": "backbeat"}).stdout.strip()
+        return stack.compose(*connect, "exec", "-T", "postgres", "psql", "-U", "backbeat", "-Atc", query, check=False).stdout.strip()
 
     wait_for(lambda: stack.compose(*connect, "logs", "--tail", "30", "connect", "sinks").stdout, 180,
              lambda: sql("select count(*) from bar_reports") not in ("", "0"))

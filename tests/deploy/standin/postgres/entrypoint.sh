@@ -4,11 +4,11 @@ if [ ! -s "$PGDATA/PG_VERSION" ]; then
     initdb --auth-host=scram-sha-256 --auth-local=trust --username="$POSTGRES_USER" --pwfile=<(echo "$POSTGRES_PASSWORD") --encoding=UTF8
     echo "host all all all scram-sha-256" >> "$PGDATA/pg_hba.conf"
     # While the database is made, nobody else is let in.
-    pg_ctl -o "-c listen_addresses='' -c unix_socket_directories=/tmp" -w start
-    createdb -h /tmp -U "$POSTGRES_USER" "$POSTGRES_DB"
+    pg_ctl -o "-c listen_addresses=''" -w start
+    createdb -U "$POSTGRES_USER" "$POSTGRES_DB"
     for file in /docker-entrypoint-initdb.d/*.sql; do
-        psql -h /tmp -U "$POSTGRES_USER" -d "$POSTGRES_DB" -v ON_ERROR_STOP=1 -f "$file"
+        psql -U "$POSTGRES_USER" -d "$POSTGRES_DB" -v ON_ERROR_STOP=1 -f "$file"
     done
     pg_ctl -m fast -w stop
 fi
-exec postgres -c listen_addresses='*' -c unix_socket_directories=/tmp
+exec postgres -c listen_addresses='*'
