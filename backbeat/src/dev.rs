@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use backbeat_broker::{Broker, KafkaArgs, LogReader, ReadError, Registry, TopicName};
-use backbeat_devstack::{Connect, DevstackError, Options, Postgres, Stack, Supervised, free_port};
+use backbeat_devstack::{DevstackError, Options, Stack, Supervised, free_port};
 use backbeat_schemas::{BarReport, BeatFrame, Record};
 use backbeat_service::Shutdown;
 use tokio::runtime::{Handle, Runtime};
 
 use crate::dev_state::{DevState, Service};
-use crate::sinks::Worker;
 use crate::topics;
+use crate::warehouse::Warehouse;
 
 /// How long a program may take to end before it is killed.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
@@ -97,47 +97,6 @@ pub(crate) struct Args {
     /// Where data and logs go. What an earlier run left there is removed.
     #[arg(long, default_value = ".backbeat")]
     dir: PathBuf,
-}
-
-/// Reports as rows, with what users put into their own.
-struct Warehouse {
-    // Stopped first: it has connections to the other.
-    _connect: Connect,
-    postgres: Postgres,
-}
-
-impl Warehouse {
-    const TABLES: &str = include_str!("../../connect/sql/postgres.sql");
-    const SINK: &str = include_str!("../../connect/sinks/postgres.json");
-
-    fn start(args: &Args, stack: &Stack, dir: &Path) -> anyhow::Result<Self> {
-        let Stack::Local(local) = stack else {
-            bail!("--connect goes with a Kafka that is started here, not with that of KAFKA_BOOTSTRAP_SERVERS");
-        };
-        say("starting postgresql and kafka connect")?;
-        let postgres = Postgres::start(args.postgres_port, &dir.join("postgres.log"))?;
-        postgres.query(Self::TABLES)?;
-        let environment = [
-            ("CONNECT_REGISTRY_URL", local.schema_registry().replace("/apis/ccompat/v7", "/apis/registry/v2")),
-            ("CONNECT_JDBC_URL", postgres.jdbc_url()),
-            ("CONNECT_JDBC_USER", postgres.user().to_owned()),
-            ("CONNECT_JDBC_PASSWORD", String::new()),
-        ];
-        let dir = dir.join("connect");
-        let connect = Connect::start(args.connect_port, &local.bootstrap_servers(), &environment, &dir)?;
-        let worker = Worker::new(&connect.url())?;
-        worker.apply("postgres", &serde_json::from_str(Self::SINK)?)?;
-        worker.wait_until_runs("postgres")?;
-        say(&format!("postgres  {}  table bar_reports", postgres.url()))?;
-        say(&format!("connect   {}  log {}", connect.url(), dir.join("connect.log").display()))?;
-        Ok(Self { _connect: connect, postgres })
-    }
-
-    /// What the table has, for people.
-    fn rows(&self) -> anyhow::Result<String> {
-        let rows = self.postgres.query("select count(*) || case count(*) when 1 then ' row' else ' rows' end || ', up to beat ' || max(to_beat) from bar_reports")?;
-        Ok(rows.trim().to_owned())
-    }
 }
 
 /// Above the first: those between are reverb's and the registry's.
@@ -235,7 +194,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         .and_then(|()| if shutdown.is_cancelled() { Ok(()) } else { start_programs(args, &kafka, &dir, &mut programs) })
         .and_then(|()| {
             if args.connect && !shutdown.is_cancelled() {
-                warehouse = Some(Warehouse::start(args, &stack, &dir)?);
+                let Stack::Local(stack) = &stack else {
+                    bail!("--connect goes with a Kafka that is started here, not with that of KAFKA_BOOTSTRAP_SERVERS");
+                };
+                say("starting postgresql and kafka connect")?;
+                let started = Warehouse::start(stack, args.connect_port, args.postgres_port, &dir)?;
+                say(&format!("postgres  {}  table bar_reports", started.postgres_url()))?;
+                say(&format!("connect   {}  log {}", started.connect_url(), started.log().display()))?;
+                warehouse = Some(started);
             }
             Ok(())
         })

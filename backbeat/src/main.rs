@@ -17,6 +17,7 @@ mod status_file;
 mod tail;
 mod tempo;
 mod topics;
+mod warehouse;
 
 use std::process::ExitCode;
 

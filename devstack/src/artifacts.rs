@@ -7,8 +7,8 @@ use std::process::Command;
 
 use sha2::{Digest, Sha256};
 
+use crate::DevstackError;
 use crate::error::Context;
-use crate::{DevstackError, postgres};
 
 /// Names Kafka's version and all that goes with it.
 const POM: &str = include_str!("../pom.xml");
@@ -113,8 +113,17 @@ fn lock(cache: &Path) -> Result<File, DevstackError> {
 pub(crate) fn require_postgres() -> Result<PathBuf, DevstackError> {
     let _lock = lock(&cache_dir()?)?;
     let hint = "install PostgreSQL 13 or newer";
-    require("initdb", || postgres::bin().is_some(), "postgresql", hint)?;
-    postgres::bin().ok_or_else(|| DevstackError::Missing { program: "initdb", hint: hint.to_owned() })
+    require("initdb", || postgres_bin().is_some(), "postgresql", hint)?;
+    postgres_bin().ok_or_else(|| DevstackError::Missing { program: "initdb", hint: hint.to_owned() })
+}
+
+/// The newest `bin` directory of Debian's packages, or that of `initdb` in the path.
+fn postgres_bin() -> Option<PathBuf> {
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let debian = versions.map(|entry| entry.path().join("bin")).filter(|bin| bin.join("initdb").exists());
+    let version = |bin: &PathBuf| bin.parent()?.file_name()?.to_str()?.parse::<u32>().ok();
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    debian.max_by_key(version).or_else(|| std::env::split_paths(&path).find(|dir| dir.join("initdb").exists()))
 }
 
 /// `$BACKBEAT_CACHE`, or `backbeat` in the user's cache directory.

@@ -76,9 +76,8 @@ impl Connect {
 
     /// Starts it again, and waits until it answers.
     pub fn start_again(&mut self) -> Result<(), DevstackError> {
-        let log = self.process.log().to_owned();
-        let started = Supervised::spawn(&self.worker, &log, STOP_WITHIN);
-        self.process = started.context(|| "starting kafka connect again".to_owned())?;
+        let started = self.process.start_again(&self.worker, STOP_WITHIN);
+        started.context(|| "starting kafka connect again".to_owned())?;
         self.wait_until_ready()
     }
 

@@ -120,10 +120,8 @@ impl Node {
 
     /// Starts the node again, on its data and its ports.
     pub(crate) fn start_again(&mut self) -> Result<(), DevstackError> {
-        let log = self.process.log().to_owned();
-        let started = Supervised::spawn(&self.command, &log, STOP_WITHIN);
-        self.process = started.context(|| "starting kafka again".to_owned())?;
-        Ok(())
+        let started = self.process.start_again(&self.command, STOP_WITHIN);
+        started.context(|| "starting kafka again".to_owned())
     }
 
     fn address(&self) -> String {

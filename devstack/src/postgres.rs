@@ -1,7 +1,6 @@
 //! A PostgreSQL server, from the system's packages, its data in a directory of its own.
 
 use std::ffi::OsStr;
-use std::fs;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -104,9 +103,8 @@ impl Postgres {
 
     /// Starts it again, on its data and its port.
     pub fn start_again(&mut self) -> Result<(), DevstackError> {
-        let log = self.process.log().to_owned();
-        let started = Supervised::spawn(&self.server, &log, STOP_WITHIN);
-        self.process = started.context(|| "starting postgresql again".to_owned())?;
+        let started = self.process.start_again(&self.server, STOP_WITHIN);
+        started.context(|| "starting postgresql again".to_owned())?;
         self.wait_until_ready()
     }
 
@@ -142,13 +140,4 @@ fn account() -> Result<(u32, u32), DevstackError> {
         printed.trim().parse().map_err(|_| unusable())
     };
     Ok((id("-u")?, id("-g")?))
-}
-
-/// The newest `bin` directory of Debian's packages, or that of `initdb` in the path.
-pub(crate) fn bin() -> Option<PathBuf> {
-    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
-    let debian = versions.map(|entry| entry.path().join("bin")).filter(|bin| bin.join("initdb").exists());
-    let version = |bin: &PathBuf| bin.parent()?.file_name()?.to_str()?.parse::<u32>().ok();
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    debian.max_by_key(version).or_else(|| std::env::split_paths(&path).find(|dir| dir.join("initdb").exists()))
 }

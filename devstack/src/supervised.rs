@@ -52,6 +52,12 @@ impl Supervised {
         Ok(Self { shell, pid, log: log.to_owned() })
     }
 
+    /// Starts `command` again, after it has ended, with the same log.
+    pub(crate) fn start_again(&mut self, command: &Command, grace: Duration) -> io::Result<()> {
+        *self = Self::spawn(command, &self.log, grace)?;
+        Ok(())
+    }
+
     /// The child's process id.
     pub fn pid(&self) -> i32 {
         self.pid.as_raw_nonzero().get()
