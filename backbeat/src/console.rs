@@ -1,13 +1,12 @@
 //! `backbeat console`: Kafka's own console consumer, with an Avro deserializer.
 
 use std::ffi::OsString;
+use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
-use anyhow::Context;
-use backbeat_broker::KafkaArgs;
+use anyhow::{Context, bail};
+use backbeat_broker::{KafkaArgs, without_credentials};
 use backbeat_devstack::console_consumer;
-
-use crate::kafka_tool::exit_code;
 
 /// Flags of `backbeat console`.
 #[derive(Debug, Clone, clap::Args)]
@@ -27,9 +26,17 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let KafkaArgs { bootstrap_servers, schema_registry, kafka_config, topic_prefix, .. } = &args.kafka;
-    let own = schema_registry.trim_end_matches('/').strip_suffix("/apis/ccompat/v7").with_context(|| {
-        format!("{schema_registry} is not Apicurio's (.../apis/ccompat/v7): with another registry, use kafka-avro-console-consumer")
+    let KafkaArgs { bootstrap_servers, schema_registry, schema_registry_ca, kafka_config, topic_prefix } = &args.kafka;
+    let shown = without_credentials(schema_registry);
+    if kafka_config.is_some() || schema_registry_ca.is_some() || shown != *schema_registry {
+        bail!(
+            "Java's clients read neither --kafka-config nor --schema-registry-ca, and would show the credentials of \
+             --schema-registry in ps: use `backbeat tail`, or leave them out and give the consumer files of its own \
+             (-- --command-config FILE --formatter-config FILE)"
+        );
+    }
+    let apicurio = schema_registry.trim_end_matches('/').strip_suffix("/apis/ccompat/v7").with_context(|| {
+        format!("{shown} is not Apicurio's (.../apis/ccompat/v7): for another registry use kafka-avro-console-consumer")
     })?;
     let mut consumer = console_consumer()?;
     consumer
@@ -38,17 +45,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         .arg(format!("{topic_prefix}{}", args.topic));
     // The stock consumer would show aborted records, too.
     consumer.args(["--isolation-level", "read_committed"]);
-    if let Some(file) = kafka_config {
-        anyhow::bail!(
-            "{} holds librdkafka's properties, which Java's clients do not read: give the consumer a file of its own by `backbeat kafka console-consumer --command-config FILE`",
-            file.display()
-        );
-    }
     for property in [
         "value.deserializer=io.apicurio.registry.serde.avro.AvroKafkaDeserializer".to_owned(),
-        format!("value.deserializer.apicurio.registry.url={own}/apis/registry/v3"),
+        format!("value.deserializer.apicurio.registry.url={apicurio}/apis/registry/v3"),
     ] {
         consumer.args(["--formatter-property", &property]);
     }
-    Ok(exit_code(consumer.args(&args.flags).status().context("running java")?))
+    // It takes our place, so that signals reach it.
+    Err(consumer.args(&args.flags).exec()).context("running java")
 }

@@ -7,7 +7,7 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use backbeat_broker::{Broker, KafkaArgs, LogReader, ReadError, Registry, TopicName};
+use backbeat_broker::{Broker, KafkaArgs, LogReader, ReadError, Registry, TopicName, without_credentials};
 use backbeat_devstack::{DevstackError, Options, Stack, Supervised, free_port};
 use backbeat_schemas::{BarReport, BeatFrame, Record};
 use backbeat_service::Shutdown;
@@ -173,13 +173,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         throughput: false,
     };
     let stack = Stack::start(&options)?;
+    if args.connect && matches!(stack, Stack::Outside { .. }) {
+        bail!("--connect goes with a Kafka that is started here, not with that of KAFKA_BOOTSTRAP_SERVERS");
+    }
     let stores = dir.join("pulse");
     if matches!(stack, Stack::Local(_)) && stores.exists() {
         // Pulse's nodes agreed on it for beats that are gone with that Kafka's data.
         fs::remove_dir_all(&stores).with_context(|| format!("removing {}", stores.display()))?;
     }
     let kafka = kafka_args(&stack);
-    say(&format!("kafka {}, schema registry {}", kafka.bootstrap_servers, kafka.schema_registry))?;
+    let registry = without_credentials(&kafka.schema_registry);
+    say(&format!("kafka {}, schema registry {registry}", kafka.bootstrap_servers))?;
     let prepare =
         topics::Wanted { claim_partitions: args.claim_partitions, replication_factor: 1, kafka: kafka.clone() };
     let prepared = runtime.block_on(async {
@@ -193,10 +197,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let outcome = prepared
         .and_then(|()| if shutdown.is_cancelled() { Ok(()) } else { start_programs(args, &kafka, &dir, &mut programs) })
         .and_then(|()| {
-            if args.connect && !shutdown.is_cancelled() {
-                let Stack::Local(stack) = &stack else {
-                    bail!("--connect goes with a Kafka that is started here, not with that of KAFKA_BOOTSTRAP_SERVERS");
-                };
+            if let (true, Stack::Local(stack), false) = (args.connect, &stack, shutdown.is_cancelled()) {
                 say("starting postgresql and kafka connect")?;
                 let started = Warehouse::start(stack, args.connect_port, args.postgres_port, &dir)?;
                 say(&format!("postgres  {}  table bar_reports", started.postgres_url()))?;
@@ -205,7 +206,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             }
             Ok(())
         })
-        .and_then(|()| show(args, &kafka, runtime.handle(), &mut programs, warehouse.as_ref(), &shutdown));
+        .and_then(|()| show(args, &kafka, runtime.handle(), &mut programs, warehouse.as_mut(), &shutdown));
     say("stopping")?;
     drop(warehouse);
     drop(programs);
@@ -294,8 +295,7 @@ fn start_programs(args: &Args, kafka: &KafkaArgs, dir: &Path, programs: &mut Pro
     for service in &services {
         say(&format!("{:<9} {}  log {}", service.name, service.url, service.log.display()))?;
     }
-    let (bootstrap_servers, schema_registry) = (kafka.bootstrap_servers.clone(), kafka.schema_registry.clone());
-    DevState { bootstrap_servers, schema_registry, services }.write(dir)
+    DevState { services }.write(dir)
 }
 
 /// A service, once it says in its log where it listens.
@@ -319,7 +319,7 @@ fn show(
     kafka: &KafkaArgs,
     runtime: &Handle,
     programs: &mut Programs,
-    warehouse: Option<&Warehouse>,
+    mut warehouse: Option<&mut Warehouse>,
     shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
     let broker = Broker::new(kafka, "backbeat-dev")?;
@@ -342,7 +342,7 @@ fn show(
         }
         if checked.elapsed() > STOP_WITHIN / 10 {
             programs.check()?;
-            let rows = warehouse.map(Warehouse::rows).transpose()?.unwrap_or_default();
+            let rows = warehouse.as_mut().map(|warehouse| warehouse.rows()).transpose()?.unwrap_or_default();
             if rows != shown_rows {
                 say(&format!("  ⇣ bar_reports has {rows}"))?;
                 shown_rows = rows;

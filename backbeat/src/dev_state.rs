@@ -9,8 +9,6 @@ use serde::{Deserialize, Serialize};
 /// Where everything runs.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct DevState {
-    pub(crate) bootstrap_servers: String,
-    pub(crate) schema_registry: String,
     pub(crate) services: Vec<Service>,
 }
 

@@ -1,8 +1,10 @@
 //! `backbeat kafka`: the stock tools of the Kafka that `backbeat dev` downloads.
 
 use std::ffi::OsString;
-use std::process::{ExitCode, ExitStatus};
+use std::os::unix::process::CommandExt;
+use std::process::ExitCode;
 
+use anyhow::Context;
 use backbeat_devstack::stock_tool;
 
 /// Flags of `backbeat kafka`.
@@ -37,10 +39,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Tool::Configs => "kafka.admin.ConfigCommand",
         Tool::GetOffsets => "org.apache.kafka.tools.GetOffsetShell",
     };
-    Ok(exit_code(stock_tool(class)?.args(&args.args).status()?))
-}
-
-/// A tool's exit code as ours.
-pub(crate) fn exit_code(status: ExitStatus) -> ExitCode {
-    status.code().and_then(|code| u8::try_from(code).ok()).map_or(ExitCode::FAILURE, ExitCode::from)
+    // It takes our place, so that signals reach it.
+    Err(stock_tool(class)?.args(&args.args).exec()).context("running java")
 }

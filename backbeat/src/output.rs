@@ -1,6 +1,6 @@
 //! How a command says what it found.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 
 use serde_json::Value;
 
@@ -37,7 +37,12 @@ impl OutputArgs {
 /// Writes `bytes` to standard output. Where nobody reads it any more, as in `backbeat audit | head`, the program ends.
 pub(crate) fn print(bytes: &[u8]) {
     let mut out = std::io::stdout().lock();
-    if out.write_all(bytes).and_then(|()| out.flush()).is_err() {
-        std::process::exit(READER_GONE);
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Ok(()) => {}
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(READER_GONE),
+        Err(error) => {
+            tracing::error!(%error, "writing to standard output");
+            std::process::exit(1);
+        }
     }
 }

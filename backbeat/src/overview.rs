@@ -24,11 +24,11 @@ pub(crate) struct ProgramArgs {
     #[arg(long, default_value = ".backbeat")]
     dir: PathBuf,
 
-    /// Pulse nodes; without it those of `backbeat dev`, or ports 8080, 8081 and 8083 of this machine.
+    /// Pulse nodes. Without this and --reverb those of `backbeat dev`, or ports 8080, 8081 and 8083 of this machine.
     #[arg(long, value_name = "URL,...", value_delimiter = ',')]
     pulse: Vec<String>,
 
-    /// Members of reverb's group; without it those of `backbeat dev`, or ports 8082 and 8084 of this machine.
+    /// Members of reverb's group. Without this and --pulse those of `backbeat dev`, or ports 8082 and 8084 of this machine.
     #[arg(long, value_name = "URL,...", value_delimiter = ',')]
     reverb: Vec<String>,
 }
@@ -53,14 +53,14 @@ struct Node {
 impl ProgramArgs {
     /// The addresses of the pulse nodes and of reverb's members.
     fn programs(&self) -> anyhow::Result<(Vec<String>, Vec<String>)> {
-        let named = |urls: &[String], defaults: &[&str], program: &str, dev: Option<&DevState>| match dev {
-            _ if !urls.is_empty() => urls.to_vec(),
-            Some(dev) => dev.urls(program),
-            None => defaults.iter().map(|url| (*url).to_owned()).collect(),
-        };
-        let dev = DevState::read(&self.dir)?;
-        let pulse = named(&self.pulse, &PULSE, "pulse", dev.as_ref());
-        Ok((pulse, named(&self.reverb, &REVERB, "reverb", dev.as_ref())))
+        if !self.pulse.is_empty() || !self.reverb.is_empty() {
+            return Ok((self.pulse.clone(), self.reverb.clone()));
+        }
+        let owned = |urls: &[&str]| urls.iter().map(|url| (*url).to_owned()).collect();
+        Ok(match DevState::read(&self.dir)? {
+            Some(dev) => (dev.urls("pulse"), dev.urls("reverb")),
+            None => (owned(&PULSE), owned(&REVERB)),
+        })
     }
 
     /// Asks all programs at once; an error if none answers.
@@ -103,7 +103,8 @@ impl Node {
             }
         };
         let status = http.get(format!("{url}/api/v1/status")).send().and_then(reqwest::blocking::Response::json).ok();
-        Self { url, trouble, status }
+        let strange = status.is_none().then(|| "answers, and not as a program of ours".to_owned());
+        Self { url, trouble: trouble.or(strange), status }
     }
 
     fn last_report(&self, http: &Client) -> Option<Value> {

@@ -16,7 +16,7 @@ use tokio::runtime::Runtime;
 use crate::output::{FOUND, OutputArgs};
 
 /// A worker that has lost another waits for it before it hands the tasks out again.
-const RUNS_WITHIN: Duration = Duration::from_mins(2);
+const SETTLED_WITHIN: Duration = Duration::from_mins(2);
 const TIMEOUT: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(200);
 /// The setting that names the topic by which Iceberg's sink agrees with itself; the sink does not create it.
@@ -25,13 +25,18 @@ const CONTROL_TOPIC: &str = "iceberg.control.topic";
 /// Flags of `backbeat sinks`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:
-  backbeat sinks                                                    the state of all sinks
-  backbeat sinks connect/sinks/postgres.json                        start it, or change it
+  backbeat sinks                                                     the state of all sinks
+  backbeat sinks connect/sinks/postgres.json                         start it, change it, or start it again
+  backbeat sinks --from-beginning connect/sinks/postgres.json        and read every report again
   backbeat sinks --output json | jq 'select(.state != \"RUNNING\")'")]
 pub(crate) struct Args {
     /// Configurations of sinks to start or change, as in connect/sinks; a sink has its file's name.
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
+
+    /// Let these sinks read their topics again, from the first record on.
+    #[arg(long, requires = "files")]
+    from_beginning: bool,
 
     /// The REST API of a worker of Kafka Connect.
     #[arg(long, env = "BACKBEAT_CONNECT_URL", default_value = "http://localhost:8090")]
@@ -50,6 +55,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let worker = Worker::new(&args.connect_url)?;
+    let mut sinks = Vec::new();
     for file in &args.files {
         let name = file.file_stem().and_then(|stem| stem.to_str()).context("a file's name is the sink's")?;
         let config = read(file)?;
@@ -58,14 +64,21 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             Runtime::new()?.block_on(ensure_topic(&broker, topic, args.replication_factor))?;
         }
         worker.apply(name, &config).with_context(|| file.display().to_string())?;
-        worker.wait_until_runs(name)?;
+        if args.from_beginning {
+            worker.rewind(name)?;
+        }
+        sinks.push(worker.settled(name)?);
     }
-    let mut all_run = true;
-    for sink in worker.sinks()? {
-        all_run &= sink.runs();
+    if args.files.is_empty() {
+        sinks = worker.sinks()?;
+        if sinks.is_empty() {
+            tracing::info!("no sinks yet: `backbeat sinks connect/sinks/postgres.json` starts one");
+        }
+    }
+    for sink in &sinks {
         args.output.say(|| sink.to_string(), || sink.as_json());
     }
-    Ok(if all_run { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
+    Ok(if sinks.iter().all(Sink::runs) { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
 }
 
 fn read(file: &Path) -> anyhow::Result<Value> {
@@ -81,11 +94,17 @@ pub(crate) struct Worker {
 }
 
 /// What a sink does.
-struct Sink {
+pub(crate) struct Sink {
     name: String,
     state: String,
-    /// Each task's state, and the first line of why it failed.
-    tasks: Vec<(String, Option<String>)>,
+    /// Why it failed.
+    cause: Option<String>,
+    tasks: Vec<Task>,
+}
+
+struct Task {
+    state: String,
+    cause: Option<String>,
 }
 
 impl Worker {
@@ -94,42 +113,69 @@ impl Worker {
         Ok(Self { url: url.trim_end_matches('/').to_owned(), http })
     }
 
-    /// Starts the sink `name` with `config`, or changes it.
+    fn path(&self, rest: &str) -> String {
+        format!("{}/connectors{rest}", self.url)
+    }
+
+    /// Starts the sink `name` with `config`; one that is there is changed and started again, since what failed stays
+    /// so otherwise.
     pub(crate) fn apply(&self, name: &str, config: &Value) -> anyhow::Result<()> {
-        let url = format!("{}/connectors/{name}/config", self.url);
-        let deadline = Instant::now() + RUNS_WITHIN;
+        let status = self.insist(|| self.http.put(self.path(&format!("/{name}/config"))).json(config))?;
+        if status == StatusCode::OK {
+            self.insist(|| self.http.put(self.path(&format!("/{name}/resume"))))?;
+            // From here on its states are of the new run.
+            self.insist(|| self.http.post(self.path(&format!("/{name}/restart?includeTasks=true"))))?;
+        }
+        Ok(())
+    }
+
+    /// Lets `name` begin with the first record of its topics.
+    pub(crate) fn rewind(&self, name: &str) -> anyhow::Result<()> {
+        self.insist(|| self.http.put(self.path(&format!("/{name}/stop"))))?;
+        // Until the last task has gone the worker refuses.
+        self.insist(|| self.http.delete(self.path(&format!("/{name}/offsets"))))?;
+        self.insist(|| self.http.put(self.path(&format!("/{name}/resume")))).map(drop)
+    }
+
+    /// Sends a request again while the worker is busy with its group or with ending tasks.
+    fn insist(&self, request: impl Fn() -> RequestBuilder) -> anyhow::Result<StatusCode> {
+        let deadline = Instant::now() + SETTLED_WITHIN;
         loop {
-            match self.ask(self.http.put(&url).json(config))? {
-                (StatusCode::CONFLICT, _) if Instant::now() < deadline => thread::sleep(PAUSE), // it rebalances
-                (status, _) if status.is_success() => return Ok(()),
-                (_, body) => bail!("Kafka Connect refuses it: {}", reason(&body)),
+            let (status, body) = self.ask(request())?;
+            let is_busy = status == StatusCode::CONFLICT
+                || status.is_server_error()
+                || reason(&body).contains("must be in the STOPPED state");
+            if status.is_success() {
+                return Ok(status);
             }
+            if !is_busy || Instant::now() > deadline {
+                bail!("Kafka Connect refuses it: {}", reason(&body));
+            }
+            thread::sleep(PAUSE);
         }
     }
 
-    /// Waits until `name` and its tasks run; an error if one fails.
-    pub(crate) fn wait_until_runs(&self, name: &str) -> anyhow::Result<()> {
-        let deadline = Instant::now() + RUNS_WITHIN;
+    /// The sink `name`, once it and its tasks run, or one has failed.
+    pub(crate) fn settled(&self, name: &str) -> anyhow::Result<Sink> {
+        let deadline = Instant::now() + SETTLED_WITHIN;
         loop {
             let found = self.sinks()?.into_iter().find(|sink| sink.name == name);
             match found {
-                Some(sink) if sink.runs() => return Ok(()),
-                Some(sink) if sink.failed() => bail!("{sink}"),
-                found if Instant::now() > deadline => {
-                    let state = found.map_or_else(|| "is not there".to_owned(), |sink| sink.to_string());
-                    bail!("{name} does not run within {} s: {state}; see the worker's log", RUNS_WITHIN.as_secs());
-                }
+                Some(sink) if sink.runs() || sink.failed() || Instant::now() > deadline => return Ok(sink),
+                None if Instant::now() > deadline => bail!("Kafka Connect has taken {name} and does not start it"),
                 _ => thread::sleep(PAUSE),
             }
         }
     }
 
     fn sinks(&self) -> anyhow::Result<Vec<Sink>> {
-        let (status, body) = self.ask(self.http.get(format!("{}/connectors?expand=status", self.url)))?;
-        if !status.is_success() {
-            bail!("Kafka Connect at {} answers {status}: {}", self.url, reason(&body));
+        let (status, body) = self.ask(self.http.get(self.path("?expand=status")))?;
+        match body.as_object() {
+            Some(sinks) if status.is_success() => {
+                Ok(sinks.iter().map(|(name, sink)| Sink::new(name, &sink["status"])).collect())
+            }
+            _ => bail!("{} answers {status}, and not as Kafka Connect does: {}", self.url, reason(&body)),
         }
-        Ok(body.as_object().into_iter().flatten().map(|(name, sink)| Sink::new(name, &sink["status"])).collect())
     }
 
     fn ask(&self, request: RequestBuilder) -> anyhow::Result<(StatusCode, Value)> {
@@ -148,41 +194,43 @@ fn reason(body: &Value) -> &str {
 impl Sink {
     fn new(name: &str, status: &Value) -> Self {
         let text = |value: &Value| value.as_str().unwrap_or("UNKNOWN").to_owned();
-        let task = |task: &Value| {
-            let trace = task["trace"].as_str();
-            // The first line is Connect's own; the last cause says what is wrong.
-            let cause = trace
-                .and_then(|trace| trace.lines().rfind(|line| line.starts_with("Caused by")).or(trace.lines().next()));
-            (text(&task["state"]), cause.map(str::to_owned))
-        };
+        let task = |task: &Value| Task { state: text(&task["state"]), cause: cause(task) };
+        let connector = &status["connector"];
         let tasks = status["tasks"].as_array().into_iter().flatten().map(task).collect();
-        Self { name: name.to_owned(), state: text(&status["connector"]["state"]), tasks }
+        Self { name: name.to_owned(), state: text(&connector["state"]), cause: cause(connector), tasks }
     }
 
-    fn runs(&self) -> bool {
-        self.state == "RUNNING" && !self.tasks.is_empty() && self.tasks.iter().all(|(state, _)| state == "RUNNING")
+    pub(crate) fn runs(&self) -> bool {
+        self.state == "RUNNING" && !self.tasks.is_empty() && self.tasks.iter().all(|task| task.state == "RUNNING")
     }
 
     fn failed(&self) -> bool {
-        self.state == "FAILED" || self.tasks.iter().any(|(state, _)| state == "FAILED")
+        self.state == "FAILED" || self.tasks.iter().any(|task| task.state == "FAILED")
     }
 
     fn as_json(&self) -> Value {
-        let tasks: Vec<Value> =
-            self.tasks.iter().map(|(state, cause)| json!({ "state": state, "cause": cause })).collect();
-        json!({ "name": self.name, "state": self.state, "tasks": tasks })
+        let task = |task: &Task| json!({ "state": task.state, "cause": task.cause });
+        let tasks: Vec<Value> = self.tasks.iter().map(task).collect();
+        json!({ "name": self.name, "state": self.state, "cause": self.cause, "tasks": tasks })
     }
+}
+
+/// The last cause in a stack trace: the first line is Connect's own, whatever went wrong.
+fn cause(of: &Value) -> Option<String> {
+    let trace = of["trace"].as_str()?;
+    trace.lines().rfind(|line| line.starts_with("Caused by")).or(trace.lines().next()).map(str::to_owned)
 }
 
 impl fmt::Display for Sink {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:<18} {:<10} ", self.name, self.state)?;
-        match self.tasks.iter().find(|(state, _)| state != "RUNNING") {
-            _ if self.tasks.is_empty() => write!(f, "no task yet"),
-            None => write!(f, "{} of {} tasks run", self.tasks.len(), self.tasks.len()),
-            Some((state, cause)) => {
-                write!(f, "a task is {state}: {}", cause.as_deref().unwrap_or("no reason given; see the worker's log"))
-            }
+        if let Some(cause) = &self.cause {
+            return write!(f, "{cause}");
+        }
+        match self.tasks.iter().find(|task| task.state != "RUNNING") {
+            None => write!(f, "{} tasks run", self.tasks.len()),
+            Some(Task { state, cause: Some(cause) }) => write!(f, "a task is {state}: {cause}"),
+            Some(Task { state, cause: None }) => write!(f, "a task is {state}"),
         }
     }
 }

@@ -71,11 +71,10 @@ pub(crate) fn top(args: &TopArgs) -> anyhow::Result<ExitCode> {
     while outcome.is_ok() && !shutdown.is_cancelled() {
         let looked = Instant::now();
         let page = args.programs.ask().map_or_else(|error| format!("{error:#}"), |overview| overview.to_string());
-        // A terminal in raw mode is not needed for that: Ctrl-C ends it.
         outcome = write!(out, "{CLEAN_PAGE}{page}\n\nCtrl-C ends this").and_then(|()| out.flush());
         let interval = Duration::from_secs_f64(args.interval);
         while looked.elapsed() < interval && !shutdown.is_cancelled() {
-            std::thread::sleep(POLL.min(interval));
+            std::thread::sleep(POLL);
         }
     }
     write!(out, "{LEAVE}")?;

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::bail;
 use backbeat_devstack::{Connect, Devstack, Postgres};
 
 use crate::sinks::Worker;
@@ -32,7 +33,10 @@ impl Warehouse {
         let connect = Connect::start(connect_port, &stack.bootstrap_servers(), &environment, &dir)?;
         let worker = Worker::new(&connect.url())?;
         worker.apply("postgres", &serde_json::from_str(SINK)?)?;
-        worker.wait_until_runs("postgres")?;
+        let sink = worker.settled("postgres")?;
+        if !sink.runs() {
+            bail!("{sink}");
+        }
         Ok(Self { connect, postgres, log: dir.join("connect.log") })
     }
 
@@ -48,8 +52,10 @@ impl Warehouse {
         &self.log
     }
 
-    /// What the table has, for people; nothing while it has none.
-    pub(crate) fn rows(&self) -> anyhow::Result<String> {
+    /// What the table has, for people; nothing while it has none. An error if one of the two has ended by itself.
+    pub(crate) fn rows(&mut self) -> anyhow::Result<String> {
+        self.postgres.check()?;
+        self.connect.check()?;
         let rows = self.postgres.query(
             "select count(*) || case count(*) when 1 then ' row' else ' rows' end || ', up to beat ' || max(to_beat)
              from bar_reports",

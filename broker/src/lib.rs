@@ -19,7 +19,7 @@ pub use claim_ends::ClaimEnds;
 pub use client_log::{ClientLog, Reader, assign, is_transient, log_client_error};
 pub use kafka_args::KafkaArgs;
 pub use log_reader::{Entry, LogReader, ReadError};
-pub use registry::{FetchError, Registered, Registry, RegistryError};
+pub use registry::{FetchError, Registered, Registry, RegistryError, without_credentials};
 pub use schema_cache::{Lookup, SchemaCache};
 pub use sender::{Deliveries, Outgoing, QueueFull, Sender};
 pub use topic_tail::{Seen, TailFrom, Tailed, TopicTail};

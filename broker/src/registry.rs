@@ -150,9 +150,9 @@ impl Registry {
         let mut found = Registered { versions, is_ours: false, compatibility: level.map(str::to_owned), refused: None };
         if versions > 0 {
             let body = json!({ "schema": schema });
-            found.is_ours = self.ask(self.http.post(subject_url).json(&body)).await?.is_some();
+            found.is_ours = self.ask(self.post(subject_url, &body)).await?.is_some();
             let url = format!("{}/compatibility/subjects/{subject}/versions?verbose=true", self.url);
-            let verdict = self.ask(self.http.post(url).json(&body)).await?.unwrap_or_default();
+            let verdict = self.ask(self.post(url, &body)).await?.unwrap_or_default();
             if verdict["is_compatible"] != true {
                 let messages = verdict["messages"].as_array().into_iter().flatten().filter_map(Value::as_str);
                 let reason = messages.collect::<Vec<_>>().join("; ");
@@ -162,9 +162,14 @@ impl Registry {
         Ok(found)
     }
 
+    fn post(&self, url: String, body: &Value) -> RequestBuilder {
+        // Set first, so that it stands there once.
+        self.http.post(url).header("Content-Type", CONTENT_TYPE).json(body)
+    }
+
     /// The answer's body; `None` where there is no such thing.
     async fn ask(&self, request: RequestBuilder) -> Result<Option<Value>, RegistryError> {
-        let answer = request.header("Content-Type", CONTENT_TYPE).send().await;
+        let answer = request.send().await;
         let answer = answer.map_err(|error| self.unavailable(causes(&error)))?;
         match answer.status() {
             StatusCode::NOT_FOUND => Ok(None),
@@ -205,14 +210,18 @@ fn authority(args: &KafkaArgs) -> Result<Vec<Certificate>, RegistryError> {
     if certificates.is_empty() { Err(unreadable("it holds no certificate".to_owned())) } else { Ok(certificates) }
 }
 
-fn without_credentials(url: &str) -> String {
-    let Ok(mut parsed) = Url::parse(url) else {
-        return url.to_owned();
-    };
-    // They fail for addresses that cannot have any.
-    let _ = parsed.set_username("");
-    let _ = parsed.set_password(None);
-    parsed.to_string()
+/// `url` as it may be shown: a user and a password may stand in it.
+pub fn without_credentials(url: &str) -> String {
+    match Url::parse(url) {
+        Ok(parsed) if parsed.username().is_empty() && parsed.password().is_none() => url.to_owned(),
+        Ok(mut parsed) => {
+            // They fail for addresses that cannot have any.
+            let _ = parsed.set_username("");
+            let _ = parsed.set_password(None);
+            parsed.to_string()
+        }
+        Err(error) => format!("(an address that is none: {error})"),
+    }
 }
 
 /// What happened and why: the clients' own words leave the causes out.

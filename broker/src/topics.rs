@@ -5,12 +5,11 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 
-use crate::Broker;
 use crate::broker::MAX_RECORD_BYTES;
+use crate::{Broker, ClientLog};
 
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -220,16 +219,16 @@ pub async fn ensure_topics(
     Ok(names)
 }
 
-/// Creates a topic with one partition that is not BACKBEAT's own, such as one that a connector coordinates itself by; says
-/// whether it is new.
-pub async fn ensure_topic(broker: &Broker, topic: &str, replication: i32) -> Result<bool, TopicError> {
+/// Creates a topic with one partition that is not BACKBEAT's own, such as one that a connector coordinates itself by.
+pub async fn ensure_topic(broker: &Broker, topic: &str, replication: i32) -> Result<(), TopicError> {
     let new = [NewTopic::new(topic, 1, TopicReplication::Fixed(replication))];
     let options = AdminOptions::new().operation_timeout(Some(ADMIN_TIMEOUT));
     let results = admin(broker)?.create_topics(&new, &options).await.map_err(|source| kafka(broker, source))?;
     match results.into_iter().next() {
-        Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(false),
-        Some(Err((topic, code))) => Err(TopicError::Create { topic, code }),
-        _ => Ok(true),
+        Some(Err((topic, code))) if code != RDKafkaErrorCode::TopicAlreadyExists => {
+            Err(TopicError::Create { topic, code })
+        }
+        _ => Ok(()),
     }
 }
 
@@ -356,8 +355,8 @@ async fn check(
     if wrong.is_empty() { Ok(()) } else { Err(TopicError::Wrong(wrong)) }
 }
 
-fn admin(broker: &Broker) -> Result<AdminClient<DefaultClientContext>, TopicError> {
-    broker.admin().create().map_err(|source| kafka(broker, source))
+fn admin(broker: &Broker) -> Result<AdminClient<ClientLog>, TopicError> {
+    broker.admin().create_with_context(ClientLog).map_err(|source| kafka(broker, source))
 }
 
 fn kafka(broker: &Broker, source: KafkaError) -> TopicError {

@@ -3,7 +3,7 @@
 --   psql "$DATABASE" -f connect/sql/postgres.sql
 --
 -- The sink could create the table itself, were it not that it gives up at arrays with a default. Later fields it adds by
--- itself, as columns with the field's default; an array must be added here.
+-- itself, as columns with the field's default; an array must be added here. A field that goes away needs its default here.
 
 create table if not exists bar_reports (
     type text not null,
@@ -16,30 +16,30 @@ create table if not exists bar_reports (
     secret_rotations_ok boolean not null,
     tempo_drift_ms bigint not null,
     issues text[] not null,
-    cluster_id text not null,
-    opened_at timestamptz not null,
-    closed_at timestamptz not null,
-    claims bigint not null,
-    late_claims bigint not null,
-    invalid_claims bigint not null,
-    tasks_done bigint not null,
-    tasks_failed bigint not null,
-    degraded_beats bigint not null,
-    degraded_claims bigint not null,
-    grace_beats integer not null,
-    from_offsets bigint[] not null,
-    to_offsets bigint[] not null,
-    logic integer not null
+    cluster_id text not null default '',
+    opened_at timestamptz not null default 'epoch',
+    closed_at timestamptz not null default 'epoch',
+    claims bigint not null default 0,
+    late_claims bigint not null default 0,
+    invalid_claims bigint not null default 0,
+    tasks_done bigint not null default 0,
+    tasks_failed bigint not null default 0,
+    degraded_beats bigint not null default 0,
+    degraded_claims bigint not null default 0,
+    grace_beats integer not null default 0,
+    from_offsets bigint[] not null default '{}',
+    to_offsets bigint[] not null default '{}',
+    logic integer not null default 1
 );
 create index if not exists bar_reports_closed_at on bar_reports (closed_at);
 
 -- Windows with claims that came too late, or were no valid claims, the newest first.
 create or replace view windows_with_late_claims as
-select window_id, from_beat, to_beat, closed_at, claims, late_claims, invalid_claims,
+select cluster_id, window_id, from_beat, to_beat, closed_at, claims, late_claims, invalid_claims,
        round(100.0 * late_claims / nullif(claims + late_claims, 0), 2) as late_percent
 from bar_reports
 where late_claims > 0 or invalid_claims > 0
-order by from_beat desc;
+order by closed_at desc;
 
 -- How far beats were from their schedule, by day: of each window the worst beat.
 create or replace view tempo_drift_by_day as
@@ -53,7 +53,7 @@ order by day desc, cluster_id;
 
 -- How many agents reported, by hour.
 create or replace view agents_by_hour as
-select cluster_id, date_trunc('hour', closed_at) as hour, min(agents_reporting) as fewest,
+select cluster_id, date_trunc('hour', closed_at, 'UTC') as hour, min(agents_reporting) as fewest,
        round(avg(agents_reporting), 1) as mean, max(agents_reporting) as most
 from bar_reports
 group by cluster_id, hour
@@ -71,7 +71,7 @@ order by day desc, cluster_id;
 create or replace view issues as
 select cluster_id, window_id, from_beat, closed_at, issue
 from bar_reports cross join lateral unnest(issues) as issue
-order by from_beat desc;
+order by closed_at desc;
 
 -- Gaps: windows that should lie between two that have a report. None, unless reports are still on their way.
 create or replace view missing_windows as

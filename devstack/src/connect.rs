@@ -29,7 +29,8 @@ pub struct Connect {
 }
 
 impl Connect {
-    /// Starts a worker on `port`, 0 for a free one, with its settings and its log in `dir`, and waits until it answers.
+    /// Starts a worker on `port`, 0 for a free one, with its settings and its log in `dir`, and waits until it answers;
+    /// what an earlier one left there is removed.
     ///
     /// `environment` is what the configurations of sinks refer to.
     pub fn start(
@@ -41,6 +42,9 @@ impl Connect {
         let artifacts = Artifacts::fetch()?;
         let plugins = artifacts.connect_plugins()?;
         let port = port::claim("kafka connect", port)?;
+        if dir.exists() {
+            fs::remove_dir_all(dir).context(|| format!("removing {}", dir.display()))?;
+        }
         fs::create_dir_all(dir).context(|| format!("creating {}", dir.display()))?;
         let settings = dir.join("worker.properties");
         let ours = format!(
@@ -66,6 +70,11 @@ impl Connect {
     /// Base URL of its REST API.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// An error if it has ended by itself.
+    pub fn check(&mut self) -> Result<(), DevstackError> {
+        self.process.check("kafka connect")
     }
 
     /// Kills it, so that it can tell nobody.

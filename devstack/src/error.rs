@@ -55,6 +55,16 @@ pub enum DevstackError {
         /// The end of it.
         tail: String,
     },
+    /// A service ended by itself.
+    #[error("{service} has ended; the end of {log}:\n{tail}")]
+    Ended {
+        /// Which.
+        service: &'static str,
+        /// Its log file.
+        log: PathBuf,
+        /// The end of it.
+        tail: String,
+    },
     /// Something else answers on the port.
     #[error("the broker at {address} has cluster id {found}, not ours ({expected}): the port is another's")]
     NotOurs {

@@ -54,7 +54,18 @@ impl Postgres {
             command
         };
         let mut initialize = command("initdb");
-        initialize.args(["--auth", "trust", "--username", USER, "--encoding", "UTF8", "--no-sync", "--pgdata"]);
+        initialize.args([
+            "--auth",
+            "trust",
+            "--username",
+            USER,
+            "--encoding",
+            "UTF8",
+            "--locale",
+            "C",
+            "--no-sync",
+            "--pgdata",
+        ]);
         run(initialize.arg(data.path().join("data")))?;
         let mut server = command("postgres");
         server.arg("-D").arg(data.path().join("data")).args(["-p", &port.to_string()]);
@@ -92,6 +103,11 @@ impl Postgres {
         let mut psql = Command::new(self.bin.join("psql"));
         psql.args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", USER, "-d", database]);
         run(psql.args(["-v", "ON_ERROR_STOP=1", "-X", "-A", "-t", "-c", sql]))
+    }
+
+    /// An error if it has ended by itself.
+    pub fn check(&mut self) -> Result<(), DevstackError> {
+        self.process.check("postgresql")
     }
 
     /// Ends it as a failing machine would seem to its clients: their connections end at once.

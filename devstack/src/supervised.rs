@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use crate::DevstackError;
+use crate::error::Context;
 use rustix::process::{Pid, Signal, kill_process};
 
 /// A child process with its output in a log file.
@@ -76,6 +78,14 @@ impl Supervised {
     /// How the child ended, if it has. A child ended by signal N has the exit code 128 + N.
     pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
         self.shell.try_wait()
+    }
+
+    /// An error if the child, which is `service`, has ended.
+    pub(crate) fn check(&mut self, service: &'static str) -> Result<(), DevstackError> {
+        match self.try_wait().context(|| format!("looking after {service}"))? {
+            None => Ok(()),
+            Some(_) => Err(DevstackError::Ended { service, log: self.log.clone(), tail: self.log_tail() }),
+        }
     }
 
     /// Begins to end the child, and does not wait for it.

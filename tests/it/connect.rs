@@ -130,13 +130,13 @@ impl Warehouse {
 
     /// Waits until `holds`; tells how the sinks are doing where it does not.
     fn wait_until(&self, what: &str, holds: impl Fn() -> bool) {
-        eprintln!(std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs() % 10000);
         let deadline = Instant::now() + LIMIT;
         while !holds() {
             let sinks = || self.cluster.backbeat(&["sinks", "--connect-url", &self.connect.url()]);
             assert!(
                 Instant::now() < deadline,
-                "{what}: not within {LIMIT:?}\n{}\n{}",
+                "{what}: not within {LIMIT:?}, with {} reports\n{}\n{}",
+                self.cluster.reports().len(),
                 String::from_utf8_lossy(&sinks().stdout),
                 self.connect.log_tail()
             );
@@ -370,6 +370,12 @@ fn a_registry_that_was_away_is_made_up_for(warehouse: &Warehouse, published: &[B
     warehouse.start_sink("postgres-replay", "cold-replay", &[("topics", letters), ("collection.name.format", "cold")]);
     warehouse.wait_until("their rows", || warehouse.rows("cold").len() == published.len() + 1);
     assert!(published.iter().all(|report| warehouse.rows("cold").contains(report)));
+    // Everything once more: the rows that were deleted are back.
+    let ask = |sql: &str| warehouse.postgres.query(sql).unwrap_or_else(|error| panic!("{error}"));
+    ask("delete from cold");
+    let file = warehouse.dir.path().join("cold-replay.json");
+    warehouse.backbeat_sinks(&["--from-beginning", file.to_str().expect("a path")]);
+    warehouse.wait_until("the rows again", || warehouse.rows("cold").len() == published.len() + 1);
 }
 
 fn what_is_no_report_is_kept_apart(warehouse: &Warehouse, published: &[BarReport]) {
@@ -386,6 +392,12 @@ fn what_is_no_report_is_kept_apart(warehouse: &Warehouse, published: &[BarReport
     }
     // Nothing makes reports of them: a replay leaves them where they are.
     warehouse.start_sink("postgres-replay", "postgres-replay", &[]);
+    let http = Client::new();
+    let url = format!("{}/connectors/postgres-replay/offsets", warehouse.connect.url());
+    warehouse.wait_until("the replay to come past", || {
+        let offsets: Value = http.get(&url).send().and_then(reqwest::blocking::Response::json).expect("it answers");
+        offsets["offsets"][0]["offset"]["kafka_offset"] == 2
+    });
     let behind = other_report(&published[0], 5);
     warehouse.cluster.publish_report(&behind);
     warehouse.wait_until("postgres to come past", || warehouse.rows("bar_reports").contains(&behind));

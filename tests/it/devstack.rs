@@ -107,14 +107,13 @@ fn it_shows_beats_and_whole_reports_and_ctrl_c_stops_everything() {
         .expect("it runs");
     let said = String::from_utf8_lossy(&status.stdout).into_owned();
     assert!(status.status.success() && said.matches("  ready").count() == 5, "{said}");
-    for part in
-        ["BPM in bars of", "led by pulse-", "partitions, 0 beats behind", "  beats 0-", "7 agents", "pulse_jitter"]
-    {
+    for part in ["BPM in bars of", "led by pulse-", "beats behind", "  beats ", " agents, ", "pulse_jitter"] {
         assert!(said.contains(part), "{part} in {said}");
     }
     // On a terminal, as `script` makes one.
     let backbeat = Program::executable("backbeat");
-    let top = format!("timeout --signal INT 3 {} top --dir {}", backbeat.display(), dir.path().display());
+    let top =
+        format!("timeout --preserve-status --signal INT 3 {} top --dir {}", backbeat.display(), dir.path().display());
     let drawn = run(Command::new("script").args(["--quiet", "--return", "--command", &top, "/dev/null"]));
     let (entered, left) = (drawn.find("\x1b[?1049h"), drawn.rfind("\x1b[?1049l"));
     assert!(entered < left && drawn.matches("led by pulse-").count() >= 2, "{drawn}");
