@@ -70,7 +70,7 @@ impl ProgramArgs {
         let (pulse, reverb) = thread::scope(|scope| {
             let asked = |urls: Vec<String>| {
                 let http = &http;
-                urls.into_iter().map(|url| scope.spawn(move || Node::ask(http, url))).collect::<Vec<_>>()
+                urls.into_iter().map(|url| scope.spawn(move || Node::ask(http, &url))).collect::<Vec<_>>()
             };
             let (pulse, reverb) = (asked(pulse), asked(reverb));
             let answered = |asked: Vec<thread::ScopedJoinHandle<'_, Node>>| {
@@ -91,7 +91,7 @@ impl ProgramArgs {
 }
 
 impl Node {
-    fn ask(http: &Client, url: String) -> Self {
+    fn ask(http: &Client, url: &str) -> Self {
         let url = url.trim_end_matches('/').to_owned();
         let trouble = match http.get(format!("{url}/ready")).send() {
             Err(error) if error.is_timeout() => Some("does not answer in time".to_owned()),

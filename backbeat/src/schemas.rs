@@ -21,7 +21,7 @@ pub(crate) struct Args {
 enum Command {
     /// Says whether this program's schemas go with all versions in the registry, and changes nothing.
     ///
-    /// Exits with 0 if all are registered or could be, with 3 if one is refused or a subject is not FULL_TRANSITIVE.
+    /// Exits with 0 if all are registered or could be, with 3 if one is refused or a subject is not `FULL_TRANSITIVE`.
     #[command(after_help = "Examples:
   backbeat schemas check
   backbeat schemas check --output json | jq 'select(.ok == false)'")]

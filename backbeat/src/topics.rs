@@ -43,7 +43,7 @@ pub(crate) async fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let created = ensure(&args.wanted).await?;
     let all = TopicName::ALL.len();
     let as_text = || {
-        let created: String = created.iter().map(|name| format!("created {name}\n")).collect();
+        let created = created.iter().fold(String::new(), |text, name| text + "created " + name + "\n");
         format!("{created}all {all} topics are there, with the right settings, and the schemas are registered")
     };
     args.output.say(as_text, || json!({ "created": created, "topics": all }));
