@@ -86,10 +86,11 @@ COPY connect/plugins /plugins
 RUN mvn --batch-mode --quiet --file /plugins/pom.xml package -Dplugins.dir=/opt/connect/plugins
 
 FROM apache/kafka:4.3.1 AS backbeat-connect
-USER root
+USER 0
 # Named volumes that are mounted there are the worker's own.
 RUN install -d -o appuser /warehouse /files
-USER appuser
+# appuser, by number as above.
+USER 1000
 COPY --from=plugins /opt/connect/plugins /opt/connect/plugins
 COPY connect/worker.properties /opt/connect/worker.properties
 EXPOSE 8083
