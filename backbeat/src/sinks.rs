@@ -228,7 +228,7 @@ impl fmt::Display for Sink {
             return write!(f, "{cause}");
         }
         match self.tasks.iter().find(|task| task.state != "RUNNING") {
-            None => write!(f, "{} tasks run", self.tasks.len()),
+            None => write!(f, "tasks running: {}", self.tasks.len()),
             Some(Task { state, cause: Some(cause) }) => write!(f, "a task is {state}: {cause}"),
             Some(Task { state, cause: None }) => write!(f, "a task is {state}"),
         }

@@ -40,7 +40,7 @@ go_tool() { # module@version package output ldflags: go install refuses modules 
 }
 
 tools() {
-    require yamllint=yamllint shellcheck=shellcheck promtool=prometheus amtool=prometheus-alertmanager java=openjdk-17-jre-headless mvn=maven
+    require docker-registry=docker-registry yamllint=yamllint shellcheck=shellcheck promtool=prometheus amtool=prometheus-alertmanager java=openjdk-17-jre-headless mvn=maven
     if [ ! -x "$work/venv/bin/hadolint" ]; then
         python3 -m venv "$work/venv"
         "$work/venv/bin/pip" install --quiet --disable-pip-version-check --requirement "$here/requirements.txt"

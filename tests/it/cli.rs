@@ -130,3 +130,69 @@ fn bad_flags_are_refused_with_what_is_allowed() {
     refused("agent-sim", &["--trace", "/nowhere.csv"], "opening the task list /nowhere.csv");
     refused("backbeat", &["tail", "beats"], "possible values: beatframes, statusclaims, barreports");
 }
+
+#[test]
+fn every_subcommand_shows_examples_and_says_json_where_asked() {
+    let cluster = Cluster::without_topics();
+    let said = |args: &[&str]| {
+        let output = cluster.backbeat(args);
+        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let help = said(&["--help"]);
+    let (_, commands) = help.split_once("Commands:\n").expect("there are some");
+    let names: Vec<&str> = commands.lines().map_while(|line| line.split_whitespace().next()).collect();
+    assert!(names.len() > 10 && names.contains(&"audit"), "{names:?}");
+    for name in names.into_iter().filter(|name| *name != "help") {
+        let nested: &[&str] = if name == "schemas" { &["schemas", "check", "--help"] } else { &[name, "--help"] };
+        assert!(said(nested).contains("\nExamples:\n"), "{name}");
+    }
+
+    let created: Value = serde_json::from_str(&said(&[TOPICS, &["--output", "json"]].concat())).expect("JSON");
+    assert!(created["created"].as_array().is_some_and(|names| names.len() == 5) && created["topics"] == 5, "{created}");
+    let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200", "--bar", "4"]);
+    pulse.wait_ready();
+    let url = pulse.url().expect("it listens");
+    wait_until("a tempo in JSON", Duration::from_mins(1), || {
+        let output = cluster.backbeat(&["tempo", "--url", &url, "--output", "json"]);
+        serde_json::from_slice::<Value>(&output.stdout).is_ok_and(|tempo| tempo["tempo_bpm"] == 1200.0)
+    });
+    let status: Value = serde_json::from_str(&said(&["status", "--pulse", &url, "--output", "json"])).expect("JSON");
+    assert_eq!((&status["pulse"][0]["ready"], &status["reverb"]), (&Value::Bool(true), &Value::Array(Vec::new())));
+}
+
+#[test]
+fn errors_name_the_next_step() {
+    let cluster = Cluster::without_topics();
+    let refused = |args: &[&str], code: i32, reason: &str| {
+        let output = cluster.backbeat(args);
+        let said = text(&output.stderr);
+        assert!(output.status.code() == Some(code) && said.contains(reason), "{args:?}: {said}");
+    };
+    let nobody = format!("http://127.0.0.1:{}", free_port().expect("a free port"));
+    refused(&["sinks", "--connect-url", &nobody], 1, "is a worker there? (--connect-url)");
+    refused(&["sinks", "--connect-url", &nobody, "/nowhere.json"], 1, "reading /nowhere.json: No such file");
+    refused(&["status", "--pulse", &nobody], 1, "or say where it runs (--pulse, --reverb)");
+    refused(&["top"], 1, "use `backbeat status`");
+    let other = ["console", "barreports", "--schema-registry", "http://127.0.0.1:1/"];
+    refused(&other, 1, "for another registry use kafka-avro-console-consumer");
+    // No server of ours says so, and none of it is shown.
+    let secret =
+        ["console", "barreports", "--schema-registry", "http://me:registry-secret@127.0.0.1:1/apis/ccompat/v7"];
+    refused(&secret, 1, "use `backbeat tail`");
+    assert!(!text(&cluster.backbeat(&secret).stderr).contains("registry-secret"));
+}
+
+#[test]
+fn completions_and_manual_pages_are_generated() {
+    let cluster = Cluster::without_topics();
+    let script = cluster.dir().join("completions.bash");
+    std::fs::write(&script, cluster.backbeat(&["completions", "bash"]).stdout).expect("writes");
+    let completed = ". \"$0\"; COMP_WORDS=(backbeat au); COMP_CWORD=1; _backbeat backbeat au; echo \"${COMPREPLY[@]}\"";
+    let output = std::process::Command::new("bash").args(["-c", completed]).arg(&script).output().expect("bash runs");
+    assert_eq!(text(&output.stdout).trim(), "audit", "{}", text(&output.stderr));
+    let pages = cluster.dir().join("man");
+    assert!(cluster.backbeat(&["man", pages.to_str().expect("a path")]).status.success());
+    let page = std::fs::read_to_string(pages.join("backbeat-sinks.1")).expect("it is there");
+    assert!(page.contains(".TH backbeat-sinks 1") && page.contains("\\-\\-from\\-beginning"), "{page}");
+}

@@ -58,7 +58,7 @@ impl Warehouse {
         let postgres = Postgres::start(0, &dir.path().join("postgres.log")).unwrap_or_else(|error| panic!("{error}"));
         let tables = fs::read_to_string(format!("{CONNECT}/sql/postgres.sql")).expect("it is there");
         postgres.query(&tables).unwrap_or_else(|error| panic!("{error}"));
-        for other in ["uncommitted", "cold"] {
+        for other in ["uncommitted", "cold", "mended"] {
             let table = format!("create table {other} (like bar_reports including all)");
             postgres.query(&table).unwrap_or_else(|error| panic!("{error}"));
         }
@@ -77,8 +77,8 @@ impl Warehouse {
         Self { connect, postgres, cluster, _devstack: devstack, dir }
     }
 
-    /// Starts a shipped sink under `name`, by the operator's command, with other values for some of its settings.
-    fn start_sink(&self, sink: &str, name: &str, other: &[(&str, &str)]) {
+    /// A shipped sink's file under `name`, with other values for some of its settings.
+    fn sink_file(&self, sink: &str, name: &str, other: &[(&str, &str)]) -> PathBuf {
         let mut config = shipped(&format!("sinks/{sink}"));
         // Others than users' only so that the test need not wait for minutes.
         let hurried =
@@ -90,9 +90,15 @@ impl Warehouse {
         }
         let file = self.dir.path().join(format!("{name}.json"));
         fs::write(&file, config.to_string()).expect("writes");
+        file
+    }
+
+    /// Starts it by the operator's command.
+    fn start_sink(&self, sink: &str, name: &str, other: &[(&str, &str)]) {
+        let file = self.sink_file(sink, name, other);
         let path = file.to_str().expect("a path");
         let started = self.backbeat_sinks(&["--replication-factor", "1", path]);
-        assert!(started.contains(name), "{started}");
+        assert!(started.starts_with(name) && started.contains("tasks running: 1"), "{started}");
     }
 
     fn backbeat_sinks(&self, args: &[&str]) -> String {
@@ -233,6 +239,7 @@ fn each_report_is_one_row_whatever_happens() {
     a_replay_makes_no_second_row(&warehouse, &published);
     aborted_reports_are_not_seen(&warehouse, &published);
     a_registry_that_was_away_is_made_up_for(&warehouse, &published);
+    what_failed_is_told_and_mended(&warehouse);
     what_is_no_report_is_kept_apart(&warehouse, &published);
     a_new_field_becomes_a_column(&warehouse, &published);
     the_queries_answer(&warehouse, &published);
@@ -376,6 +383,23 @@ fn a_registry_that_was_away_is_made_up_for(warehouse: &Warehouse, published: &[B
     let file = warehouse.dir.path().join("cold-replay.json");
     warehouse.backbeat_sinks(&["--from-beginning", file.to_str().expect("a path")]);
     warehouse.wait_until("the rows again", || warehouse.rows("cold").len() == published.len() + 1);
+}
+
+/// A sink that cannot work says so; its mended file starts it again.
+fn what_failed_is_told_and_mended(warehouse: &Warehouse) {
+    let table = ("collection.name.format", "mended");
+    let letters = ("errors.deadletterqueue.topic.name", "barreports.mended.dlq");
+    // Debezium wants a key with fields.
+    let broken = warehouse.sink_file("postgres", "mended", &[table, letters, ("transforms", "isBarReport")]);
+    let url = warehouse.connect.url();
+    warehouse.cluster.backbeat(&["sinks", "--connect-url", &url, broken.to_str().expect("a path")]);
+    let sinks = || warehouse.cluster.backbeat(&["sinks", "--connect-url", &url]);
+    warehouse.wait_until("the failure", || sinks().status.code() == Some(3));
+    let told = String::from_utf8_lossy(&sinks().stdout).into_owned();
+    assert!(told.contains("a task is FAILED: Caused by: "), "{told}");
+    warehouse.start_sink("postgres", "mended", &[table, letters]);
+    warehouse.wait_until("rows", || !warehouse.rows("mended").is_empty());
+    assert!(sinks().status.success());
 }
 
 fn what_is_no_report_is_kept_apart(warehouse: &Warehouse, published: &[BarReport]) {
