@@ -13,6 +13,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::faults::shuffled;
+use crate::oracle::Oracle;
 use crate::pipeline::{check_reports, count, reverb, totals, verdicts};
 
 const LIMIT: Duration = Duration::from_mins(2);
@@ -155,7 +156,12 @@ fn wait_for_lines(cluster: &Cluster, agents: &Program, pulse: &Program) {
 }
 
 /// Ends the agents, lets the windows close and ends pulse; then compares all reports with the oracle's.
-fn check(cluster: &Cluster, mut agents: Program, pulse: &Program) {
+fn check<'m>(
+    cluster: &Cluster,
+    mut agents: Program,
+    pulse: &Program,
+    members: impl IntoIterator<Item = &'m Program> + Clone,
+) {
     agents.signal(Signal::TERM);
     agents.wait();
     wait_for_lines(cluster, &agents, pulse);
@@ -163,6 +169,14 @@ fn check(cluster: &Cluster, mut agents: Program, pulse: &Program) {
     wait_until("two more bars", LIMIT, || cluster.frames().len() >= beats + 9);
     pulse.signal(Signal::TERM);
     wait_until("pulse's end", LIMIT, || pulse.get("/health").is_none());
+    let windows = Oracle::read(cluster).reports().len();
+    let deadline = Instant::now() + LIMIT;
+    while cluster.reports().len() < windows {
+        let told = |member: &Program| format!("{:?}\n{}", member.get("/api/v1/status"), member.log());
+        let told = || members.clone().into_iter().map(told).collect::<Vec<_>>().join("\n\n");
+        assert!(Instant::now() < deadline, "{} of {windows} reports; {}", cluster.reports().len(), told());
+        std::thread::sleep(Duration::from_millis(50));
+    }
     let oracle = check_reports(cluster);
     let (counted, late, invalid) = totals(&cluster.reports());
     assert_eq!(counted + late + invalid, oracle.claims() as i64);
@@ -203,7 +217,7 @@ fn forty_faults_in_a_row_leave_one_right_report_a_window() {
     for member in &mut scene.members {
         assert!(member.is_running(), "it ended by itself: {}", member.log());
     }
-    check(&cluster, agents, &pulse);
+    check(&cluster, agents, &pulse, &scene.members);
     let found = verdicts(&cluster);
     assert!(count(&found, Verdict::Verified) > 0, "resets made windows be computed again: {found:?}");
     assert_eq!(count(&found, Verdict::Rewritten) + count(&found, Verdict::Skipped), 0, "{found:?}");
@@ -229,7 +243,7 @@ fn of_three_brokers_one_may_die() {
         devstack.start_broker(broker).expect("it starts again");
         wait_for_reports_to_catch_up(&cluster);
     }
-    check(&cluster, agents, &pulse);
+    check(&cluster, agents, &pulse, &members);
     drop(members);
     devstack.stop();
 }
