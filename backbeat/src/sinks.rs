@@ -17,6 +17,7 @@ use crate::output::{FOUND, OutputArgs};
 
 /// A worker that has lost another waits for it before it hands the tasks out again.
 const SETTLED_WITHIN: Duration = Duration::from_mins(2);
+const FAILED_FOR: Duration = Duration::from_secs(5);
 const TIMEOUT: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_millis(200);
 /// The setting that names the topic by which Iceberg's sink agrees with itself; the sink does not create it.
@@ -155,13 +156,16 @@ impl Worker {
         }
     }
 
-    /// The sink `name`, once it and its tasks run, or one has failed.
+    /// The sink `name`, once it and its tasks run, or one has failed and stays so.
     pub(crate) fn settled(&self, name: &str) -> anyhow::Result<Sink> {
         let deadline = Instant::now() + SETTLED_WITHIN;
+        // Until then a failure may be one of before it was started again.
+        let believed = Instant::now() + FAILED_FOR;
         loop {
             let found = self.sinks()?.into_iter().find(|sink| sink.name == name);
             match found {
-                Some(sink) if sink.runs() || sink.failed() || Instant::now() > deadline => return Ok(sink),
+                Some(sink) if sink.runs() || Instant::now() > deadline => return Ok(sink),
+                Some(sink) if sink.failed() && Instant::now() > believed => return Ok(sink),
                 None if Instant::now() > deadline => bail!("Kafka Connect has taken {name} and does not start it"),
                 _ => thread::sleep(PAUSE),
             }

@@ -390,7 +390,7 @@ fn what_failed_is_told_and_mended(warehouse: &Warehouse) {
     let table = ("collection.name.format", "mended");
     let letters = ("errors.deadletterqueue.topic.name", "barreports.mended.dlq");
     // Debezium wants a key with fields.
-    let broken = warehouse.sink_file("postgres", "mended", &[table, letters, ("transforms", "isBarReport")]);
+    let broken = warehouse.sink_file("postgres", "mended", &[table, letters, ("transforms", "")]);
     let url = warehouse.connect.url();
     warehouse.cluster.backbeat(&["sinks", "--connect-url", &url, broken.to_str().expect("a path")]);
     let sinks = || warehouse.cluster.backbeat(&["sinks", "--connect-url", &url]);

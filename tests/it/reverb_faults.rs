@@ -133,11 +133,26 @@ fn stop(mut member: Program) {
 }
 
 /// Waits until the window before the present one has a report.
-fn wait_for_reports_to_catch_up(cluster: &Cluster) {
+fn wait_for_reports_to_catch_up<'m>(cluster: &Cluster, members: impl IntoIterator<Item = &'m Program> + Clone) {
     let frames = cluster.frames();
     let bar = frames.last().map_or(0, |last| last.beat_index.get() - i64::from(last.bar_length));
     let reported = || cluster.reports().iter().any(|entry| entry.record.to_beat.get() >= bar);
-    wait_until("reports that catch up with the beats", LIMIT, reported);
+    wait_or_tell("reports that catch up with the beats", members, reported);
+}
+
+/// Waits until `holds`; tells what the members say where it does not.
+fn wait_or_tell<'m>(
+    what: &str,
+    members: impl IntoIterator<Item = &'m Program> + Clone,
+    mut holds: impl FnMut() -> bool,
+) {
+    let deadline = Instant::now() + LIMIT;
+    while !holds() {
+        let told = |member: &Program| format!("{:?}\n{}", member.get("/api/v1/status"), member.log());
+        let told = || members.clone().into_iter().map(told).collect::<Vec<_>>().join("\n\n");
+        assert!(Instant::now() < deadline, "{what}: not within {LIMIT:?}; {}", told());
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// Waits until every claim lies below a line: before, it is in no window.
@@ -170,13 +185,7 @@ fn check<'m>(
     pulse.signal(Signal::TERM);
     wait_until("pulse's end", LIMIT, || pulse.get("/health").is_none());
     let windows = Oracle::read(cluster).reports().len();
-    let deadline = Instant::now() + LIMIT;
-    while cluster.reports().len() < windows {
-        let told = |member: &Program| format!("{:?}\n{}", member.get("/api/v1/status"), member.log());
-        let told = || members.clone().into_iter().map(told).collect::<Vec<_>>().join("\n\n");
-        assert!(Instant::now() < deadline, "{} of {windows} reports; {}", cluster.reports().len(), told());
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    wait_or_tell(&format!("{windows} reports"), members, || cluster.reports().len() >= windows);
     let oracle = check_reports(cluster);
     let (counted, late, invalid) = totals(&cluster.reports());
     assert_eq!(counted + late + invalid, oracle.claims() as i64);
@@ -203,14 +212,14 @@ fn forty_faults_in_a_row_leave_one_right_report_a_window() {
     let mut scene = Scene { cluster: &cluster, members: Vec::new(), paused: Vec::new(), rng };
     (0..3).for_each(|_| scene.add());
     let agents = cluster.start("agent-sim", &["--agents", "25", "--late-rate", "0.05", "--malformed-rate", "0.02"]);
-    wait_for_reports_to_catch_up(&cluster);
+    wait_for_reports_to_catch_up(&cluster, &scene.members);
     for (number, fault) in faults.into_iter().enumerate() {
         eprintln!("fault {number}: {fault:?}, seed {seed}");
         scene.inflict(fault, &mut devstack);
         std::thread::sleep(Duration::from_millis(scene.rng.random_range(0..1_500)));
         scene.wake(false);
         if number % FAULTS_IN_A_ROW == FAULTS_IN_A_ROW - 1 {
-            wait_for_reports_to_catch_up(&cluster);
+            wait_for_reports_to_catch_up(&cluster, &scene.members);
         }
     }
     scene.wake(true);
@@ -233,7 +242,7 @@ fn of_three_brokers_one_may_die() {
     let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "240", "--max-bpm", "240", "--bar", "4"]);
     let members = [reverb(&cluster, &[]), reverb(&cluster, &[])];
     let agents = cluster.start("agent-sim", &["--agents", "25"]);
-    wait_for_reports_to_catch_up(&cluster);
+    wait_for_reports_to_catch_up(&cluster, &members);
     for broker in [0, 2] {
         let reports = cluster.reports().len();
         devstack.kill_broker(broker).expect("it is killed");
@@ -241,7 +250,7 @@ fn of_three_brokers_one_may_die() {
             || cluster.try_read_all::<BarReport>(TopicName::BarReports).is_ok_and(|all| all.len() >= reports + 5);
         wait_until("five reports without it", LIMIT, more);
         devstack.start_broker(broker).expect("it starts again");
-        wait_for_reports_to_catch_up(&cluster);
+        wait_for_reports_to_catch_up(&cluster, &members);
     }
     check(&cluster, agents, &pulse, &members);
     drop(members);
