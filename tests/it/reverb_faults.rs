@@ -133,7 +133,7 @@ fn stop(mut member: Program) {
 }
 
 /// Waits until the window before the present one has a report.
-fn wait_for_reports_to_catch_up<'m>(cluster: &Cluster, members: impl IntoIterator<Item = &'m Program> + Clone) {
+fn wait_for_reports_to_catch_up(cluster: &Cluster, members: &[Program]) {
     let frames = cluster.frames();
     let bar = frames.last().map_or(0, |last| last.beat_index.get() - i64::from(last.bar_length));
     let reported = || cluster.reports().iter().any(|entry| entry.record.to_beat.get() >= bar);
@@ -141,15 +141,11 @@ fn wait_for_reports_to_catch_up<'m>(cluster: &Cluster, members: impl IntoIterato
 }
 
 /// Waits until `holds`; tells what the members say where it does not.
-fn wait_or_tell<'m>(
-    what: &str,
-    members: impl IntoIterator<Item = &'m Program> + Clone,
-    mut holds: impl FnMut() -> bool,
-) {
+fn wait_or_tell(what: &str, members: &[Program], mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + LIMIT;
     while !holds() {
         let told = |member: &Program| format!("{:?}\n{}", member.get("/api/v1/status"), member.log());
-        let told = || members.clone().into_iter().map(told).collect::<Vec<_>>().join("\n\n");
+        let told = || members.iter().map(told).collect::<Vec<_>>().join("\n\n");
         assert!(Instant::now() < deadline, "{what}: not within {LIMIT:?}; {}", told());
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -171,12 +167,7 @@ fn wait_for_lines(cluster: &Cluster, agents: &Program, pulse: &Program) {
 }
 
 /// Ends the agents, lets the windows close and ends pulse; then compares all reports with the oracle's.
-fn check<'m>(
-    cluster: &Cluster,
-    mut agents: Program,
-    pulse: &Program,
-    members: impl IntoIterator<Item = &'m Program> + Clone,
-) {
+fn check(cluster: &Cluster, mut agents: Program, pulse: &Program, members: &[Program]) {
     agents.signal(Signal::TERM);
     agents.wait();
     wait_for_lines(cluster, &agents, pulse);
