@@ -200,17 +200,17 @@ fn heading(status: &Value) -> String {
 
 fn pulse_line(node: &Node) -> String {
     let Some(status) = &node.status else {
-        return format!("  {:<10} {:<16} {}", "?", "", node_state(node));
+        return format!("  {:<18} {:<16} {}", "?", "", node_state(node));
     };
     let jitter = &status["jitter_ms"];
     let jitter = if jitter.is_null() { String::new() } else { format!("   jitter p95 {} ms", jitter["p95"]) };
     let (name, role) = (text(&status["node"]), text(&status["role"]));
-    format!("  {name:<10} {role:<16} {}{jitter}", node_state(node))
+    format!("  {name:<18} {role:<16} {}{jitter}", node_state(node))
 }
 
 fn reverb_line(node: &Node) -> String {
     let Some(status) = &node.status else {
-        return format!("  {:<10} {:<16} {}", "?", "", node_state(node));
+        return format!("  {:<18} {:<16} {}", "?", "", node_state(node));
     };
     let partitions = status["partitions"].as_array().map_or(0, Vec::len);
     let role = if status["merging"] == true { "merges" } else { "" };
@@ -222,7 +222,7 @@ fn reverb_line(node: &Node) -> String {
         format!(", oldest open window from beat {} ({} beats ago)", open["from_beat"], open["age_beats"])
     };
     format!(
-        "  {:<10} {role:<16} {}   {partitions} partitions, {} beats behind, {unread} claims to read{open}",
+        "  {:<18} {role:<16} {}   {partitions} partitions, {} beats behind, {unread} claims to read{open}",
         text(&status["name"]),
         node_state(node),
         status["lag_beats"]
