@@ -49,8 +49,9 @@ pub struct Args {
     #[arg(long, default_value = "steady")]
     pub shape: Shape,
 
-    /// Drive the agents from a task list instead: a CSV file with the columns name, `pod_phase`,
-    /// `creation_time`, `scheduled_time` and `deletion_time` (seconds). Each task is an agent.
+    /// Drive the agents by a recorded task list instead, each task an agent: a CSV file of pods (columns name,
+    /// `pod_phase`, `creation_time`, `scheduled_time` and `deletion_time`, in seconds) or of requests to a language model
+    /// (columns TIMESTAMP and `GeneratedTokens`; a request lasts as long as its tokens take at 20 a second).
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
 

@@ -1,7 +1,7 @@
 //! What was sent, what lies in the log and what the reports counted, held against each other.
 //!
 //! The log lies between the two: where it lacks a claim that was sent, the agent is named; where a report differs
-//! from it, the window is. Nothing here is reverb's: a claim is placed by the frames' lines alone.
+//! from it, the window is. Nothing here is reverb's: a claim is placed by the frames' boundaries alone.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -28,7 +28,7 @@ struct Window {
     id: WindowId,
     /// The next window's downbeat.
     end: i64,
-    /// From this beat's line on, its claims are late.
+    /// From this beat's boundary on, its claims are late.
     closes: i64,
     found: Counts,
     agents: HashSet<usize>,
@@ -117,8 +117,8 @@ impl Ledger {
     /// Enters a record of the log.
     pub(crate) fn found(&mut self, seen: Seen<StatusClaim>) {
         let Seen { partition, offset, key, record } = seen;
-        let begun = self.frames.partition_point(|frame| frame.line(partition) <= offset);
-        // Before the first line nothing is ours, and behind the last one nothing is reported yet.
+        let begun = self.frames.partition_point(|frame| frame.boundary(partition) <= offset);
+        // Before the first boundary nothing is ours, and behind the last one nothing is reported yet.
         let Some(arrival) = begun.checked_sub(1).filter(|_| begun < self.frames.len()) else { return };
         let arrival = self.frames[arrival].beat_index.get();
         let claim = record.ok().map(BorrowedClaim::from);
@@ -301,7 +301,7 @@ mod tests {
     use super::*;
     use crate::Malformation;
 
-    /// Bars of two beats; the line of beat n is 10 n.
+    /// Bars of two beats; the boundary of beat n is 10 n.
     fn frames(beats: i64) -> Vec<BeatFrame> {
         let frame = |beat: i64| {
             let from = beat - beat % 2;

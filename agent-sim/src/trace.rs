@@ -1,8 +1,9 @@
-//! Agents driven by the task list of a real cluster.
+//! Agents driven by a recorded task list: the pods of a GPU cluster, or the requests to a language model.
 
 use std::io::Read;
 
 use backbeat_sdk::{State, Status};
+use chrono::NaiveDateTime;
 use serde::Deserialize;
 
 use crate::claim_plan::{ClaimPlan, Fate};
@@ -27,22 +28,47 @@ struct Task {
     outcome: Option<State>,
 }
 
-/// A row of the task list, in seconds.
+/// Tokens that a request generates in a second. How long requests took was not recorded, so the life of a request's task
+/// is derived from this.
+const TOKENS_PER_SECOND: u64 = 20;
+
+/// A row of a list of pods (Alibaba's cluster-trace-gpu-v2023), in seconds from the start of the trace.
 #[derive(Debug, Deserialize)]
-struct Row {
+struct Pod {
     name: String,
-    pod_phase: String,
+    #[serde(rename = "pod_phase")]
+    phase: String,
     creation_time: u64,
     scheduled_time: Option<u64>,
     deletion_time: u64,
 }
 
+/// A row of a list of requests (Azure's LLM inference trace).
+#[derive(Debug, Deserialize)]
+struct Request {
+    #[serde(rename = "TIMESTAMP")]
+    timestamp: String,
+    #[serde(rename = "GeneratedTokens")]
+    generated_tokens: u64,
+}
+
 /// A task list that cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
-    /// Not such a CSV.
-    #[error("the task list is not CSV with name, pod_phase, creation_time, scheduled_time and deletion_time: {0}")]
+    /// Neither kind of CSV.
+    #[error(
+        "the task list is not CSV with the columns name, pod_phase, creation_time, scheduled_time and deletion_time, \
+         or TIMESTAMP and GeneratedTokens: {0}"
+    )]
     Csv(#[from] csv::Error),
+    /// An arrival time that is not a timestamp.
+    #[error("row {row}: TIMESTAMP is {text:?}; expected a timestamp such as 2023-11-16 18:17:03.9799600")]
+    Timestamp {
+        /// The row, from 1, without the header.
+        row: usize,
+        /// Its text.
+        text: String,
+    },
     /// A phase that means nothing to us.
     #[error("task {task}: pod_phase is {phase:?}; known are Running, Succeeded, Failed and Pending")]
     Phase {
@@ -67,12 +93,18 @@ pub enum TraceError {
 }
 
 impl Trace {
-    /// Reads a task list, `seconds_per_beat` of which pass in a beat. The first task begins at once.
+    /// Reads a task list, of either kind, `seconds_per_beat` of which pass in a beat. The first task begins at once.
     pub fn read(list: impl Read, seconds_per_beat: u64) -> Result<Self, TraceError> {
-        let rows: Vec<Row> = csv::Reader::from_reader(list).deserialize().collect::<Result<_, _>>()?;
-        let start = rows.iter().map(|row| row.creation_time).min().ok_or(TraceError::Empty)?;
+        let mut reader = csv::Reader::from_reader(list);
+        let pods: Vec<Pod> = if reader.headers()?.iter().any(|column| column == "TIMESTAMP") {
+            let requests = reader.deserialize().collect::<Result<Vec<Request>, _>>()?;
+            Pod::from_requests(&requests)?
+        } else {
+            reader.deserialize().collect::<Result<_, _>>()?
+        };
+        let start = pods.iter().map(|pod| pod.creation_time).min().ok_or(TraceError::Empty)?;
         let beat = |seconds: u64| seconds.saturating_sub(start) / seconds_per_beat;
-        let mut to_come = rows.into_iter().map(|row| Task::new(row, beat)).collect::<Result<Vec<_>, _>>()?;
+        let mut to_come = pods.into_iter().map(|pod| Task::new(pod, beat)).collect::<Result<Vec<_>, _>>()?;
         to_come.sort_by(|a, b| (b.created, &b.name).cmp(&(a.created, &a.name)));
         Ok(Self { to_come, live: Vec::new(), beat: 0 })
     }
@@ -94,15 +126,39 @@ impl Trace {
     }
 }
 
+impl Pod {
+    /// Makes each request a pod that runs from its arrival until its tokens are generated.
+    fn from_requests(requests: &[Request]) -> Result<Vec<Self>, TraceError> {
+        let arrivals = requests.iter().enumerate().map(|(index, request)| {
+            NaiveDateTime::parse_from_str(&request.timestamp, "%Y-%m-%d %H:%M:%S%.f")
+                .map(|arrival| arrival.and_utc().timestamp())
+                .map_err(|_| TraceError::Timestamp { row: index + 1, text: request.timestamp.clone() })
+        });
+        let arrivals = arrivals.collect::<Result<Vec<i64>, _>>()?;
+        let first = arrivals.iter().min().copied().unwrap_or_default();
+        let pod = |(index, (request, arrival)): (usize, (&Request, i64))| {
+            let arrived = arrival.abs_diff(first);
+            Self {
+                name: format!("request-{:05}", index + 1),
+                phase: "Succeeded".to_owned(),
+                creation_time: arrived,
+                scheduled_time: Some(arrived),
+                deletion_time: arrived + request.generated_tokens.div_ceil(TOKENS_PER_SECOND),
+            }
+        };
+        Ok(requests.iter().zip(arrivals).enumerate().map(pod).collect())
+    }
+}
+
 impl Task {
-    fn new(row: Row, beat: impl Fn(u64) -> u64) -> Result<Self, TraceError> {
-        let Row { name, pod_phase, creation_time: created, scheduled_time, deletion_time: deleted } = row;
-        let outcome = match pod_phase.as_str() {
+    fn new(pod: Pod, beat: impl Fn(u64) -> u64) -> Result<Self, TraceError> {
+        let Pod { name, phase, creation_time: created, scheduled_time, deletion_time: deleted } = pod;
+        let outcome = match phase.as_str() {
             "Running" | "Succeeded" => Some(State::Done),
             "Failed" => Some(State::Failed),
             "Pending" => None,
             _ => {
-                return Err(TraceError::Phase { task: name, phase: pod_phase });
+                return Err(TraceError::Phase { task: name, phase });
             }
         };
         if deleted < created {
@@ -161,6 +217,30 @@ waited,Pending,300,400,
     }
 
     #[test]
+    fn requests_are_executed_until_their_tokens_are_generated() {
+        let list = "TIMESTAMP,ContextTokens,GeneratedTokens
+2023-11-16 18:17:03.9799600,4808,10
+2023-11-16 18:17:04.0319600,3180,60
+";
+        let mut trace = Trace::read(list.as_bytes(), 1).expect("well formed");
+        let mut claims = Vec::new();
+        while !trace.is_over() {
+            claims.push(trace.beat().map(|plan| (plan.status.task_id, plan.status.state)).collect::<Vec<_>>());
+        }
+        let claim = |task: &str, state| (task.to_owned(), state);
+        assert_eq!(
+            claims,
+            [
+                vec![claim("request-00001", State::Executing)],
+                vec![claim("request-00001", State::Done), claim("request-00002", State::Executing)],
+                vec![claim("request-00002", State::Executing)],
+                vec![claim("request-00002", State::Executing)],
+                vec![claim("request-00002", State::Done)],
+            ]
+        );
+    }
+
+    #[test]
     fn bad_lists_are_refused_with_the_reason() {
         let error = |list: &str| Trace::read(list.as_bytes(), 1).expect_err("bad").to_string();
         let head = "name,pod_phase,creation_time,scheduled_time,deletion_time\n";
@@ -168,5 +248,7 @@ waited,Pending,300,400,
         assert!(error(&format!("{head}a,Lost,1,,2\n")).contains("known are Running"));
         assert!(error(&format!("{head}a,Failed,5,,2\n")).contains("deletion_time 2 is before creation_time 5"));
         assert!(error("name,pod_phase\na,Failed\n").contains("creation_time"));
+        let reason = error("TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,1,2\n");
+        assert!(reason.contains("row 1: TIMESTAMP is \"yesterday\""), "{reason}");
     }
 }

@@ -38,7 +38,7 @@ pub(crate) fn verify(
     let ends = claim_ends(&broker)?;
     let mut frames = LogReader::new(&broker, &registry, runtime, TopicName::BeatFrames)?;
     let Some(frames) = read_frames(&mut frames, first.beat, last.beat, &ends, stop)? else { return Ok(None) };
-    let lines = frames[0].claim_offsets.clone();
+    let boundaries = frames[0].claim_offsets.clone();
     let closed_at = frames.iter().skip(1).find(|frame| frame.downbeat).map(|next| next.scheduled_at.millis());
     let mut ledger = Ledger::new(first.beat, frames);
 
@@ -59,7 +59,7 @@ pub(crate) fn verify(
     for HeardBeat { beat, downbeat } in heard {
         agents.beat(*downbeat).for_each(|plan| ledger.sent(*beat, &plan));
     }
-    let from = TailFrom::Offsets(lines);
+    let from = TailFrom::Offsets(boundaries);
     let mut claims = TopicTail::new(&broker, &registry, runtime, TopicName::StatusClaims, &from)?;
     loop {
         if stop.is_cancelled() {
@@ -114,7 +114,7 @@ fn read_frames(
             }
             continue;
         }
-        let (beat, passed) = (frame.beat_index, (0..).zip(ends).all(|(p, end)| frame.line(p) >= *end));
+        let (beat, passed) = (frame.beat_index, (0..).zip(ends).all(|(p, end)| frame.boundary(p) >= *end));
         frames.push(frame);
         if closes.is_none() && beat > last && passed {
             // All claims arrived on an earlier beat: what is open now may own them, and closes last.

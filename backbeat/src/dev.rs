@@ -136,6 +136,21 @@ impl Programs {
         Ok(log)
     }
 
+    /// Starts a program with an HTTP server.
+    fn serve(
+        &mut self,
+        name: String,
+        program: &str,
+        mut args: Vec<String>,
+        env: &[(&str, String)],
+        dir: &Path,
+    ) -> anyhow::Result<Starting> {
+        let port_file = dir.join(format!("{name}.port"));
+        args.extend(["--port-file".to_owned(), port_file.display().to_string()]);
+        let log = self.start(&name, program, &args, env, dir)?;
+        Ok(Starting { name, log, port_file })
+    }
+
     /// An error if one has ended by itself.
     fn check(&mut self) -> anyhow::Result<()> {
         for (name, process) in &mut self.running {
@@ -163,7 +178,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     fs::create_dir_all(&args.dir).with_context(|| format!("creating {}", args.dir.display()))?;
     let dir = args.dir.canonicalize()?;
-    remove_logs(&dir)?;
+    remove_leftovers(&dir)?;
     say(&format!("starting kafka and the schema registry; their data and all logs go to {}", args.dir.display()))?;
     let options = Options {
         brokers: 1,
@@ -232,10 +247,11 @@ fn kafka_args(stack: &Stack) -> KafkaArgs {
     }
 }
 
-fn remove_logs(dir: &Path) -> anyhow::Result<()> {
+/// Removes an earlier run's logs and port files.
+fn remove_leftovers(dir: &Path) -> anyhow::Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "log") {
+        if path.extension().is_some_and(|extension| extension == "log" || extension == "port") {
             fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
         }
     }
@@ -275,42 +291,46 @@ fn start_programs(args: &Args, kafka: &KafkaArgs, dir: &Path, programs: &mut Pro
             ("--bar", args.bar.to_string()),
             ("--admin-port", port.to_string()),
         ]);
-        let log = programs.start(&name, "pulse", &pulse, &env, dir)?;
-        services.push((name, log));
+        services.push(programs.serve(name, "pulse", pulse, &env, dir)?);
     }
 
     for member in 0..args.members {
         let port = if args.reverb_port == 0 { 0 } else { args.reverb_port + 2 * member };
         let name = format!("reverb-{}", member + 1);
         let reverb = flags(&[("--node", name.clone()), ("--admin-port", port.to_string())]);
-        let log = programs.start(&name, "reverb", &reverb, &env, dir)?;
-        services.push((name, log));
+        services.push(programs.serve(name, "reverb", reverb, &env, dir)?);
     }
 
     let agents = flags(&[("--agents", args.agents.to_string()), ("--seed", args.seed.to_string())]);
     programs.start("agent-sim", "agent-sim", &agents, &env, dir)?;
 
-    let services =
-        services.into_iter().map(|(name, log)| service(name, log, programs)).collect::<anyhow::Result<Vec<_>>>()?;
+    let services = services.into_iter().map(|starting| starting.wait(programs)).collect::<anyhow::Result<Vec<_>>>()?;
     for service in &services {
         say(&format!("{:<9} {}  log {}", service.name, service.url, service.log.display()))?;
     }
     DevState { services }.write(dir)
 }
 
-/// A service, once it says in its log where it listens.
-fn service(name: String, log: PathBuf, programs: &mut Programs) -> anyhow::Result<Service> {
-    let deadline = Instant::now() + LISTENS_WITHIN;
-    while Instant::now() < deadline {
-        let said = fs::read_to_string(&log)?;
-        let address = said.split_once("http server listens address=").and_then(|(_, rest)| rest.lines().next());
-        if let Some(address) = address {
-            return Ok(Service { name, url: format!("http://{address}"), log });
+/// A service that was started and may not listen yet.
+struct Starting {
+    name: String,
+    log: PathBuf,
+    port_file: PathBuf,
+}
+
+impl Starting {
+    /// Waits until it has written where it listens.
+    fn wait(self, programs: &mut Programs) -> anyhow::Result<Service> {
+        let deadline = Instant::now() + LISTENS_WITHIN;
+        while Instant::now() < deadline {
+            if let Ok(address) = fs::read_to_string(&self.port_file) {
+                return Ok(Service { name: self.name, url: format!("http://{}", address.trim()), log: self.log });
+            }
+            programs.check()?;
+            std::thread::sleep(POLL);
         }
-        programs.check()?;
-        std::thread::sleep(POLL);
+        bail!("{} does not listen within {LISTENS_WITHIN:?}; see {}", self.name, self.log.display())
     }
-    bail!("{name} does not say where it listens; see {}", log.display())
 }
 
 /// Shows each beat and each report until it is told to stop, or a program ends.

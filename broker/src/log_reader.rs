@@ -116,7 +116,7 @@ impl<R: Record + 'static> LogReader<R> {
     }
 
     /// Stops reading ahead, until the next seek.
-    pub fn rest(&mut self) -> Result<(), ReadError> {
+    pub fn pause(&mut self) -> Result<(), ReadError> {
         assign(&self.consumer, &TopicPartitionList::new()).map_err(|source| self.failed(source))
     }
 

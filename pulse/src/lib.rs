@@ -3,7 +3,7 @@
 //! ```text
 //!   Raft ────┐ Event                       Command ┌──▶ Raft
 //!   Kafka ───┼────────▶ core::Leadership ──────────┼──▶ shell::Publisher ──▶ beatframes
-//!   clock ───┘         (core::Metronome)           └──▶ shell::Lines ◀── ends of statusclaims
+//!   clock ───┘         (core::Metronome)           └──▶ shell::BoundarySampler ◀── ends of statusclaims
 //! ```
 //!
 //! The core decides, the shell does: see `ARCHITECTURE.md`.

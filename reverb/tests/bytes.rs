@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use backbeat_reverb::core::{
-    Committed, Fold, Frames, Merge, Output, RawRecord, Reading, Ready, Tally, bar_report, verdict,
+    Committed, DecodedClaim, Frames, Merge, Output, PartitionAggregator, RawRecord, Ready, Tally, bar_report, verdict,
 };
 use backbeat_schemas::{
     BarPartial, BeatFrame, BeatIndex, Done, Header, HlcClock, InvalidClaim, Partial, PartialBody, Phase, Record, Tempo,
@@ -94,15 +94,15 @@ fn changes() -> impl Strategy<Value = Vec<(Index, u8, u8)>> {
 fn work(frames: &Frames, committed: Committed, merge: &Merge) {
     let lows = BTreeMap::from([(0, 0), (1, 0)]);
     for partition in 0..2 {
-        let Some(mut fold) = committed.fold(partition, frames, &lows) else { continue };
+        let Some(mut aggregator) = committed.aggregator(partition, frames, &lows) else { continue };
         let mut outputs = Vec::new();
         for offset in 0..30 {
-            let reading = Reading::Invalid(InvalidClaim::NoValue);
-            fold.take(offset, reading, frames, RawRecord::default, &mut outputs);
+            let reading = DecodedClaim::Invalid(InvalidClaim::NoValue);
+            aggregator.take(offset, reading, frames, RawRecord::default, &mut outputs);
         }
-        fold.advance(frames, &mut outputs);
+        aggregator.advance(frames, &mut outputs);
         for output in outputs {
-            if let Output::Closed(closed) = output {
+            if let Output::WindowClosed(closed) = output {
                 let report = bar_report(frames, &closed.window, &closed.tally.counts());
                 assert!(report.is_some(), "a window closes where its closing frame is there");
             }
@@ -199,6 +199,6 @@ fn counts_do_not_overflow() {
         counts.add(&(&Partial { claims: i64::MAX, ..partial(0) }).into());
     }
     assert_eq!(counts.claims, i64::MAX);
-    let fold = Fold::new(0, BeatIndex::ZERO, i64::MAX, i64::MAX);
-    assert_eq!(fold.next_offset(), i64::MAX);
+    let aggregator = PartitionAggregator::new(0, BeatIndex::ZERO, i64::MAX, i64::MAX);
+    assert_eq!(aggregator.next_offset(), i64::MAX);
 }

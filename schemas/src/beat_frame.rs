@@ -46,9 +46,9 @@ fn default_bar_length() -> u16 {
 }
 
 impl BeatFrame {
-    /// The line of `partition`: the claims' end just before this beat. A partition that the frame
+    /// The boundary of `partition`: the claims' end just before this beat. A partition that the frame
     /// does not know yet had no claims.
-    pub fn line(&self, partition: i32) -> i64 {
+    pub fn boundary(&self, partition: i32) -> i64 {
         usize::try_from(partition).ok().and_then(|p| self.claim_offsets.get(p)).copied().unwrap_or(0)
     }
 

@@ -1,6 +1,8 @@
 //! The HTTP server that every service has: `/health`, `/metrics`, errors as JSON.
 
-use std::net::IpAddr;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
@@ -21,20 +23,38 @@ pub struct HttpArgs {
     #[arg(long, env = "BACKBEAT_ADMIN_HOST", default_value = "127.0.0.1")]
     pub admin_host: IpAddr,
 
+    /// Write the address that the HTTP server listens on (`127.0.0.1:8080`) to this file, once it does: for whoever
+    /// starts the program with port 0 and has to find it.
+    #[arg(long, value_name = "FILE")]
+    pub port_file: Option<PathBuf>,
+
     /// Ask the program that runs here at --admin-port whether it lives or is ready, and exit with 0 or 1.
     #[arg(long, value_enum)]
     pub check: Option<Check>,
 }
 
 impl HttpArgs {
-    /// Listens on `port` (0 for a free one).
-    pub async fn listen(&self, port: u16) -> std::io::Result<TcpListener> {
-        let listener = TcpListener::bind((self.admin_host, port)).await.map_err(|error| {
-            std::io::Error::new(error.kind(), format!("listening on {}:{port}: {error}", self.admin_host))
-        })?;
-        tracing::info!(address = %listener.local_addr()?, "http server listens");
+    /// Listens on `port` (0 for a free one), and says where in the log and in the port file.
+    pub async fn listen(&self, port: u16) -> io::Result<TcpListener> {
+        let context = |what: String| move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
+        let listener = TcpListener::bind((self.admin_host, port))
+            .await
+            .map_err(context(format!("cannot listen on {}:{port}", self.admin_host)))?;
+        let address = listener.local_addr()?;
+        tracing::info!(%address, "http server listens");
+        if let Some(path) = &self.port_file {
+            write_address(path, address).map_err(context(format!("cannot write the port file {}", path.display())))?;
+        }
         Ok(listener)
     }
+}
+
+/// Writes the whole file or none of it: its readers wait for it to be there.
+fn write_address(path: &Path, address: SocketAddr) -> io::Result<()> {
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".tmp");
+    std::fs::write(&unfinished, format!("{address}\n"))?;
+    std::fs::rename(&unfinished, path)
 }
 
 /// An error of the HTTP API: a status and, as JSON, the reason.
@@ -95,6 +115,6 @@ async fn encode(State(metrics): State<Registry>) -> Response {
 }
 
 /// Serves until `shutdown`.
-pub async fn serve(listener: TcpListener, routes: Router, shutdown: Shutdown) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, routes: Router, shutdown: Shutdown) -> io::Result<()> {
     axum::serve(listener, routes).with_graceful_shutdown(shutdown.cancelled_owned()).await
 }

@@ -89,7 +89,7 @@ fn reverb_refuses_bars_of_another_length() {
     let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200", "--bar", "4"]);
     let mut reverb = cluster.serve("reverb", &["--cluster", "it", "-bar-length", "5"]);
     assert_eq!(reverb.wait(), 1);
-    assert!(reverb.log().contains("with 4 beats, but --bar-length says 5"), "{}", reverb.log());
+    assert!(reverb.log().contains("with 4 beats, but --expect-bar-length says 5"), "{}", reverb.log());
     drop(pulse);
 }
 

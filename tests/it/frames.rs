@@ -17,6 +17,6 @@ pub(crate) fn check(frames: &[BeatFrame]) {
         let same = (after.term, &after.node) == (before.term, &before.node);
         assert!(same || after.term > before.term, "a term has one node: {after:?} after {before:?}");
         assert!(after.claim_offsets.len() >= before.claim_offsets.len());
-        assert!(before.claim_offsets.iter().zip(&after.claim_offsets).all(|(b, a)| b <= a), "lines never go back");
+        assert!(before.claim_offsets.iter().zip(&after.claim_offsets).all(|(b, a)| b <= a), "boundaries never go back");
     }
 }

@@ -23,7 +23,7 @@ fn it_may_be_sent_elsewhere_at_once() {
         }
         let first = wait_for("the first", LIMIT, || reader.poll(Duration::from_millis(100)).expect("Kafka answers"));
         assert_eq!(first.record.beat_index.get(), 0);
-        reader.rest().expect("Kafka answers");
+        reader.pause().expect("Kafka answers");
         reader.seek(1).expect("Kafka answers");
     }
 }

@@ -29,7 +29,7 @@ pub(crate) struct Raw {
 }
 
 /// What the brute force makes of one record.
-enum Verdict {
+enum Classification {
     Counted { from: i64, claim: HashMap<String, Value> },
     Late,
     Invalid { unknown_schema: bool },
@@ -61,20 +61,20 @@ impl Oracle {
 
     /// The report of every window that can be closed.
     pub(crate) fn reports(&self) -> Vec<BarReport> {
-        let mut by_owner = BTreeMap::<i64, Vec<(&Raw, Verdict)>>::new();
+        let mut by_owner = BTreeMap::<i64, Vec<(&Raw, Classification)>>::new();
         for raw in &self.claims {
             let Some(arrival) = self.arrival(raw) else { continue };
             let owner = self.window_from(arrival);
-            by_owner.entry(owner).or_default().push((raw, self.verdict(raw, arrival)));
+            by_owner.entry(owner).or_default().push((raw, self.classify(raw, arrival)));
         }
         let downbeats = self.frames.iter().filter(|frame| frame.downbeat);
         downbeats.filter_map(|opening| self.report(opening, &by_owner)).collect()
     }
 
-    /// The beat on which a record arrived: the last one whose line it is not below.
+    /// The beat on which a record arrived: the last one whose boundary it is not below.
     fn arrival(&self, raw: &Raw) -> Option<i64> {
-        let line = |frame: &BeatFrame| frame.claim_offsets.get(raw.partition as usize).copied().unwrap_or(0);
-        self.frames.iter().filter(|frame| line(frame) <= raw.offset).map(|frame| frame.beat_index.get()).next_back()
+        let boundary = |frame: &BeatFrame| frame.claim_offsets.get(raw.partition as usize).copied().unwrap_or(0);
+        self.frames.iter().filter(|frame| boundary(frame) <= raw.offset).map(|frame| frame.beat_index.get()).next_back()
     }
 
     fn window_from(&self, beat: i64) -> i64 {
@@ -82,13 +82,13 @@ impl Oracle {
         downbeats.filter(|from| *from <= beat).max().expect("beat 0 is a downbeat")
     }
 
-    fn verdict(&self, raw: &Raw, arrival: i64) -> Verdict {
-        let invalid = Verdict::Invalid { unknown_schema: false };
+    fn classify(&self, raw: &Raw, arrival: i64) -> Classification {
+        let invalid = Classification::Invalid { unknown_schema: false };
         let Some((id, body)) = raw.value.as_deref().and_then(split) else {
             return invalid;
         };
         let Some(schema) = self.schemas.get(&id).and_then(Option::as_ref) else {
-            return Verdict::Invalid { unknown_schema: true };
+            return Classification::Invalid { unknown_schema: true };
         };
         let Some(claim) = decode(schema, body) else {
             return invalid;
@@ -102,10 +102,14 @@ impl Oracle {
         let from = self.window_from(*beat);
         let opening = &self.frames[from as usize];
         let end = from + i64::from(opening.bar_length) - 1;
-        if arrival <= end + i64::from(opening.grace_beats) { Verdict::Counted { from, claim } } else { Verdict::Late }
+        if arrival <= end + i64::from(opening.grace_beats) {
+            Classification::Counted { from, claim }
+        } else {
+            Classification::Late
+        }
     }
 
-    fn report(&self, opening: &BeatFrame, by_owner: &BTreeMap<i64, Vec<(&Raw, Verdict)>>) -> Option<BarReport> {
+    fn report(&self, opening: &BeatFrame, by_owner: &BTreeMap<i64, Vec<(&Raw, Classification)>>) -> Option<BarReport> {
         let from = opening.beat_index.get();
         let end = from + i64::from(opening.bar_length) - 1;
         let frame = |beat: i64| self.frames.get(beat as usize);
@@ -115,16 +119,19 @@ impl Oracle {
         let counted: Vec<&HashMap<String, Value>> = by_owner
             .values()
             .flatten()
-            .filter_map(|(_, verdict)| match verdict {
-                Verdict::Counted { from: window, claim } if *window == from => Some(claim),
+            .filter_map(|(_, classification)| match classification {
+                Classification::Counted { from: window, claim } if *window == from => Some(claim),
                 _ => None,
             })
             .collect();
         let owned = by_owner.get(&from).map_or(&[][..], Vec::as_slice);
-        let late = owned.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Late)).count();
-        let invalid = owned.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Invalid { .. })).count();
-        let unknown =
-            owned.iter().filter(|(_, verdict)| matches!(verdict, Verdict::Invalid { unknown_schema: true })).count();
+        let late = owned.iter().filter(|(_, classification)| matches!(classification, Classification::Late)).count();
+        let invalid =
+            owned.iter().filter(|(_, classification)| matches!(classification, Classification::Invalid { .. })).count();
+        let unknown = owned
+            .iter()
+            .filter(|(_, classification)| matches!(classification, Classification::Invalid { unknown_schema: true }))
+            .count();
 
         let distinct = |wanted: &dyn Fn(&HashMap<String, Value>) -> bool| {
             let ids = counted

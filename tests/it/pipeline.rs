@@ -1,8 +1,8 @@
 //! The whole way: pulse, agents, reverb, reports.
 
 use std::collections::BTreeMap;
+use std::env;
 use std::fs;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use backbeat_broker::{Entry, TopicName};
@@ -56,21 +56,13 @@ pub(crate) fn count(verdicts: &BTreeMap<&'static str, usize>, verdict: Verdict) 
     verdicts.get(verdict.as_str()).copied().unwrap_or(0)
 }
 
-/// 2,200 consecutive tasks of the real cluster's list, in a file of their own.
-fn real_tasks(cluster: &Cluster) -> (PathBuf, usize) {
-    const FIRST: usize = 3_000;
-    const TASKS: usize = 2_200;
-    let list = concat!(env!("CARGO_MANIFEST_DIR"), "/../../shared/data/gpu-cluster-tasks.csv");
-    let text = fs::read_to_string(list).unwrap_or_else(|error| panic!("the real cluster's task list {list}: {error}"));
-    let (head, rows) = text.split_once('\n').expect("a header");
-    let columns: Vec<&str> = head.split(',').collect();
-    let created = columns.iter().position(|column| *column == "creation_time").expect("the column is there");
-    let mut rows: Vec<&str> = rows.lines().collect();
-    rows.sort_by_key(|row| row.split(',').nth(created).and_then(|time| time.parse::<u64>().ok()).expect("a time"));
-    let path = cluster.dir().join("tasks.csv");
-    let slice = &rows[FIRST..FIRST + TASKS];
-    fs::write(&path, format!("{head}\n{}\n", slice.join("\n"))).expect("writes");
-    (path, TASKS)
+/// The recorded task list that drives the agents, how many tasks it has, and how many of its seconds pass in a beat
+/// (`tests/data/README.md`).
+fn recorded_tasks() -> (String, usize, String) {
+    let variable = |name, default: &str| env::var(name).unwrap_or_else(|_| default.to_owned());
+    let path = variable("TRACE", concat!(env!("CARGO_MANIFEST_DIR"), "/data/azure-llm-code-requests.csv"));
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("the task list {path}: {error}"));
+    (path, text.lines().count() - 1, variable("TRACE_SECONDS_PER_BEAT", "5"))
 }
 
 pub(crate) fn reverb(cluster: &Cluster, args: &[&str]) -> Program {
@@ -80,20 +72,12 @@ pub(crate) fn reverb(cluster: &Cluster, args: &[&str]) -> Program {
 }
 
 #[test]
-fn a_real_clusters_tasks_go_through_and_replays_give_the_same_bytes() {
+fn recorded_tasks_go_through_and_replays_give_the_same_bytes() {
     let cluster = Cluster::new(12);
-    let (tasks, agents) = real_tasks(&cluster);
+    let (tasks, agents, seconds_per_beat) = recorded_tasks();
     let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "6000", "--bar", "8"]);
-    let members = [reverb(&cluster, &[]), reverb(&cluster, &["--bar-length", "8"])];
-    let trace = [
-        "--trace",
-        tasks.to_str().expect("a path"),
-        "--trace-seconds-per-beat",
-        "3600",
-        "--verify",
-        "--output",
-        "json",
-    ];
+    let members = [reverb(&cluster, &[]), reverb(&cluster, &["--expect-bar-length", "8"])];
+    let trace = ["--trace", &tasks, "--trace-seconds-per-beat", &seconds_per_beat, "--verify", "--output", "json"];
     let mut sim = cluster.start("agent-sim", &trace);
     wait_for_reports(&cluster, 10);
     let [stays, dies] = members;
@@ -114,7 +98,7 @@ fn a_real_clusters_tasks_go_through_and_replays_give_the_same_bytes() {
     assert_eq!(invalid, 0);
     let done: i64 = first.iter().map(|entry| entry.record.tasks_done + entry.record.tasks_failed).sum();
     // How many of the last claims come late depends on the machine; the oracle knows which.
-    assert!(done > 0 && (done as usize) < agents, "of {agents} tasks {done} ended in a window");
+    assert!(done > 0 && done as usize <= agents, "of {agents} tasks {done} ended in a window");
     for member in members {
         drop(member);
     }

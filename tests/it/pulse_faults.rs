@@ -121,7 +121,7 @@ fn thirty_faults_in_a_row_leave_no_gap_and_no_repeat() {
     let cluster = Cluster::on(&devstack, 3);
     let nodes = PulseNodes::start(&cluster, NODES, &["--cluster", "it", "--bpm", "600", "--max-bpm", "600"]);
     let mut scene = Scene { nodes, frames: cluster.reader(TopicName::BeatFrames) };
-    // Claims all the while, so that lines move.
+    // Claims all the while, so that boundaries move.
     let _agents = cluster.start("agent-sim", &["--agents", "20"]);
     scene.beats_go_on();
 

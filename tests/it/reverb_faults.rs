@@ -151,17 +151,17 @@ fn wait_or_tell(what: &str, members: &[Program], mut holds: impl FnMut() -> bool
     }
 }
 
-/// Waits until every claim lies below a line: before, it is in no window.
-fn wait_for_lines(cluster: &Cluster, agents: &Program, pulse: &Program) {
+/// Waits until every claim lies below a boundary: before, it is in no window.
+fn wait_for_boundaries(cluster: &Cluster, agents: &Program, pulse: &Program) {
     let topic = cluster.broker().topics().name(TopicName::StatusClaims);
     let consumer = cluster.broker().reader().expect("a consumer");
     let end = |partition| consumer.fetch_watermarks(&topic, partition, LIMIT).expect("Kafka answers").1;
     let last = || cluster.frames().pop().expect("there are frames");
     let ends: Vec<i64> = (0..).zip(last().claim_offsets).map(|(partition, _)| end(partition)).collect();
     let deadline = Instant::now() + LIMIT;
-    while last().claim_offsets.iter().zip(&ends).any(|(line, end)| line < end) {
+    while last().claim_offsets.iter().zip(&ends).any(|(boundary, end)| boundary < end) {
         let logs = || format!("the agents said:\n{}\npulse said:\n{}", agents.log(), pulse.log());
-        assert!(Instant::now() < deadline, "lines {:?} of ends {ends:?}; {}", last().claim_offsets, logs());
+        assert!(Instant::now() < deadline, "boundaries {:?} of ends {ends:?}; {}", last().claim_offsets, logs());
         std::thread::sleep(Duration::from_millis(50));
     }
 }
@@ -170,7 +170,7 @@ fn wait_for_lines(cluster: &Cluster, agents: &Program, pulse: &Program) {
 fn check(cluster: &Cluster, mut agents: Program, pulse: &Program, members: &[Program]) {
     agents.signal(Signal::TERM);
     agents.wait();
-    wait_for_lines(cluster, &agents, pulse);
+    wait_for_boundaries(cluster, &agents, pulse);
     let beats = cluster.frames().len();
     wait_until("two more bars", LIMIT, || cluster.frames().len() >= beats + 9);
     pulse.signal(Signal::TERM);

@@ -60,11 +60,11 @@ fn each_program_works_with_tls_a_password_and_the_least_of_rights() {
     let start = |program: &str, args: &[&str]| {
         let args = with(if program == "agent-sim" { "agent" } else { program }, args);
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        cluster.start(program, &args)
+        if program == "agent-sim" { cluster.start(program, &args) } else { cluster.serve(program, &args) }
     };
-    let tempo = ["--cluster", "it", "--bpm", "240", "--max-bpm", "240", "--bar", "4", "--admin-port", "0"];
+    let tempo = ["--cluster", "it", "--bpm", "240", "--max-bpm", "240", "--bar", "4"];
     let pulse = start("pulse", &tempo);
-    let reverb = start("reverb", &["--cluster", "it", "--admin-port", "0"]);
+    let reverb = start("reverb", &["--cluster", "it"]);
     let sim = start("agent-sim", &["--agents", "10", "--malformed-rate", "0.1"]);
     let logs = || format!("{}\n{}\n{}", pulse.log(), reverb.log(), sim.log());
     let reported = || cluster.reports().iter().any(|entry| entry.record.claims > 20 && entry.record.invalid_claims > 0);
@@ -104,17 +104,8 @@ fn who_shows_nothing_or_something_wrong_is_told_so() {
         [(wrong, "Authentication failed", "Authentication"), (trusts_nobody, "certificate", "SSL")]
     {
         let file = properties.display().to_string();
-        let args = [
-            "--cluster",
-            "it",
-            "--admin-port",
-            "0",
-            "--bootstrap-servers",
-            kafka.for_clients(),
-            "--kafka-config",
-            &file,
-        ];
-        let pulse = cluster.start("pulse", &args);
+        let args = ["--cluster", "it", "--bootstrap-servers", kafka.for_clients(), "--kafka-config", &file];
+        let pulse = cluster.serve("pulse", &args);
         wait_until("the reason in the log", LIMIT, || pulse.log().contains(reason));
         let (status, body) = pulse.get("/ready").expect("it answers");
         assert_eq!(status, 503, "{body}");

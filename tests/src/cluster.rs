@@ -158,7 +158,10 @@ impl Cluster {
 
     /// Starts a service, its HTTP server on a free port.
     pub fn serve(&self, name: &str, args: &[&str]) -> Program {
-        self.start(name, &[args, &["--admin-port", "0"]].concat())
+        let log = self.log(name);
+        let mut command = self.command(name, args);
+        command.args(["--admin-port", "0", "--port-file"]).arg(Program::port_file(&log));
+        Program::start(name, &command, &log)
     }
 
     fn log(&self, name: &str) -> std::path::PathBuf {

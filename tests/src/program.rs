@@ -27,6 +27,8 @@ pub fn run(command: &mut Command) -> String {
 /// A running program of the workspace. Dropping it stops it.
 pub struct Program {
     process: Supervised,
+    /// Where it writes the address of its HTTP server, if it has one.
+    port_file: PathBuf,
 }
 
 impl Program {
@@ -44,10 +46,18 @@ impl Program {
         path
     }
 
+    /// Starts `command`, which writes its output to `log`, and the address of its HTTP server, if it has one, to
+    /// [`Self::port_file`].
     pub(crate) fn start(name: &str, command: &Command, log: &Path) -> Self {
+        let port_file = Self::port_file(log);
         let process =
             Supervised::spawn(command, log, STOP_WITHIN).unwrap_or_else(|error| panic!("starting {name}: {error}"));
-        Self { process }
+        Self { process, port_file }
+    }
+
+    /// The port file of the program that logs to `log`.
+    pub(crate) fn port_file(log: &Path) -> PathBuf {
+        log.with_extension("port")
     }
 
     /// Its process id.
@@ -85,10 +95,9 @@ impl Program {
 
     /// Base URL of its HTTP server; `None` while it does not listen.
     pub fn url(&self) -> Option<String> {
-        // It chose a free port itself, and says which.
-        let log = self.log();
-        let address = log.split_once("http server listens address=")?.1.lines().next()?;
-        Some(format!("http://{address}"))
+        // It chose a free port itself, and writes which.
+        let address = std::fs::read_to_string(&self.port_file).ok()?;
+        Some(format!("http://{}", address.trim()))
     }
 
     /// GETs `path` of its HTTP server: the status and the body; `None` while it does not answer.

@@ -14,7 +14,7 @@ pub struct Now {
     /// A clock that only goes forward, since any instant.
     pub monotonic: Duration,
     /// A random number from 0 to 1, for waits that must differ from node to node.
-    pub dice: f64,
+    pub random: f64,
 }
 
 impl Now {
@@ -27,7 +27,7 @@ impl Now {
 /// What Raft says of this node. It may be out of date: a leader that was restarted believes in its old
 /// term for a while.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Standing {
+pub enum RaftRole {
     /// This node leads.
     Leader {
         /// Raft's term.
@@ -43,14 +43,14 @@ pub enum Standing {
     /// No leader is known.
     Leaderless,
     /// This node is no member (yet, or any more).
-    Outsider,
+    NonMember,
 }
 
 /// What the shell found out.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// Raft has news.
-    Raft(Standing),
+    Raft(RaftRole),
     /// Raft has agreed on a plan.
     Planned(Plan),
     /// The answer to [`Command::ConfirmQuorum`], which always comes.
@@ -72,9 +72,9 @@ pub enum Event {
         no_reports: bool,
     },
     /// The transactional id is ours: every earlier leader is fenced.
-    TransactionsOpen,
-    /// A first line was drawn after the fence, or could not be in time.
-    LineDrawn,
+    TransactionsInitialized,
+    /// A first boundary was sampled after the fence, or could not be in time.
+    BoundarySampled,
     /// The frame that was to be published is committed.
     Committed,
     /// It may be there or not.
@@ -82,12 +82,12 @@ pub enum Event {
     /// Another producer holds the transactional id.
     Fenced,
     /// The tail could not be read, or the transactional id not be opened.
-    KafkaAway,
+    KafkaUnavailable,
 }
 
 /// What the shell is to do.
 ///
-/// `ReadTail`, `OpenTransactions`, `DrawLine` and `Publish` are Kafka's: at most one of them is under way,
+/// `ReadTail`, `InitTransactions`, `SampleBoundary` and `Publish` are Kafka's: at most one of them is under way,
 /// and each is answered by one event.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Command {
@@ -96,22 +96,22 @@ pub enum Command {
         /// To be given back.
         ticket: u64,
     },
-    /// Read the newest committed frame: [`Event::Tail`] or [`Event::KafkaAway`].
+    /// Read the newest committed frame: [`Event::Tail`] or [`Event::KafkaUnavailable`].
     ReadTail,
-    /// Open the transactional id: [`Event::TransactionsOpen`], [`Event::Fenced`] or [`Event::KafkaAway`].
-    OpenTransactions,
-    /// Ask for the ends of `statusclaims`: [`Event::LineDrawn`].
-    DrawLine,
+    /// Open the transactional id: [`Event::TransactionsInitialized`], [`Event::Fenced`] or [`Event::KafkaUnavailable`].
+    InitTransactions,
+    /// Ask for the ends of `statusclaims`: [`Event::BoundarySampled`].
+    SampleBoundary,
     /// Publish the next beat: [`Event::Committed`], [`Event::InDoubt`] or [`Event::Fenced`].
     Publish(Box<BeatFrame>),
     /// Ask for the ends of `statusclaims` in the background: a beat is near.
-    RefreshLine,
+    RefreshBoundary,
     /// Let go of the transactional id, without settling anything.
     Close,
     /// Keep quiet as Raft's leader, so that the others elect another.
-    Abdicate,
+    StepDown,
     /// Take part in elections again.
-    Stand,
+    Rejoin,
     /// Give up.
     Stop(StopReason),
 }
@@ -131,7 +131,7 @@ pub enum StopReason {
     #[error(
         "fenced: another pulse, node {node:?}, has published beat {beat} of this cluster; a pulse without peers gives way"
     )]
-    Rival {
+    CompetingLeader {
         /// Its node name.
         node: String,
         /// Its newest beat.

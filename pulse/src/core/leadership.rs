@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  Following ─▶ Confirming ─▶ Approaching ─▶ Opening ─▶ Resuming ─▶ Drawing ─▶ Confirming ─▶ Waiting ─┐
-//!   ▲  ▲  │        quorum        tail      ▲  fence       tail        line       quorum        ▲  due │
+//!   ▲  ▲  │        quorum        tail      ▲  fence       tail        boundary       quorum        ▲  due │
 //!   │  │  └─ no leader, beats missed: ▲    │                                                   │      ▼
 //!   │  │                              │    └───────────── in doubt ───────────────┐  committed └─ Publishing
 //!   │  └─ Abdicated ◀─ no commit      └─ Pausing ◀─ fenced, Kafka away ───────────┴──────────────────┘
@@ -18,20 +18,20 @@ use std::time::Duration;
 use backbeat_schemas::{BeatFrame, BeatIndex};
 
 use super::{
-    Bounds, Command, Event, Line, MAX_BAR_LENGTH, Metronome, Now, Plan, Refusal, Request, Standing, StopReason,
+    Boundary, Bounds, Command, Event, MAX_BAR_LENGTH, Metronome, Now, Plan, RaftRole, Refusal, Request, StopReason,
 };
 
 /// A leader that could not commit for this long, or for a period if that is longer, lets another try.
 const COMMIT_WITHIN: Duration = Duration::from_secs(10);
-/// How long before a beat its line is drawn, if a quarter of the period is not shorter.
-const LINE_LEAD: Duration = Duration::from_millis(25);
+/// How long before a beat its boundary is sampled, if a quarter of the period is not shorter.
+const BOUNDARY_LEAD: Duration = Duration::from_millis(25);
 /// The wait after Kafka did not answer.
 const KAFKA_PAUSE: Duration = Duration::from_millis(250);
 /// The first wait after a fence; it doubles with each.
 const FENCE_PAUSE: Duration = Duration::from_millis(50);
 const MAX_FENCE_DOUBLINGS: u32 = 6;
 /// After the beat that a rival would have sent, how long a node without peers waits to see it.
-const RIVAL_MARGIN: Duration = Duration::from_secs(1);
+const COMPETING_LEADER_MARGIN: Duration = Duration::from_secs(1);
 /// This many election timeouts without a confirmed leader make a cluster leaderless.
 const LEADERLESS_TIMEOUTS: u32 = 5;
 
@@ -46,16 +46,16 @@ enum State {
     /// A quorum is asked, for this.
     Confirming(Purpose),
     /// Reading the tail before the fence.
-    Approaching,
+    ReadingTail,
     /// Opening the transactional id.
-    Opening,
+    InitTransactions,
     /// Reading the tail behind the fence.
-    Resuming,
-    Drawing,
+    VerifyingTail,
+    SamplingBoundary,
     Waiting {
         due: Duration,
-        /// When to draw the beat's line; `None` once it was asked for.
-        line_at: Option<Duration>,
+        /// When to draw the beat's boundary; `None` once it was asked for.
+        sample_at: Option<Duration>,
     },
     Publishing(Box<BeatFrame>),
     /// Kafka is away, or another was faster: waiting before the next attempt.
@@ -63,21 +63,21 @@ enum State {
         until: Duration,
     },
     /// Letting another lead.
-    Abdicated {
+    SteppedDown {
         until: Duration,
     },
     /// Fenced without having peers: giving a rival the time to show itself.
-    Listening {
+    AwaitingCompetingLeader {
         until: Duration,
     },
     /// Reading whether it did.
-    Suspecting,
+    CheckingCompetingLeader,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Purpose {
     /// To begin a takeover.
-    Approach,
+    TakeOver,
     /// To end it with a first beat.
     Lead,
     /// To know whether a beat that is due is degraded.
@@ -112,7 +112,7 @@ pub enum Role {
     /// It knows no leader, and is none.
     Leaderless,
     /// It is no member of the cluster.
-    Outsider,
+    NonMember,
     /// It is on the way to its first beat.
     TakingOver,
     /// It beats.
@@ -129,7 +129,7 @@ pub struct Leadership {
     /// Raft's longest.
     election_timeout: Duration,
     state: State,
-    standing: Standing,
+    raft_role: RaftRole,
     raft_term: u64,
     quorum: Quorum,
     /// When a leader was last known, and how much longer than others this node waits without one.
@@ -158,10 +158,10 @@ impl Leadership {
             bounds,
             election_timeout,
             state: State::Following,
-            standing: Standing::Leaderless,
+            raft_role: RaftRole::Leaderless,
             raft_term: 0,
             quorum: Quorum::default(),
-            led: (now.monotonic, election_timeout.mul_f64(now.dice)),
+            led: (now.monotonic, election_timeout.mul_f64(now.random)),
             heard: None,
             plan: None,
             proposed: None,
@@ -190,55 +190,59 @@ impl Leadership {
                 Role::DegradedLeader
             }
             State::Waiting { .. } | State::Publishing(_) | State::Confirming(Purpose::Beat) => Role::Leader,
-            State::Following | State::Abdicated { .. } | State::Listening { .. } => match self.standing {
-                Standing::Follower { .. } => Role::Follower,
-                Standing::Outsider => Role::Outsider,
-                Standing::Leader { .. } | Standing::Leaderless => Role::Leaderless,
-            },
+            State::Following | State::SteppedDown { .. } | State::AwaitingCompetingLeader { .. } => {
+                match self.raft_role {
+                    RaftRole::Follower { .. } => Role::Follower,
+                    RaftRole::NonMember => Role::NonMember,
+                    RaftRole::Leader { .. } | RaftRole::Leaderless => Role::Leaderless,
+                }
+            }
             _ => Role::TakingOver,
         }
     }
 
     /// Whether Raft has a leader, as far as this node knows.
     pub fn is_led(&self, now: Now) -> bool {
-        matches!(self.standing, Standing::Follower { .. }) || self.has_quorum(now)
+        matches!(self.raft_role, RaftRole::Follower { .. }) || self.has_quorum(now)
     }
 
     /// When [`Event::Elapsed`] is wanted, on the monotonic clock.
     pub fn deadline(&self) -> Option<Duration> {
         match &self.state {
             State::Following => [self.next_question(), self.takeover_at()].into_iter().flatten().min(),
-            State::Waiting { due, line_at } => [Some(*due), *line_at, self.next_question()].into_iter().flatten().min(),
+            State::Waiting { due, sample_at } => {
+                [Some(*due), *sample_at, self.next_question()].into_iter().flatten().min()
+            }
             // A question is a heartbeat to the others, and would keep them from electing another.
-            State::Abdicated { until } => Some(*until),
-            State::Pausing { until } | State::Listening { until } => {
+            State::SteppedDown { until } => Some(*until),
+            State::Pausing { until } | State::AwaitingCompetingLeader { until } => {
                 [Some(*until), self.next_question()].into_iter().flatten().min()
             }
-            State::Approaching
-            | State::Opening
-            | State::Resuming
-            | State::Drawing
+            State::ReadingTail
+            | State::InitTransactions
+            | State::VerifyingTail
+            | State::SamplingBoundary
             | State::Publishing(_)
-            | State::Suspecting => self.next_question(),
+            | State::CheckingCompetingLeader => self.next_question(),
             State::Confirming(_) => None,
         }
     }
 
-    /// What to do after `event`, at `now`, with the line as it is known now.
-    pub fn on(&mut self, event: Event, now: Now, line: &Line) -> Vec<Command> {
+    /// What to do after `event`, at `now`, with the boundary as it is known now.
+    pub fn on(&mut self, event: Event, now: Now, boundary: &Boundary) -> Vec<Command> {
         match event {
-            Event::Raft(standing) => self.on_standing(standing, now),
+            Event::Raft(raft_role) => self.on_raft_role(raft_role, now),
             Event::Planned(plan) => {
                 self.plan = Some(plan);
                 self.proposed.take_if(|proposed| *proposed == plan);
                 Vec::new()
             }
-            Event::Quorum { ticket, confirmed } => self.on_quorum(ticket, confirmed, now, line),
+            Event::Quorum { ticket, confirmed } => self.on_quorum(ticket, confirmed, now, boundary),
             Event::Heard(frame) => {
                 self.hear(&frame, now);
                 Vec::new()
             }
-            Event::Elapsed => self.on_elapsed(now, line),
+            Event::Elapsed => self.on_elapsed(now, boundary),
             answer => self.on_kafka(answer, now),
         }
     }
@@ -294,28 +298,30 @@ impl Leadership {
         self.proposed = None;
     }
 
-    fn on_standing(&mut self, standing: Standing, now: Now) -> Vec<Command> {
-        if let Standing::Leader { term, .. } = &standing {
+    fn on_raft_role(&mut self, raft_role: RaftRole, now: Now) -> Vec<Command> {
+        if let RaftRole::Leader { term, .. } = &raft_role {
             self.raft_term = *term;
         }
         // Known until now, or from now on.
-        if matches!(self.standing, Standing::Follower { .. }) || matches!(standing, Standing::Follower { .. }) {
+        if matches!(self.raft_role, RaftRole::Follower { .. }) || matches!(raft_role, RaftRole::Follower { .. }) {
             self.note_leader(now);
         }
-        self.standing = standing;
+        self.raft_role = raft_role;
         let other_leads = self.other_leads();
         match self.state {
-            State::Following if self.is_raft_leader() => vec![self.ask(Purpose::Approach, now)],
-            State::Waiting { .. } | State::Pausing { .. } | State::Listening { .. } if other_leads => self.step_down(),
-            State::Abdicated { .. } if other_leads => {
+            State::Following if self.is_raft_leader() => vec![self.ask(Purpose::TakeOver, now)],
+            State::Waiting { .. } | State::Pausing { .. } | State::AwaitingCompetingLeader { .. } if other_leads => {
+                self.follow()
+            }
+            State::SteppedDown { .. } if other_leads => {
                 self.state = State::Following;
-                vec![Command::Stand]
+                vec![Command::Rejoin]
             }
             _ => Vec::new(),
         }
     }
 
-    fn on_quorum(&mut self, ticket: u64, confirmed: bool, now: Now, line: &Line) -> Vec<Command> {
+    fn on_quorum(&mut self, ticket: u64, confirmed: bool, now: Now, boundary: &Boundary) -> Vec<Command> {
         if ticket != self.quorum.ticket {
             return Vec::new();
         }
@@ -332,41 +338,41 @@ impl Leadership {
             return vec![self.ask(purpose, now)];
         }
         match (purpose, confirmed) {
-            (Purpose::Approach, true) => {
+            (Purpose::TakeOver, true) => {
                 self.degraded = false;
-                self.approach(now)
+                self.read_tail(now)
             }
-            (Purpose::Approach, false) => self.step_down(),
-            (Purpose::Lead | Purpose::Beat, _) if self.other_leads() => self.step_down(),
-            (Purpose::Lead, false) if !self.degraded => self.step_down(),
+            (Purpose::TakeOver, false) => self.follow(),
+            (Purpose::Lead | Purpose::Beat, _) if self.other_leads() => self.follow(),
+            (Purpose::Lead, false) if !self.degraded => self.follow(),
             (Purpose::Lead, confirmed) => {
                 // What was said before the fence does not count for the first beat behind it.
                 self.quorum.confirmed.take_if(|_| !confirmed);
                 self.wait(now)
             }
-            (Purpose::Beat, _) => self.publish(now, line),
+            (Purpose::Beat, _) => self.publish(now, boundary),
         }
     }
 
-    fn on_elapsed(&mut self, now: Now, line: &Line) -> Vec<Command> {
+    fn on_elapsed(&mut self, now: Now, boundary: &Boundary) -> Vec<Command> {
         let has_come = |at: Option<Duration>| at.is_some_and(|at| at <= now.monotonic);
         let may_take_over = has_come(self.takeover_at());
         let must_ask = has_come(self.next_question());
         match &mut self.state {
             State::Following if may_take_over => {
                 self.degraded = true;
-                self.approach(now)
+                self.read_tail(now)
             }
-            State::Following if must_ask => vec![self.ask(Purpose::Approach, now)],
+            State::Following if must_ask => vec![self.ask(Purpose::TakeOver, now)],
             State::Waiting { due, .. } if *due <= now.monotonic => {
                 let question = self.is_raft_leader() && !self.has_recent_answer(now);
-                if question { vec![self.ask(Purpose::Beat, now)] } else { self.publish(now, line) }
+                if question { vec![self.ask(Purpose::Beat, now)] } else { self.publish(now, boundary) }
             }
-            State::Waiting { line_at, .. } => {
+            State::Waiting { sample_at, .. } => {
                 let mut commands = Vec::new();
-                if has_come(*line_at) {
-                    *line_at = None;
-                    commands.push(Command::RefreshLine);
+                if has_come(*sample_at) {
+                    *sample_at = None;
+                    commands.push(Command::RefreshBoundary);
                 }
                 if must_ask {
                     commands.push(self.question(now));
@@ -374,13 +380,15 @@ impl Leadership {
                 commands
             }
             State::Pausing { until } if *until <= now.monotonic => self.start_over(now),
-            State::Abdicated { until } if *until <= now.monotonic => {
-                let mut commands = vec![Command::Stand];
+            State::SteppedDown { until } if *until <= now.monotonic => {
+                let mut commands = vec![Command::Rejoin];
                 commands.extend(self.start_over(now));
                 commands
             }
-            State::Listening { until } if *until <= now.monotonic => self.enter(State::Suspecting, Command::ReadTail),
-            State::Confirming(_) | State::Abdicated { .. } => Vec::new(),
+            State::AwaitingCompetingLeader { until } if *until <= now.monotonic => {
+                self.enter(State::CheckingCompetingLeader, Command::ReadTail)
+            }
+            State::Confirming(_) | State::SteppedDown { .. } => Vec::new(),
             _ if must_ask => vec![self.question(now)],
             _ => Vec::new(),
         }
@@ -388,20 +396,22 @@ impl Leadership {
 
     /// An answer of Kafka's.
     fn on_kafka(&mut self, answer: Event, now: Now) -> Vec<Command> {
-        let answer = if self.is_stale(&answer) { Event::KafkaAway } else { answer };
+        let answer = if self.is_stale(&answer) { Event::KafkaUnavailable } else { answer };
         match (std::mem::replace(&mut self.state, State::Following), answer) {
-            (State::Approaching, Event::Tail { frame, no_reports }) => {
-                self.approached(frame.as_deref(), no_reports, now)
+            (State::ReadingTail, Event::Tail { frame, no_reports }) => self.on_tail(frame.as_deref(), no_reports, now),
+            (State::CheckingCompetingLeader, Event::Tail { frame, .. }) => {
+                match self.competing_leader(frame.as_deref()) {
+                    Some(reason) => vec![Command::Stop(reason)],
+                    None => self.enter(State::InitTransactions, Command::InitTransactions),
+                }
             }
-            (State::Suspecting, Event::Tail { frame, .. }) => match self.rival(frame.as_deref()) {
-                Some(reason) => vec![Command::Stop(reason)],
-                None => self.enter(State::Opening, Command::OpenTransactions),
-            },
-            (State::Resuming, Event::Tail { frame, no_reports }) => self.resume(frame, no_reports, now),
-            (State::Opening, Event::TransactionsOpen) => self.enter(State::Resuming, Command::ReadTail),
-            (State::Drawing, Event::LineDrawn) => {
+            (State::VerifyingTail, Event::Tail { frame, no_reports }) => self.on_verified_tail(frame, no_reports, now),
+            (State::InitTransactions, Event::TransactionsInitialized) => {
+                self.enter(State::VerifyingTail, Command::ReadTail)
+            }
+            (State::SamplingBoundary, Event::BoundarySampled) => {
                 if self.other_leads() {
-                    self.step_down()
+                    self.follow()
                 } else if self.degraded && !self.is_raft_leader() {
                     self.wait(now)
                 } else {
@@ -412,7 +422,7 @@ impl Leadership {
                 self.metronome.resume(*frame);
                 self.trying_since = None;
                 self.fences = 0;
-                if self.other_leads() { self.step_down() } else { self.wait(now) }
+                if self.other_leads() { self.follow() } else { self.wait(now) }
             }
             (State::Publishing(frame), Event::InDoubt) => {
                 self.in_doubt = Some(frame);
@@ -420,17 +430,20 @@ impl Leadership {
                     commands
                 } else if self.is_raft_leader() && !self.has_recent_answer(now) {
                     // Asleep for a while, it would fence whoever leads by now.
-                    vec![self.ask(Purpose::Approach, now)]
+                    vec![self.ask(Purpose::TakeOver, now)]
                 } else {
-                    self.enter(State::Opening, Command::OpenTransactions)
+                    self.enter(State::InitTransactions, Command::InitTransactions)
                 }
             }
             (State::Publishing(frame), Event::Fenced) => {
                 self.in_doubt = Some(frame);
                 self.fenced(now)
             }
-            (State::Opening, Event::Fenced) => self.fenced(now),
-            (State::Approaching | State::Opening | State::Resuming | State::Suspecting, Event::KafkaAway) => self
+            (State::InitTransactions, Event::Fenced) => self.fenced(now),
+            (
+                State::ReadingTail | State::InitTransactions | State::VerifyingTail | State::CheckingCompetingLeader,
+                Event::KafkaUnavailable,
+            ) => self
                 .give_way(now)
                 .unwrap_or_else(|| self.enter(State::Pausing { until: now.monotonic + KAFKA_PAUSE }, Command::Close)),
             (state, answer) => unreachable!("{answer:?} answers no command of {state:?}"),
@@ -442,12 +455,12 @@ impl Leadership {
         vec![command]
     }
 
-    fn approach(&mut self, now: Now) -> Vec<Command> {
+    fn read_tail(&mut self, now: Now) -> Vec<Command> {
         self.trying_since.get_or_insert(now.monotonic);
-        self.enter(State::Approaching, Command::ReadTail)
+        self.enter(State::ReadingTail, Command::ReadTail)
     }
 
-    fn approached(&mut self, frame: Option<&BeatFrame>, no_reports: bool, now: Now) -> Vec<Command> {
+    fn on_tail(&mut self, frame: Option<&BeatFrame>, no_reports: bool, now: Now) -> Vec<Command> {
         if let Some(reason) = self.refusal(frame, no_reports) {
             return vec![Command::Stop(reason)];
         }
@@ -457,17 +470,17 @@ impl Leadership {
         // Without a quorum, only where nobody else beats.
         let has_right = !self.degraded || self.takeover_at().is_some_and(|at| at <= now.monotonic);
         if self.other_leads() || !has_right {
-            return self.step_down();
+            return self.follow();
         }
-        self.enter(State::Opening, Command::OpenTransactions)
+        self.enter(State::InitTransactions, Command::InitTransactions)
     }
 
     /// Behind the fence: nobody but us can add a frame now.
-    fn resume(&mut self, frame: Option<Box<BeatFrame>>, no_reports: bool, now: Now) -> Vec<Command> {
+    fn on_verified_tail(&mut self, frame: Option<Box<BeatFrame>>, no_reports: bool, now: Now) -> Vec<Command> {
         if let Some(reason) = self.refusal(frame.as_deref(), no_reports) {
             return vec![Command::Stop(reason)];
         }
-        if let Some(reason) = self.rival(frame.as_deref()).filter(|_| self.is_alone()) {
+        if let Some(reason) = self.competing_leader(frame.as_deref()).filter(|_| self.is_alone()) {
             return vec![Command::Stop(reason)];
         }
         self.leading &= frame.as_deref().is_none_or(|frame| self.knows(frame));
@@ -480,7 +493,7 @@ impl Leadership {
             self.leading = true;
             self.metronome.take_over(self.raft_term);
         }
-        self.enter(State::Drawing, Command::DrawLine)
+        self.enter(State::SamplingBoundary, Command::SampleBoundary)
     }
 
     fn wait(&mut self, now: Now) -> Vec<Command> {
@@ -490,17 +503,17 @@ impl Leadership {
         // came early, because their clock was behind, fall in with the schedule again.
         let wait = Duration::from_micros(until_due.max(0) as u64).min(period + period / 8);
         let due = now.monotonic + wait;
-        let line_at = due.saturating_sub(LINE_LEAD.min(period / 4));
-        self.state = State::Waiting { due, line_at: Some(line_at) };
+        let sample_at = due.saturating_sub(BOUNDARY_LEAD.min(period / 4));
+        self.state = State::Waiting { due, sample_at: Some(sample_at) };
         Vec::new()
     }
 
-    fn publish(&mut self, now: Now, line: &Line) -> Vec<Command> {
+    fn publish(&mut self, now: Now, boundary: &Boundary) -> Vec<Command> {
         self.degraded = !self.has_quorum(now);
         // Without a quorum the plan may be an old one: the tempo stays as it is.
         let plan = self.plan.as_ref().filter(|_| !self.degraded);
         self.trying_since.get_or_insert(now.monotonic);
-        let mut frame = Box::new(self.metronome.beat(now.wall(), line, plan));
+        let mut frame = Box::new(self.metronome.beat(now.wall(), boundary, plan));
         frame.degraded = self.degraded;
         self.enter(State::Publishing(frame.clone()), Command::Publish(frame))
     }
@@ -508,15 +521,17 @@ impl Leadership {
     fn fenced(&mut self, now: Now) -> Vec<Command> {
         self.fences += 1;
         if self.other_leads() {
-            return self.step_down();
+            return self.follow();
         }
         self.state = if self.is_alone() {
             let until_due = self.metronome.due().map_or(0, |due| due.millis_since(now.wall()));
             let until_due = Duration::from_millis(until_due.max(0) as u64).min(self.period());
-            State::Listening { until: now.monotonic + until_due + RIVAL_MARGIN.mul_f64(1.0 + now.dice / 2.0) }
+            State::AwaitingCompetingLeader {
+                until: now.monotonic + until_due + COMPETING_LEADER_MARGIN.mul_f64(1.0 + now.random / 2.0),
+            }
         } else {
             let doubled = FENCE_PAUSE * 2_u32.pow(self.fences.min(MAX_FENCE_DOUBLINGS));
-            State::Pausing { until: now.monotonic + doubled.mul_f64(0.5 + now.dice / 2.0) }
+            State::Pausing { until: now.monotonic + doubled.mul_f64(0.5 + now.random / 2.0) }
         };
         vec![Command::Close]
     }
@@ -524,16 +539,16 @@ impl Leadership {
     /// Another attempt, if it is still ours to make.
     fn start_over(&mut self, now: Now) -> Vec<Command> {
         if self.is_raft_leader() {
-            vec![self.ask(Purpose::Approach, now)]
+            vec![self.ask(Purpose::TakeOver, now)]
         } else if self.degraded && !self.other_leads() {
-            self.approach(now)
+            self.read_tail(now)
         } else {
-            self.step_down()
+            self.follow()
         }
     }
 
     /// It is another's turn.
-    fn step_down(&mut self) -> Vec<Command> {
+    fn follow(&mut self) -> Vec<Command> {
         self.leading = false;
         self.degraded = false;
         self.in_doubt = None;
@@ -545,21 +560,21 @@ impl Leadership {
     /// After a failure: what to do if it is not for this node to try again.
     fn give_way(&mut self, now: Now) -> Option<Vec<Command>> {
         if self.other_leads() {
-            Some(self.step_down())
-        } else if self.must_abdicate(now) {
-            Some(self.abdicate(now))
+            Some(self.follow())
+        } else if self.must_step_down(now) {
+            Some(self.step_down(now))
         } else {
             None
         }
     }
 
-    fn abdicate(&mut self, now: Now) -> Vec<Command> {
-        let commands = self.step_down();
-        self.state = State::Abdicated { until: now.monotonic + self.leaderless_after() };
-        commands.into_iter().chain([Command::Abdicate]).collect()
+    fn step_down(&mut self, now: Now) -> Vec<Command> {
+        let commands = self.follow();
+        self.state = State::SteppedDown { until: now.monotonic + self.leaderless_after() };
+        commands.into_iter().chain([Command::StepDown]).collect()
     }
 
-    fn must_abdicate(&self, now: Now) -> bool {
+    fn must_step_down(&self, now: Now) -> bool {
         self.trying_since.is_some_and(|since| now.monotonic.saturating_sub(since) > COMMIT_WITHIN.max(self.period()))
     }
 
@@ -606,7 +621,7 @@ impl Leadership {
     }
 
     fn note_leader(&mut self, now: Now) {
-        self.led = (now.monotonic, self.election_timeout.mul_f64(2.0 * now.dice));
+        self.led = (now.monotonic, self.election_timeout.mul_f64(2.0 * now.random));
     }
 
     fn hear(&mut self, frame: &BeatFrame, now: Now) {
@@ -621,16 +636,16 @@ impl Leadership {
     }
 
     fn is_raft_leader(&self) -> bool {
-        matches!(self.standing, Standing::Leader { .. })
+        matches!(self.raft_role, RaftRole::Leader { .. })
     }
 
     fn is_alone(&self) -> bool {
-        matches!(self.standing, Standing::Leader { alone: true, .. })
+        matches!(self.raft_role, RaftRole::Leader { alone: true, .. })
     }
 
     /// Whether it is not for this node to beat.
     fn other_leads(&self) -> bool {
-        matches!(self.standing, Standing::Follower { .. } | Standing::Outsider)
+        matches!(self.raft_role, RaftRole::Follower { .. } | RaftRole::NonMember)
     }
 
     fn refusal(&self, frame: Option<&BeatFrame>, no_reports: bool) -> Option<StopReason> {
@@ -652,9 +667,9 @@ impl Leadership {
 
     /// The newest frame is another's that came while we led. One without a quorum is not: it is of a node
     /// that was a member once.
-    fn rival(&self, frame: Option<&BeatFrame>) -> Option<StopReason> {
+    fn competing_leader(&self, frame: Option<&BeatFrame>) -> Option<StopReason> {
         let frame = frame.filter(|frame| self.leading && !frame.degraded && !self.knows(frame))?;
-        Some(StopReason::Rival { node: frame.node.clone(), beat: frame.beat_index.get() })
+        Some(StopReason::CompetingLeader { node: frame.node.clone(), beat: frame.beat_index.get() })
     }
 
     /// Whether `frame` is the last that we know to be committed, or the one in doubt.

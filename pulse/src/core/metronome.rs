@@ -2,11 +2,11 @@
 
 use backbeat_schemas::{BeatFrame, BeatIndex, Hlc, HlcClock, Phase, Tempo, Timestamp, WindowId};
 
-use super::{Line, Plan};
+use super::{Boundary, Plan};
 
 /// What a cluster starts with. Once it has beaten, its frames are the authority.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Seed {
+pub struct InitialConfig {
     /// The cluster's name.
     pub cluster_id: String,
     /// Its tempo.
@@ -20,7 +20,7 @@ pub struct Seed {
 /// Makes the frames of one leadership, each from the one before it.
 #[derive(Debug, Clone)]
 pub struct Metronome {
-    seed: Seed,
+    initial_config: InitialConfig,
     node: String,
     clock: HlcClock,
     term: i64,
@@ -31,8 +31,8 @@ pub struct Metronome {
 
 impl Metronome {
     /// The metronome of `node`, whose frames carry `hlc_node`, before it has seen any frame.
-    pub fn new(seed: Seed, node: String, hlc_node: u16) -> Self {
-        Self { seed, node, clock: HlcClock::new(hlc_node), term: 0, last: None, position: 0 }
+    pub fn new(initial_config: InitialConfig, node: String, hlc_node: u16) -> Self {
+        Self { initial_config, node, clock: HlcClock::new(hlc_node), term: 0, last: None, position: 0 }
     }
 
     /// Goes on from `last`, the newest committed frame.
@@ -60,7 +60,7 @@ impl Metronome {
 
     /// The cluster's name.
     pub fn cluster_id(&self) -> &str {
-        &self.seed.cluster_id
+        &self.initial_config.cluster_id
     }
 
     /// The newest committed frame.
@@ -80,16 +80,16 @@ impl Metronome {
 
     /// The tempo in force.
     pub fn tempo(&self) -> Tempo {
-        self.last.as_ref().map_or(self.seed.tempo, |last| last.tempo_bpm)
+        self.last.as_ref().map_or(self.initial_config.tempo, |last| last.tempo_bpm)
     }
 
-    /// The next beat's frame, sent at `now` with the line drawn just before. `plan` is carried out at
+    /// The next beat's frame, sent at `now` with the boundary sampled just before. `plan` is carried out at
     /// downbeats.
-    pub fn beat(&mut self, now: Timestamp, line: &Line, plan: Option<&Plan>) -> BeatFrame {
+    pub fn beat(&mut self, now: Timestamp, boundary: &Boundary, plan: Option<&Plan>) -> BeatFrame {
         let hlc = self.clock.tick(now);
         match &self.last {
-            None => self.first(now, hlc, line),
-            Some(last) => self.after(last, now, hlc, line, plan),
+            None => self.first(now, hlc, boundary),
+            Some(last) => self.after(last, now, hlc, boundary, plan),
         }
     }
 
@@ -102,8 +102,8 @@ impl Metronome {
         }
     }
 
-    fn first(&self, now: Timestamp, hlc: Hlc, line: &Line) -> BeatFrame {
-        let Seed { cluster_id, tempo, bar_length, grace_beats } = self.seed.clone();
+    fn first(&self, now: Timestamp, hlc: Hlc, boundary: &Boundary) -> BeatFrame {
+        let InitialConfig { cluster_id, tempo, bar_length, grace_beats } = self.initial_config.clone();
         BeatFrame {
             r#type: Default::default(),
             beat_index: BeatIndex::ZERO,
@@ -123,11 +123,11 @@ impl Metronome {
             term: self.term,
             node: self.node.clone(),
             degraded: false,
-            claim_offsets: line.offsets().to_vec(),
+            claim_offsets: boundary.offsets().to_vec(),
         }
     }
 
-    fn after(&self, last: &BeatFrame, now: Timestamp, hlc: Hlc, line: &Line, plan: Option<&Plan>) -> BeatFrame {
+    fn after(&self, last: &BeatFrame, now: Timestamp, hlc: Hlc, boundary: &Boundary, plan: Option<&Plan>) -> BeatFrame {
         let beat_index = last.beat_index.plus(1);
         let scheduled_at = last.deadline_at;
         let position = (self.position + 1) % last.bar_length;
@@ -163,7 +163,7 @@ impl Metronome {
             term: self.term,
             node: self.node.clone(),
             degraded: false,
-            claim_offsets: line.offsets().to_vec(),
+            claim_offsets: boundary.offsets().to_vec(),
         }
     }
 }
@@ -186,8 +186,8 @@ mod tests {
     use super::*;
 
     fn metronome(bpm: &str, bar_length: u16) -> Metronome {
-        let seed = Seed { cluster_id: "c".into(), tempo: tempo(bpm), bar_length, grace_beats: 0 };
-        Metronome::new(seed, "p".into(), 1)
+        let initial_config = InitialConfig { cluster_id: "c".into(), tempo: tempo(bpm), bar_length, grace_beats: 0 };
+        Metronome::new(initial_config, "p".into(), 1)
     }
 
     fn tempo(bpm: &str) -> Tempo {
@@ -199,7 +199,7 @@ mod tests {
     }
 
     fn beat_as_planned(metronome: &mut Metronome, now: i64, plan: Option<&Plan>) -> BeatFrame {
-        let frame = metronome.beat(Timestamp::from_millis(now), &Line::default(), plan);
+        let frame = metronome.beat(Timestamp::from_millis(now), &Boundary::default(), plan);
         metronome.resume(frame.clone());
         frame
     }
@@ -271,7 +271,7 @@ mod tests {
         let mut second = metronome("120", 8);
         second.resume(last.clone());
         second.take_over(7);
-        let next = second.beat(last.emitted_at.plus_millis(-300_000), &Line::default(), None);
+        let next = second.beat(last.emitted_at.plus_millis(-300_000), &Boundary::default(), None);
         assert_eq!((next.beat_index.get(), next.term, next.bar_length), (6, 7, 4));
         assert_eq!(next.tempo_bpm, last.tempo_bpm);
         assert!(next.hlc.is_after(last.hlc));
@@ -319,7 +319,7 @@ mod tests {
         let downbeats: Vec<i64> = frames.iter().filter(|f| f.downbeat).map(|f| f.beat_index.get()).collect();
         assert_eq!(downbeats, [0, 4, 6, 8]);
         assert_eq!(metronome.next_downbeat(None).get(), 10);
-        let in_flight = metronome.beat(Timestamp::from_millis(9_000), &Line::default(), Some(&plan));
+        let in_flight = metronome.beat(Timestamp::from_millis(9_000), &Boundary::default(), Some(&plan));
         assert_eq!(metronome.next_downbeat(Some(&in_flight)).get(), 10);
     }
 }

@@ -1,13 +1,13 @@
 //! What pulse decides, without I/O, clock or randomness: events and the time in, commands out.
 
+mod boundary;
 mod event;
 mod leadership;
-mod line;
 mod metronome;
 mod plan;
 
-pub use event::{Command, Event, Now, Standing, StopReason};
+pub use boundary::Boundary;
+pub use event::{Command, Event, Now, RaftRole, StopReason};
 pub use leadership::{Leadership, Role};
-pub use line::Line;
-pub use metronome::{Metronome, Seed};
+pub use metronome::{InitialConfig, Metronome};
 pub use plan::{Bounds, MAX_BAR_LENGTH, Plan, Refusal, Request};

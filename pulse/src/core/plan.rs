@@ -53,7 +53,7 @@ pub struct Bounds {
 /// The longest bar, in beats.
 pub const MAX_BAR_LENGTH: u16 = 1_000;
 
-/// Why a request is not granted.
+/// Why a request is not executed.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Refusal {
     /// Beyond the bounds.

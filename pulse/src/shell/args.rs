@@ -11,7 +11,7 @@ use backbeat_service::{Environment, HttpArgs, LogArgs};
 use super::http::Writers;
 use super::raft::{Member, NodeName};
 use super::secret::Secret;
-use crate::core::{Bounds, MAX_BAR_LENGTH, Seed};
+use crate::core::{Bounds, InitialConfig, MAX_BAR_LENGTH};
 
 /// The cluster's metronome: publishes one `BeatFrame` per beat.
 #[derive(Debug, Clone, clap::Parser)]
@@ -153,7 +153,7 @@ pub enum FlagError {
 
 impl Args {
     /// What a new cluster starts with.
-    pub fn seed(&self) -> Result<Seed, FlagError> {
+    pub fn initial_config(&self) -> Result<InitialConfig, FlagError> {
         let Bounds { min, max } = self.bounds()?;
         let tempo = Tempo::try_from(self.bpm).ok().filter(|tempo| (min..=max).contains(tempo));
         let out_of_bounds = FlagError::Tempo { bpm: self.bpm, min: self.min_bpm, max: self.max_bpm };
@@ -165,7 +165,7 @@ impl Args {
         if self.cluster.is_empty() || self.cluster.len() > 100 || !printable {
             return Err(FlagError::Cluster(self.cluster.clone()));
         }
-        Ok(Seed { cluster_id: self.cluster.clone(), tempo, bar_length: self.bar, grace_beats: self.grace })
+        Ok(InitialConfig { cluster_id: self.cluster.clone(), tempo, bar_length: self.bar, grace_beats: self.grace })
     }
 
     /// The tempi that are allowed.
@@ -194,27 +194,27 @@ impl Args {
     }
 
     /// The members of a new cluster; none for a node that joins one.
-    pub(crate) fn founders(&self) -> Result<BTreeMap<NodeName, Member>, FlagError> {
-        let mut founders = BTreeMap::new();
+    pub(crate) fn bootstrap_members(&self) -> Result<BTreeMap<NodeName, Member>, FlagError> {
+        let mut bootstrap_members = BTreeMap::new();
         for (node, address) in &self.peers {
-            if founders.insert(*node, Member { address: address.clone() }).is_some() {
+            if bootstrap_members.insert(*node, Member { address: address.clone() }).is_some() {
                 return Err(FlagError::PeerTwice(node.to_string()));
             }
         }
         if self.join {
-            return Ok(founders);
+            return Ok(bootstrap_members);
         }
-        if founders.is_empty() {
+        if bootstrap_members.is_empty() {
             if let Some(address) = self.raft_bind.filter(|address| address.ip().is_unspecified()) {
                 return Err(FlagError::Unspecified(address));
             }
             let address = self.raft_bind.map(|address| address.to_string()).unwrap_or_default();
             return Ok([(self.node, Member { address })].into());
         }
-        if founders.contains_key(&self.node) {
-            return Ok(founders);
+        if bootstrap_members.contains_key(&self.node) {
+            return Ok(bootstrap_members);
         }
-        let names: Vec<String> = founders.keys().map(NodeName::to_string).collect();
+        let names: Vec<String> = bootstrap_members.keys().map(NodeName::to_string).collect();
         Err(FlagError::NotAmongPeers { peers: names.join(", "), node: self.node.to_string() })
     }
 
@@ -272,23 +272,23 @@ mod tests {
         Args::parse_from([&["pulse"], flags].concat())
     }
 
-    fn seed(flags: &[&str]) -> Result<Seed, FlagError> {
-        args(flags).seed()
+    fn initial_config(flags: &[&str]) -> Result<InitialConfig, FlagError> {
+        args(flags).initial_config()
     }
 
     #[test]
     fn the_defaults_are_the_prototypes() {
-        let seed = seed(&[]).expect("defaults are allowed");
-        assert_eq!((seed.tempo.bpm(), seed.bar_length, seed.grace_beats), (1.0, 8, 0));
+        let initial_config = initial_config(&[]).expect("defaults are allowed");
+        assert_eq!((initial_config.tempo.bpm(), initial_config.bar_length, initial_config.grace_beats), (1.0, 8, 0));
     }
 
     #[test]
     fn what_is_out_of_bounds_is_refused_with_the_bounds() {
-        let error = seed(&["--bpm", "25"]).expect_err("too fast").to_string();
+        let error = initial_config(&["--bpm", "25"]).expect_err("too fast").to_string();
         assert_eq!(error, "--bpm 25 is out of bounds; allowed are 1 to 24 BPM (--min-bpm, --max-bpm)");
-        assert!(seed(&["--bpm", "25", "--max-bpm", "30"]).is_ok());
-        assert!(seed(&["--bpm", "NaN"]).is_err());
-        assert_eq!(seed(&["--bar", "4", "--grace", "5"]), Err(FlagError::Grace { grace: 5, bar: 4 }));
+        assert!(initial_config(&["--bpm", "25", "--max-bpm", "30"]).is_ok());
+        assert!(initial_config(&["--bpm", "NaN"]).is_err());
+        assert_eq!(initial_config(&["--bar", "4", "--grace", "5"]), Err(FlagError::Grace { grace: 5, bar: 4 }));
     }
 
     #[test]
@@ -302,16 +302,16 @@ mod tests {
     fn peers_are_checked() {
         let peers = "a=127.0.0.1:9001,b=b.example:9002";
         let args = args(&["--node", "a", "--peers", peers]);
-        assert_eq!(args.founders().expect("two").len(), 2);
+        assert_eq!(args.bootstrap_members().expect("two").len(), 2);
         assert_eq!(args.raft_listens_on().as_deref(), Some("127.0.0.1:9001"));
         let stranger = self::args(&["--node", "c", "--peers", peers]);
-        let error = stranger.founders().expect_err("it is not among them").to_string();
+        let error = stranger.bootstrap_members().expect_err("it is not among them").to_string();
         assert_eq!(error, "--peers names a, b, but not this node, \"c\" (--node)");
         for wrong in ["a", "a=", "a=host", "a=host:x", "a=:1", "=host:1", "a=host:0"] {
             assert!(Args::try_parse_from(["pulse", "--peers", wrong]).is_err(), "{wrong}");
         }
         let twice = self::args(&["--node", "a", "--peers", "a=h:1,a=h:2"]);
-        assert_eq!(twice.founders(), Err(FlagError::PeerTwice("a".into())));
+        assert_eq!(twice.bootstrap_members(), Err(FlagError::PeerTwice("a".into())));
     }
 
     #[test]

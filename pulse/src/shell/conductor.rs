@@ -3,7 +3,7 @@
 //! ```text
 //!   raft ─┐                                  ┌─▶ raft (confirm, abdicate)
 //!   watcher ─┤▶ messages ─▶ core::Leadership ┼─▶ publisher ─▶ Kafka
-//!   publisher ┘              ▲  clock        └─▶ lines
+//!   publisher ┘              ▲  clock        └─▶ boundaries
 //! ```
 
 use std::sync::Arc;
@@ -16,19 +16,19 @@ use chrono::Utc;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-use super::lines::Lines;
+use super::boundary_sampler::BoundarySampler;
 use super::metrics::Metrics;
 use super::raft::Node;
 use super::status::SharedStatus;
-use crate::core::{Command, Event, Leadership, Now, Plan, Refusal, Request, Role, Seed, Standing};
+use crate::core::{Command, Event, InitialConfig, Leadership, Now, Plan, RaftRole, Refusal, Request, Role};
 
 /// Whether claims were lost under us is looked at this often, at least.
 const IDLE: Duration = Duration::from_secs(1);
 
 /// What the conductor hears.
-pub(crate) enum Message {
+pub(crate) enum ConductorInput {
     Event(Event),
-    /// An operator's request, to be checked; what is granted is for the asker to have agreed on.
+    /// An operator's request, to be checked; what is executed is for the asker to have agreed on.
     Propose(Request, oneshot::Sender<Result<Plan, Refusal>>),
     /// It was not.
     GiveUpProposal,
@@ -39,14 +39,14 @@ pub(crate) enum Message {
 /// Runs the core on a thread of its own.
 pub(crate) struct Conductor {
     /// What the flags say; the frames are the authority.
-    pub(crate) flags: Seed,
+    pub(crate) flags: InitialConfig,
     pub(crate) clock: Clock,
     pub(crate) leadership: Leadership,
-    pub(crate) lines: Arc<Lines>,
+    pub(crate) boundary_sampler: Arc<BoundarySampler>,
     pub(crate) raft: Node,
     pub(crate) runtime: Handle,
     /// To answer ourselves from other threads.
-    pub(crate) own: Sender<Message>,
+    pub(crate) own: Sender<ConductorInput>,
     pub(crate) publisher: Sender<Command>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) status: SharedStatus,
@@ -54,13 +54,13 @@ pub(crate) struct Conductor {
 
 /// What a takeover is measured and compared by.
 #[derive(Default)]
-struct Course {
+struct TakeoverStatistics {
     /// When Raft made this node its leader, until the first beat after it.
     elected: Option<Instant>,
     compared: bool,
-    /// When the next beat's line was asked for.
-    line_asked: Option<Instant>,
-    standing: Option<Standing>,
+    /// When the next beat's boundary was asked for.
+    boundary_requested: Option<Instant>,
+    raft_role: Option<RaftRole>,
     /// Who led last, as far as this node knows.
     leader: Option<String>,
     role: Option<Role>,
@@ -68,40 +68,40 @@ struct Course {
 
 impl Conductor {
     /// Beats until it is told to stop, or cannot go on. Blocks.
-    pub(crate) fn run(mut self, messages: &Receiver<Message>) -> anyhow::Result<()> {
-        let mut course = Course::default();
+    pub(crate) fn run(mut self, messages: &Receiver<ConductorInput>) -> anyhow::Result<()> {
+        let mut takeover = TakeoverStatistics::default();
         loop {
             let message = match self.leadership.deadline() {
                 Some(at) => messages.recv_timeout(at.saturating_sub(self.clock.monotonic())),
                 None => messages.recv_timeout(IDLE),
             };
-            self.lines.check()?;
+            self.boundary_sampler.check()?;
             let event = match message {
-                Ok(Message::Event(event)) => event,
-                Ok(Message::Propose(request, answer)) => {
+                Ok(ConductorInput::Event(event)) => event,
+                Ok(ConductorInput::Propose(request, answer)) => {
                     let proposed = self.leadership.propose(request);
                     if let Err(Ok(_)) = answer.send(proposed) {
                         self.leadership.give_up_proposal();
                     }
                     continue;
                 }
-                Ok(Message::GiveUpProposal) => {
+                Ok(ConductorInput::GiveUpProposal) => {
                     self.leadership.give_up_proposal();
                     continue;
                 }
                 Err(RecvTimeoutError::Timeout) => Event::Elapsed,
-                Ok(Message::Shutdown) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Ok(ConductorInput::Shutdown) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             };
-            self.note(&event, &mut course);
-            let line = self.lines.current();
-            for command in self.leadership.on(event, self.clock.now(), &line) {
-                self.perform(command, &mut course)?;
+            self.note(&event, &mut takeover);
+            let boundary = self.boundary_sampler.current();
+            for command in self.leadership.on(event, self.clock.now(), &boundary) {
+                self.perform(command, &mut takeover)?;
             }
-            self.tell(&mut course);
+            self.tell(&mut takeover);
         }
     }
 
-    fn perform(&self, command: Command, course: &mut Course) -> anyhow::Result<()> {
+    fn perform(&self, command: Command, takeover: &mut TakeoverStatistics) -> anyhow::Result<()> {
         tracing::debug!(?command, "command");
         match command {
             Command::ConfirmQuorum { ticket } => {
@@ -110,25 +110,25 @@ impl Conductor {
                     let confirmed = raft.confirm().await;
                     // What was agreed on before the answer is known before it. At the end nobody waits for it.
                     if let Some(plan) = *raft.plan().borrow() {
-                        let _ = own.send(Message::Event(Event::Planned(plan)));
+                        let _ = own.send(ConductorInput::Event(Event::Planned(plan)));
                     }
-                    let _ = own.send(Message::Event(Event::Quorum { ticket, confirmed }));
+                    let _ = own.send(ConductorInput::Event(Event::Quorum { ticket, confirmed }));
                 });
             }
-            Command::RefreshLine => {
-                course.line_asked = Some(Instant::now());
-                self.lines.refresh();
+            Command::RefreshBoundary => {
+                takeover.boundary_requested = Some(Instant::now());
+                self.boundary_sampler.refresh();
             }
-            Command::Abdicate => {
+            Command::StepDown => {
                 tracing::warn!("no beat could be committed for long: letting another node lead");
-                self.raft.abdicate(true);
+                self.raft.set_stepped_down(true);
             }
-            Command::Stand => self.raft.abdicate(false),
+            Command::Rejoin => self.raft.set_stepped_down(false),
             Command::Stop(reason) => return Err(reason.into()),
             kafkas => {
-                let asked = course.line_asked.take_if(|_| matches!(kafkas, Command::Publish(_)));
-                if asked.is_some_and(|asked| !self.lines.is_fresh(asked)) {
-                    self.metrics.stale_line();
+                let asked = takeover.boundary_requested.take_if(|_| matches!(kafkas, Command::Publish(_)));
+                if asked.is_some_and(|asked| !self.boundary_sampler.is_fresh(asked)) {
+                    self.metrics.stale_boundary();
                 }
                 self.publisher.send(kafkas).context("the publishing thread has ended")?;
             }
@@ -137,26 +137,26 @@ impl Conductor {
     }
 
     /// What metrics and logs want to know of an event.
-    fn note(&self, event: &Event, course: &mut Course) {
+    fn note(&self, event: &Event, takeover: &mut TakeoverStatistics) {
         match event {
-            Event::Raft(standing) => {
-                tracing::info!(?standing, "raft");
-                let leads = |standing: &Standing| matches!(standing, Standing::Leader { .. });
-                if !leads(standing) {
-                    course.elected = None;
-                } else if !course.standing.as_ref().is_some_and(leads) {
-                    course.elected = Some(Instant::now());
+            Event::Raft(raft_role) => {
+                tracing::info!(?raft_role, "raft");
+                let leads = |raft_role: &RaftRole| matches!(raft_role, RaftRole::Leader { .. });
+                if !leads(raft_role) {
+                    takeover.elected = None;
+                } else if !takeover.raft_role.as_ref().is_some_and(leads) {
+                    takeover.elected = Some(Instant::now());
                 }
-                course.standing = Some(standing.clone());
-                let leader = match standing {
-                    Standing::Leader { .. } => Some(self.leadership.metronome().node()),
-                    Standing::Follower { leader } => Some(leader.as_str()),
-                    Standing::Leaderless | Standing::Outsider => None,
+                takeover.raft_role = Some(raft_role.clone());
+                let leader = match raft_role {
+                    RaftRole::Leader { .. } => Some(self.leadership.metronome().node()),
+                    RaftRole::Follower { leader } => Some(leader.as_str()),
+                    RaftRole::Leaderless | RaftRole::NonMember => None,
                 };
                 if let Some(leader) = leader
-                    && course.leader.as_deref() != Some(leader)
+                    && takeover.leader.as_deref() != Some(leader)
                 {
-                    let known = course.leader.replace(leader.to_owned());
+                    let known = takeover.leader.replace(leader.to_owned());
                     self.metrics.leader_changes_by(known.is_some().into());
                 }
             }
@@ -164,12 +164,12 @@ impl Conductor {
                 tracing::warn!("fenced: quiet for a while, and looking out for another pulse of this cluster");
             }
             Event::Committed => {
-                if let Some(elected) = course.elected.take() {
+                if let Some(elected) = takeover.elected.take() {
                     self.metrics.took_over(elected.elapsed());
                 }
             }
-            Event::Tail { frame: Some(frame), .. } if !course.compared => {
-                course.compared = true;
+            Event::Tail { frame: Some(frame), .. } if !takeover.compared => {
+                takeover.compared = true;
                 self.compare_flags(frame);
             }
             _ => {}
@@ -177,7 +177,7 @@ impl Conductor {
     }
 
     fn compare_flags(&self, last: &BeatFrame) {
-        let Seed { tempo, bar_length, grace_beats, .. } = self.flags;
+        let InitialConfig { tempo, bar_length, grace_beats, .. } = self.flags;
         if (tempo, bar_length) != (last.tempo_bpm, last.bar_length) {
             tracing::warn!(
                 flags = format!("{tempo}, bars of {bar_length}"),
@@ -192,9 +192,9 @@ impl Conductor {
     }
 
     /// Says how things are.
-    fn tell(&self, course: &mut Course) {
+    fn tell(&self, takeover: &mut TakeoverStatistics) {
         let role = self.leadership.role();
-        if course.role.replace(role) != Some(role) {
+        if takeover.role.replace(role) != Some(role) {
             let last = self.leadership.metronome().last();
             let (beat, node) = (last.map(|last| last.beat_index), last.map(|last| &last.node));
             tracing::info!(?role, last_beat = ?beat, by = ?node, "role");
@@ -211,7 +211,7 @@ impl Conductor {
     }
 }
 
-/// The clocks and the dice.
+/// The clocks and the random.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Clock {
     started: Instant,
@@ -227,6 +227,6 @@ impl Clock {
     }
 
     pub(crate) fn now(&self) -> Now {
-        Now { wall_micros: Utc::now().timestamp_micros(), monotonic: self.monotonic(), dice: rand::random() }
+        Now { wall_micros: Utc::now().timestamp_micros(), monotonic: self.monotonic(), random: rand::random() }
     }
 }

@@ -12,18 +12,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use super::conductor::Message;
+use super::conductor::ConductorInput;
 use super::raft::{Client, Member, MembershipError, Node, NodeError, NodeName};
 use crate::core::{Event, Plan, Refusal, Request};
 
 /// Where the leader takes what followers pass on.
-const PASSED_ON: &str = "/raft/passed-on";
+const FORWARDED: &str = "/raft/passed-on";
 /// A new member may take its time.
 const LEADER_WITHIN: Duration = Duration::from_secs(30);
 
-/// An operator's wish.
+/// An operator's command.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) enum Wish {
+pub(crate) enum AdminCommand {
     ChangeTempo(TempoChange),
     CancelChange,
     AddMember { node: NodeName, address: String },
@@ -79,63 +79,65 @@ impl Answer {
 pub(crate) struct Control {
     pub(crate) raft: Node,
     pub(crate) client: Client,
-    pub(crate) conductor: Sender<Message>,
+    pub(crate) conductor: Sender<ConductorInput>,
 }
 
 impl Control {
     /// Here, or where the leader is. Goes on if whoever asked does not wait: what was begun is ended.
-    pub(crate) async fn grant(&self, wish: Wish) -> Answer {
+    pub(crate) async fn execute(&self, command: AdminCommand) -> Answer {
         let control = self.clone();
-        let granted = tokio::spawn(async move { control.grant_somewhere(wish).await }).await;
-        granted.unwrap_or_else(|error| Answer::unavailable(&error, self.raft.leader()))
+        let executed = tokio::spawn(async move { control.execute_or_forward(command).await }).await;
+        executed.unwrap_or_else(|error| Answer::unavailable(&error, self.raft.leader()))
     }
 
-    async fn grant_somewhere(&self, wish: Wish) -> Answer {
-        let Some((leader, member)) = self.raft.leader() else { return self.grant_here(wish).await };
-        tracing::info!(?wish, %leader, "passed on to the leader");
-        let passed_on = self.client.call(leader, &member.address, PASSED_ON, &wish, LEADER_WITHIN).await;
-        passed_on.unwrap_or_else(|error| {
+    async fn execute_or_forward(&self, command: AdminCommand) -> Answer {
+        let Some((leader, member)) = self.raft.leader() else { return self.execute_locally(command).await };
+        tracing::info!(?command, %leader, "passed on to the leader");
+        let forwarded = self.client.call(leader, &member.address, FORWARDED, &command, LEADER_WITHIN).await;
+        forwarded.unwrap_or_else(|error| {
             Answer::unavailable(&format!("the leader, {leader}, cannot be asked: {error}"), Some((leader, member)))
         })
     }
 
     /// The routes for what other nodes pass on; they must have shown who they are.
-    pub(crate) fn routes(&self, takes_wishes: bool) -> Router {
+    pub(crate) fn routes(&self, accepts_forwarded: bool) -> Router {
         let control = self.clone();
         Router::new().route(
-            PASSED_ON,
-            post(async move |Json(wish): Json<Wish>| {
-                if !takes_wishes {
+            FORWARDED,
+            post(async move |Json(command): Json<AdminCommand>| {
+                if !accepts_forwarded {
                     let reason =
                         "the leader takes no changes from other nodes without a --raft-secret-file; ask it itself";
                     return Json(Answer::refused(StatusCode::FORBIDDEN, &reason));
                 }
                 // Only one hop: if we do not lead, the caller is told.
-                let granted = tokio::spawn(async move { control.grant_here(wish).await }).await;
-                Json(granted.unwrap_or_else(|error| Answer::unavailable(&error, None)))
+                let executed = tokio::spawn(async move { control.execute_locally(command).await }).await;
+                Json(executed.unwrap_or_else(|error| Answer::unavailable(&error, None)))
             }),
         )
     }
 
-    async fn grant_here(&self, wish: Wish) -> Answer {
-        tracing::info!(?wish, "asked for");
-        match wish {
-            Wish::ChangeTempo(TempoChange { tempo_bpm, ramp, bar_length }) => {
+    async fn execute_locally(&self, command: AdminCommand) -> Answer {
+        tracing::info!(?command, "asked for");
+        match command {
+            AdminCommand::ChangeTempo(TempoChange { tempo_bpm, ramp, bar_length }) => {
                 if tempo_bpm.is_none() && bar_length.is_none() {
                     let reason = "nothing to change: give tempo_bpm, bar_length or both";
                     return Answer::refused(StatusCode::BAD_REQUEST, &reason);
                 }
                 self.plan(Request::Change { tempo: tempo_bpm, ramp, bar_length }).await
             }
-            Wish::CancelChange => self.plan(Request::Cancel).await,
-            Wish::AddMember { node, address } => self.members(self.raft.add_member(node, Member { address }).await),
-            Wish::RemoveMember { node } => self.members(self.raft.remove_member(node).await),
+            AdminCommand::CancelChange => self.plan(Request::Cancel).await,
+            AdminCommand::AddMember { node, address } => {
+                self.members(self.raft.add_member(node, Member { address }).await)
+            }
+            AdminCommand::RemoveMember { node } => self.members(self.raft.remove_member(node).await),
         }
     }
 
     async fn plan(&self, request: Request) -> Answer {
         let (answer, proposed) = oneshot::channel();
-        let asked = self.conductor.send(Message::Propose(request, answer));
+        let asked = self.conductor.send(ConductorInput::Propose(request, answer));
         let proposed = match asked {
             Ok(()) => proposed.await.ok(),
             Err(_) => None,
@@ -145,13 +147,13 @@ impl Control {
             Some(Err(refusal)) => return self.refusal(&refusal),
             None => return Answer::unavailable(&"this node is shutting down", self.raft.leader()),
         };
-        if let Err(error) = self.raft.agree(plan).await {
+        if let Err(error) = self.raft.propose(plan).await {
             // At the end there is nobody to tell.
-            let _ = self.conductor.send(Message::GiveUpProposal);
+            let _ = self.conductor.send(ConductorInput::GiveUpProposal);
             return Answer::unavailable(&error, self.raft.leader());
         }
         // The next request is checked against it. At the end there is nobody to tell.
-        let _ = self.conductor.send(Message::Event(Event::Planned(plan)));
+        let _ = self.conductor.send(ConductorInput::Event(Event::Planned(plan)));
         let Plan { from, tempo, bar_length } = plan;
         tracing::info!(from_beat = %from, %tempo, bar_length, "agreed on");
         Answer::ok(json!({ "from_beat": from, "tempo_bpm": tempo, "bar_length": bar_length }))

@@ -14,8 +14,8 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
-use super::control::{Answer, Control, Wish};
-use super::lines::Lines;
+use super::boundary_sampler::BoundarySampler;
+use super::control::{AdminCommand, Answer, Control};
 use super::metrics::Metrics;
 use super::raft::NodeName;
 use super::secret::Secret;
@@ -34,7 +34,7 @@ pub(crate) enum Writers {
 /// What there is once pulse takes part in its cluster.
 pub(crate) struct Parts {
     pub(crate) control: Control,
-    pub(crate) lines: Arc<Lines>,
+    pub(crate) boundary_sampler: Arc<BoundarySampler>,
 }
 
 #[derive(Clone)]
@@ -82,15 +82,15 @@ impl Api {
         })
     }
 
-    async fn grant(&self, wish: Wish) -> Result<Answer, ApiError> {
-        Ok(self.parts()?.control.grant(wish).await)
+    async fn execute(&self, command: AdminCommand) -> Result<Answer, ApiError> {
+        Ok(self.parts()?.control.execute(command).await)
     }
 }
 
 async fn ready(State(api): State<Api>) -> Result<Json<Value>, ApiError> {
     let parts = api.parts()?;
     let status = api.status.snapshot();
-    if !parts.lines.are_answered() {
+    if !parts.boundary_sampler.is_kafka_answering() {
         return Err(ApiError::unavailable("kafka does not answer"));
     }
     if !status.is_led {
@@ -106,11 +106,11 @@ async fn status(State(api): State<Api>) -> Json<StatusBody> {
 
 async fn change_tempo(State(api): State<Api>, body: Bytes) -> Result<Answer, ApiError> {
     let change = parse(&body, r#"{"tempo_bpm": 5.5}, with "ramp": true if it is far, and "bar_length" in beats"#)?;
-    api.grant(Wish::ChangeTempo(change)).await
+    api.execute(AdminCommand::ChangeTempo(change)).await
 }
 
 async fn cancel_change(State(api): State<Api>) -> Result<Answer, ApiError> {
-    api.grant(Wish::CancelChange).await
+    api.execute(AdminCommand::CancelChange).await
 }
 
 #[derive(Deserialize)]
@@ -125,11 +125,11 @@ async fn add_member(State(api): State<Api>, body: Bytes) -> Result<Answer, ApiEr
     if address.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
         return Err(ApiError::bad_request(format!("address {address:?} is not host:port")));
     }
-    api.grant(Wish::AddMember { node: node_name(&node)?, address }).await
+    api.execute(AdminCommand::AddMember { node: node_name(&node)?, address }).await
 }
 
 async fn remove_member(State(api): State<Api>, Path(node): Path<String>) -> Result<Answer, ApiError> {
-    api.grant(Wish::RemoveMember { node: node_name(&node)? }).await
+    api.execute(AdminCommand::RemoveMember { node: node_name(&node)? }).await
 }
 
 fn node_name(text: &str) -> Result<NodeName, ApiError> {

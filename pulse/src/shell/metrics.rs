@@ -1,4 +1,4 @@
-//! Pulse's metrics. The first four have the prototype's names.
+//! Pulse's metrics. Some have the prototype's names, and twins with the service's prefix.
 
 use std::time::Duration;
 
@@ -15,15 +15,15 @@ const LATE_MS: i64 = 20;
 
 pub(crate) struct Metrics {
     pub(crate) registry: Registry,
-    beats: IntCounter,
+    beats: [IntCounter; 2],
     jitter: Histogram,
-    is_leader: IntGauge,
-    tempo: Gauge,
+    is_leader: [IntGauge; 2],
+    tempo: [Gauge; 2],
     late_beats: IntCounter,
     degraded_beats: IntCounter,
     re_anchors: IntCounter,
     retries: IntCounter,
-    stale_lines: IntCounter,
+    stale_boundaries: IntCounter,
     commit: Histogram,
     leader_changes: IntCounter,
     takeover: Histogram,
@@ -35,13 +35,19 @@ impl Metrics {
     pub(crate) fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         let metrics = Self {
-            beats: IntCounter::new("backbeat_beats_total", "Beats published by this node")?,
+            beats: both("backbeat_beats_total", "backbeat_pulse_beats_total", |name| {
+                IntCounter::new(name, "Beats published by this node")
+            })?,
             jitter: Histogram::with_opts(
                 HistogramOpts::new("backbeat_pulse_jitter_seconds", "Distance of a beat's sending from its schedule")
                     .buckets(JITTER_BUCKETS.to_vec()),
             )?,
-            is_leader: IntGauge::new("backbeat_is_leader", "1 while this node beats")?,
-            tempo: Gauge::new("backbeat_current_tempo_bpm", "Tempo of the last beat, in beats per minute")?,
+            is_leader: both("backbeat_is_leader", "backbeat_pulse_is_leader", |name| {
+                IntGauge::new(name, "1 while this node publishes the beats")
+            })?,
+            tempo: both("backbeat_current_tempo_bpm", "backbeat_pulse_current_tempo_bpm", |name| {
+                Gauge::new(name, "Tempo of the last beat that this node published, in beats per minute")
+            })?,
             late_beats: IntCounter::new(
                 "backbeat_pulse_late_beats_total",
                 "Beats sent over 20 ms after their schedule",
@@ -55,9 +61,9 @@ impl Metrics {
                 "backbeat_pulse_transaction_failures_total",
                 "Transactions that failed or were fenced",
             )?,
-            stale_lines: IntCounter::new(
+            stale_boundaries: IntCounter::new(
                 "backbeat_pulse_stale_lines_total",
-                "Beats whose line could not be drawn afresh in time: answers to ListOffsets came too late",
+                "Beats whose boundary could not be sampled afresh in time: answers to ListOffsets came too late",
             )?,
             commit: Histogram::with_opts(HistogramOpts::new(
                 "backbeat_pulse_commit_seconds",
@@ -76,10 +82,10 @@ impl Metrics {
             registry,
         };
         let registry = &metrics.registry;
-        registry.register(Box::new(metrics.beats.clone()))?;
+        metrics.beats.iter().try_for_each(|metric| registry.register(Box::new(metric.clone())))?;
         registry.register(Box::new(metrics.jitter.clone()))?;
-        registry.register(Box::new(metrics.is_leader.clone()))?;
-        registry.register(Box::new(metrics.tempo.clone()))?;
+        metrics.is_leader.iter().try_for_each(|metric| registry.register(Box::new(metric.clone())))?;
+        metrics.tempo.iter().try_for_each(|metric| registry.register(Box::new(metric.clone())))?;
         registry.register(Box::new(metrics.late_beats.clone()))?;
         registry.register(Box::new(metrics.degraded_beats.clone()))?;
         registry.register(Box::new(metrics.leader_changes.clone()))?;
@@ -88,16 +94,16 @@ impl Metrics {
         registry.register(Box::new(metrics.has_leader.clone()))?;
         registry.register(Box::new(metrics.re_anchors.clone()))?;
         registry.register(Box::new(metrics.retries.clone()))?;
-        registry.register(Box::new(metrics.stale_lines.clone()))?;
+        registry.register(Box::new(metrics.stale_boundaries.clone()))?;
         registry.register(Box::new(metrics.commit.clone()))?;
         Ok(metrics)
     }
 
     pub(crate) fn beat(&self, frame: &BeatFrame, commit: Duration) {
         let off_ms = frame.emitted_at.millis_since(frame.scheduled_at);
-        self.beats.inc();
+        self.beats.iter().for_each(IntCounter::inc);
         self.jitter.observe(off_ms.saturating_abs() as f64 / 1_000.0);
-        self.tempo.set(frame.tempo_bpm.bpm());
+        self.tempo.iter().for_each(|tempo| tempo.set(frame.tempo_bpm.bpm()));
         self.commit.observe(commit.as_secs_f64());
         self.late_beats.inc_by((off_ms > LATE_MS).into());
         self.degraded_beats.inc_by(frame.degraded.into());
@@ -105,7 +111,7 @@ impl Metrics {
     }
 
     pub(crate) fn stands(&self, beats: bool, degraded: bool, has_leader: bool) {
-        self.is_leader.set(beats.into());
+        self.is_leader.iter().for_each(|is_leader| is_leader.set(beats.into()));
         self.degraded.set(degraded.into());
         self.has_leader.set(has_leader.into());
     }
@@ -122,7 +128,12 @@ impl Metrics {
         self.retries.inc();
     }
 
-    pub(crate) fn stale_line(&self) {
-        self.stale_lines.inc();
+    pub(crate) fn stale_boundary(&self) {
+        self.stale_boundaries.inc();
     }
+}
+
+/// The same metric under the prototype's name and under one with the service's prefix.
+fn both<M>(prototype: &str, prefixed: &str, new: impl Fn(&str) -> prometheus::Result<M>) -> prometheus::Result<[M; 2]> {
+    Ok([new(prototype)?, new(prefixed)?])
 }

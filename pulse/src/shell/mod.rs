@@ -1,10 +1,10 @@
 //! What touches Kafka, Raft, threads, clocks and sockets.
 
 mod args;
+mod boundary_sampler;
 mod conductor;
 mod control;
 mod http;
-mod lines;
 mod metrics;
 mod publisher;
 mod raft;

@@ -8,11 +8,11 @@ use backbeat_broker::{Broker, LogReader, ReadError, Registry, TopicName, Transac
 use backbeat_schemas::{BarReport, BeatFrame, wire};
 use tokio::runtime::Handle;
 
-use super::conductor::Message;
-use super::lines::Lines;
+use super::boundary_sampler::BoundarySampler;
+use super::conductor::ConductorInput;
 use super::metrics::Metrics;
 use super::status::SharedStatus;
-use crate::core::{Command, Event, Line};
+use crate::core::{Boundary, Command, Event};
 
 /// Bounds opening the transactional id and every commit.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -21,16 +21,16 @@ const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// which takes it 2 ms, or where the coordinator's connection was not up when it looked; a new producer asks
 /// at once.
 const QUICK_ATTEMPTS_MS: [u64; 5] = [100, 100, 100, 200, 500];
-/// A first line that cannot be drawn in this time stays the last frame's (DESIGN, "Pulse").
-const FIRST_LINE_WITHIN: Duration = Duration::from_secs(2);
-const LINE_POLL: Duration = Duration::from_millis(2);
+/// A first boundary that cannot be sampled in this time stays the last frame's (DESIGN, "Pulse").
+const FIRST_BOUNDARY_WITHIN: Duration = Duration::from_secs(2);
+const BOUNDARY_POLL: Duration = Duration::from_millis(2);
 
 pub(crate) struct Publisher {
     broker: Broker,
     frames: LogReader<BeatFrame>,
     reports: LogReader<BarReport>,
     schema_id: u32,
-    lines: Arc<Lines>,
+    boundary_sampler: Arc<BoundarySampler>,
     producer: Option<TransactionalProducer>,
     metrics: Arc<Metrics>,
     status: SharedStatus,
@@ -42,21 +42,21 @@ impl Publisher {
         broker: Broker,
         registry: &Registry,
         schema_id: u32,
-        lines: Arc<Lines>,
+        boundary_sampler: Arc<BoundarySampler>,
         metrics: Arc<Metrics>,
         status: SharedStatus,
     ) -> Result<Self, ReadError> {
         let runtime = Handle::current();
         let frames = LogReader::for_searches(&broker, registry, &runtime, TopicName::BeatFrames)?;
         let reports = LogReader::for_searches(&broker, registry, &runtime, TopicName::BarReports)?;
-        Ok(Self { broker, frames, reports, schema_id, lines, producer: None, metrics, status })
+        Ok(Self { broker, frames, reports, schema_id, boundary_sampler, producer: None, metrics, status })
     }
 
     /// Works until the other end of `commands` is gone.
-    pub(crate) fn run(mut self, commands: &Receiver<Command>, answers: &Sender<Message>) {
+    pub(crate) fn run(mut self, commands: &Receiver<Command>, answers: &Sender<ConductorInput>) {
         while let Ok(command) = commands.recv() {
             let Some(event) = self.perform(command) else { continue };
-            if answers.send(Message::Event(event)).is_err() {
+            if answers.send(ConductorInput::Event(event)).is_err() {
                 return;
             }
         }
@@ -66,10 +66,10 @@ impl Publisher {
         match command {
             Command::ReadTail => Some(self.read_tail().unwrap_or_else(|error| {
                 tracing::warn!(%error, "the last beat cannot be read");
-                Event::KafkaAway
+                Event::KafkaUnavailable
             })),
-            Command::OpenTransactions => Some(self.open_transactions()),
-            Command::DrawLine => Some(self.draw_first_line()),
+            Command::InitTransactions => Some(self.init_transactions()),
+            Command::SampleBoundary => Some(self.sample_first_boundary()),
             Command::Publish(frame) => Some(self.publish(&frame)),
             Command::Close => {
                 self.producer = None;
@@ -82,15 +82,15 @@ impl Publisher {
     fn read_tail(&mut self) -> Result<Event, ReadError> {
         let frame = self.frames.last()?.map(|entry| Box::new(entry.record));
         let no_reports = frame.is_some() || self.reports.last()?.is_none();
-        self.frames.rest()?;
-        self.reports.rest()?;
+        self.frames.pause()?;
+        self.reports.pause()?;
         if let Some(frame) = &frame {
-            self.lines.at_least(Line::new(frame.claim_offsets.clone()));
+            self.boundary_sampler.at_least(Boundary::new(frame.claim_offsets.clone()));
         }
         Ok(Event::Tail { frame, no_reports })
     }
 
-    fn open_transactions(&mut self) -> Event {
+    fn init_transactions(&mut self) -> Event {
         // Two with one id would fence each other.
         self.producer = None;
         let id = self.broker.topics().pulse_transactional_id();
@@ -100,27 +100,27 @@ impl Publisher {
         match settled.next().unwrap_or_else(|| open(TRANSACTION_TIMEOUT)) {
             Ok(producer) => {
                 self.producer = Some(producer);
-                Event::TransactionsOpen
+                Event::TransactionsInitialized
             }
             Err(error) => {
                 self.metrics.transaction_failed();
                 tracing::warn!(%error, "the transactional id cannot be opened");
-                if matches!(error, TransactionError::Fenced(_)) { Event::Fenced } else { Event::KafkaAway }
+                if matches!(error, TransactionError::Fenced(_)) { Event::Fenced } else { Event::KafkaUnavailable }
             }
         }
     }
 
-    fn draw_first_line(&self) -> Event {
+    fn sample_first_boundary(&self) -> Event {
         let asked = Instant::now();
-        self.lines.refresh();
-        while asked.elapsed() < FIRST_LINE_WITHIN && !self.lines.is_fresh(asked) {
-            std::thread::sleep(LINE_POLL);
+        self.boundary_sampler.refresh();
+        while asked.elapsed() < FIRST_BOUNDARY_WITHIN && !self.boundary_sampler.is_fresh(asked) {
+            std::thread::sleep(BOUNDARY_POLL);
         }
-        if !self.lines.is_fresh(asked) {
-            self.metrics.stale_line();
-            tracing::warn!("no first line within 2 s: starting from the last frame's");
+        if !self.boundary_sampler.is_fresh(asked) {
+            self.metrics.stale_boundary();
+            tracing::warn!("no first boundary within 2 s: starting from the last frame's");
         }
-        Event::LineDrawn
+        Event::BoundarySampled
     }
 
     fn publish(&mut self, frame: &BeatFrame) -> Event {

@@ -16,10 +16,10 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use super::conductor::{Clock, Conductor, Message};
+use super::boundary_sampler::BoundarySampler;
+use super::conductor::{Clock, Conductor, ConductorInput};
 use super::control::Control;
 use super::http::{Api, Parts, Writers};
-use super::lines::Lines;
 use super::metrics::Metrics;
 use super::publisher::Publisher;
 use super::raft::{self, Client, Member, Node, NodeName, Store};
@@ -27,20 +27,22 @@ use super::secret::Secret;
 use super::status::SharedStatus;
 use super::watcher::Watcher;
 use super::{Args, http};
-use crate::core::{Bounds, Event, Leadership, Metronome, Seed};
+use crate::core::{Bounds, Event, InitialConfig, Leadership, Metronome};
 
 /// A client that is slow, or a Kafka that does not answer, holds nothing up for longer.
 const STOP_WITHIN: Duration = Duration::from_secs(3);
 
 /// Runs pulse until `shutdown`, or until it must not go on.
 pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
-    let (seed, bounds, founders, writers) = (args.seed()?, args.bounds()?, args.founders()?, args.writers()?);
-    let setup = Setup { seed, bounds, founders, writers_are_local: matches!(writers, Writers::Local) };
+    let (initial_config, bounds, bootstrap_members, writers) =
+        (args.initial_config()?, args.bounds()?, args.bootstrap_members()?, args.writers()?);
+    let setup =
+        Setup { initial_config, bounds, bootstrap_members, writers_are_local: matches!(writers, Writers::Local) };
     args.warn_of_bounds();
     let metrics = Arc::new(Metrics::new()?);
     let status = SharedStatus::default();
     status.update(|status| {
-        status.cluster_id.clone_from(&setup.seed.cluster_id);
+        status.cluster_id.clone_from(&setup.initial_config.cluster_id);
         status.node = args.node().to_string();
         status.waiting_for = Some("kafka, its topics and the schema registry".to_owned());
     });
@@ -66,9 +68,9 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
 
 /// What the flags come to.
 struct Setup {
-    seed: Seed,
+    initial_config: InitialConfig,
     bounds: Bounds,
-    founders: BTreeMap<NodeName, Member>,
+    bootstrap_members: BTreeMap<NodeName, Member>,
     /// Only who is on this machine may change something, and without a token.
     writers_are_local: bool,
 }
@@ -113,29 +115,30 @@ async fn beat(
     shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
     let Prepared { broker, registry, schema_id, raft_listener, secret } = prepared;
-    let Setup { seed, bounds, founders, writers_are_local } = setup;
+    let Setup { initial_config, bounds, bootstrap_members, writers_are_local } = setup;
     let (own, messages) = channel();
     let (publisher, commands) = channel();
 
-    let client = Client::new(seed.cluster_id.clone(), args.node(), secret.clone())?;
-    let store = Store::open(&args.store_dir(), &seed.cluster_id, args.node())?;
+    let client = Client::new(initial_config.cluster_id.clone(), args.node(), secret.clone())?;
+    let store = Store::open(&args.store_dir(), &initial_config.cluster_id, args.node())?;
     let raft = Node::start(args.node(), store, client.clone()).await?;
     let control = Control { raft: raft.clone(), client, conductor: own.clone() };
     let stop_raft = Shutdown::new();
     // Without a secret, Raft's port would be a way around the token.
-    let takes_wishes = secret.is_some() || writers_are_local;
-    let raft_routes = raft::routes(raft.raft(), control.routes(takes_wishes), &seed.cluster_id, args.node(), secret);
+    let accepts_forwarded = secret.is_some() || writers_are_local;
+    let raft_routes =
+        raft::routes(raft.raft(), control.routes(accepts_forwarded), &initial_config.cluster_id, args.node(), secret);
     let raft_server = raft_listener.map(|listener| tokio::spawn(serve(listener, raft_routes, stop_raft.clone())));
     if !args.join {
-        raft.found(founders).await?;
+        raft.bootstrap(bootstrap_members).await?;
     }
 
-    let lines = Arc::new(Lines::start(ClaimEnds::new(&broker)?)?);
+    let boundary_sampler = Arc::new(BoundarySampler::start(ClaimEnds::new(&broker)?)?);
     let ours = Publisher::new(
         broker.clone(),
         &registry,
         schema_id,
-        Arc::clone(&lines),
+        Arc::clone(&boundary_sampler),
         Arc::clone(metrics),
         api.status.clone(),
     )?;
@@ -148,13 +151,13 @@ async fn beat(
 
     let clock = Clock::start();
     // The node part of our HLC readings: any number that a rival is unlikely to have.
-    let metronome = Metronome::new(seed.clone(), args.node().to_string(), rand::random());
+    let metronome = Metronome::new(initial_config.clone(), args.node().to_string(), rand::random());
     let leadership = Leadership::new(metronome, bounds, Node::ELECTION_TIMEOUT, clock.now());
     let conductor = Conductor {
-        flags: seed,
+        flags: initial_config,
         clock,
         leadership,
-        lines: Arc::clone(&lines),
+        boundary_sampler: Arc::clone(&boundary_sampler),
         raft: raft.clone(),
         runtime: Handle::current(),
         own: own.clone(),
@@ -168,7 +171,7 @@ async fn beat(
         let _ = ended.send(conductor.run(&messages));
     })?;
     // Only set here.
-    let _ = api.parts.set(Parts { control, lines });
+    let _ = api.parts.set(Parts { control, boundary_sampler });
 
     let outcome = tokio::select! {
         ended = &mut conductor_ended => ended.context("the beating thread panicked").flatten(),
@@ -176,7 +179,7 @@ async fn beat(
         () = shutdown.cancelled() => Ok(()),
     };
     // Whoever has ended already does not mind.
-    let _ = own.send(Message::Shutdown);
+    let _ = own.send(ConductorInput::Shutdown);
     stop_watching.cancel();
     let stopping = async {
         raft.stop().await;
@@ -195,21 +198,21 @@ async fn beat(
 }
 
 /// Tells the conductor what Raft says, for ever; an error when Raft has stopped.
-async fn tell(raft: &Node, conductor: &Sender<Message>) -> anyhow::Result<()> {
+async fn tell(raft: &Node, conductor: &Sender<ConductorInput>) -> anyhow::Result<()> {
     let (mut news, mut plans) = (raft.news(), raft.plan());
-    let (mut standing, mut plan) = (None, None);
+    let (mut raft_role, mut plan) = (None, None);
     loop {
-        let now = raft.standing()?;
-        if standing.as_ref() != Some(&now) {
-            standing = Some(now.clone());
+        let now = raft.raft_role()?;
+        if raft_role.as_ref() != Some(&now) {
+            raft_role = Some(now.clone());
             // At the end there is nobody to tell.
-            let _ = conductor.send(Message::Event(Event::Raft(now)));
+            let _ = conductor.send(ConductorInput::Event(Event::Raft(now)));
         }
         let agreed = *plans.borrow_and_update();
         if agreed != plan {
             plan = agreed;
             if let Some(agreed) = agreed {
-                let _ = conductor.send(Message::Event(Event::Planned(agreed)));
+                let _ = conductor.send(ConductorInput::Event(Event::Planned(agreed)));
             }
         }
         tokio::select! {

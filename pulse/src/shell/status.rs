@@ -80,7 +80,9 @@ pub(crate) enum RoleName {
     Starting,
     Follower,
     Leaderless,
-    Outsider,
+    /// The API has called it so since its first version.
+    #[serde(rename = "outsider")]
+    NonMember,
     TakingOver,
     Leader,
     DegradedLeader,
@@ -91,7 +93,7 @@ impl From<Role> for RoleName {
         match role {
             Role::Follower => Self::Follower,
             Role::Leaderless => Self::Leaderless,
-            Role::Outsider => Self::Outsider,
+            Role::NonMember => Self::NonMember,
             Role::TakingOver => Self::TakingOver,
             Role::Leader => Self::Leader,
             Role::DegradedLeader => Self::DegradedLeader,

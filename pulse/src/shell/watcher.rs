@@ -9,7 +9,7 @@ use backbeat_schemas::BeatFrame;
 use backbeat_service::Shutdown;
 use tokio::runtime::Handle;
 
-use super::conductor::Message;
+use super::conductor::ConductorInput;
 use super::status::SharedStatus;
 use crate::core::Event;
 
@@ -28,7 +28,7 @@ impl Watcher {
     }
 
     /// Reads until `shutdown`.
-    pub(crate) fn run(mut self, heard: &Sender<Message>, shutdown: &Shutdown) {
+    pub(crate) fn run(mut self, heard: &Sender<ConductorInput>, shutdown: &Shutdown) {
         while !shutdown.is_cancelled() {
             if let Err(error) = self.follow(heard, shutdown) {
                 tracing::warn!(%error, "beats cannot be read now");
@@ -37,7 +37,7 @@ impl Watcher {
         }
     }
 
-    fn follow(&mut self, heard: &Sender<Message>, shutdown: &Shutdown) -> Result<(), ReadError> {
+    fn follow(&mut self, heard: &Sender<ConductorInput>, shutdown: &Shutdown) -> Result<(), ReadError> {
         match self.frames.last()? {
             Some(last) => {
                 self.frames.seek(last.offset + 1)?;
@@ -53,9 +53,9 @@ impl Watcher {
         Ok(())
     }
 
-    fn hear(&self, frame: BeatFrame, heard: &Sender<Message>) {
+    fn hear(&self, frame: BeatFrame, heard: &Sender<ConductorInput>) {
         self.status.update(|status| status.last_beat = Some(frame.clone()));
         // Nobody listens any more: shutdown comes next.
-        let _ = heard.send(Message::Event(Event::Heard(Box::new(frame))));
+        let _ = heard.send(ConductorInput::Event(Event::Heard(Box::new(frame))));
     }
 }

@@ -1,6 +1,6 @@
 //! What must hold, whatever fails.
 
-use backbeat_pulse::core::{Line, Plan};
+use backbeat_pulse::core::{Boundary, Plan};
 use backbeat_schemas::{BeatFrame, Phase, WindowId};
 use backbeat_simulation::{Violation, ensure};
 
@@ -9,11 +9,11 @@ pub(crate) const ONE_LEADER: &str = "never two unfenced leaders";
 pub(crate) const TERMS: &str = "a term has one node, and terms rise";
 pub(crate) const HLC: &str = "hlc strictly rising";
 pub(crate) const SCHEDULE: &str = "scheduled_at strictly rising, and the deadline before it";
-pub(crate) const LINES: &str = "lines never back, and never ahead of the log";
+pub(crate) const BOUNDARIES: &str = "boundaries never back, and never ahead of the log";
 pub(crate) const TEMPO: &str = "tempo within the guard, from downbeats on";
 pub(crate) const BARS: &str = "bars as long as they say";
 pub(crate) const DEGRADED: &str = "a beat that is not degraded has a quorum's recent word";
-pub(crate) const EVEN: &str = "beats evenly spaced and lines fresh once faults end";
+pub(crate) const EVEN: &str = "beats evenly spaced and boundaries fresh once faults end";
 pub(crate) const PLANNED: &str = "tempo and bars change as agreed, no sooner";
 pub(crate) const PROGRESS: &str = "progress once faults end";
 pub(crate) const PLANS: &str = "an agreed plan is carried out once faults end";
@@ -40,18 +40,19 @@ pub(crate) fn even(log: &[(BeatFrame, u64)]) -> Result<(), Violation> {
         let late = after.emitted_at.millis_since(after.scheduled_at);
         ensure((0..=30).contains(&late), EVEN, || format!("{late} ms late: {after:?}"))?;
         let claims = |frame: &BeatFrame| frame.claim_offsets.iter().sum::<i64>();
-        ensure(period < 1_500 || claims(after) > claims(before), EVEN, || format!("a stale line: {after:?}"))?;
+        ensure(period < 1_500 || claims(after) > claims(before), EVEN, || format!("a stale boundary: {after:?}"))?;
     }
     Ok(())
 }
 
 /// Checks `frame`, about to be committed behind `log` while the claims end at `ends`.
-pub(crate) fn frame(log: &[BeatFrame], frame: &BeatFrame, ends: &Line) -> Result<(), Violation> {
+pub(crate) fn frame(log: &[BeatFrame], frame: &BeatFrame, ends: &Boundary) -> Result<(), Violation> {
     let index = frame.beat_index.get();
     let expected = log.len() as i64;
     ensure(index == expected, INDICES, || format!("beat {index}, not {expected}"))?;
-    let within_ends = (0..).zip(&frame.claim_offsets).all(|(p, line)| ends.end(p).is_some_and(|end| *line <= end));
-    ensure(within_ends, LINES, || format!("beat {index}: {:?} is ahead of {ends:?}", frame.claim_offsets))?;
+    let within_ends =
+        (0..).zip(&frame.claim_offsets).all(|(p, boundary)| ends.end(p).is_some_and(|end| *boundary <= end));
+    ensure(within_ends, BOUNDARIES, || format!("beat {index}: {:?} is ahead of {ends:?}", frame.claim_offsets))?;
     let Some(before) = log.last() else { return Ok(()) };
 
     let same = (frame.term, &frame.node) == (before.term, &before.node);
@@ -65,7 +66,9 @@ pub(crate) fn frame(log: &[BeatFrame], frame: &BeatFrame, ends: &Line) -> Result
     ensure(scheduled, SCHEDULE, || format!("beat {index}: {frame:?} after {before:?}"))?;
     let forward = before.claim_offsets.len() <= frame.claim_offsets.len()
         && before.claim_offsets.iter().zip(&frame.claim_offsets).all(|(before, after)| before <= after);
-    ensure(forward, LINES, || format!("beat {index}: {:?} after {:?}", frame.claim_offsets, before.claim_offsets))?;
+    ensure(forward, BOUNDARIES, || {
+        format!("beat {index}: {:?} after {:?}", frame.claim_offsets, before.claim_offsets)
+    })?;
 
     let guard = before.tempo_bpm.allowed_next();
     let may_change = frame.downbeat && !frame.degraded;

@@ -1,7 +1,7 @@
 //! Kafka, as far as pulse depends on it: a log, one transactional id with its fence, and claims that
 //! keep coming.
 
-use backbeat_pulse::core::Line;
+use backbeat_pulse::core::Boundary;
 use backbeat_schemas::BeatFrame;
 
 use backbeat_simulation::Violation;
@@ -75,7 +75,7 @@ impl Kafka {
                 _ => {}
             }
         }
-        checks::frame(&self.log, &frame, &line(at))?;
+        checks::frame(&self.log, &frame, &boundary(at))?;
         self.log.push(frame);
         self.hides_last = self.is(Sabotage::HiddenCommit) && self.log.len().is_multiple_of(20);
         Ok(Commit::Done)
@@ -88,10 +88,10 @@ impl Kafka {
 }
 
 /// The ends of `statusclaims` at true time `at`: each partition grows at its own pace.
-pub(crate) fn line(at: u64) -> Line {
-    let mut line = Line::default();
+pub(crate) fn boundary(at: u64) -> Boundary {
+    let mut boundary = Boundary::default();
     for partition in 0..PARTITIONS {
-        line.advance(partition, (at / 100_000) as i64 * i64::from(partition));
+        boundary.advance(partition, (at / 100_000) as i64 * i64::from(partition));
     }
-    line
+    boundary
 }

@@ -1,7 +1,7 @@
 //! Raft, as far as pulse depends on it: at most one leader a term, elected by a majority; a quorum's word
 //! is true when it is given; nodes learn of leaders late, and a leader that is cut off does not notice.
 
-use backbeat_pulse::core::Standing;
+use backbeat_pulse::core::RaftRole;
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
@@ -35,14 +35,14 @@ pub(crate) struct Raft {
     pub(crate) term: u64,
     pub(crate) leader: Option<usize>,
     /// What each node believes.
-    pub(crate) views: [Standing; NODES],
+    pub(crate) views: [RaftRole; NODES],
     /// When the next leader is elected, if the present one stays lost.
     election_at: Option<u64>,
 }
 
 impl Raft {
     pub(crate) fn new() -> Self {
-        Self { term: 0, leader: None, views: std::array::from_fn(|_| Standing::Leaderless), election_at: None }
+        Self { term: 0, leader: None, views: std::array::from_fn(|_| RaftRole::Leaderless), election_at: None }
     }
 
     /// Whether a majority says that `node` leads.
@@ -72,13 +72,13 @@ impl Raft {
     /// `node` looks around; whether its view changed.
     fn look(&mut self, node: usize, links: &Links) -> bool {
         let view = match self.leader {
-            Some(leader) if leader == node => Standing::Leader { term: self.term, alone: links.members == 1 },
+            Some(leader) if leader == node => RaftRole::Leader { term: self.term, alone: links.members == 1 },
             Some(leader) if links.reaches(leader, node) && !links.quiet[leader] => {
-                Standing::Follower { leader: name(leader) }
+                RaftRole::Follower { leader: name(leader) }
             }
             // Cut off, a leader goes on believing in itself.
-            _ if matches!(self.views[node], Standing::Leader { .. }) => return false,
-            _ => Standing::Leaderless,
+            _ if matches!(self.views[node], RaftRole::Leader { .. }) => return false,
+            _ => RaftRole::Leaderless,
         };
         let changed = self.views[node] != view;
         self.views[node] = view;
@@ -86,9 +86,9 @@ impl Raft {
     }
 
     /// What a node that starts believes: one that led does so still.
-    pub(crate) fn restarted(&mut self, node: usize) -> Standing {
-        if !matches!(self.views[node], Standing::Leader { .. }) {
-            self.views[node] = Standing::Leaderless;
+    pub(crate) fn restarted(&mut self, node: usize) -> RaftRole {
+        if !matches!(self.views[node], RaftRole::Leader { .. }) {
+            self.views[node] = RaftRole::Leaderless;
         }
         self.views[node].clone()
     }

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use backbeat_pulse::core::{
-    Bounds, Command, Event, Leadership, Line, Metronome, Now, Plan, Request, Role, Seed, Standing,
+    Boundary, Bounds, Command, Event, InitialConfig, Leadership, Metronome, Now, Plan, RaftRole, Request, Role,
 };
 use backbeat_schemas::{BeatFrame, Tempo};
 use backbeat_simulation::{Violation, ensure};
@@ -13,7 +13,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::checks;
-use crate::kafka::{Commit, Kafka, line};
+use crate::kafka::{Commit, Kafka, boundary};
 use crate::raft::{Links, Raft, name};
 
 pub(crate) const NODES: usize = 3;
@@ -89,7 +89,7 @@ impl Sabotage {
             Self::HlcStands => checks::HLC,
             Self::ScheduleTurnsBack => checks::SCHEDULE,
             Self::TermStands => checks::TERMS,
-            Self::LinesForgotten | Self::LineAhead => checks::LINES,
+            Self::LinesForgotten | Self::LineAhead => checks::BOUNDARIES,
             Self::TempoLeaps => checks::TEMPO,
             Self::DownbeatLost => checks::BARS,
             Self::PlansLost => checks::PLANS,
@@ -111,7 +111,7 @@ enum Happening {
     /// A request reaches Kafka after it was given up: nobody waits for an answer.
     Stray(Box<Command>, u64),
     /// The ends of `statusclaims` are known to a node.
-    LineKnown(Line),
+    BoundaryKnown(Boundary),
     /// A node hears what Raft has agreed on by then.
     PlanKnown,
 }
@@ -126,7 +126,7 @@ struct Node {
     /// What a paused node finds when it wakes.
     found: Vec<Happening>,
     timer: u64,
-    line: Line,
+    boundary: Boundary,
     /// The epoch of its open producer.
     epoch: Option<u64>,
     kafka_is_busy: bool,
@@ -151,7 +151,7 @@ pub(crate) struct World {
     plans: Vec<Plan>,
     /// What was committed since faults ended, and when.
     since_calm: Vec<(BeatFrame, u64)>,
-    seed: Seed,
+    initial_config: InitialConfig,
     /// Faults have ended.
     is_calm: bool,
     trace: String,
@@ -163,7 +163,8 @@ impl World {
         let slow = rng.random_bool(0.2);
         let bounds = if slow { [SLOWEST, 30] } else { [60, FASTEST] };
         let tempo = tempo(f64::from(rng.random_range(bounds[0]..bounds[1])));
-        let seed = Seed { cluster_id: "sim".into(), tempo, bar_length: rng.random_range(1..6), grace_beats: 0 };
+        let initial_config =
+            InitialConfig { cluster_id: "sim".into(), tempo, bar_length: rng.random_range(1..6), grace_beats: 0 };
         let node = |_| Node {
             core: None,
             life: 0,
@@ -172,7 +173,7 @@ impl World {
             is_paused: false,
             found: Vec::new(),
             timer: 0,
-            line: Line::default(),
+            boundary: Boundary::default(),
             epoch: None,
             kafka_is_busy: false,
             kafka_is_cut: false,
@@ -196,7 +197,7 @@ impl World {
             links,
             plans: Vec::new(),
             since_calm: Vec::new(),
-            seed,
+            initial_config,
             is_calm: false,
             trace,
         }
@@ -252,7 +253,7 @@ impl World {
 
     /// The longest period that may come: a plan may be on its way to a slower tempo.
     fn period(&self) -> u64 {
-        let newest = self.kafka.log.last().map_or(self.seed.tempo, |frame| frame.tempo_bpm);
+        let newest = self.kafka.log.last().map_or(self.initial_config.tempo, |frame| frame.tempo_bpm);
         let planned = self.plans.last().map_or(newest, |plan| plan.tempo.min(newest));
         planned.period_ms() as u64 * 1_000
     }
@@ -296,8 +297,8 @@ impl World {
             self.now = next_step.min(until);
             if self.now == next_step && self.sabotage != Some(Sabotage::NoElections) {
                 for node in self.raft.step(self.now, &self.links, &mut self.rng) {
-                    let standing = self.raft.views[node].clone();
-                    self.later(node, 0..10_000, Happening::Deliver(Event::Raft(standing)));
+                    let raft_role = self.raft.views[node].clone();
+                    self.later(node, 0..10_000, Happening::Deliver(Event::Raft(raft_role)));
                 }
             }
         }
@@ -322,7 +323,7 @@ impl World {
                 Command::Publish(frame) if self.kafka.up => {
                     self.commit(epoch, *frame)?;
                 }
-                Command::OpenTransactions if self.kafka.up => {
+                Command::InitTransactions if self.kafka.up => {
                     self.kafka.open();
                 }
                 _ => {}
@@ -335,7 +336,7 @@ impl World {
         // Kafka and the others go on while a node is paused; only what it would do itself waits.
         let is_its_own = matches!(
             happening,
-            Happening::Deliver(_) | Happening::Timer(_) | Happening::LineKnown(_) | Happening::PlanKnown
+            Happening::Deliver(_) | Happening::Timer(_) | Happening::BoundaryKnown(_) | Happening::PlanKnown
         );
         if self.nodes[node].is_paused && is_its_own {
             self.nodes[node].found.push(happening);
@@ -345,8 +346,8 @@ impl World {
             Happening::Deliver(event) => self.deliver(node, event),
             Happening::Timer(timer) if timer == self.nodes[node].timer => self.deliver(node, Event::Elapsed),
             Happening::Timer(_) => Ok(()),
-            Happening::LineKnown(ends) => {
-                self.nodes[node].line.advance_to(&ends);
+            Happening::BoundaryKnown(ends) => {
+                self.nodes[node].boundary.advance_to(&ends);
                 Ok(())
             }
             Happening::PlanKnown => match self.heard_plan() {
@@ -373,12 +374,12 @@ impl World {
         let is_away = !self.kafka.up || self.nodes[node].kafka_is_cut;
         let answer_is_lost = self.happens(0.02);
         let answer = match command {
-            Command::ReadTail | Command::OpenTransactions if is_away || answer_is_lost => {
-                if matches!(command, Command::OpenTransactions) && !self.nodes[node].kafka_is_cut {
+            Command::ReadTail | Command::InitTransactions if is_away || answer_is_lost => {
+                if matches!(command, Command::InitTransactions) && !self.nodes[node].kafka_is_cut {
                     // It arrives all the same, now or later.
                     self.later(node, 0..10 * SECOND, Happening::Stray(Box::new(command), 0));
                 }
-                self.later(node, SECOND..10 * SECOND, Happening::Deliver(Event::KafkaAway));
+                self.later(node, SECOND..10 * SECOND, Happening::Deliver(Event::KafkaUnavailable));
                 return Ok(());
             }
             Command::ReadTail => {
@@ -386,23 +387,23 @@ impl World {
                 if let Some(frame) = &frame
                     && self.sabotage != Some(Sabotage::LinesForgotten)
                 {
-                    self.nodes[node].line.advance_to(&Line::new(frame.claim_offsets.clone()));
+                    self.nodes[node].boundary.advance_to(&Boundary::new(frame.claim_offsets.clone()));
                 }
                 Event::Tail { frame: frame.map(Box::new), no_reports: true }
             }
-            Command::OpenTransactions => {
+            Command::InitTransactions => {
                 let epoch = self.kafka.open();
                 self.nodes[node].epoch = Some(epoch);
                 self.nodes[node].opened = self.now;
                 let holders = self.nodes.iter().filter(|node| node.epoch == Some(epoch)).count();
                 ensure(holders == 1, checks::ONE_LEADER, || format!("{holders} producers of epoch {epoch}"))?;
-                Event::TransactionsOpen
+                Event::TransactionsInitialized
             }
-            Command::DrawLine => {
+            Command::SampleBoundary => {
                 if !is_away && self.sabotage != Some(Sabotage::LinesForgotten) {
-                    self.nodes[node].line.advance_to(&line(self.now));
+                    self.nodes[node].boundary.advance_to(&boundary(self.now));
                 }
-                Event::LineDrawn
+                Event::BoundarySampled
             }
             Command::Publish(frame) if is_away => {
                 // Sent when Kafka is back, or never; the node knows neither.
@@ -465,21 +466,21 @@ impl World {
         let is_kafkas = matches!(
             event,
             Event::Tail { .. }
-                | Event::TransactionsOpen
-                | Event::LineDrawn
+                | Event::TransactionsInitialized
+                | Event::BoundarySampled
                 | Event::Committed
                 | Event::InDoubt
                 | Event::Fenced
-                | Event::KafkaAway
+                | Event::KafkaUnavailable
         );
         if is_kafkas {
             self.nodes[node].kafka_is_busy = false;
         }
         self.note(node, &event);
         let now = self.moment(node);
-        let Node { core, line, .. } = &mut self.nodes[node];
+        let Node { core, boundary, .. } = &mut self.nodes[node];
         let Some(core) = core else { return Ok(()) };
-        let commands = core.on(event, now, line);
+        let commands = core.on(event, now, boundary);
         for command in commands {
             self.obey(node, command)?;
         }
@@ -501,7 +502,7 @@ impl World {
         Now {
             wall_micros: EPOCH + self.now as i64 + clock_off_by,
             monotonic: Duration::from_micros(self.now - booted),
-            dice: self.rng.random(),
+            random: self.rng.random(),
         }
     }
 
@@ -525,7 +526,7 @@ impl World {
     }
 
     fn obey(&mut self, node: usize, command: Command) -> Result<(), Violation> {
-        if !matches!(command, Command::ConfirmQuorum { .. } | Command::RefreshLine) {
+        if !matches!(command, Command::ConfirmQuorum { .. } | Command::RefreshBoundary) {
             let what = match &command {
                 Command::Publish(frame) => format!("publish {} of term {}", frame.beat_index, frame.term),
                 other => format!("{other:?}"),
@@ -534,21 +535,21 @@ impl World {
         }
         match command {
             Command::ConfirmQuorum { ticket } => self.later(node, 0..2_000, Happening::Ask(ticket)),
-            Command::RefreshLine => {
+            Command::RefreshBoundary => {
                 if self.kafka.up && !self.nodes[node].kafka_is_cut {
-                    self.later(node, 500..20_000, Happening::LineKnown(line(self.now)));
+                    self.later(node, 500..20_000, Happening::BoundaryKnown(boundary(self.now)));
                 }
             }
             Command::Close => self.nodes[node].epoch = None,
-            Command::Abdicate => self.links.quiet[node] = true,
-            Command::Stand => self.links.quiet[node] = false,
+            Command::StepDown => self.links.quiet[node] = true,
+            Command::Rejoin => self.links.quiet[node] = false,
             Command::Stop(reason) => {
                 ensure(false, checks::PROGRESS, || format!("n{node} stopped: {reason}"))?;
             }
             kafkas => {
                 let is_busy = std::mem::replace(&mut self.nodes[node].kafka_is_busy, true);
                 ensure(!is_busy, checks::PROGRESS, || format!("n{node} has two of Kafka's commands under way"))?;
-                if matches!(kafkas, Command::OpenTransactions) {
+                if matches!(kafkas, Command::InitTransactions) {
                     self.nodes[node].epoch = None;
                 }
                 if let Command::Publish(frame) = &kafkas {
@@ -578,27 +579,27 @@ impl World {
 
     fn boot(&mut self, node: usize) {
         let life = self.nodes[node].life + 1;
-        let dice = self.rng.random();
-        let seed = self.seed.clone();
+        let random = self.rng.random();
+        let initial_config = self.initial_config.clone();
         let booted = &mut self.nodes[node];
         booted.life = life;
         booted.booted = self.now;
         booted.is_paused = false;
         booted.found.clear();
-        booted.line = Line::default();
+        booted.boundary = Boundary::default();
         booted.epoch = None;
         booted.kafka_is_busy = false;
-        let metronome = Metronome::new(seed, name(node), node as u16);
+        let metronome = Metronome::new(initial_config, name(node), node as u16);
         booted.confirmed = None;
         let bounds = Bounds { min: tempo(f64::from(SLOWEST)), max: tempo(f64::from(FASTEST)) };
-        let now = Now { wall_micros: EPOCH, monotonic: Duration::ZERO, dice };
+        let now = Now { wall_micros: EPOCH, monotonic: Duration::ZERO, random };
         booted.core = Some(Leadership::new(metronome, bounds, ELECTION_TIMEOUT, now));
         self.links.alive[node] = true;
         self.links.quiet[node] = false;
         writeln!(self.trace, "{:>10} n{node} boots", self.now).expect("a string");
-        let standing = self.raft.restarted(node);
-        if standing != Standing::Leaderless {
-            self.later(node, 0..10_000, Happening::Deliver(Event::Raft(standing)));
+        let raft_role = self.raft.restarted(node);
+        if raft_role != RaftRole::Leaderless {
+            self.later(node, 0..10_000, Happening::Deliver(Event::Raft(raft_role)));
         }
         self.later(node, 0..10_000, Happening::PlanKnown);
         self.read_newest(node);

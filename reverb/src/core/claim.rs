@@ -1,4 +1,4 @@
-//! A record of `statusclaims`, as the fold takes it.
+//! A record of `statusclaims`, as the aggregator takes it.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ pub struct Claim<'r> {
     pub agent: Cow<'r, str>,
     /// The task.
     pub task: Cow<'r, str>,
-    /// The claim's beat; whether it was issued is for the fold to say.
+    /// The claim's beat; whether it was issued is for the aggregator to say.
     pub beat: i64,
     /// In review or done with budget left.
     pub on_time_review: bool,
@@ -53,19 +53,19 @@ impl<'r> From<BorrowedClaim<'r>> for Claim<'r> {
 
 /// What reading a record gave.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Reading<'r> {
+pub enum DecodedClaim<'r> {
     /// A claim that keeps every rule but, maybe, the one about its beat.
     Valid(Claim<'r>),
     /// A record that is no valid claim.
     Invalid(InvalidClaim),
 }
 
-impl Reading<'_> {
+impl DecodedClaim<'_> {
     /// The same, for longer than its record.
-    pub fn into_owned(self) -> Reading<'static> {
+    pub fn into_owned(self) -> DecodedClaim<'static> {
         match self {
-            Self::Valid(claim) => Reading::Valid(claim.into_owned()),
-            Self::Invalid(reason) => Reading::Invalid(reason),
+            Self::Valid(claim) => DecodedClaim::Valid(claim.into_owned()),
+            Self::Invalid(reason) => DecodedClaim::Invalid(reason),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The table of lines: which beat an offset arrived on, and which window a beat lies in.
+//! The table of boundaries: which beat an offset arrived on, and which window a beat lies in.
 
 use std::collections::VecDeque;
 
@@ -26,7 +26,7 @@ pub struct Window {
     pub from: BeatIndex,
     /// The next window's downbeat.
     pub end: BeatIndex,
-    /// The beat whose line ends the claims that may count in it: `end` and the grace.
+    /// The beat whose boundary ends the claims that may count in it: `end` and the grace.
     pub closes: BeatIndex,
 }
 
@@ -75,7 +75,7 @@ impl Frames {
                 return Err(FrameError::OtherCluster { found: frame.cluster_id, ours: last.frame.cluster_id.clone() });
             }
             Some(last) if !continues(&last.frame.claim_offsets, &frame.claim_offsets) => {
-                return Err(broken(&frame, "its lines lie before the last beat's"));
+                return Err(broken(&frame, "its boundaries lie before the last beat's"));
             }
             Some(last)
                 if frame.downbeat
@@ -149,7 +149,7 @@ fn broken(frame: &BeatFrame, reason: &'static str) -> FrameError {
     FrameError::Broken { beat: frame.beat_index, reason }
 }
 
-/// Whether no line goes back, and none is lost.
+/// Whether no boundary goes back, and none is lost.
 fn continues(before: &[i64], after: &[i64]) -> bool {
     before.len() <= after.len() && before.iter().zip(after).all(|(before, after)| before <= after)
 }

@@ -9,7 +9,7 @@ pub fn bar_report(frames: &Frames, window: &Window, counts: &Counts) -> Option<B
     let opening = frames.get(window.from)?;
     let next = frames.get(window.end)?;
     let partitions = frames.get(window.closes)?.claim_offsets.len() as i32;
-    let line = |frame: &BeatFrame| (0..partitions).map(|partition| frame.line(partition)).collect();
+    let boundary = |frame: &BeatFrame| (0..partitions).map(|partition| frame.boundary(partition)).collect();
     let drift = |frame: &BeatFrame| frame.emitted_at.millis_since(frame.scheduled_at).saturating_abs();
     let beats = || frames.range(window.from, window.end);
     let degraded_beats = beats().filter(|frame| frame.degraded).count() as i64;
@@ -35,8 +35,8 @@ pub fn bar_report(frames: &Frames, window: &Window, counts: &Counts) -> Option<B
         degraded_beats,
         degraded_claims: counts.degraded_claims,
         grace_beats: opening.grace_beats,
-        from_offsets: line(opening),
-        to_offsets: line(next),
+        from_offsets: boundary(opening),
+        to_offsets: boundary(next),
         logic: LOGIC,
     })
 }

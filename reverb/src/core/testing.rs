@@ -22,16 +22,16 @@ pub(crate) fn claim(agent: &str, beat: i64) -> Claim<'static> {
     }
 }
 
-/// Beats from 0, one a second, with these lines in partition 0, the only one.
-pub(crate) fn frames(bar_length: u16, grace_beats: u16, lines: &[i64]) -> Frames {
-    frames_of_partitions(bar_length, grace_beats, &[lines])
+/// Beats from 0, one a second, with these boundaries in partition 0, the only one.
+pub(crate) fn frames(bar_length: u16, grace_beats: u16, boundaries: &[i64]) -> Frames {
+    frames_of_partitions(bar_length, grace_beats, &[boundaries])
 }
 
-/// The same for more partitions, each with its own lines.
-pub(crate) fn frames_of_partitions(bar_length: u16, grace_beats: u16, lines: &[&[i64]]) -> Frames {
+/// The same for more partitions, each with its own boundaries.
+pub(crate) fn frames_of_partitions(bar_length: u16, grace_beats: u16, boundaries: &[&[i64]]) -> Frames {
     let mut frames = Frames::default();
     let mut clock = HlcClock::new(1);
-    for index in 0..lines[0].len() {
+    for index in 0..boundaries[0].len() {
         let at = Timestamp::from_millis(index as i64 * 1_000);
         let beat_index = beat(index as i64);
         let position = index as u16 % bar_length;
@@ -55,7 +55,7 @@ pub(crate) fn frames_of_partitions(bar_length: u16, grace_beats: u16, lines: &[&
             term: 1,
             node: "p".into(),
             degraded: false,
-            claim_offsets: lines.iter().map(|partition| partition[index]).collect(),
+            claim_offsets: boundaries.iter().map(|partition| partition[index]).collect(),
         };
         frames.push(frame).expect("consecutive");
     }

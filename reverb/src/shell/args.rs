@@ -15,9 +15,9 @@ pub struct Args {
     #[arg(long, env = "BACKBEAT_NODE", default_value = "reverb")]
     pub node: String,
 
-    /// Stop with an error if a window opens with another number of beats.
-    #[arg(long)]
-    pub bar_length: Option<u16>,
+    /// Stop with an error if a window opens with another number of beats. The prototype's spelling, --bar-length, works too.
+    #[arg(long, alias = "bar-length", value_name = "BEATS")]
+    pub expect_bar_length: Option<u16>,
 
     /// Whether a replay writes reports that are there already with the same bytes.
     #[arg(long, value_enum, default_value_t = Reemit::Changed)]

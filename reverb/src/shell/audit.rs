@@ -18,7 +18,7 @@ use tokio::runtime::Handle;
 use super::frame_table::FrameTable;
 use super::merger::body;
 use super::recompute::Recompute;
-use crate::core::{Closed, Frames, Tally, Window, bar_report};
+use crate::core::{ClosedWindow, Frames, Tally, Window, bar_report};
 
 /// Windows that are computed together: their claims are counted in memory.
 const CHUNK: usize = 32;
@@ -184,13 +184,13 @@ fn count(
             }
             let shares = recompute.shares(frames, &first, &last, partition, stop)?;
             let mut tallies = tallies.lock().map_err(|_| anyhow!("another reader panicked"))?;
-            for Closed { window, tally, retained } in shares {
+            for ClosedWindow { window, tally, retained } in shares {
                 if partition >= partitions_of(&window) {
                     // It was added later, and is none of this window's.
                     continue;
                 }
                 let place = windows.iter().position(|known| known.from == window.from);
-                let whole = &mut tallies[place.context("a fold closes the windows it was asked for")?];
+                let whole = &mut tallies[place.context("a aggregator closes the windows it was asked for")?];
                 match whole {
                     Some(whole) if retained => whole.absorb(tally),
                     _ => *whole = None,

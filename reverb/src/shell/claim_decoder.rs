@@ -5,7 +5,7 @@ use std::sync::Arc;
 use backbeat_broker::{Lookup, SchemaCache};
 use backbeat_schemas::{Header, InvalidClaim, StatusClaim, WriterSchema, check_claim};
 
-use crate::core::{Claim, Reading};
+use crate::core::{Claim, DecodedClaim};
 
 /// Decodes and checks records of `statusclaims`.
 pub(crate) struct ClaimDecoder {
@@ -20,10 +20,10 @@ impl ClaimDecoder {
     }
 
     /// The claim in a record; `None` while its schema is being fetched.
-    pub(crate) fn decode<'r>(&mut self, key: Option<&[u8]>, value: Option<&'r [u8]>) -> Option<Reading<'r>> {
+    pub(crate) fn decode<'r>(&mut self, key: Option<&[u8]>, value: Option<&'r [u8]>) -> Option<DecodedClaim<'r>> {
         match self.try_decode(key, value) {
-            Ok(claim) => claim.map(Reading::Valid),
-            Err(reason) => Some(Reading::Invalid(reason)),
+            Ok(claim) => claim.map(DecodedClaim::Valid),
+            Err(reason) => Some(DecodedClaim::Invalid(reason)),
         }
     }
 

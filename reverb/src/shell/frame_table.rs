@@ -1,4 +1,4 @@
-//! The table of lines, kept up with `beatframes`.
+//! The table of boundaries, kept up with `beatframes`.
 
 use std::time::Duration;
 

@@ -32,7 +32,7 @@ struct State {
     merge: Option<MergeThread>,
     /// The group has answered, if only that there is nothing for this member.
     has_joined: bool,
-    tips: BTreeMap<i32, Tip>,
+    ends: BTreeMap<i32, PartitionEnd>,
 }
 
 /// A change of the assignment.
@@ -44,7 +44,7 @@ pub(crate) enum Change {
 
 /// What librdkafka's statistics say of the end of a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Tip {
+struct PartitionEnd {
     next_offset: i64,
     low: i64,
     /// The end that readers of committed records see.
@@ -101,15 +101,15 @@ impl Group {
 
     /// An offset of `partition` below which no record is to come, and the log's start, if the
     /// statistics prove one. It matters where control records end the log: a position never passes
-    /// them, so the next line would never be reached.
-    pub(crate) fn tip(&self, partition: i32) -> Option<(i64, i64)> {
+    /// them, so the next boundary would never be reached.
+    pub(crate) fn partition_end(&self, partition: i32) -> Option<(i64, i64)> {
         let state = self.lock();
-        state.tips.get(&partition).filter(|tip| tip.drained && tip.settled).map(|tip| (tip.next_offset, tip.low))
+        state.ends.get(&partition).filter(|end| end.drained && end.settled).map(|end| (end.next_offset, end.low))
     }
 
     /// The end of `partition`, as of the last statistics.
     pub(crate) fn end(&self, partition: i32) -> Option<i64> {
-        self.lock().tips.get(&partition).map(|tip| tip.end).filter(|end| *end >= 0)
+        self.lock().ends.get(&partition).map(|end| end.end).filter(|end| *end >= 0)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -151,10 +151,11 @@ impl ClientContext for Group {
             let next_offset = partition.next_offset;
             let drained =
                 partition.fetch_state == "active" && partition.fetchq_cnt == 0 && partition.eof_offset >= next_offset;
-            let settled = state.tips.get(id).is_some_and(|before| before.drained && before.next_offset == next_offset);
-            state
-                .tips
-                .insert(*id, Tip { next_offset, low: partition.lo_offset, end: partition.ls_offset, drained, settled });
+            let settled = state.ends.get(id).is_some_and(|before| before.drained && before.next_offset == next_offset);
+            state.ends.insert(
+                *id,
+                PartitionEnd { next_offset, low: partition.lo_offset, end: partition.ls_offset, drained, settled },
+            );
         }
     }
 }
@@ -167,7 +168,7 @@ impl ConsumerContext for Group {
         let (positions, merge) = {
             let mut state = self.lock();
             let positions = revoked.iter().filter_map(|p| Some((*p, state.positions.remove(p)?))).collect();
-            state.tips.retain(|partition, _| !revoked.contains(partition));
+            state.ends.retain(|partition, _| !revoked.contains(partition));
             (positions, if revoked.contains(&MERGE_PARTITION) { state.merge.take() } else { None })
         };
         // Dropping it waits until it has ended: nobody else may merge before.
@@ -188,13 +189,13 @@ impl ConsumerContext for Group {
         if assigned.is_empty() {
             return;
         }
-        // They wait until it is known where their folds begin.
+        // They wait until it is known where their aggregators begin.
         if let Err(error) = consumer.pause(list) {
             tracing::warn!(%error, "pausing new partitions");
         }
         tracing::info!(partitions = ?assigned, "partitions assigned");
         let mut state = self.lock();
-        state.tips.retain(|partition, _| !assigned.contains(partition));
+        state.ends.retain(|partition, _| !assigned.contains(partition));
         state.changes.push(Change::Assigned(assigned));
     }
 }

@@ -13,16 +13,16 @@ use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 
-use super::beginnings::Beginnings;
 use super::claim_decoder::ClaimDecoder;
 use super::frame_table::{FrameTable, TableError};
 use super::group::{Change, Group, GroupConsumer, MERGE_PARTITION, commit};
 use super::merger::{MergeEnd, MergeSettings, MergeThread};
 use super::metrics::Metrics;
-use super::owned_partition::{Outlet, OwnedPartition};
+use super::owned_partition::{OwnedPartition, PartialProducer};
+use super::start_positions::StartPositions;
 use super::status::{OpenWindow, PartitionStatus, Share, SharedStatus};
 use super::timeouts::QUERY_TIMEOUT;
-use crate::core::{Committed, Fold, Partition};
+use crate::core::{Committed, Partition, PartitionAggregator};
 
 /// Records taken before everything else is looked at.
 const BATCH: usize = 2_000;
@@ -51,13 +51,13 @@ pub(crate) struct Member {
     pub(crate) partials: LogReader<BarPartial>,
     pub(crate) reports: LogReader<BarReport>,
     pub(crate) decoder: ClaimDecoder,
-    pub(crate) outlet: Outlet,
+    pub(crate) producer: PartialProducer,
     pub(crate) merge: MergeSettings,
     pub(crate) bar_length: BarLengthGuard,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) status: SharedStatus,
     pub(crate) partitions: BTreeMap<i32, OwnedPartition>,
-    pub(crate) beginnings: Beginnings,
+    pub(crate) start_positions: StartPositions,
     pub(crate) committed: BTreeMap<i32, Committed>,
     /// The newest frame that was looked at.
     pub(crate) checked: Option<BeatIndex>,
@@ -79,7 +79,7 @@ impl BarLengthGuard {
         let opened_since = frame.downbeat && self.after.is_none_or(|after| frame.beat_index > after);
         match self.expected {
             Some(expected) if opened_since && frame.bar_length != expected => bail!(
-                "window {} opened at beat {} with {} beats, but --bar-length says {expected}",
+                "window {} opened at beat {} with {} beats, but --expect-bar-length says {expected}",
                 frame.window_id,
                 frame.beat_index,
                 frame.bar_length
@@ -93,7 +93,7 @@ impl Member {
     /// Works until `shutdown`, or until the log is wrong. Blocks.
     pub(crate) fn run(mut self, shutdown: &Shutdown) -> anyhow::Result<()> {
         let outcome = self.work(shutdown);
-        if let Err(error) = self.outlet.sender.flush(FLUSH_WITHIN) {
+        if let Err(error) = self.producer.sender.flush(FLUSH_WITHIN) {
             tracing::warn!(%error, "not everything was sent; a successor sends it again");
         }
         self.group.stop_merge();
@@ -118,7 +118,7 @@ impl Member {
     }
 
     fn work(&mut self, shutdown: &Shutdown) -> anyhow::Result<()> {
-        while let Err(error) = self.look_around() {
+        while let Err(error) = self.init_readers() {
             tracing::warn!(%error, "waiting for kafka and the schema registry");
             std::thread::sleep(RETRY_PAUSE);
             if shutdown.is_cancelled() {
@@ -131,8 +131,8 @@ impl Member {
         while !shutdown.is_cancelled() {
             let now = Instant::now();
             // Before claims are taken: it may exchange the table that their outputs refer to.
-            if !self.beginnings.is_empty() && now >= locate_at {
-                self.begin_folds()?;
+            if !self.start_positions.is_empty() && now >= locate_at {
+                self.start_aggregators()?;
                 locate_at = now + LOCATE_EVERY;
             }
             self.take_claims();
@@ -141,7 +141,7 @@ impl Member {
             self.advance();
             self.follow_partials();
             self.follow_reports();
-            self.look_after_merge()?;
+            self.supervise_merge()?;
             if now >= commit_at {
                 self.commit()?;
                 commit_at = now + COMMIT_EVERY;
@@ -155,7 +155,7 @@ impl Member {
     }
 
     /// Notes where things stand before this member does anything.
-    fn look_around(&mut self) -> Result<(), TableError> {
+    fn init_readers(&mut self) -> Result<(), TableError> {
         // The tail is read from before the first partial of ours can be there.
         let end = self.partials.end()?;
         self.partials.seek(end)?;
@@ -196,14 +196,14 @@ impl Member {
                 Change::Revoked(revoked) => {
                     for partition in &revoked {
                         self.partitions.remove(partition);
-                        self.beginnings.remove(*partition);
+                        self.start_positions.remove(*partition);
                         self.committed.remove(partition);
                     }
                 }
                 Change::Assigned(assigned) => {
                     for partition in &assigned {
                         self.partitions.insert(*partition, OwnedPartition::new(*partition));
-                        self.beginnings.add(*partition);
+                        self.start_positions.add(*partition);
                     }
                     self.merge_due |= assigned.contains(&MERGE_PARTITION);
                 }
@@ -224,23 +224,23 @@ impl Member {
         Ok(())
     }
 
-    /// Begins the folds of new partitions, as far as the frames tell where.
-    fn begin_folds(&mut self) -> anyhow::Result<()> {
-        if let Err(error) = self.beginnings.ask(&self.consumer, &self.topic) {
+    /// Begins the aggregators of new partitions, as far as the frames tell where.
+    fn start_aggregators(&mut self) -> anyhow::Result<()> {
+        if let Err(error) = self.start_positions.ask(&self.consumer, &self.topic) {
             tracing::warn!(%error, "asking for committed offsets");
             return Ok(());
         }
-        let folds = match self.beginnings.locate(&mut self.table) {
-            Ok(folds) => folds,
+        let aggregators = match self.start_positions.locate(&mut self.table) {
+            Ok(aggregators) => aggregators,
             Err(TableError::Read(error)) => {
                 tracing::warn!(%error, "looking for the first window");
                 return Ok(());
             }
             Err(error) => return Err(error.into()),
         };
-        for (id, fold) in folds {
+        for (id, aggregator) in aggregators {
             if let Some(partition) = self.partitions.get_mut(&id) {
-                partition.begin(fold);
+                partition.begin(aggregator);
             }
         }
         Ok(())
@@ -272,10 +272,10 @@ impl Member {
             let id = partition.id;
             let low = || log_start(&self.consumer, &self.topic, id);
             partition.take_stalled(self.table.frames(), &mut self.decoder, &low);
-            if let (Some((tip, low)), false) = (self.group.tip(partition.id), partition.paused) {
-                partition.reached(tip, low);
+            if let (Some((partition_end, low)), false) = (self.group.partition_end(partition.id), partition.paused) {
+                partition.reached(partition_end, low);
             }
-            partition.advance(self.table.frames(), &mut self.outlet, &self.metrics, &self.status);
+            partition.advance(self.table.frames(), &mut self.producer, &self.metrics, &self.status);
             let full = partition.is_full();
             if full != partition.paused {
                 let mut list = TopicPartitionList::new();
@@ -298,10 +298,10 @@ impl Member {
             match entry.record.into_body() {
                 Some(PartialBody::Partial(partial)) => {
                     self.status.partial(partial.partition, &partial.member, from);
-                    if partial.member == self.outlet.member
+                    if partial.member == self.producer.member
                         && let Some(core) = self.core_mut(partial.partition)
                     {
-                        core.met(from, partial.counter);
+                        core.observed(from, partial.counter);
                     }
                 }
                 Some(PartialBody::Done(done)) => {
@@ -324,7 +324,7 @@ impl Member {
         self.partitions.get_mut(&partition)?.core.as_mut()
     }
 
-    fn look_after_merge(&mut self) -> anyhow::Result<()> {
+    fn supervise_merge(&mut self) -> anyhow::Result<()> {
         match self.group.take_ended_merge().and_then(|ended| ended.end()) {
             None => {}
             Some(MergeEnd::Failed(error)) => return Err(error),
@@ -356,20 +356,23 @@ impl Member {
     }
 
     fn commit(&mut self) -> anyhow::Result<()> {
-        if let Some(reason) = self.outlet.sender.fatal_error() {
+        if let Some(reason) = self.producer.sender.fatal_error() {
             // Nothing can be sent any more; a restart begins where the committed offsets say.
             bail!("the producer of partials and dead letters has failed for good: {reason}");
         }
-        self.partitions.values_mut().for_each(|partition| partition.retry(&mut self.outlet, &self.metrics));
+        self.partitions.values_mut().for_each(|partition| partition.retry(&mut self.producer, &self.metrics));
         let mut positions = self.group.positions();
         positions.retain(|partition, position| self.committed.get(partition) != Some(position));
         match commit(&self.consumer, &self.topic, &positions, CommitMode::Async) {
             Ok(()) => self.committed.extend(positions),
             Err(error) => tracing::warn!(%error, "committing positions"),
         }
-        let oldest =
-            self.partitions.values().filter_map(|partition| Some(partition.core.as_ref()?.fold().oldest_beat())).min();
-        if let (Some(oldest), true) = (oldest, self.beginnings.is_empty()) {
+        let oldest = self
+            .partitions
+            .values()
+            .filter_map(|partition| Some(partition.core.as_ref()?.aggregator().oldest_beat()))
+            .min();
+        if let (Some(oldest), true) = (oldest, self.start_positions.is_empty()) {
             self.table.forget_before(oldest);
         }
         Ok(())
@@ -380,17 +383,18 @@ impl Member {
         let newest = frames.last();
         let mut partitions = Vec::new();
         for owned in self.partitions.values() {
-            let fold = owned.core.as_ref().map(Partition::fold);
-            for (window, claims) in fold.into_iter().flat_map(Fold::open) {
-                let share = Share::new(frames, window, owned.id, fold.map(Fold::next_offset), claims);
+            let aggregator = owned.core.as_ref().map(Partition::aggregator);
+            for (window, claims) in aggregator.into_iter().flat_map(PartitionAggregator::open) {
+                let share =
+                    Share::new(frames, window, owned.id, aggregator.map(PartitionAggregator::next_offset), claims);
                 self.status.share(window, owned.id, share);
             }
             partitions.push(PartitionStatus {
                 partition: owned.id,
-                position: fold.map(Fold::next_offset),
+                position: aggregator.map(PartitionAggregator::next_offset),
                 end: self.group.end(owned.id),
-                beat: fold.map(Fold::arrival),
-                waiting_claims: fold.map_or(0, Fold::waiting),
+                beat: aggregator.map(PartitionAggregator::arrival),
+                waiting_claims: aggregator.map_or(0, PartitionAggregator::waiting),
             });
         }
         let beats_since = |beat| newest.map_or(0, |newest| newest.beat_index.since(beat));
@@ -405,8 +409,8 @@ impl Member {
         let enough = newest.map_or(0, |newest| i64::from(newest.bar_length));
         let waiting_for = if !self.group.has_joined() {
             Some("partitions of statusclaims".to_owned())
-        } else if !self.beginnings.is_empty() {
-            Some(format!("the first window of partitions {:?}", self.beginnings.partitions()))
+        } else if !self.start_positions.is_empty() {
+            Some(format!("the first window of partitions {:?}", self.start_positions.partitions()))
         } else if !partitions.is_empty() && !self.table.is_current() {
             Some("frames that are still to be read".to_owned())
         } else if lag_beats > enough {
@@ -417,7 +421,7 @@ impl Member {
         let waiting = partitions.iter().map(|partition| partition.waiting_claims).sum();
         let oldest = oldest_open_window.as_ref().map_or(0, |window| window.age_beats);
         self.metrics.lag(waiting, lag_beats, lag_records, oldest);
-        self.metrics.objectives(&self.status.objectives());
+        self.metrics.slos(&self.status.slos());
         let newest_beat = newest.map(|frame| frame.beat_index);
         self.status.update(|member| {
             member.merging = self.group.is_merging();

@@ -254,7 +254,7 @@ impl<'s> Session<'s> {
             Ready::Recompute | Ready::Stuck => self.recompute.window(self.table.frames(), &window, stop)?,
         };
         let Some(counts) = counts else {
-            let cause = if *ready == Ready::Skip { "before_the_fold" } else { "before_the_recount" };
+            let cause = if *ready == Ready::Skip { "expired_before_read" } else { "expired_before_recompute" };
             return Ok(Finish { skipped: Some(cause), ..Finish::bare(window, Verdict::Skipped) });
         };
         self.judge(window, &counts)

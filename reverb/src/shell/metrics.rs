@@ -4,7 +4,7 @@ use backbeat_broker::TransactionError;
 use backbeat_schemas::{BarReport, InvalidClaim, Partial, Verdict};
 use prometheus::{GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
-use crate::core::Objective;
+use crate::core::Slo;
 
 /// From 1 ms to a second; the requirement is 100 ms.
 const DELIVERY_BUCKETS: [f64; 9] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0];
@@ -77,7 +77,7 @@ impl Metrics {
                 "backbeat_reverb_assigned_partitions",
                 "Partitions of statusclaims that this member owns",
             )?,
-            waiting: IntGauge::new("backbeat_reverb_waiting_claims", "Claims that wait for the next line")?,
+            waiting: IntGauge::new("backbeat_reverb_waiting_claims", "Claims that wait for the next boundary")?,
             lag_beats: IntGauge::new(
                 "backbeat_reverb_lag_beats",
                 "Beats between the newest frame and the slowest owned partition",
@@ -97,7 +97,7 @@ impl Metrics {
             skipped: IntCounterVec::new(
                 Opts::new(
                     "backbeat_reverb_skipped_windows_total",
-                    "Windows without a report, since claims were gone before_the_fold or before_the_recount read them",
+                    "Windows without a report, because retention deleted claims before they were read (expired_before_read) or before they were read again (expired_before_recompute)",
                 ),
                 &["cause"],
             )?,
@@ -131,7 +131,7 @@ impl Metrics {
             self.invalid.with_label_values(&[reason]);
             self.dead_letters.with_label_values(&[reason]);
         }
-        for cause in ["before_the_fold", "before_the_recount"] {
+        for cause in ["expired_before_read", "expired_before_recompute"] {
             self.skipped.with_label_values(&[cause]);
         }
         for outcome in ["committed", "fenced", "failed", "timed_out"] {
@@ -205,15 +205,15 @@ impl Metrics {
         self.beat_delivery.observe(delivered_after_ms as f64 / 1_000.0);
     }
 
-    pub(crate) fn objectives(&self, objectives: &[Objective]) {
-        for objective in objectives {
+    pub(crate) fn slos(&self, slos: &[Slo]) {
+        for slo in slos {
             let set = |gauge: &GaugeVec, millis: Option<i64>| {
                 if let Some(millis) = millis {
-                    gauge.with_label_values(&[objective.name]).set(millis as f64 / 1_000.0);
+                    gauge.with_label_values(&[slo.name]).set(millis as f64 / 1_000.0);
                 }
             };
-            set(&self.objective_p95, objective.p95_ms);
-            set(&self.objective_limit, objective.limit_ms);
+            set(&self.objective_p95, slo.p95_ms);
+            set(&self.objective_limit, slo.limit_ms);
         }
     }
 

@@ -1,11 +1,10 @@
 //! What touches Kafka, threads, clocks and sockets.
 //!
-//! Two threads: the member polls the group consumer and runs the folds; where it owns
+//! Two threads: the member polls the group consumer and runs the aggregators; where it owns
 //! `statusclaims-0`, a second one runs the merge.
 
 mod args;
 mod audit;
-mod beginnings;
 mod claim_decoder;
 mod frame_table;
 mod group;
@@ -18,6 +17,7 @@ mod recompute;
 mod replay;
 mod report_index;
 mod run;
+mod start_positions;
 mod status;
 mod timeouts;
 

@@ -10,10 +10,10 @@ use backbeat_schemas::{BarPartial, InvalidClaim, wire};
 use super::claim_decoder::ClaimDecoder;
 use super::metrics::Metrics;
 use super::status::{Share, SharedStatus};
-use crate::core::{Fold, Frames, Message, Partition, RawRecord};
+use crate::core::{Frames, Outbound, Partition, PartitionAggregator, RawRecord};
 
 /// Who sends, where, and under which name.
-pub(crate) struct Outlet {
+pub(crate) struct PartialProducer {
     pub(crate) sender: Sender,
     pub(crate) topics: Topics,
     pub(crate) partial_schema: u32,
@@ -28,9 +28,9 @@ pub(crate) struct Outlet {
 /// One partition of `statusclaims`.
 pub(crate) struct OwnedPartition {
     pub(crate) id: i32,
-    /// `None` until it is known where its fold begins.
+    /// `None` until it is known where its aggregator begins.
     pub(crate) core: Option<Partition>,
-    /// Records that came before the fold began or whose schema is being fetched, in order.
+    /// Records that came before the aggregator began or whose schema is being fetched, in order.
     stalled: VecDeque<(i64, RawRecord)>,
     dead_letters: Arc<Deliveries>,
     pub(crate) paused: bool,
@@ -42,9 +42,9 @@ impl OwnedPartition {
         Self { id, core: None, stalled: VecDeque::new(), dead_letters: Arc::default(), paused: true }
     }
 
-    /// It is known where the fold begins.
-    pub(crate) fn begin(&mut self, fold: Fold) {
-        self.core = Some(Partition::new(self.id, fold));
+    /// It is known where the aggregator begins.
+    pub(crate) fn begin(&mut self, aggregator: PartitionAggregator) {
+        self.core = Some(Partition::new(self.id, aggregator));
     }
 
     /// Takes a record as it comes from Kafka. `low` asks where the partition's log begins.
@@ -60,7 +60,7 @@ impl OwnedPartition {
         let raw = || RawRecord { key: key.map(<[u8]>::to_vec), value: value.map(<[u8]>::to_vec) };
         if let Some(core) = self.core.as_mut().filter(|_| self.stalled.is_empty())
             && let Some(reading) = decoder.decode(key, value)
-            && mind_gap(core, offset, low)
+            && record_gap(core, offset, low)
         {
             core.take(offset, reading, frames, raw);
         } else {
@@ -73,7 +73,7 @@ impl OwnedPartition {
         let Some(core) = &mut self.core else { return };
         while let Some((offset, raw)) = self.stalled.pop_front() {
             match decoder.decode(raw.key.as_deref(), raw.value.as_deref()) {
-                Some(reading) if mind_gap(core, offset, low) => {
+                Some(reading) if record_gap(core, offset, low) => {
                     let reading = reading.into_owned();
                     core.take(offset, reading, frames, || raw);
                 }
@@ -85,19 +85,25 @@ impl OwnedPartition {
     /// No record below `offset` is to come, in a log that begins at `low`.
     pub(crate) fn reached(&mut self, offset: i64, low: i64) {
         if let Some(core) =
-            self.core.as_mut().filter(|core| self.stalled.is_empty() && offset > core.fold().next_offset())
+            self.core.as_mut().filter(|core| self.stalled.is_empty() && offset > core.aggregator().next_offset())
         {
             core.reached(offset, low);
         }
     }
 
     /// Goes as far as the lines allow, and sends what comes of it.
-    pub(crate) fn advance(&mut self, frames: &Frames, outlet: &mut Outlet, metrics: &Metrics, status: &SharedStatus) {
+    pub(crate) fn advance(
+        &mut self,
+        frames: &Frames,
+        producer: &mut PartialProducer,
+        metrics: &Metrics,
+        status: &SharedStatus,
+    ) {
         let Some(core) = &mut self.core else { return };
         for message in core.advance(frames) {
             match message {
-                Message::DeadLetter { reason, .. } => metrics.invalid(reason.reason()),
-                Message::Partial(record) => {
+                Outbound::DeadLetter { reason, .. } => metrics.invalid(reason.reason()),
+                Outbound::Partial(record) => {
                     let Some(partial) = record.partial() else { continue };
                     metrics.closed(partial);
                     if let Some(window) = frames.window_of(record.from_beat) {
@@ -106,24 +112,24 @@ impl OwnedPartition {
                 }
             }
         }
-        self.send(outlet, metrics);
+        self.send(producer, metrics);
     }
 
     /// Sends what can go out, in order.
-    pub(crate) fn send(&mut self, outlet: &mut Outlet, metrics: &Metrics) {
+    pub(crate) fn send(&mut self, producer: &mut PartialProducer, metrics: &Metrics) {
         let Some(core) = &mut self.core else { return };
-        while let Some(message) = core.next_message(self.dead_letters.outstanding() > 0) {
+        while let Some(message) = core.next_outbound(self.dead_letters.outstanding() > 0) {
             let sent = match message {
-                Message::DeadLetter { offset, reason, raw } => {
-                    outlet.send_dead_letter(self.id, *offset, reason, raw, &self.dead_letters)
+                Outbound::DeadLetter { offset, reason, raw } => {
+                    producer.send_dead_letter(self.id, *offset, reason, raw, &self.dead_letters)
                 }
-                Message::Partial(partial) => outlet.send_partial(partial),
+                Outbound::Partial(partial) => producer.send_partial(partial),
             };
             if sent.is_err() {
                 return;
             }
-            if let Some(Message::DeadLetter { offset, reason, .. }) =
-                core.sent(outlet.counter, outlet.started.elapsed())
+            if let Some(Outbound::DeadLetter { offset, reason, .. }) =
+                core.sent(producer.counter, producer.started.elapsed())
             {
                 metrics.dead_letter(reason.reason());
                 tracing::debug!(partition = self.id, offset, %reason, "dead letter");
@@ -132,11 +138,11 @@ impl OwnedPartition {
     }
 
     /// Sends again what nobody finished in time, and what could not go out.
-    pub(crate) fn retry(&mut self, outlet: &mut Outlet, metrics: &Metrics) {
+    pub(crate) fn retry(&mut self, producer: &mut PartialProducer, metrics: &Metrics) {
         if let Some(core) = &mut self.core {
-            core.resend(outlet.started.elapsed());
+            core.resend(producer.started.elapsed());
         }
-        self.send(outlet, metrics);
+        self.send(producer, metrics);
     }
 
     /// Whether it must not be given more records for now.
@@ -145,7 +151,7 @@ impl OwnedPartition {
     }
 }
 
-impl Outlet {
+impl PartialProducer {
     fn send_dead_letter(
         &self,
         partition: i32,
@@ -183,10 +189,10 @@ impl Outlet {
     }
 }
 
-/// Tells the fold what is missing before `offset`: control records leave gaps, and so does retention.
+/// Tells the aggregator what is missing before `offset`: control records leave gaps, and so does retention.
 /// False if it is not to be found out now.
-fn mind_gap(core: &mut Partition, offset: i64, low: &dyn Fn() -> Option<i64>) -> bool {
-    if offset <= core.fold().next_offset() {
+fn record_gap(core: &mut Partition, offset: i64, low: &dyn Fn() -> Option<i64>) -> bool {
+    if offset <= core.aggregator().next_offset() {
         return true;
     }
     let found = low();

@@ -13,7 +13,7 @@ use tokio::runtime::Handle;
 
 use super::claim_decoder::ClaimDecoder;
 use super::timeouts::QUERY_TIMEOUT;
-use crate::core::{Closed, Counts, Fold, Frames, Output, RawRecord, Reading, Tally, Window};
+use crate::core::{ClosedWindow, Counts, DecodedClaim, Frames, Output, PartitionAggregator, RawRecord, Tally, Window};
 
 const POLL: Duration = Duration::from_millis(100);
 const SCHEMA_POLL: Duration = Duration::from_millis(10);
@@ -58,7 +58,7 @@ impl Recompute {
         for partition in 0..partitions as i32 {
             let mut shares = self.shares(frames, window, window, partition, stop)?;
             match shares.pop() {
-                Some(Closed { tally, retained: true, .. }) => whole.absorb(tally),
+                Some(ClosedWindow { tally, retained: true, .. }) => whole.absorb(tally),
                 _ => return Ok(None),
             }
         }
@@ -73,29 +73,31 @@ impl Recompute {
         last: &Window,
         partition: i32,
         stop: &Shutdown,
-    ) -> Result<Vec<Closed>, RecomputeError> {
-        let line = |beat| frames.get(beat).map_or(0, |frame| frame.line(partition));
-        let (start, end) = (line(first.from), line(last.closes));
+    ) -> Result<Vec<ClosedWindow>, RecomputeError> {
+        let boundary = |beat| frames.get(beat).map_or(0, |frame| frame.boundary(partition));
+        let (start, end) = (boundary(first.from), boundary(last.closes));
         let mut low = self.low(partition)?;
-        let mut fold = Fold::new(partition, first.from, start, low);
+        let mut aggregator = PartitionAggregator::new(partition, first.from, start, low);
         let mut outputs = Vec::new();
         if start.max(low) < end {
             let whole = self.read(partition, start.max(low)..end, stop, |offset, reading| {
-                fold.take(offset, reading, frames, RawRecord::default, &mut outputs);
+                aggregator.take(offset, reading, frames, RawRecord::default, &mut outputs);
             })?;
             if !whole {
                 // Where offsets are missing, retention may have overtaken us.
                 low = self.low(partition)?;
             }
         }
-        fold.reached(end, low.min(end));
-        fold.advance(frames, &mut outputs);
+        aggregator.reached(end, low.min(end));
+        aggregator.advance(frames, &mut outputs);
         let closed = outputs.into_iter().filter_map(|output| match output {
-            Output::Closed(closed) if closed.window.from <= last.from => Some(*closed),
+            Output::WindowClosed(closed) if closed.window.from <= last.from => Some(*closed),
             _ => None,
         });
-        let overtaken = |window: &Window| line(window.from) < low && line(window.from) < line(window.closes);
-        let judged = closed.map(|closed| Closed { retained: closed.retained && !overtaken(&closed.window), ..closed });
+        let overtaken =
+            |window: &Window| boundary(window.from) < low && boundary(window.from) < boundary(window.closes);
+        let judged =
+            closed.map(|closed| ClosedWindow { retained: closed.retained && !overtaken(&closed.window), ..closed });
         Ok(judged.collect())
     }
 
@@ -109,7 +111,7 @@ impl Recompute {
         partition: i32,
         range: Range<i64>,
         stop: &Shutdown,
-        mut take: impl FnMut(i64, Reading<'_>),
+        mut take: impl FnMut(i64, DecodedClaim<'_>),
     ) -> Result<bool, RecomputeError> {
         let mut assignment = TopicPartitionList::new();
         assignment.add_partition_offset(&self.topic, partition, Offset::Offset(range.start))?;
@@ -123,7 +125,7 @@ impl Recompute {
             }
             let message = match self.consumer.poll(POLL) {
                 Some(Ok(message)) => message,
-                // The line was known before we began to read: the end that was met lies at or after it.
+                // The boundary was known before we began to read: the end that was met lies at or after it.
                 Some(Err(KafkaError::PartitionEOF(_))) => return Ok(false),
                 Some(Err(error)) if !is_transient(&error) => return Err(error.into()),
                 Some(Err(_)) | None if last.elapsed() < GIVE_UP_AFTER => continue,

@@ -1,4 +1,4 @@
-//! Puts reverb's group back to a window, at exact lines, so that it computes again from there.
+//! Puts reverb's group back to a window, at exact boundaries, so that it computes again from there.
 
 use std::collections::BTreeMap;
 
@@ -9,8 +9,8 @@ use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 use tokio::runtime::Handle;
 
-use super::beginnings::watermarks;
 use super::group::{Group, GroupConsumer, commit};
+use super::start_positions::watermarks;
 use super::timeouts::QUERY_TIMEOUT;
 use crate::core::Committed;
 
@@ -38,7 +38,7 @@ pub struct ReplayPlan {
     pub from_beat: BeatIndex,
     /// The newest beat.
     pub newest_beat: BeatIndex,
-    /// By partition: the line that the group is put to.
+    /// By partition: the boundary that the group is put to.
     pub offsets: BTreeMap<i32, i64>,
     /// How many claims lie between there and the ends of the partitions.
     pub claims: i64,
@@ -49,7 +49,7 @@ pub fn plan_replay(broker: &Broker, registry: &Registry, runtime: &Handle, to: R
     let mut frames = LogReader::<BeatFrame>::for_searches(broker, registry, runtime, TopicName::BeatFrames)?;
     let newest = frames.last()?.context("no beat has been published yet")?.record;
     let ends = watermarks(&broker.reader()?, &broker.topics().name(TopicName::StatusClaims))?;
-    let is_whole = |frame: &BeatFrame| ends.iter().all(|(partition, (low, _))| frame.line(*partition) >= *low);
+    let is_whole = |frame: &BeatFrame| ends.iter().all(|(partition, (low, _))| frame.boundary(*partition) >= *low);
     let within = match to {
         ReplayTo::Beat(beat) => {
             let newest = newest.beat_index;
@@ -85,7 +85,7 @@ pub fn plan_replay(broker: &Broker, registry: &Registry, runtime: &Handle, to: R
         "claims of window {} are gone, so it cannot be computed again; `--to-earliest` begins with the oldest that can",
         opening.window_id
     );
-    let offsets: BTreeMap<i32, i64> = ends.keys().map(|partition| (*partition, opening.line(*partition))).collect();
+    let offsets: BTreeMap<i32, i64> = ends.keys().map(|partition| (*partition, opening.boundary(*partition))).collect();
     let claims = ends.iter().map(|(partition, (_, end))| (end - offsets[partition]).max(0)).sum();
     Ok(ReplayPlan {
         group: broker.topics().group(),

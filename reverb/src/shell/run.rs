@@ -17,7 +17,7 @@ use super::group::{Group, GroupConsumer};
 use super::member::{BarLengthGuard, Member};
 use super::merger::MergeSettings;
 use super::metrics::Metrics;
-use super::owned_partition::Outlet;
+use super::owned_partition::PartialProducer;
 use super::status::SharedStatus;
 use super::{Args, http};
 
@@ -93,7 +93,7 @@ fn member(
         partials: LogReader::new(broker, registry, runtime, TopicName::BarPartials)?,
         reports: LogReader::new(broker, registry, runtime, TopicName::BarReports)?,
         decoder: ClaimDecoder::new(SchemaCache::new(registry.clone(), runtime.clone())),
-        outlet: Outlet {
+        producer: PartialProducer {
             sender: Sender::new(broker, None)?,
             topics: broker.topics().clone(),
             partial_schema: merge.partial_schema,
@@ -103,11 +103,11 @@ fn member(
             started: Instant::now(),
         },
         merge,
-        bar_length: BarLengthGuard { expected: args.bar_length, after: None },
+        bar_length: BarLengthGuard { expected: args.expect_bar_length, after: None },
         metrics,
         status,
         partitions: Default::default(),
-        beginnings: Default::default(),
+        start_positions: Default::default(),
         committed: Default::default(),
         checked: None,
         merge_due: false,

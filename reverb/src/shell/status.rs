@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use backbeat_schemas::{BarReport, BeatFrame, BeatIndex, Timestamp, Verdict, WindowId};
 use serde::Serialize;
 
-use crate::core::{Frames, Objective, Objectives, Window};
+use crate::core::{Frames, Slo, Slos, Window};
 
 /// Windows that are remembered.
 pub(crate) const MAX_WINDOWS: usize = 1_000;
@@ -21,7 +21,7 @@ struct Status {
     /// Of each partition, the newest partial in `barpartials`, whoever sent it.
     group: BTreeMap<i32, LastPartial>,
     windows: BTreeMap<BeatIndex, WindowStatus>,
-    objectives: Objectives,
+    slos: Slos,
 }
 
 /// The body of `/api/v1/status`.
@@ -30,7 +30,7 @@ pub(crate) struct StatusBody {
     #[serde(flatten)]
     member: Member,
     group: BTreeMap<i32, LastPartial>,
-    objectives: [Objective; 3],
+    objectives: [Slo; 3],
 }
 
 /// This member.
@@ -69,12 +69,12 @@ pub(crate) struct PartitionStatus {
     pub(crate) position: Option<i64>,
     /// The end of the partition, as far as Kafka has told.
     pub(crate) end: Option<i64>,
-    /// The beat up to whose line it has read.
+    /// The beat up to whose boundary it has read.
     pub(crate) beat: Option<BeatIndex>,
     pub(crate) waiting_claims: usize,
 }
 
-/// Who folds a partition.
+/// The owner of a partition, as its newest partial says.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct LastPartial {
     pub(crate) member: String,
@@ -98,9 +98,9 @@ pub(crate) struct WindowStatus {
 /// One partition's share of a window.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Share {
-    /// The window's line.
+    /// The window's boundary.
     pub(crate) from_offset: i64,
-    /// The next window's line, once its downbeat was heard.
+    /// The next window's boundary, once its downbeat was heard.
     pub(crate) to_offset: Option<i64>,
     /// The next offset to take; `None` once all of it was taken.
     pub(crate) position: Option<i64>,
@@ -110,8 +110,13 @@ pub(crate) struct Share {
 
 impl Share {
     pub(crate) fn new(frames: &Frames, window: &Window, partition: i32, position: Option<i64>, claims: i64) -> Self {
-        let line = |beat| frames.get(beat).map(|frame| frame.line(partition));
-        Self { from_offset: line(window.from).unwrap_or_default(), to_offset: line(window.end), position, claims }
+        let boundary = |beat| frames.get(beat).map(|frame| frame.boundary(partition));
+        Self {
+            from_offset: boundary(window.from).unwrap_or_default(),
+            to_offset: boundary(window.end),
+            position,
+            claims,
+        }
     }
 }
 
@@ -122,7 +127,7 @@ impl SharedStatus {
             member: Member { cluster_id, name, waiting_for, ..Member::default() },
             group: BTreeMap::new(),
             windows: BTreeMap::new(),
-            objectives: Objectives::new(now()),
+            slos: Slos::new(now()),
         })))
     }
 
@@ -132,15 +137,11 @@ impl SharedStatus {
 
     pub(crate) fn body(&self) -> StatusBody {
         let status = self.lock();
-        StatusBody {
-            member: status.member.clone(),
-            group: status.group.clone(),
-            objectives: status.objectives.objectives(),
-        }
+        StatusBody { member: status.member.clone(), group: status.group.clone(), objectives: status.slos.snapshot() }
     }
 
-    pub(crate) fn objectives(&self) -> [Objective; 3] {
-        self.lock().objectives.objectives()
+    pub(crate) fn slos(&self) -> [Slo; 3] {
+        self.lock().slos.snapshot()
     }
 
     pub(crate) fn waiting_for(&self) -> Option<String> {
@@ -162,7 +163,7 @@ impl SharedStatus {
 
     /// A frame was read. Returns how long it took, in milliseconds, if it is a new one.
     pub(crate) fn beat(&self, frame: &BeatFrame) -> Option<i64> {
-        self.lock().objectives.beat(frame, now())
+        self.lock().slos.beat(frame, now())
     }
 
     /// What `partition` has of a window.
@@ -181,7 +182,7 @@ impl SharedStatus {
 
     pub(crate) fn report(&self, report: BarReport) {
         let mut status = self.lock();
-        status.objectives.report(&report, now());
+        status.slos.report(&report, now());
         let (from, id) = (report.from_beat, report.window_id);
         status.window_mut(from, id).report = Some(report);
     }

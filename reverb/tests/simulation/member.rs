@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use backbeat_reverb::core::{Committed, Fold, Frames, Message, Output, Partition, RawRecord, Reading, Tally, Window};
+use backbeat_reverb::core::{
+    Committed, DecodedClaim, Frames, Outbound, Output, Partition, PartitionAggregator, RawRecord, Tally, Window,
+};
 use backbeat_schemas::{BarPartial, BeatIndex, InvalidClaim, PartialBody};
 use backbeat_simulation::{Violation, ensure};
 use rand::Rng;
@@ -92,7 +94,7 @@ pub(crate) struct Member {
     fenced: bool,
 }
 
-/// The table of lines and how far `beatframes` was read.
+/// The table of boundaries and how far `beatframes` was read.
 #[derive(Default)]
 pub(crate) struct Table {
     pub(crate) frames: Frames,
@@ -160,7 +162,7 @@ impl Member {
             0 => self.fetch(context),
             1 => self.take_change(context),
             2 => self.frames.follow(context.kafka),
-            3 => self.begin_folds(context),
+            3 => self.start_aggregators(context),
             4 => return self.advance(context),
             5 => (0..context.batch(4)).for_each(|_| self.send(context)),
             6 => (0..context.batch(12)).for_each(|_| self.deliver(context)),
@@ -207,10 +209,10 @@ impl Member {
                 let reading = match record {
                     Record::Control => continue,
                     _ if skipped => continue,
-                    Record::Broken => Reading::Invalid(InvalidClaim::NoValue),
-                    Record::Claim(claim) => Reading::Valid(claim.clone()),
+                    Record::Broken => DecodedClaim::Invalid(InvalidClaim::NoValue),
+                    Record::Claim(claim) => DecodedClaim::Valid(claim.clone()),
                 };
-                if offset > core.fold().next_offset() {
+                if offset > core.aggregator().next_offset() {
                     core.reached(offset, lows[partition]);
                 }
                 core.take(offset, reading, &self.frames.frames, RawRecord::default);
@@ -265,7 +267,7 @@ impl Member {
         }
     }
 
-    fn begin_folds(&mut self, context: &mut Context<'_>) {
+    fn start_aggregators(&mut self, context: &mut Context<'_>) {
         for (partition, owned) in &mut self.owned {
             if owned.core.is_some() {
                 continue;
@@ -280,9 +282,9 @@ impl Member {
             let Some(earliest) = context.kafka.frames.iter().find(reached) else { continue };
             self.frames.cover(earliest.beat_index, context.kafka);
             self.frames.follow(context.kafka);
-            if let Some(fold) = committed.fold(*partition, &self.frames.frames, &owned.lows) {
+            if let Some(aggregator) = committed.aggregator(*partition, &self.frames.frames, &owned.lows) {
                 owned.position = Some(committed.offset);
-                owned.core = Some(Partition::new(*partition, fold));
+                owned.core = Some(Partition::new(*partition, aggregator));
             }
         }
     }
@@ -292,11 +294,11 @@ impl Member {
         let grace = context.kafka.frames.first().map_or(0, |frame| i64::from(frame.grace_beats));
         for core in self.owned.values_mut().filter_map(|owned| owned.core.as_mut()) {
             core.advance(&self.frames.frames).for_each(drop);
-            let open = core.fold().open().count() as i64;
+            let open = core.aggregator().open().count() as i64;
             ensure(open <= grace + 2, MEMORY, || format!("{open} windows are open with a grace of {grace}"))?;
         }
         let cores = || self.owned.values().filter_map(|owned| owned.core.as_ref());
-        let oldest = cores().map(|core| core.fold().oldest_beat()).min();
+        let oldest = cores().map(|core| core.aggregator().oldest_beat()).min();
         if let (Some(oldest), Some(newest)) = (oldest, newest)
             && self.owned.values().all(|owned| owned.core.is_some())
         {
@@ -316,10 +318,10 @@ impl Member {
             let Some(core) = &mut owned.core else { continue };
             core.resend(uptime);
             let letters = waiting.iter().any(|sent| matches!(sent, Sent::DeadLetter(of, _) if of == partition));
-            let sent = match core.next_message(letters) {
+            let sent = match core.next_outbound(letters) {
                 None => continue,
-                Some(Message::DeadLetter { offset, .. }) => Sent::DeadLetter(*partition, *offset),
-                Some(Message::Partial(partial)) => {
+                Some(Outbound::DeadLetter { offset, .. }) => Sent::DeadLetter(*partition, *offset),
+                Some(Outbound::Partial(partial)) => {
                     self.counter += 1;
                     Sent::Partial(partial.as_ref().clone().sent_by(&name, self.counter))
                 }
@@ -357,7 +359,7 @@ impl Member {
                 Some(PartialBody::Partial(partial)) if partial.member == self.name.to_string() => {
                     let owned = self.owned.get_mut(&partial.partition);
                     if let Some(core) = owned.and_then(|owned| owned.core.as_mut()) {
-                        core.met(from, partial.counter);
+                        core.observed(from, partial.counter);
                     }
                 }
                 Some(PartialBody::Done(_)) if !context.is(Sabotage::DonesVanish) => {
@@ -378,9 +380,9 @@ impl Member {
     fn positions(&self, context: &Context<'_>) -> BTreeMap<i32, Committed> {
         let position = |core: &Partition| {
             if context.is(Sabotage::CommitAhead) {
-                let downbeat = core.fold().arrival();
-                let line = self.frames.frames.get(downbeat)?.line(core.id());
-                return Some(Committed { offset: line, downbeat: Some(downbeat.get()) });
+                let downbeat = core.aggregator().arrival();
+                let boundary = self.frames.frames.get(downbeat)?.boundary(core.id());
+                return Some(Committed { offset: boundary, downbeat: Some(downbeat.get()) });
             }
             core.position()
         };
@@ -407,7 +409,7 @@ impl Member {
     /// For the trace.
     pub(crate) fn state(&self) -> String {
         let partition = |(id, owned): (&i32, &Owned)| match &owned.core {
-            Some(core) => format!("{id}@{}/{}", core.fold().next_offset(), core.fold().arrival()),
+            Some(core) => format!("{id}@{}/{}", core.aggregator().next_offset(), core.aggregator().arrival()),
             None => format!("{id}?"),
         };
         let owned: Vec<String> = self.owned.iter().map(partition).collect();
@@ -418,24 +420,24 @@ impl Member {
 
 /// What `partition` of a window's claims comes to, read again from the log.
 pub(crate) fn recount(context: &Context<'_>, frames: &Frames, window: &Window, partition: i32) -> Option<Tally> {
-    let line = |beat| frames.get(beat).map_or(0, |frame| frame.line(partition));
+    let boundary = |beat| frames.get(beat).map_or(0, |frame| frame.boundary(partition));
     let low = context.lows()[&partition];
-    let (start, end) = (line(window.from), line(window.closes));
-    let mut fold = Fold::new(partition, window.from, start, low);
+    let (start, end) = (boundary(window.from), boundary(window.closes));
+    let mut aggregator = PartitionAggregator::new(partition, window.from, start, low);
     let mut outputs = Vec::new();
     for (offset, record) in context.kafka.claims[partition as usize].read(start).take_while(|(offset, _)| *offset < end)
     {
         let reading = match record {
             Record::Control => continue,
-            Record::Broken => Reading::Invalid(InvalidClaim::NoValue),
-            Record::Claim(claim) => Reading::Valid(claim.clone()),
+            Record::Broken => DecodedClaim::Invalid(InvalidClaim::NoValue),
+            Record::Claim(claim) => DecodedClaim::Valid(claim.clone()),
         };
-        fold.take(offset, reading, frames, RawRecord::default, &mut outputs);
+        aggregator.take(offset, reading, frames, RawRecord::default, &mut outputs);
     }
-    fold.reached(end, low.min(end));
-    fold.advance(frames, &mut outputs);
+    aggregator.reached(end, low.min(end));
+    aggregator.advance(frames, &mut outputs);
     outputs.into_iter().find_map(|output| match output {
-        Output::Closed(closed) if closed.window == *window && closed.retained => Some(closed.tally),
+        Output::WindowClosed(closed) if closed.window == *window && closed.retained => Some(closed.tally),
         _ => None,
     })
 }

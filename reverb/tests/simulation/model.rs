@@ -18,7 +18,7 @@ pub(crate) const CLOSED: &str = "every window is done soon after faults end";
 pub(crate) const COMMITTED: &str = "what is done is committed soon after faults end";
 
 /// What becomes of one record.
-enum Fate<'l> {
+enum Classification<'l> {
     Counted(&'l Claim<'static>),
     Late,
     Invalid,
@@ -28,39 +28,41 @@ enum Fate<'l> {
 pub(crate) struct Model<'l> {
     frames: &'l [BeatFrame],
     /// What belongs in the report of the window that opens at this beat.
-    fates: BTreeMap<i64, Vec<Fate<'l>>>,
+    classifications: BTreeMap<i64, Vec<Classification<'l>>>,
     /// The invalid records, and the window that owns each.
     pub(crate) invalid: Vec<(i32, i64, i64)>,
 }
 
-fn line(frame: &BeatFrame, partition: usize) -> i64 {
+fn boundary(frame: &BeatFrame, partition: usize) -> i64 {
     frame.claim_offsets.get(partition).copied().unwrap_or(0)
 }
 
 impl<'l> Model<'l> {
     pub(crate) fn new(frames: &'l [BeatFrame], claims: &'l [ClaimLog]) -> Self {
-        let mut model = Self { frames, fates: BTreeMap::new(), invalid: Vec::new() };
+        let mut model = Self { frames, classifications: BTreeMap::new(), invalid: Vec::new() };
         for (partition, log) in claims.iter().enumerate() {
             for (offset, record) in (0..).zip(&log.records) {
-                let Some(arrival) = frames.iter().rposition(|frame| line(frame, partition) <= offset) else { continue };
+                let Some(arrival) = frames.iter().rposition(|frame| boundary(frame, partition) <= offset) else {
+                    continue;
+                };
                 let owner = model.opening(arrival as i64).beat_index.get();
-                let (window, fate) = match record {
+                let (window, classification) = match record {
                     Record::Control => continue,
                     Record::Claim(claim) if (0..=arrival as i64).contains(&claim.beat) => {
                         let opening = model.opening(claim.beat);
                         let end = opening.beat_index.get() + i64::from(opening.bar_length) - 1;
                         if arrival as i64 <= end + i64::from(opening.grace_beats) {
-                            (opening.beat_index.get(), Fate::Counted(claim))
+                            (opening.beat_index.get(), Classification::Counted(claim))
                         } else {
-                            (owner, Fate::Late)
+                            (owner, Classification::Late)
                         }
                     }
                     Record::Claim(_) | Record::Broken => {
                         model.invalid.push((partition as i32, offset, owner));
-                        (owner, Fate::Invalid)
+                        (owner, Classification::Invalid)
                     }
                 };
-                model.fates.entry(window).or_default().push(fate);
+                model.classifications.entry(window).or_default().push(classification);
             }
         }
         model
@@ -82,13 +84,13 @@ impl<'l> Model<'l> {
 
     /// Whether all claims of a window's range are there, with logs that begin at `lows`.
     pub(crate) fn is_whole(opening: &BeatFrame, lows: &BTreeMap<i32, i64>) -> bool {
-        lows.iter().all(|(partition, low)| line(opening, *partition as usize) >= *low)
+        lows.iter().all(|(partition, low)| boundary(opening, *partition as usize) >= *low)
     }
 
-    /// How many records there are below the line of `frame`.
+    /// How many records there are below the boundary of `frame`.
     pub(crate) fn records_below(frame: &BeatFrame, claims: &[ClaimLog]) -> usize {
         let below = |(partition, log): (usize, &ClaimLog)| {
-            let records = &log.records[..line(frame, partition) as usize];
+            let records = &log.records[..boundary(frame, partition) as usize];
             records.iter().filter(|record| !matches!(record, Record::Control)).count()
         };
         claims.iter().enumerate().map(below).sum()
@@ -100,9 +102,12 @@ impl<'l> Model<'l> {
         let end = from + i64::from(opening.bar_length);
         let (bar, next) = (&self.frames[from as usize..end as usize], &self.frames[end as usize]);
         let partitions = self.closing(opening).expect("it is closed").claim_offsets.len();
-        let fates = self.fates.get(&from).map_or(&[][..], Vec::as_slice);
-        let counted =
-            || fates.iter().filter_map(|fate| if let Fate::Counted(claim) = fate { Some(*claim) } else { None });
+        let classifications = self.classifications.get(&from).map_or(&[][..], Vec::as_slice);
+        let counted = || {
+            classifications.iter().filter_map(|classification| {
+                if let Classification::Counted(claim) = classification { Some(*claim) } else { None }
+            })
+        };
         let agents = |wanted: fn(&Claim<'_>) -> bool| {
             counted().filter(|claim| wanted(claim)).map(|claim| &claim.agent).collect::<BTreeSet<_>>().len() as i64
         };
@@ -110,8 +115,10 @@ impl<'l> Model<'l> {
             let tasks = counted().filter(|claim| wanted(claim)).map(|claim| (&claim.agent, &claim.task));
             tasks.collect::<BTreeSet<_>>().len() as i64
         };
-        let late = fates.iter().filter(|fate| matches!(fate, Fate::Late)).count();
-        let invalid = fates.iter().filter(|fate| matches!(fate, Fate::Invalid)).count();
+        let late =
+            classifications.iter().filter(|classification| matches!(classification, Classification::Late)).count();
+        let invalid =
+            classifications.iter().filter(|classification| matches!(classification, Classification::Invalid)).count();
         let degraded_beats = bar.iter().filter(|frame| frame.degraded).count();
         let degraded_claims = counted().filter(|claim| claim.degraded).count();
         let failed_rotations = agents(|claim| claim.rotation_failed);
@@ -149,8 +156,8 @@ impl<'l> Model<'l> {
             degraded_beats: degraded_beats as i64,
             degraded_claims: degraded_claims as i64,
             grace_beats: opening.grace_beats,
-            from_offsets: (0..partitions).map(|partition| line(opening, partition)).collect(),
-            to_offsets: (0..partitions).map(|partition| line(next, partition)).collect(),
+            from_offsets: (0..partitions).map(|partition| boundary(opening, partition)).collect(),
+            to_offsets: (0..partitions).map(|partition| boundary(next, partition)).collect(),
             logic: LOGIC,
         }
     }

@@ -195,13 +195,13 @@ impl World {
         let from = if ends { index } else { opening.expect("beat 0 ends one").beat_index };
         let bar_length = opening.filter(|_| !ends).map_or(self.bar_length, |frame| frame.bar_length);
         let position = index.since(from) as u16;
-        // A line may be somewhat old, and the newest partitions not known yet.
+        // A boundary may be somewhat old, and the newest partitions not known yet.
         let known = last.map_or(1, |last| last.claim_offsets.len());
         let partitions = if self.rng.random_bool(0.8) { self.kafka.claims.len() } else { known };
         let stale = self.rng.random_range(0..6) * i64::from(self.rng.random_bool(0.3));
-        let lines = self.kafka.claims[..partitions.max(known)].iter().enumerate();
+        let boundaries = self.kafka.claims[..partitions.max(known)].iter().enumerate();
         let before = |partition| last.and_then(|last| last.claim_offsets.get(partition)).copied().unwrap_or(0);
-        let claim_offsets = lines.map(|(partition, log)| before(partition).max(log.end() - stale)).collect();
+        let claim_offsets = boundaries.map(|(partition, log)| before(partition).max(log.end() - stale)).collect();
         let scheduled_at = Timestamp::from_millis(index.get() * 1_000);
         let emitted_at = scheduled_at.plus_millis(self.rng.random_range(0..5));
         let frame = BeatFrame {
@@ -401,7 +401,7 @@ impl World {
         }
         let done: BTreeSet<BeatIndex> = self.reports().into_keys().collect();
         let open = self.kafka.frames.iter().find(|frame| frame.downbeat && !done.contains(&frame.beat_index));
-        let oldest = open.map_or(0, |frame| frame.line(0));
+        let oldest = open.map_or(0, |frame| frame.boundary(0));
         for (partition, log) in (0..).zip(&self.kafka.claims) {
             let mut offset = self.rng.random_range(0..=log.end());
             let before = self.kafka.committed.get(&partition).copied();

@@ -1,7 +1,7 @@
 use backbeat_schemas::{Tempo, Timestamp};
 
 use super::*;
-use crate::core::Seed;
+use crate::core::InitialConfig;
 
 const ELECTION: Duration = Duration::from_millis(300);
 
@@ -16,12 +16,13 @@ fn tempo(bpm: &str) -> Tempo {
 }
 
 fn at(millis: u64) -> Now {
-    Now { wall_micros: millis as i64 * 1_000, monotonic: Duration::from_millis(millis), dice: 0.0 }
+    Now { wall_micros: millis as i64 * 1_000, monotonic: Duration::from_millis(millis), random: 0.0 }
 }
 
 fn node_of(cluster: &str, name: &str) -> Node {
-    let seed = Seed { cluster_id: cluster.into(), tempo: tempo("60"), bar_length: 4, grace_beats: 0 };
-    let metronome = Metronome::new(seed, name.into(), name.len() as u16);
+    let initial_config =
+        InitialConfig { cluster_id: cluster.into(), tempo: tempo("60"), bar_length: 4, grace_beats: 0 };
+    let metronome = Metronome::new(initial_config, name.into(), name.len() as u16);
     let bounds = Bounds { min: tempo("1"), max: tempo("120") };
     Node { core: Leadership::new(metronome, bounds, ELECTION, at(0)), millis: 0 }
 }
@@ -35,20 +36,20 @@ fn tail(frame: Option<&BeatFrame>) -> Event {
 }
 
 fn leader(term: u64) -> Event {
-    Event::Raft(Standing::Leader { term, alone: false })
+    Event::Raft(RaftRole::Leader { term, alone: false })
 }
 
 fn alone() -> Event {
-    Event::Raft(Standing::Leader { term: 1, alone: true })
+    Event::Raft(RaftRole::Leader { term: 1, alone: true })
 }
 
 fn follower() -> Event {
-    Event::Raft(Standing::Follower { leader: "other".into() })
+    Event::Raft(RaftRole::Follower { leader: "other".into() })
 }
 
 impl Node {
     fn on(&mut self, event: Event) -> Vec<Command> {
-        self.core.on(event, at(self.millis), &Line::default())
+        self.core.on(event, at(self.millis), &Boundary::default())
     }
 
     fn at(&mut self, millis: u64) -> &mut Self {
@@ -65,10 +66,10 @@ impl Node {
     /// From a question to the wait for its next beat.
     fn take_over(&mut self, last: Option<&BeatFrame>) {
         assert_eq!(self.quorum(true), [Command::ReadTail]);
-        assert_eq!(self.on(tail(last)), [Command::OpenTransactions]);
-        assert_eq!(self.on(Event::TransactionsOpen), [Command::ReadTail]);
-        assert_eq!(self.on(tail(last)), [Command::DrawLine]);
-        assert!(matches!(self.on(Event::LineDrawn)[..], [Command::ConfirmQuorum { .. }]));
+        assert_eq!(self.on(tail(last)), [Command::InitTransactions]);
+        assert_eq!(self.on(Event::TransactionsInitialized), [Command::ReadTail]);
+        assert_eq!(self.on(tail(last)), [Command::SampleBoundary]);
+        assert!(matches!(self.on(Event::BoundarySampled)[..], [Command::ConfirmQuorum { .. }]));
         assert_eq!(self.quorum(true), []);
     }
 
@@ -105,7 +106,7 @@ fn a_leader_is_one_by_a_quorums_word_and_behind_the_fence() {
     node.quorum(true);
     node.at(1_975).confirmed();
     assert_eq!(node.core.deadline(), Some(Duration::from_millis(1_975)));
-    assert_eq!(node.on(Event::Elapsed), [Command::RefreshLine]);
+    assert_eq!(node.on(Event::Elapsed), [Command::RefreshBoundary]);
     assert_eq!(node.core.deadline(), Some(Duration::from_secs(2)));
     assert_eq!(node.at(2_000).due().beat_index.get(), 1);
 }
@@ -120,9 +121,9 @@ fn a_leader_without_a_quorum_does_not_begin() {
     node.at(50).on(Event::Elapsed);
     node.quorum(true);
     node.on(tail(None));
-    node.on(Event::TransactionsOpen);
+    node.on(Event::TransactionsInitialized);
     node.on(tail(None));
-    node.on(Event::LineDrawn);
+    node.on(Event::BoundarySampled);
     assert_eq!(node.quorum(false), [Command::Close]);
     assert_eq!(node.core.role(), Role::Leaderless);
 }
@@ -140,10 +141,10 @@ fn a_beat_in_doubt_that_is_there_is_not_sent_again() {
     let mut node = node("a");
     node.at(1_000).lead(leader(1), None);
     let first = node.due();
-    assert_eq!(node.at(1_500).on(Event::InDoubt), [Command::OpenTransactions]);
-    assert_eq!(node.on(Event::TransactionsOpen), [Command::ReadTail]);
-    assert_eq!(node.on(tail(Some(&first))), [Command::DrawLine]);
-    node.on(Event::LineDrawn);
+    assert_eq!(node.at(1_500).on(Event::InDoubt), [Command::InitTransactions]);
+    assert_eq!(node.on(Event::TransactionsInitialized), [Command::ReadTail]);
+    assert_eq!(node.on(tail(Some(&first))), [Command::SampleBoundary]);
+    node.on(Event::BoundarySampled);
     node.quorum(true);
     let next = node.at(2_000).due();
     assert_eq!((next.beat_index.get(), next.term), (1, first.term));
@@ -155,9 +156,9 @@ fn a_beat_in_doubt_that_is_not_there_is_sent() {
     node.at(1_000).lead(leader(1), None);
     let first = node.due();
     node.at(1_500).on(Event::InDoubt);
-    node.on(Event::TransactionsOpen);
-    assert_eq!(node.on(tail(None)), [Command::DrawLine]);
-    node.on(Event::LineDrawn);
+    node.on(Event::TransactionsInitialized);
+    assert_eq!(node.on(tail(None)), [Command::SampleBoundary]);
+    node.on(Event::BoundarySampled);
     node.quorum(true);
     let again = node.due();
     assert_eq!(again.beat_index, first.beat_index);
@@ -225,14 +226,14 @@ fn without_a_leader_and_without_beats_it_takes_over_degraded() {
     let mut node = node("b");
     node.on(follower());
     node.at(1_000).on(Event::Heard(Box::new(last.clone())));
-    node.at(1_200).on(Event::Raft(Standing::Leaderless));
+    node.at(1_200).on(Event::Raft(RaftRole::Leaderless));
     // Five election timeouts after the leader was gone, and two periods after the beat.
     assert_eq!(node.core.deadline(), Some(Duration::from_secs(3)));
     assert_eq!(node.at(3_000).on(Event::Elapsed), [Command::ReadTail]);
-    assert_eq!(node.on(tail(Some(&last))), [Command::OpenTransactions]);
-    node.on(Event::TransactionsOpen);
+    assert_eq!(node.on(tail(Some(&last))), [Command::InitTransactions]);
+    node.on(Event::TransactionsInitialized);
     node.on(tail(Some(&last)));
-    assert_eq!(node.on(Event::LineDrawn), [], "no quorum is needed");
+    assert_eq!(node.on(Event::BoundarySampled), [], "no quorum is needed");
     let frame = node.due();
     assert_eq!((frame.beat_index.get(), frame.degraded, frame.term), (1, true, 2));
     // Elected and confirmed, it goes on as it is.
@@ -338,7 +339,7 @@ fn the_time_between_beats_does_not_count_as_trying() {
     node.at(60_900).confirmed();
     node.at(61_000).due();
     node.at(61_100).confirmed();
-    assert_eq!(node.on(Event::InDoubt), [Command::OpenTransactions]);
+    assert_eq!(node.on(Event::InDoubt), [Command::InitTransactions]);
 }
 
 #[test]
@@ -347,18 +348,18 @@ fn a_leader_that_cannot_commit_lets_another_try() {
     node.at(1_000).lead(leader(1), None);
     node.due();
     node.at(10_800).confirmed();
-    assert_eq!(node.at(10_900).on(Event::InDoubt), [Command::OpenTransactions]);
-    assert_eq!(node.on(Event::KafkaAway), [Command::Close]);
+    assert_eq!(node.at(10_900).on(Event::InDoubt), [Command::InitTransactions]);
+    assert_eq!(node.on(Event::KafkaUnavailable), [Command::Close]);
     node.at(11_200).on(Event::Elapsed);
     assert_eq!(node.quorum(true), [Command::ReadTail], "a pause later");
-    assert_eq!(node.on(Event::KafkaAway), [Command::Close, Command::Abdicate]);
+    assert_eq!(node.on(Event::KafkaUnavailable), [Command::Close, Command::StepDown]);
     let mut until = node.core.deadline().expect("not for ever");
     assert_eq!(until, Duration::from_millis(11_200) + ELECTION * 5);
     // Nobody else was elected: it starts over.
     node.millis = until.as_millis() as u64;
-    assert!(matches!(node.on(Event::Elapsed)[..], [Command::Stand, Command::ConfirmQuorum { .. }]));
+    assert!(matches!(node.on(Event::Elapsed)[..], [Command::Rejoin, Command::ConfirmQuorum { .. }]));
     node.quorum(true);
-    node.on(Event::KafkaAway);
+    node.on(Event::KafkaUnavailable);
     until = node.core.deadline().expect("it pauses");
     assert_eq!(until, Duration::from_millis(node.millis) + KAFKA_PAUSE, "it has its ten seconds again");
 }
@@ -375,10 +376,10 @@ fn without_peers_fenced_by_a_rival_it_stops_and_names_it() {
     ours.at(2_000).confirmed();
     ours.due();
     assert_eq!(ours.on(Event::Fenced), [Command::Close]);
-    assert_eq!(ours.core.state, State::Listening { until: Duration::from_secs(3) });
+    assert_eq!(ours.core.state, State::AwaitingCompetingLeader { until: Duration::from_secs(3) });
     assert_eq!(ours.at(3_000).on(Event::Elapsed), [Command::ReadTail]);
     let stop = ours.on(tail(Some(&theirs)));
-    assert_eq!(stop, [Command::Stop(StopReason::Rival { node: "rival".into(), beat: 1 })]);
+    assert_eq!(stop, [Command::Stop(StopReason::CompetingLeader { node: "rival".into(), beat: 1 })]);
 }
 
 #[test]
@@ -391,11 +392,11 @@ fn without_peers_fenced_by_a_timeout_it_opens_again() {
     let second = node.due();
     node.on(Event::Fenced);
     node.at(3_000).on(Event::Elapsed);
-    assert_eq!(node.on(tail(Some(&first))), [Command::OpenTransactions]);
-    node.on(Event::TransactionsOpen);
+    assert_eq!(node.on(tail(Some(&first))), [Command::InitTransactions]);
+    node.on(Event::TransactionsInitialized);
     // The frame in doubt had made it after all.
-    assert_eq!(node.on(tail(Some(&second))), [Command::DrawLine]);
-    node.on(Event::LineDrawn);
+    assert_eq!(node.on(tail(Some(&second))), [Command::SampleBoundary]);
+    node.on(Event::BoundarySampled);
     node.quorum(true);
     let next = node.due();
     assert_eq!((next.beat_index.get(), next.term), (2, first.term));
@@ -428,7 +429,7 @@ fn a_wall_clock_that_jumped_delays_a_beat_by_little_more_than_a_period() {
     node.at(1_000).lead(leader(1), None);
     node.due();
     let behind = Now { wall_micros: -300_000_000, ..at(1_010) };
-    node.core.on(Event::Committed, behind, &Line::default());
+    node.core.on(Event::Committed, behind, &Boundary::default());
     let State::Waiting { due, .. } = node.core.state else { panic!("it waits") };
     assert_eq!(due, Duration::from_millis(2_135));
 }
@@ -463,7 +464,7 @@ fn one_change_at_a_time_from_the_next_downbeat() {
     node.at(1_000).lead(leader(1), None);
     node.due();
     node.on(Event::Committed);
-    let plan = node.core.propose(change("120", true)).expect("granted");
+    let plan = node.core.propose(change("120", true)).expect("executed");
     assert_eq!(plan, Plan { from: BeatIndex::ZERO.plus(4), tempo: tempo("120"), bar_length: 4 });
     assert_eq!(node.core.propose(change("60", false)), Err(Refusal::NotNow("another change is being agreed on")));
     node.on(Event::Planned(plan));
@@ -487,15 +488,15 @@ fn a_granted_change_is_never_in_force_before_it_says() {
     node.at(4_000).confirmed();
     let downbeat = node.due();
     assert!(downbeat.downbeat);
-    let plan = node.core.propose(change("66", false)).expect("granted");
+    let plan = node.core.propose(change("66", false)).expect("executed");
     assert_eq!(plan.from.get(), 8, "the downbeat under way is too late for it");
     node.on(Event::Planned(plan));
     // The downbeat was not committed and is made again, now with the plan known.
     node.on(Event::InDoubt);
-    node.on(Event::TransactionsOpen);
+    node.on(Event::TransactionsInitialized);
     let last = node.core.metronome().last().cloned();
     node.on(tail(last.as_ref()));
-    node.on(Event::LineDrawn);
+    node.on(Event::BoundarySampled);
     node.quorum(true);
     assert_eq!(node.due().tempo_bpm, tempo("60"));
 }
@@ -506,21 +507,22 @@ fn the_hlc_rises_over_leaders_whose_clocks_are_minutes_apart() {
     for skew in [0, -300_000, 600_000, -120_000] {
         let mut node = node("a");
         let now = Now { wall_micros: (1_000_000 + skew) * 1_000, ..at(5_000) };
-        let line = Line::default();
-        node.core.on(leader(1), now, &line);
+        let boundary = Boundary::default();
+        node.core.on(leader(1), now, &boundary);
         let confirmed = |node: &Node| Event::Quorum { ticket: node.core.quorum.ticket, confirmed: true };
-        node.core.on(confirmed(&node), now, &line);
-        for event in [tail(last.as_ref()), Event::TransactionsOpen, tail(last.as_ref()), Event::LineDrawn] {
-            node.core.on(event, now, &line);
+        node.core.on(confirmed(&node), now, &boundary);
+        for event in [tail(last.as_ref()), Event::TransactionsInitialized, tail(last.as_ref()), Event::BoundarySampled]
+        {
+            node.core.on(event, now, &boundary);
         }
-        node.core.on(confirmed(&node), now, &line);
+        node.core.on(confirmed(&node), now, &boundary);
         let due = Now {
             monotonic: node.core.deadline().expect("it waits").max(now.monotonic) + Duration::from_secs(1),
             ..now
         };
-        node.core.on(Event::Elapsed, due, &line);
-        let commands = node.core.on(Event::Elapsed, due, &line);
-        let commands = if commands.is_empty() { node.core.on(confirmed(&node), due, &line) } else { commands };
+        node.core.on(Event::Elapsed, due, &boundary);
+        let commands = node.core.on(Event::Elapsed, due, &boundary);
+        let commands = if commands.is_empty() { node.core.on(confirmed(&node), due, &boundary) } else { commands };
         let State::Publishing(frame) = &node.core.state else { panic!("it publishes, not {commands:?}") };
         if let Some(last) = &last {
             assert!(frame.hlc.is_after(last.hlc));

@@ -3,7 +3,7 @@
 //! ```text
 //!   other nodes ──▶ server ──▶ openraft ──▶ store (redb, fsynced)
 //!               ◀── client ◀──    │
-//!                                 └──▶ node: standing, quorum, plan, members
+//!                                 └──▶ node: Raft role, quorum, plan, members
 //! ```
 
 mod client;

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::types::{Member, NodeName, Types};
 use super::{Client, Store};
-use crate::core::{Plan, Standing};
+use crate::core::{Plan, RaftRole};
 
 const HEARTBEAT_MS: u64 = 40;
 const ELECTION_MIN_MS: u64 = 120;
@@ -105,7 +105,7 @@ impl Node {
 
     /// Makes `members` a cluster, unless this node is of one already. Every one of them may do this, with
     /// the same members.
-    pub(crate) async fn found(&self, members: BTreeMap<NodeName, Member>) -> anyhow::Result<()> {
+    pub(crate) async fn bootstrap(&self, members: BTreeMap<NodeName, Member>) -> anyhow::Result<()> {
         match self.raft.initialize(members).await {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
             Err(error) => Err(error.into()),
@@ -122,25 +122,25 @@ impl Node {
         self.plan.clone()
     }
 
-    /// Waits for news of [`Node::standing`]; an error when Raft has stopped.
+    /// Waits for news of [`Node::raft_role`]; an error when Raft has stopped.
     pub(crate) fn news(&self) -> watch::Receiver<openraft::RaftMetrics<NodeName, Member>> {
         self.raft.metrics()
     }
 
     /// What Raft says of this node.
-    pub(crate) fn standing(&self) -> Result<Standing, NodeError> {
+    pub(crate) fn raft_role(&self) -> Result<RaftRole, NodeError> {
         let metrics = self.raft.metrics().borrow().clone();
         metrics.running_state.map_err(|fatal| NodeError::Raft(fatal.to_string()))?;
         let members = metrics.membership_config.membership();
         let voters: BTreeSet<NodeName> = members.voter_ids().collect();
         Ok(match (metrics.state, metrics.current_leader) {
             (ServerState::Leader, _) => {
-                Standing::Leader { term: metrics.current_term, alone: voters == [self.name].into() }
+                RaftRole::Leader { term: metrics.current_term, alone: voters == [self.name].into() }
             }
             // A node that was removed remembers who led, and hears of nobody any more.
-            _ if !voters.contains(&self.name) => Standing::Outsider,
-            (_, Some(leader)) if leader != self.name => Standing::Follower { leader: leader.to_string() },
-            _ => Standing::Leaderless,
+            _ if !voters.contains(&self.name) => RaftRole::NonMember,
+            (_, Some(leader)) if leader != self.name => RaftRole::Follower { leader: leader.to_string() },
+            _ => RaftRole::Leaderless,
         })
     }
 
@@ -157,13 +157,13 @@ impl Node {
     }
 
     /// Has the members agree on `plan`.
-    pub(crate) async fn agree(&self, plan: Plan) -> Result<(), NodeError> {
+    pub(crate) async fn propose(&self, plan: Plan) -> Result<(), NodeError> {
         let written = timeout(AGREE_WITHIN, self.raft.client_write(plan)).await;
         written.map_err(|_| NodeError::InDoubt)?.map(drop).map_err(|error| not_written(&error))
     }
 
     /// Keeps quiet as leader, so that the others elect another; or no longer does.
-    pub(crate) fn abdicate(&self, quiet: bool) {
+    pub(crate) fn set_stepped_down(&self, quiet: bool) {
         self.raft.runtime_config().heartbeat(!quiet);
     }
 

@@ -14,7 +14,7 @@ const PULSE_JITTER_MS: i64 = 20;
 
 /// A promise, and what became of it lately.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Objective {
+pub struct Slo {
     /// `rollup_delay`, `beat_delivery` or `pulse_jitter`.
     pub name: &'static str,
     /// In words, with its source.
@@ -26,12 +26,13 @@ pub struct Objective {
     /// How many were seen lately.
     pub samples: usize,
     /// Whether it holds; `None` while nothing was seen.
-    pub holds: Option<bool>,
+    #[serde(rename = "holds")]
+    pub met: Option<bool>,
 }
 
 /// The beats and reports that a member met while they were new.
 #[derive(Debug)]
-pub struct Objectives {
+pub struct Slos {
     /// What was sent before is history.
     since: Timestamp,
     beats: VecDeque<Beat>,
@@ -68,7 +69,7 @@ impl Samples {
     }
 }
 
-impl Objectives {
+impl Slos {
     /// Nothing was seen yet, and what was sent before `since` does not count.
     pub fn new(since: Timestamp) -> Self {
         Self {
@@ -108,18 +109,18 @@ impl Objectives {
         }
     }
 
-    /// How things stand.
-    pub fn objectives(&self) -> [Objective; 3] {
+    /// Returns the SLOs with what was measured so far.
+    pub fn snapshot(&self) -> [Slo; 3] {
         let period_ms = self.beats.back().map(|beat| beat.period_ms);
-        let objective = |name, requirement, limit_ms: Option<i64>, samples: &Samples| {
+        let slo = |name, requirement, limit_ms: Option<i64>, samples: &Samples| {
             let p95_ms = samples.p95();
-            let holds = p95_ms.zip(limit_ms).map(|(p95, limit)| p95 <= limit);
-            Objective { name, requirement, limit_ms, p95_ms, samples: samples.0.len(), holds }
+            let met = p95_ms.zip(limit_ms).map(|(p95, limit)| p95 <= limit);
+            Slo { name, requirement, limit_ms, p95_ms, samples: samples.0.len(), met }
         };
         [
-            objective("rollup_delay", "at most one beat after the closing beat (PER-002)", period_ms, &self.rollup),
-            objective("beat_delivery", "p95 at most 100 ms (PER-001)", Some(BEAT_DELIVERY_MS), &self.delivery),
-            objective("pulse_jitter", "p95 at most 20 ms", Some(PULSE_JITTER_MS), &self.jitter),
+            slo("rollup_delay", "at most one beat after the closing beat (PER-002)", period_ms, &self.rollup),
+            slo("beat_delivery", "p95 at most 100 ms (PER-001)", Some(BEAT_DELIVERY_MS), &self.delivery),
+            slo("pulse_jitter", "p95 at most 20 ms", Some(PULSE_JITTER_MS), &self.jitter),
         ]
     }
 }
@@ -146,31 +147,31 @@ mod tests {
     #[test]
     fn what_was_sent_before_the_start_or_was_met_before_does_not_count() {
         let table = frames(2, 0, &[0; 5]);
-        let mut objectives = Objectives::new(at(2_000));
+        let mut slos = Slos::new(at(2_000));
         let frame = |index| table.get(beat(index)).expect("it is there");
-        assert_eq!(objectives.beat(frame(1), at(9_000)), None);
-        assert_eq!(objectives.beat(frame(2), at(2_030)), Some(30));
-        assert_eq!(objectives.beat(frame(2), at(2_040)), None, "read again");
-        assert_eq!(objectives.beat(frame(3), at(3_200)), Some(200));
-        let [_, delivery, jitter] = objectives.objectives();
-        assert_eq!((delivery.p95_ms, delivery.samples, delivery.holds), (Some(200), 2, Some(false)));
-        assert_eq!((jitter.p95_ms, jitter.holds), (Some(0), Some(true)));
+        assert_eq!(slos.beat(frame(1), at(9_000)), None);
+        assert_eq!(slos.beat(frame(2), at(2_030)), Some(30));
+        assert_eq!(slos.beat(frame(2), at(2_040)), None, "read again");
+        assert_eq!(slos.beat(frame(3), at(3_200)), Some(200));
+        let [_, delivery, jitter] = slos.snapshot();
+        assert_eq!((delivery.p95_ms, delivery.samples, delivery.met), (Some(200), 2, Some(false)));
+        assert_eq!((jitter.p95_ms, jitter.met), (Some(0), Some(true)));
     }
 
     #[test]
     fn a_report_is_measured_from_its_closing_beat_and_once() {
         let table = frames(2, 1, &[0; 5]);
-        let mut objectives = Objectives::new(at(0));
-        let [rollup, ..] = objectives.objectives();
-        assert_eq!((rollup.limit_ms, rollup.holds), (None, None));
+        let mut slos = Slos::new(at(0));
+        let [rollup, ..] = slos.snapshot();
+        assert_eq!((rollup.limit_ms, rollup.met), (None, None));
         for frame in table.range(beat(0), beat(5)) {
-            assert_eq!(objectives.beat(frame, frame.emitted_at), Some(0));
+            assert_eq!(slos.beat(frame, frame.emitted_at), Some(0));
         }
         let window = table.window_of(beat(0)).expect("it is there");
         let report = bar_report(&table, &window, &Counts::default()).expect("it is closed");
-        objectives.report(&report, at(3_070));
-        objectives.report(&report, at(5_000));
-        let [rollup, ..] = objectives.objectives();
+        slos.report(&report, at(3_070));
+        slos.report(&report, at(5_000));
+        let [rollup, ..] = slos.snapshot();
         assert_eq!((rollup.limit_ms, rollup.p95_ms, rollup.samples), (Some(1_000), Some(70), 1));
     }
 }

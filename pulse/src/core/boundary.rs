@@ -1,11 +1,11 @@
-//! The line: the end of every partition of `statusclaims` just before a beat.
+//! The boundary: the end of every partition of `statusclaims` just before a beat.
 
-/// Offsets by partition. A line never goes back, and never loses a partition.
+/// Offsets by partition. A boundary never goes back, and never loses a partition.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Line(Vec<i64>);
+pub struct Boundary(Vec<i64>);
 
-impl Line {
-    /// The line of a frame.
+impl Boundary {
+    /// The boundary of a frame.
     pub fn new(offsets: Vec<i64>) -> Self {
         Self(offsets)
     }
@@ -26,7 +26,7 @@ impl Line {
         }
     }
 
-    /// The end of `partition`, if the line has one.
+    /// The end of `partition`, if the boundary has one.
     pub fn end(&self, partition: i32) -> Option<i64> {
         usize::try_from(partition).ok().and_then(|index| self.0.get(index)).copied()
     }
@@ -43,12 +43,12 @@ mod tests {
 
     #[test]
     fn a_line_never_goes_back_and_grows_with_its_partitions() {
-        let mut line = Line::new(vec![5, 7]);
-        line.advance(0, 3);
-        line.advance(1, 9);
-        line.advance(3, 1);
-        assert_eq!(line.offsets(), [5, 9, 0, 1]);
-        line.advance_to(&Line::new(vec![6]));
-        assert_eq!(line.offsets(), [6, 9, 0, 1]);
+        let mut boundary = Boundary::new(vec![5, 7]);
+        boundary.advance(0, 3);
+        boundary.advance(1, 9);
+        boundary.advance(3, 1);
+        assert_eq!(boundary.offsets(), [5, 9, 0, 1]);
+        boundary.advance_to(&Boundary::new(vec![6]));
+        assert_eq!(boundary.offsets(), [6, 9, 0, 1]);
     }
 }

@@ -1,4 +1,4 @@
-//! Keeps the line fresh in the background, so that drawing it costs a beat no jitter.
+//! Keeps the boundary fresh in the background, so that drawing it costs a beat no jitter.
 //!
 //! One thread per broker that leads partitions of `statusclaims`: a slow broker costs only its own
 //! partitions their freshness.
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use backbeat_broker::ClaimEnds;
 use rand::Rng;
 
-use crate::core::Line;
+use crate::core::Boundary;
 
 const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 /// At least this often, whatever the tempo.
@@ -23,13 +23,13 @@ const METADATA_EVERY: Duration = Duration::from_secs(5);
 const METADATA_RETRY: Duration = Duration::from_millis(200);
 /// Kafka that has not answered for this long is away.
 const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
-/// A log end that was below the line for this long is no stale answer: the topic was lost or made anew.
+/// A log end that was below the boundary for this long is no stale answer: the topic was lost or made anew.
 const LOST_AFTER: Duration = Duration::from_secs(30);
 
-/// The line as it was last drawn.
+/// The boundary as it was last sampled.
 #[derive(Debug, Default)]
-struct Drawn {
-    line: Line,
+struct Sampled {
+    boundary: Boundary,
     /// When each partition's newest answer was asked for.
     asked: BTreeMap<i32, Instant>,
     below: BTreeMap<i32, Below>,
@@ -37,7 +37,7 @@ struct Drawn {
     answered: Option<Instant>,
 }
 
-/// A partition whose answers lie below its line.
+/// A partition whose answers lie below its boundary.
 #[derive(Debug, Clone, Copy)]
 struct Below {
     end: i64,
@@ -48,17 +48,17 @@ struct Below {
 /// A partition of `statusclaims` that ends before offsets it once had.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "statusclaims-{partition} ends at offset {end}, below the line {line} already drawn, for over 30 s: \
+    "statusclaims-{partition} ends at offset {end}, below the boundary {boundary} already sampled, for over 30 s: \
      the topic was lost or made anew, and its claims no longer match the beats"
 )]
 pub(crate) struct LogLost {
     partition: i32,
     end: i64,
-    line: i64,
+    boundary: i64,
 }
 
-/// The threads that draw lines. They end when this is dropped.
-pub(crate) struct Lines {
+/// The threads that draw boundaries. They end when this is dropped.
+pub(crate) struct BoundarySampler {
     shared: Arc<Shared>,
     /// Closed to end the thread that looks after the others.
     _running: Sender<()>,
@@ -66,26 +66,26 @@ pub(crate) struct Lines {
 
 struct Shared {
     ends: ClaimEnds,
-    drawn: Mutex<Drawn>,
-    leaders: Mutex<BTreeMap<i32, Leader>>,
+    sampled: Mutex<Sampled>,
+    leaders: Mutex<BTreeMap<i32, PartitionLeader>>,
 }
 
 /// The thread that asks one broker; it ends when this is dropped.
-struct Leader {
+struct PartitionLeader {
     wake: Sender<()>,
     partitions: Arc<Mutex<Vec<i32>>>,
 }
 
-impl Lines {
+impl BoundarySampler {
     pub(crate) fn start(ends: ClaimEnds) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared { ends, drawn: Mutex::default(), leaders: Mutex::default() });
+        let shared = Arc::new(Shared { ends, sampled: Mutex::default(), leaders: Mutex::default() });
         let (running, ended) = channel();
         let threads = Arc::clone(&shared);
-        thread::Builder::new().name("leaders".into()).spawn(move || follow_leaders(&threads, &ended))?;
+        thread::Builder::new().name("leaders".into()).spawn(move || follow_partition_leaders(&threads, &ended))?;
         Ok(Self { shared, _running: running })
     }
 
-    /// Draws the line anew, now, in the background.
+    /// Draws the boundary anew, now, in the background.
     pub(crate) fn refresh(&self) {
         for leader in lock(&self.shared.leaders).values() {
             // A thread that has ended is started again by the one that looks after it.
@@ -93,43 +93,47 @@ impl Lines {
         }
     }
 
-    /// Never below `line`: the last frame's, behind which no line goes back.
-    pub(crate) fn at_least(&self, line: Line) {
-        let mut drawn = lock(&self.shared.drawn);
-        let mut merged = line;
-        merged.advance_to(&drawn.line);
-        drawn.line = merged;
+    /// Never below `boundary`: the last frame's, behind which no boundary goes back.
+    pub(crate) fn at_least(&self, boundary: Boundary) {
+        let mut sampled = lock(&self.shared.sampled);
+        let mut merged = boundary;
+        merged.advance_to(&sampled.boundary);
+        sampled.boundary = merged;
     }
 
-    /// The line.
-    pub(crate) fn current(&self) -> Line {
-        lock(&self.shared.drawn).line.clone()
+    /// The boundary.
+    pub(crate) fn current(&self) -> Boundary {
+        lock(&self.shared.sampled).boundary.clone()
     }
 
     /// Whether every partition's end was asked for since `since`.
     pub(crate) fn is_fresh(&self, since: Instant) -> bool {
-        let drawn = lock(&self.shared.drawn);
-        !drawn.asked.is_empty() && drawn.asked.values().all(|asked| *asked >= since)
+        let sampled = lock(&self.shared.sampled);
+        !sampled.asked.is_empty() && sampled.asked.values().all(|asked| *asked >= since)
     }
 
     /// Whether Kafka has answered of late.
-    pub(crate) fn are_answered(&self) -> bool {
-        let drawn = lock(&self.shared.drawn);
-        drawn.answered.is_some_and(|at| at.elapsed() < ANSWERED_WITHIN)
+    pub(crate) fn is_kafka_answering(&self) -> bool {
+        let sampled = lock(&self.shared.sampled);
+        sampled.answered.is_some_and(|at| at.elapsed() < ANSWERED_WITHIN)
     }
 
     /// Whether claims were lost under us.
     pub(crate) fn check(&self) -> Result<(), LogLost> {
-        let drawn = lock(&self.shared.drawn);
-        let lost = drawn.below.iter().find(|(_, below)| below.last - below.first >= LOST_AFTER);
+        let sampled = lock(&self.shared.sampled);
+        let lost = sampled.below.iter().find(|(_, below)| below.last - below.first >= LOST_AFTER);
         lost.map_or(Ok(()), |(partition, below)| {
-            Err(LogLost { partition: *partition, end: below.end, line: drawn.line.end(*partition).unwrap_or(0) })
+            Err(LogLost {
+                partition: *partition,
+                end: below.end,
+                boundary: sampled.boundary.end(*partition).unwrap_or(0),
+            })
         })
     }
 }
 
 /// Keeps a thread for each broker that leads partitions.
-fn follow_leaders(shared: &Arc<Shared>, running: &Receiver<()>) {
+fn follow_partition_leaders(shared: &Arc<Shared>, running: &Receiver<()>) {
     loop {
         let mut pause = METADATA_RETRY;
         match shared.ends.partitions(QUERY_TIMEOUT) {
@@ -153,7 +157,7 @@ fn assign(shared: &Arc<Shared>, by_leader: BTreeMap<i32, Vec<i32>>) {
     // Every partition counts, led or not: one without a leader is not fresh.
     let epoch = Instant::now().checked_sub(METADATA_EVERY).unwrap_or_else(Instant::now);
     for partition in by_leader.values().flatten() {
-        lock(&shared.drawn).asked.entry(*partition).or_insert(epoch);
+        lock(&shared.sampled).asked.entry(*partition).or_insert(epoch);
     }
     let mut leaders = lock(&shared.leaders);
     leaders.retain(|leader, _| by_leader.contains_key(leader));
@@ -165,8 +169,8 @@ fn assign(shared: &Arc<Shared>, by_leader: BTreeMap<i32, Vec<i32>>) {
         let (wake, woken) = channel();
         let partitions = Arc::new(Mutex::new(partitions));
         let (ours, theirs) = (Arc::clone(shared), Arc::clone(&partitions));
-        match thread::Builder::new().name("lines".into()).spawn(move || keep_fresh(&ours, &theirs, &woken)) {
-            Ok(_) => drop(leaders.insert(leader, Leader { wake, partitions })),
+        match thread::Builder::new().name("boundaries".into()).spawn(move || keep_fresh(&ours, &theirs, &woken)) {
+            Ok(_) => drop(leaders.insert(leader, PartitionLeader { wake, partitions })),
             Err(error) => tracing::warn!(%error, leader, "no thread to ask this broker"),
         }
     }
@@ -179,7 +183,7 @@ fn keep_fresh(shared: &Shared, partitions: &Mutex<Vec<i32>>, woken: &Receiver<()
         // Not held while the broker is asked: the beating thread comes by here.
         let ours = lock(partitions).clone();
         let answers = shared.ends.read(&ours, QUERY_TIMEOUT);
-        note(&mut lock(&shared.drawn), &answers, asked);
+        note(&mut lock(&shared.sampled), &answers, asked);
         // Spread out, so that nodes which started together do not ask together.
         let pause = REFRESH_EVERY.mul_f64(rand::rng().random_range(0.8..1.0));
         match woken.recv_timeout(pause) {
@@ -190,17 +194,17 @@ fn keep_fresh(shared: &Shared, partitions: &Mutex<Vec<i32>>, woken: &Receiver<()
     }
 }
 
-fn note(drawn: &mut Drawn, answers: &[(i32, i64)], asked: Instant) {
+fn note(sampled: &mut Sampled, answers: &[(i32, i64)], asked: Instant) {
     for (partition, end) in answers {
-        if drawn.line.end(*partition).is_some_and(|line| *end < line) {
-            let below = drawn.below.entry(*partition).or_insert(Below { end: *end, first: asked, last: asked });
+        if sampled.boundary.end(*partition).is_some_and(|boundary| *end < boundary) {
+            let below = sampled.below.entry(*partition).or_insert(Below { end: *end, first: asked, last: asked });
             (below.end, below.last) = (*end, asked);
         } else {
-            drawn.below.remove(partition);
+            sampled.below.remove(partition);
         }
-        drawn.line.advance(*partition, *end);
-        drawn.asked.insert(*partition, asked);
-        drawn.answered = Some(Instant::now());
+        sampled.boundary.advance(*partition, *end);
+        sampled.asked.insert(*partition, asked);
+        sampled.answered = Some(Instant::now());
     }
 }
 
@@ -212,31 +216,31 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
-    fn lines(drawn: Drawn) -> Option<Below> {
-        drawn.below.into_values().next()
+    fn boundaries(sampled: Sampled) -> Option<Below> {
+        sampled.below.into_values().next()
     }
 
     #[test]
     fn one_stale_answer_is_not_a_lost_log_however_long_nobody_answers_after_it() {
-        let mut drawn = Drawn::default();
+        let mut sampled = Sampled::default();
         let start = Instant::now();
-        note(&mut drawn, &[(0, 10)], start);
-        note(&mut drawn, &[(0, 7)], start + Duration::from_secs(1));
-        let below = lines(drawn).expect("it was below");
+        note(&mut sampled, &[(0, 10)], start);
+        note(&mut sampled, &[(0, 7)], start + Duration::from_secs(1));
+        let below = boundaries(sampled).expect("it was below");
         assert!(below.last - below.first < LOST_AFTER);
     }
 
     #[test]
     fn answers_below_the_line_for_30_s_are_and_a_good_one_clears_them() {
-        let mut drawn = Drawn::default();
+        let mut sampled = Sampled::default();
         let start = Instant::now();
-        note(&mut drawn, &[(0, 10)], start);
+        note(&mut sampled, &[(0, 10)], start);
         for second in 1..=31 {
-            note(&mut drawn, &[(0, 7)], start + Duration::from_secs(second));
+            note(&mut sampled, &[(0, 7)], start + Duration::from_secs(second));
         }
-        assert_eq!(drawn.line.offsets(), [10], "a line never goes back");
-        assert!(drawn.below.values().all(|below| below.last - below.first >= LOST_AFTER));
-        note(&mut drawn, &[(0, 10)], start + Duration::from_secs(32));
-        assert!(drawn.below.is_empty());
+        assert_eq!(sampled.boundary.offsets(), [10], "a boundary never goes back");
+        assert!(sampled.below.values().all(|below| below.last - below.first >= LOST_AFTER));
+        note(&mut sampled, &[(0, 10)], start + Duration::from_secs(32));
+        assert!(sampled.below.is_empty());
     }
 }

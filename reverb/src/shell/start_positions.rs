@@ -1,4 +1,4 @@
-//! Where the folds of newly assigned partitions begin.
+//! Where the aggregators of newly assigned partitions begin.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,11 +12,11 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::frame_table::{FrameTable, TableError};
 use super::group::GroupConsumer;
 use super::timeouts::QUERY_TIMEOUT;
-use crate::core::{Committed, Fold};
+use crate::core::{Committed, PartitionAggregator};
 
-/// The partitions that have no fold yet.
+/// The partitions that have no aggregator yet.
 #[derive(Debug, Default)]
-pub(crate) struct Beginnings {
+pub(crate) struct StartPositions {
     /// What was committed for each, once that is known.
     pending: BTreeMap<i32, Option<Committed>>,
     /// The start of the log of every partition of the topic.
@@ -25,7 +25,7 @@ pub(crate) struct Beginnings {
     earliest: Option<BeatIndex>,
 }
 
-impl Beginnings {
+impl StartPositions {
     pub(crate) fn add(&mut self, partition: i32) {
         self.pending.insert(partition, None);
         self.earliest = None;
@@ -68,26 +68,26 @@ impl Beginnings {
         Ok(())
     }
 
-    /// The folds that can begin now, as far as the frames tell.
-    pub(crate) fn locate(&mut self, table: &mut FrameTable) -> Result<Vec<(i32, Fold)>, TableError> {
+    /// The aggregators that can begin now, as far as the frames tell.
+    pub(crate) fn locate(&mut self, table: &mut FrameTable) -> Result<Vec<(i32, PartitionAggregator)>, TableError> {
         if self.earliest.is_none() {
             self.earliest = self.find_earliest(table)?;
         }
         let Some(earliest) = self.earliest else { return Ok(Vec::new()) };
         table.cover(earliest)?;
         table.follow(Duration::ZERO)?;
-        let mut folds = Vec::new();
+        let mut aggregators = Vec::new();
         for (partition, committed) in &self.pending {
             let Some(committed) = committed else { continue };
-            if let Some(fold) = committed.fold(*partition, table.frames(), &self.lows) {
-                tracing::info!(partition, from_beat = %fold.arrival(), offset = fold.next_offset(), "fold begins");
-                folds.push((*partition, fold));
+            if let Some(aggregator) = committed.aggregator(*partition, table.frames(), &self.lows) {
+                tracing::info!(partition, from_beat = %aggregator.arrival(), offset = aggregator.next_offset(), "aggregator begins");
+                aggregators.push((*partition, aggregator));
             }
         }
-        for (partition, _) in &folds {
+        for (partition, _) in &aggregators {
             self.remove(*partition);
         }
-        Ok(folds)
+        Ok(aggregators)
     }
 
     /// One search for all of them: each seek costs a round trip, and there may be many partitions.

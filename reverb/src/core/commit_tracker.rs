@@ -4,16 +4,16 @@ use std::collections::VecDeque;
 
 use backbeat_schemas::BeatIndex;
 
-/// The windows of one partition that its fold has opened and that are not known to be done.
+/// The windows of one partition that its aggregator has opened and that are not known to be done.
 #[derive(Debug, Default)]
-pub struct Progress {
+pub struct CommitTracker {
     windows: VecDeque<Entry>,
 }
 
 #[derive(Debug)]
 struct Entry {
     from: BeatIndex,
-    /// The window's line in this partition.
+    /// The window's boundary in this partition.
     offset: i64,
     step: Step,
 }
@@ -24,11 +24,11 @@ enum Step {
     /// Our partial was sent under this number.
     Sent(i64),
     /// It was met in `barpartials`; what is done after it is done with it.
-    Met,
+    Observed,
     Done,
 }
 
-impl Progress {
+impl CommitTracker {
     /// A window was opened.
     pub fn opened(&mut self, from: BeatIndex, offset: i64) {
         if self.windows.back().is_none_or(|last| last.from < from) {
@@ -42,13 +42,13 @@ impl Progress {
     }
 
     /// Our partial with `counter` was read in `barpartials`.
-    pub fn met(&mut self, from: BeatIndex, counter: i64) {
-        self.step(from, |step| if step == Step::Sent(counter) { Step::Met } else { step });
+    pub fn observed(&mut self, from: BeatIndex, counter: i64) {
+        self.step(from, |step| if step == Step::Sent(counter) { Step::Observed } else { step });
     }
 
     /// A `done` was read. One that came before our partial is of an earlier run and says nothing.
     pub fn done(&mut self, from: BeatIndex) {
-        self.step(from, |step| if step == Step::Met { Step::Done } else { step });
+        self.step(from, |step| if step == Step::Observed { Step::Done } else { step });
         self.forget_done();
     }
 
@@ -58,7 +58,7 @@ impl Progress {
         self.forget_done();
     }
 
-    /// Where a successor begins: the line of the oldest window that is not done, and its downbeat.
+    /// Where a successor begins: the boundary of the oldest window that is not done, and its downbeat.
     pub fn position(&self) -> Option<(i64, BeatIndex)> {
         self.windows.front().map(|entry| (entry.offset, entry.from))
     }
@@ -87,31 +87,31 @@ mod tests {
 
     #[test]
     fn a_window_is_done_when_its_partial_was_met_and_a_done_came_after() {
-        let mut progress = Progress::default();
-        progress.opened(beat(0), 10);
-        progress.opened(beat(4), 20);
-        progress.sent(beat(0), 7);
-        progress.done(beat(0));
-        assert_eq!(progress.position(), Some((10, beat(0))), "a done of an earlier run");
-        progress.met(beat(0), 6);
-        progress.done(beat(0));
-        assert_eq!(progress.position(), Some((10, beat(0))), "another run's partial");
-        progress.met(beat(0), 7);
-        progress.done(beat(0));
-        assert_eq!(progress.position(), Some((20, beat(4))));
+        let mut commit_tracker = CommitTracker::default();
+        commit_tracker.opened(beat(0), 10);
+        commit_tracker.opened(beat(4), 20);
+        commit_tracker.sent(beat(0), 7);
+        commit_tracker.done(beat(0));
+        assert_eq!(commit_tracker.position(), Some((10, beat(0))), "a done of an earlier run");
+        commit_tracker.observed(beat(0), 6);
+        commit_tracker.done(beat(0));
+        assert_eq!(commit_tracker.position(), Some((10, beat(0))), "another run's partial");
+        commit_tracker.observed(beat(0), 7);
+        commit_tracker.done(beat(0));
+        assert_eq!(commit_tracker.position(), Some((20, beat(4))));
     }
 
     #[test]
     fn windows_are_let_go_in_order() {
-        let mut progress = Progress::default();
+        let mut commit_tracker = CommitTracker::default();
         for (from, counter) in [(0, 1), (4, 2)] {
-            progress.opened(beat(from), from);
-            progress.sent(beat(from), counter);
-            progress.met(beat(from), counter);
+            commit_tracker.opened(beat(from), from);
+            commit_tracker.sent(beat(from), counter);
+            commit_tracker.observed(beat(from), counter);
         }
-        progress.done(beat(4));
-        assert_eq!(progress.position(), Some((0, beat(0))));
-        progress.done(beat(0));
-        assert_eq!(progress.position(), None);
+        commit_tracker.done(beat(4));
+        assert_eq!(commit_tracker.position(), Some((0, beat(0))));
+        commit_tracker.done(beat(0));
+        assert_eq!(commit_tracker.position(), None);
     }
 }

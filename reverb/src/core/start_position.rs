@@ -1,12 +1,12 @@
-//! Where a partition's fold begins.
+//! Where a partition's aggregator begins.
 
 use std::collections::BTreeMap;
 
 use backbeat_schemas::{BeatFrame, BeatIndex};
 
-use super::{Fold, Frames};
+use super::{Frames, PartitionAggregator};
 
-/// What is committed for a partition: an offset and, in its metadata, the downbeat that it is the line of.
+/// What is committed for a partition: an offset and, in its metadata, the downbeat that it is the boundary of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Committed {
     /// The offset.
@@ -26,21 +26,26 @@ impl Committed {
         self.downbeat.map_or_else(String::new, |downbeat| format!("1:{downbeat}"))
     }
 
-    /// Whether a fold may begin at `frame` or before it. If so, it holds for every later frame, too.
+    /// Whether a aggregator may begin at `frame` or before it. If so, it holds for every later frame, too.
     pub fn reached_by(&self, frame: &BeatFrame, partition: i32, lows: &BTreeMap<i32, i64>) -> bool {
         self.downbeat.is_some_and(|downbeat| frame.beat_index.get() >= downbeat)
             || self.is_after(frame, partition, lows)
     }
 
-    /// The fold of `partition`, where the logs of all partitions begin at `lows`; `None` while `frames`
+    /// The aggregator of `partition`, where the logs of all partitions begin at `lows`; `None` while `frames`
     /// does not reach there. The table must reach back to the first frame that [`Self::reached_by`] accepts.
     ///
-    /// The downbeat is trusted only where its line is the committed offset. Otherwise it is that of the
+    /// The downbeat is trusted only where its boundary is the committed offset. Otherwise it is that of the
     /// oldest window at or after the offset whose claims are retained in every partition.
-    pub fn fold(&self, partition: i32, frames: &Frames, lows: &BTreeMap<i32, i64>) -> Option<Fold> {
+    pub fn aggregator(
+        &self,
+        partition: i32,
+        frames: &Frames,
+        lows: &BTreeMap<i32, i64>,
+    ) -> Option<PartitionAggregator> {
         let start = self.start(partition, frames, lows)?;
-        let line = frames.get(start)?.line(partition);
-        Some(Fold::new(partition, start, line, lows.get(&partition).copied().unwrap_or(0)))
+        let boundary = frames.get(start)?.boundary(partition);
+        Some(PartitionAggregator::new(partition, start, boundary, lows.get(&partition).copied().unwrap_or(0)))
     }
 
     fn start(&self, partition: i32, frames: &Frames, lows: &BTreeMap<i32, i64>) -> Option<BeatIndex> {
@@ -50,7 +55,7 @@ impl Committed {
                 // It was committed, so it is in the log, and will be in the table.
                 return None;
             }
-            if frames.get(downbeat).is_some_and(|frame| frame.downbeat && frame.line(partition) == self.offset) {
+            if frames.get(downbeat).is_some_and(|frame| frame.downbeat && frame.boundary(partition) == self.offset) {
                 return Some(downbeat);
             }
         }
@@ -60,7 +65,7 @@ impl Committed {
 
     /// Whether a window that opens with `frame` lies at or after the offset, and is whole.
     fn is_after(&self, frame: &BeatFrame, partition: i32, lows: &BTreeMap<i32, i64>) -> bool {
-        frame.line(partition) >= self.offset && lows.iter().all(|(other, low)| frame.line(*other) >= *low)
+        frame.boundary(partition) >= self.offset && lows.iter().all(|(other, low)| frame.boundary(*other) >= *low)
     }
 }
 
@@ -69,7 +74,7 @@ mod tests {
     use super::*;
     use crate::core::testing::{beat, frames_of_partitions};
 
-    /// Where the fold of partition 0 begins, among bars of two beats with lines 0, 1, 2, … in it and
+    /// Where the aggregator of partition 0 begins, among bars of two beats with boundaries 0, 1, 2, … in it and
     /// 0, 10, 20, … in another.
     fn start(offset: i64, downbeat: Option<i64>, lows: [i64; 2]) -> Option<BeatIndex> {
         let frames = frames_of_partitions(2, 0, &[&[0, 1, 2, 3, 4, 5, 6], &[0, 10, 20, 30, 40, 50, 60]]);
