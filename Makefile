@@ -6,16 +6,27 @@ DENY_VERSION := 0.20.2
 DENY_ROOT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/backbeat/cargo-deny-$(DENY_VERSION)
 DENY := $(DENY_ROOT)/bin/cargo-deny
 
-.PHONY: build test lint run-dev logs status bench simulate ci fmt docker docker-push test-deploy
+.PHONY: build programs prerequisites test lint run-dev logs status bench simulate docs ci fmt docker docker-push test-deploy
 
-build:
+# Programs link the system's OpenSSL.
+prerequisites:
+	@pkg-config --exists 'openssl >= 3' 2>/dev/null || { \
+		echo "building needs pkg-config and OpenSSL's headers (Debian: apt-get install pkg-config libssl-dev)"; \
+		[ "$$(id -u)" = 0 ] && apt-get update -qq && apt-get install -qq --yes pkg-config libssl-dev; \
+	}
+
+build: prerequisites
 	$(CARGO) build --workspace --locked
+
+# What `make run-dev` runs, and no more.
+programs: prerequisites
+	$(CARGO) build --locked --package backbeat-pulse --package backbeat-reverb --package backbeat-agent-sim --package backbeat
 
 # The end-to-end tests run the programs as users do, so those are built first.
 test: build
 	$(CARGO) test --workspace --locked
 
-lint: $(DENY)
+lint: prerequisites $(DENY)
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
 	$(DENY) --all-features check bans licenses sources
@@ -27,7 +38,7 @@ fmt:
 	$(CARGO) fmt --all
 
 # ARGS are flags of `backbeat dev`: make run-dev ARGS="--bpm 120 --agents 100"
-run-dev: build
+run-dev: programs
 	target/debug/backbeat dev $(ARGS)
 
 status:
@@ -46,6 +57,11 @@ simulate: export SEEDS ?= 20000
 simulate: export FIRST ?= 0
 simulate:
 	$(CARGO) test --release --locked -p backbeat-pulse -p backbeat-reverb --test simulation -- whatever --nocapture
+
+# Writes the generated parts of docs/ (cli.md, metrics.md) and docs/openapi/ anew.
+docs: export UPDATE_DOCS := 1
+docs: build
+	$(CARGO) test --locked --package backbeat-tests --test it -- docs
 
 # The images, as IMAGES and VERSION name them: make docker IMAGES=registry.example/ VERSION=0.1.0
 VERSION ?= dev
