@@ -3,11 +3,12 @@
 //! ```text
 //!  statusclaims ──▶ core::PartitionAggregator, one per partition ──▶ barpartials ──▶ core::Merge ──▶ barreports
 //!                        ▲                                │               ▲      └──▶ barpartials (done)
-//!  beatframes  ──▶ core::Frames (the table of lines) ─────┼───────────────┘
+//!  beatframes  ──▶ core::Frames (the table of boundaries) ┼───────────────┘
 //!                                                         └──▶ core::CommitTracker ──▶ committed offsets
 //! ```
 //!
-//! The core decides, the shell does: see `ARCHITECTURE.md`.
+//! The core decides, the shell does: see `ARCHITECTURE.md`. The terms are defined in `docs/design.md`, sections
+//! "The idea" and "Reverb".
 
 pub mod core;
 pub mod shell;

@@ -1,4 +1,4 @@
-//! The reverb program: see `reverb --help`.
+//! The reverb program. `reverb --help` lists its flags.
 
 use std::process::ExitCode;
 

@@ -1,10 +1,11 @@
-//! Whatever bytes the topics give us, the core neither panics nor hangs: records that decode are put through
-//! it, however little sense they make.
+//! Fuzzing: the core neither panics nor hangs on any bytes in the topics. Records that decode are processed, however
+//! inconsistent they are.
 
 use std::collections::BTreeMap;
 
 use backbeat_reverb::core::{
-    Committed, DecodedClaim, Frames, Merge, Output, PartitionAggregator, RawRecord, Ready, Tally, bar_report, verdict,
+    CommittedOffset, DecodedClaim, Frames, Merge, Output, PartitionAggregator, RawRecord, Ready, Tally, bar_report,
+    verdict,
 };
 use backbeat_schemas::{
     BarPartial, BeatFrame, BeatIndex, Done, Header, HlcClock, InvalidClaim, Partial, PartialBody, Phase, Record, Tempo,
@@ -14,7 +15,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-/// Beats of the log before anything is broken.
+/// Beats of the log before any frame is corrupted.
 const BEATS: u32 = 12;
 
 fn frames() -> Vec<BeatFrame> {
@@ -69,17 +70,17 @@ fn partial(partition: i32) -> Partial {
     }
 }
 
-/// `record` with some of its bytes changed, taken out or put in, if it still is a record.
+/// Returns `record` with some bytes of its encoding changed, removed or inserted, if it still decodes.
 fn mutated<R: Record>(record: &R, changes: &[(Index, u8, u8)]) -> Option<R> {
     let value = wire(1, record);
-    let mut body = Header::split(&value).expect("we wrote it").1.to_vec();
+    let mut body = Header::split(&value).expect("the record was just encoded").1.to_vec();
     for (place, kind, byte) in changes {
         let at = place.index(body.len());
         match kind % 4 {
             0 => body[at] = *byte,
             1 => body[at] ^= 1 << (byte % 8),
             2 => body.insert(at, *byte),
-            // A number of nine bytes, as large as they come.
+            // The largest varint, of nine bytes.
             _ => drop(body.splice(at..=at, [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, byte & 1])),
         }
     }
@@ -90,27 +91,27 @@ fn changes() -> impl Strategy<Value = Vec<(Index, u8, u8)>> {
     vec(any::<(Index, u8, u8)>(), 1..3)
 }
 
-/// Folds, merges and reports whatever the table allows.
-fn work(frames: &Frames, committed: Committed, merge: &Merge) {
-    let lows = BTreeMap::from([(0, 0), (1, 0)]);
+/// Aggregates, merges and reports as far as the table allows.
+fn work(frames: &Frames, committed: CommittedOffset, merge: &Merge) {
+    let log_starts = BTreeMap::from([(0, 0), (1, 0)]);
     for partition in 0..2 {
-        let Some(mut aggregator) = committed.aggregator(partition, frames, &lows) else { continue };
+        let Some(mut aggregator) = committed.start_aggregator(partition, frames, &log_starts) else { continue };
         let mut outputs = Vec::new();
         for offset in 0..30 {
-            let reading = DecodedClaim::Invalid(InvalidClaim::NoValue);
-            aggregator.take(offset, reading, frames, RawRecord::default, &mut outputs);
+            let decoded = DecodedClaim::Invalid(InvalidClaim::NoValue);
+            aggregator.process(offset, decoded, frames, RawRecord::default, &mut outputs);
         }
         aggregator.advance(frames, &mut outputs);
         for output in outputs {
             if let Output::WindowClosed(closed) = output {
                 let report = bar_report(frames, &closed.window, &closed.tally.counts());
-                assert!(report.is_some(), "a window closes where its closing frame is there");
+                assert!(report.is_some(), "a window closes only if its closing frame is in the table");
             }
         }
     }
     for (window, ready) in merge.ready(frames, 100) {
         if let Ready::Complete(counts) = ready {
-            let report = bar_report(frames, &window, &counts).expect("it is closed");
+            let report = bar_report(frames, &window, &counts).expect("the closing frame is in the table");
             assert_eq!(verdict(Some(&report), &report, false), (Verdict::Verified, false));
         }
     }
@@ -120,7 +121,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 2_000, ..ProptestConfig::default() })]
 
     #[test]
-    fn frames_that_make_no_sense_are_refused_or_folded(
+    fn corrupt_frames_are_refused_or_processed_without_a_panic(
         broken in vec((0..BEATS as usize, changes()), 1..4), offset in any::<i64>(), downbeat in any::<Option<i64>>(),
     ) {
         let mut log = frames();
@@ -135,18 +136,18 @@ proptest! {
                 break;
             }
         }
-        work(&table, Committed { offset, downbeat }, &Merge::default());
-        work(&table, Committed { offset: 0, downbeat: None }, &Merge::default());
+        work(&table, CommittedOffset { offset, downbeat }, &Merge::default());
+        work(&table, CommittedOffset { offset: 0, downbeat: None }, &Merge::default());
         for beat in [0, 5, BEATS, u32::MAX] {
-            table.forget_before(BeatIndex::ZERO.plus(beat));
+            table.drop_before(BeatIndex::ZERO.plus(beat));
         }
     }
 
     #[test]
-    fn partials_that_make_no_sense_end_nothing(sent in vec((0..4u32, 0..3i32, changes()), 1..20)) {
+    fn corrupt_partials_are_merged_without_a_panic(sent in vec((0..4u32, 0..3i32, changes()), 1..20)) {
         let mut table = Frames::default();
         for frame in frames() {
-            table.push(frame).expect("it makes sense");
+            table.push(frame).expect("the frames are consistent");
         }
         let mut merge = Merge::default();
         for (offset, (window, partition, changes)) in (0..).zip(&sent) {
@@ -159,41 +160,41 @@ proptest! {
             let Some(record) = mutated(&record, changes) else { continue };
             let from = record.from_beat;
             match record.into_body() {
-                Some(PartialBody::Partial(partial)) => merge.partial(offset, from, partial),
-                Some(PartialBody::Done(_)) => merge.done(Some(offset), from),
+                Some(PartialBody::Partial(partial)) => merge.add_partial(offset, from, partial),
+                Some(PartialBody::Done(_)) => merge.add_done(Some(offset), from),
                 None => {}
             }
-            work(&table, Committed { offset: 0, downbeat: None }, &merge);
-            prop_assert!(merge.low_without(&[]) <= offset + 1);
+            work(&table, CommittedOffset { offset: 0, downbeat: None }, &merge);
+            prop_assert!(merge.restart_offset(&[]) <= offset + 1);
         }
     }
 
     #[test]
-    fn whatever_stands_beside_an_offset_says_a_beat_or_nothing(offset in any::<i64>(), metadata in "(1:)?\\PC{0,20}") {
-        let committed = Committed::parse(offset, &metadata);
+    fn any_committed_metadata_parses_to_a_beat_or_nothing(offset in any::<i64>(), metadata in "(1:)?\\PC{0,20}") {
+        let committed = CommittedOffset::parse(offset, &metadata);
         prop_assert_eq!(committed.offset, offset);
         if let Some(downbeat) = committed.downbeat {
-            prop_assert_eq!(Committed::parse(offset, &format!("1:{downbeat}")), committed);
+            prop_assert_eq!(CommittedOffset::parse(offset, &format!("1:{downbeat}")), committed);
         }
     }
 }
 
-/// Found by the tests above: the distance between two instants has no largest negative.
+/// A regression found by the tests above: the difference of two instants can overflow when its sign is dropped.
 #[test]
-fn a_beat_emitted_before_all_time_has_a_drift() {
+fn beat_emitted_at_the_earliest_instant_has_the_largest_drift() {
     let mut table = Frames::default();
     for mut frame in frames() {
         frame.emitted_at = Timestamp::from_millis(i64::MIN);
-        table.push(frame).expect("it continues");
+        table.push(frame).expect("the frames are consecutive");
     }
-    let window = table.window_of(BeatIndex::ZERO).expect("it is there");
-    let report = bar_report(&table, &window, &Tally::default().counts()).expect("it is closed");
+    let window = table.window_of(BeatIndex::ZERO).expect("the window is in the table");
+    let report = bar_report(&table, &window, &Tally::default().counts()).expect("the closing frame is in the table");
     assert_eq!(report.tempo_drift_ms, i64::MAX);
 }
 
-/// Shares of the largest numbers add up to the largest, and end nothing.
+/// Counts of the largest numbers saturate.
 #[test]
-fn counts_do_not_overflow() {
+fn counts_added_past_the_maximum_saturate() {
     let mut counts = Tally::default().counts();
     for _ in 0..2 {
         counts.add(&(&Partial { claims: i64::MAX, ..partial(0) }).into());

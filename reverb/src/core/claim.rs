@@ -1,22 +1,22 @@
-//! A record of `statusclaims`, as the aggregator takes it.
+//! A decoded record of `statusclaims`, the aggregator's input.
 
 use std::borrow::Cow;
 
 use backbeat_schemas::{BorrowedClaim, Help, InvalidClaim, SecretRotation, State};
 
-/// What counts of a valid claim, small enough to keep a beat's worth of them waiting.
+/// The fields of a valid claim that reports need. Kept small, because up to a beat's worth of claims is held in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::struct_excessive_bools, reason = "independent facts")]
 pub struct Claim<'r> {
-    /// The agent.
+    /// The agent's id.
     pub agent: Cow<'r, str>,
-    /// The task.
+    /// The task's id.
     pub task: Cow<'r, str>,
-    /// The claim's beat; whether it was issued is for the aggregator to say.
+    /// The beat that the claim names. Only the aggregator knows whether it had been published when the claim arrived.
     pub beat: i64,
-    /// In review or done with budget left.
+    /// In state review or done, with budget left.
     pub on_time_review: bool,
-    /// Promised help was given.
+    /// Help that was promised has been given.
     pub help_fulfilled: bool,
     /// A secret rotation failed.
     pub rotation_failed: bool,
@@ -24,12 +24,12 @@ pub struct Claim<'r> {
     pub done: bool,
     /// The task failed.
     pub failed: bool,
-    /// Made while the agent heard no beats.
+    /// Made while the agent received no beats.
     pub degraded: bool,
 }
 
 impl Claim<'_> {
-    /// The same, for longer than its record.
+    /// Copies the borrowed texts, so that the claim outlives its record.
     pub fn into_owned(self) -> Claim<'static> {
         Claim { agent: Cow::Owned(self.agent.into_owned()), task: Cow::Owned(self.task.into_owned()), ..self }
     }
@@ -51,17 +51,17 @@ impl<'r> From<BorrowedClaim<'r>> for Claim<'r> {
     }
 }
 
-/// What reading a record gave.
+/// The result of decoding and checking one record.
 #[derive(Debug, Clone, PartialEq)]
 pub enum DecodedClaim<'r> {
-    /// A claim that keeps every rule but, maybe, the one about its beat.
+    /// A claim that passes every check except the one of its beat, which needs the arrival beat.
     Valid(Claim<'r>),
-    /// A record that is no valid claim.
+    /// A record that is not a valid claim.
     Invalid(InvalidClaim),
 }
 
 impl DecodedClaim<'_> {
-    /// The same, for longer than its record.
+    /// Copies the borrowed texts, so that the claim outlives its record.
     pub fn into_owned(self) -> DecodedClaim<'static> {
         match self {
             Self::Valid(claim) => DecodedClaim::Valid(claim.into_owned()),
@@ -70,7 +70,7 @@ impl DecodedClaim<'_> {
     }
 }
 
-/// A record as it was read, for the dead-letter topic.
+/// A record's key and value as they were read, for the dead-letter topic.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RawRecord {
     /// The key.
@@ -80,7 +80,7 @@ pub struct RawRecord {
 }
 
 impl RawRecord {
-    /// How much of it there is.
+    /// Returns the length of key and value together.
     pub fn bytes(&self) -> usize {
         [&self.key, &self.value].into_iter().flatten().map(Vec::len).sum()
     }

@@ -1,10 +1,10 @@
-//! Which windows of a partition are finished, and from where a successor must begin.
+//! Tracks which windows of a partition are done, and so which offset may be committed.
 
 use std::collections::VecDeque;
 
 use backbeat_schemas::BeatIndex;
 
-/// The windows of one partition that its aggregator has opened and that are not known to be done.
+/// The windows that one partition's aggregator has opened and that are not known to be done, oldest first.
 #[derive(Debug, Default)]
 pub struct CommitTracker {
     windows: VecDeque<Entry>,
@@ -15,63 +15,63 @@ struct Entry {
     from: BeatIndex,
     /// The window's boundary in this partition.
     offset: i64,
-    step: Step,
+    state: WindowState,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Step {
+enum WindowState {
     Open,
-    /// Our partial was sent under this number.
+    /// This member's partial was sent with this counter.
     Sent(i64),
-    /// It was met in `barpartials`; what is done after it is done with it.
+    /// The partial was read back from `barpartials`, so a later `done` includes it.
     Observed,
     Done,
 }
 
 impl CommitTracker {
-    /// A window was opened.
-    pub fn opened(&mut self, from: BeatIndex, offset: i64) {
+    /// Adds a window that was opened.
+    pub fn add_window(&mut self, from: BeatIndex, offset: i64) {
         if self.windows.back().is_none_or(|last| last.from < from) {
-            self.windows.push_back(Entry { from, offset, step: Step::Open });
+            self.windows.push_back(Entry { from, offset, state: WindowState::Open });
         }
     }
 
-    /// Its partial was sent under the member's `counter`.
-    pub fn sent(&mut self, from: BeatIndex, counter: i64) {
-        self.step(from, |_| Step::Sent(counter));
+    /// Records that the window's partial was sent with the member's `counter`.
+    pub fn mark_sent(&mut self, from: BeatIndex, counter: i64) {
+        self.update(from, |_| WindowState::Sent(counter));
     }
 
-    /// Our partial with `counter` was read in `barpartials`.
-    pub fn observed(&mut self, from: BeatIndex, counter: i64) {
-        self.step(from, |step| if step == Step::Sent(counter) { Step::Observed } else { step });
+    /// Records that the partial with the member's `counter` was read back from `barpartials`.
+    pub fn mark_observed(&mut self, from: BeatIndex, counter: i64) {
+        self.update(from, |state| if state == WindowState::Sent(counter) { WindowState::Observed } else { state });
     }
 
-    /// A `done` was read. One that came before our partial is of an earlier run and says nothing.
-    pub fn done(&mut self, from: BeatIndex) {
-        self.step(from, |step| if step == Step::Observed { Step::Done } else { step });
-        self.forget_done();
+    /// Records a `done` of the window. A `done` before the observed partial belongs to an earlier run and is ignored.
+    pub fn mark_done(&mut self, from: BeatIndex) {
+        self.update(from, |state| if state == WindowState::Observed { WindowState::Done } else { state });
+        self.remove_done();
     }
 
-    /// A window closed in which this partition has no part.
-    pub fn not_ours(&mut self, from: BeatIndex) {
-        self.step(from, |_| Step::Done);
-        self.forget_done();
+    /// Marks a window done at once, because it has no share of this partition.
+    pub fn mark_not_needed(&mut self, from: BeatIndex) {
+        self.update(from, |_| WindowState::Done);
+        self.remove_done();
     }
 
-    /// Where a successor begins: the boundary of the oldest window that is not done, and its downbeat.
-    pub fn position(&self) -> Option<(i64, BeatIndex)> {
+    /// Returns the offset to commit, the boundary of the oldest window that is not done, and that window's downbeat.
+    pub fn committable(&self) -> Option<(i64, BeatIndex)> {
         self.windows.front().map(|entry| (entry.offset, entry.from))
     }
 
-    fn step(&mut self, from: BeatIndex, change: impl FnOnce(Step) -> Step) {
+    fn update(&mut self, from: BeatIndex, change: impl FnOnce(WindowState) -> WindowState) {
         if let Ok(index) = self.windows.binary_search_by_key(&from, |entry| entry.from) {
             let entry = &mut self.windows[index];
-            entry.step = change(entry.step);
+            entry.state = change(entry.state);
         }
     }
 
-    fn forget_done(&mut self) {
-        while self.windows.front().is_some_and(|entry| entry.step == Step::Done) {
+    fn remove_done(&mut self) {
+        while self.windows.front().is_some_and(|entry| entry.state == WindowState::Done) {
             self.windows.pop_front();
         }
     }
@@ -86,32 +86,32 @@ mod tests {
     }
 
     #[test]
-    fn a_window_is_done_when_its_partial_was_met_and_a_done_came_after() {
-        let mut commit_tracker = CommitTracker::default();
-        commit_tracker.opened(beat(0), 10);
-        commit_tracker.opened(beat(4), 20);
-        commit_tracker.sent(beat(0), 7);
-        commit_tracker.done(beat(0));
-        assert_eq!(commit_tracker.position(), Some((10, beat(0))), "a done of an earlier run");
-        commit_tracker.observed(beat(0), 6);
-        commit_tracker.done(beat(0));
-        assert_eq!(commit_tracker.position(), Some((10, beat(0))), "another run's partial");
-        commit_tracker.observed(beat(0), 7);
-        commit_tracker.done(beat(0));
-        assert_eq!(commit_tracker.position(), Some((20, beat(4))));
+    fn window_with_observed_partial_is_done_at_the_next_done() {
+        let mut tracker = CommitTracker::default();
+        tracker.add_window(beat(0), 10);
+        tracker.add_window(beat(4), 20);
+        tracker.mark_sent(beat(0), 7);
+        tracker.mark_done(beat(0));
+        assert_eq!(tracker.committable(), Some((10, beat(0))), "a done of an earlier run");
+        tracker.mark_observed(beat(0), 6);
+        tracker.mark_done(beat(0));
+        assert_eq!(tracker.committable(), Some((10, beat(0))), "another run's partial");
+        tracker.mark_observed(beat(0), 7);
+        tracker.mark_done(beat(0));
+        assert_eq!(tracker.committable(), Some((20, beat(4))));
     }
 
     #[test]
-    fn windows_are_let_go_in_order() {
-        let mut commit_tracker = CommitTracker::default();
+    fn windows_done_out_of_order_are_removed_in_order() {
+        let mut tracker = CommitTracker::default();
         for (from, counter) in [(0, 1), (4, 2)] {
-            commit_tracker.opened(beat(from), from);
-            commit_tracker.sent(beat(from), counter);
-            commit_tracker.observed(beat(from), counter);
+            tracker.add_window(beat(from), from);
+            tracker.mark_sent(beat(from), counter);
+            tracker.mark_observed(beat(from), counter);
         }
-        commit_tracker.done(beat(4));
-        assert_eq!(commit_tracker.position(), Some((0, beat(0))));
-        commit_tracker.done(beat(0));
-        assert_eq!(commit_tracker.position(), None);
+        tracker.mark_done(beat(4));
+        assert_eq!(tracker.committable(), Some((0, beat(0))));
+        tracker.mark_done(beat(0));
+        assert_eq!(tracker.committable(), None);
     }
 }

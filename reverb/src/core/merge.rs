@@ -1,4 +1,4 @@
-//! Gathers the partials of each window until every partition's is there.
+//! Collects the partials of each window until every partition's share is there.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -6,65 +6,65 @@ use backbeat_schemas::{BeatIndex, Partial, Verdict};
 
 use super::{Counts, Frames, LOGIC, Window};
 
-/// The partials of the windows that are not done, in the order of `barpartials`.
+/// The partials of all windows that are not done.
 #[derive(Debug, Default)]
 pub struct Merge {
-    sets: BTreeMap<BeatIndex, Set>,
-    /// Of each partition, the newest partial: its offset and its window.
+    sets: BTreeMap<BeatIndex, ShareSet>,
+    /// By partition, the newest partial: its offset in `barpartials` and its window's downbeat.
     newest: HashMap<i32, (i64, BeatIndex)>,
     next_offset: i64,
 }
 
 #[derive(Debug)]
-struct Set {
-    opened_at: i64,
+struct ShareSet {
+    first_offset: i64,
     partials: BTreeMap<i32, Partial>,
 }
 
-/// What can be done about a window now.
+/// The way in which a window can be finished now.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Ready {
-    /// Every partition's share is there.
+    /// Every partition's share is there: the sum of the counts.
     Complete(Counts),
-    /// A share is no longer wholly retained: there can be no report.
+    /// A share's claims are no longer wholly retained, so there can be no report.
     Skip,
-    /// The shares do not add up, or were made by other rules: the claims must be read again.
+    /// The shares do not add up or have another `logic`, so the claims must be read again.
     Recompute,
-    /// Shares are missing that will not come: the report exists, or the claims must be read again.
-    Stuck,
+    /// The missing shares will not come. The window is dropped if its report exists, and recomputed otherwise.
+    CannotComplete,
 }
 
 impl Merge {
-    /// Takes a partial read at `offset`.
-    pub fn partial(&mut self, offset: i64, from: BeatIndex, partial: Partial) {
+    /// Adds a partial that was read at `offset` of `barpartials`.
+    pub fn add_partial(&mut self, offset: i64, from: BeatIndex, partial: Partial) {
         self.next_offset = offset + 1;
         self.newest.insert(partial.partition, (offset, from));
-        let set = self.sets.entry(from).or_insert_with(|| Set { opened_at: offset, partials: BTreeMap::new() });
+        let set = self.sets.entry(from).or_insert_with(|| ShareSet { first_offset: offset, partials: BTreeMap::new() });
         set.partials.insert(partial.partition, partial);
     }
 
-    /// Takes a `done` read at `offset`, or the news that we have just written one.
-    pub fn done(&mut self, offset: Option<i64>, from: BeatIndex) {
+    /// Removes a window that is done. `offset` is where its `done` was read, or `None` if this merge just wrote it.
+    pub fn add_done(&mut self, offset: Option<i64>, from: BeatIndex) {
         self.next_offset = offset.map_or(self.next_offset, |offset| offset + 1);
         self.sets.remove(&from);
     }
 
-    /// The windows that can be finished now, oldest first, at most `limit`.
+    /// Returns the windows that can be finished now, oldest first, at most `limit`.
     pub fn ready(&self, frames: &Frames, limit: usize) -> Vec<(Window, Ready)> {
-        let judged = self.sets.iter().filter_map(|(from, set)| {
+        let classified = self.sets.iter().filter_map(|(from, set)| {
             let window = frames.window_of(*from).filter(|window| window.from == *from)?;
-            let partitions = frames.get(window.closes)?.claim_offsets.len();
-            Some((window, self.judge(*from, set, partitions)?))
+            let partitions = frames.get(window.closing)?.claim_offsets.len();
+            Some((window, self.classify(*from, set, partitions)?))
         });
-        judged.take(limit).collect()
+        classified.take(limit).collect()
     }
 
-    fn judge(&self, from: BeatIndex, set: &Set, partitions: usize) -> Option<Ready> {
+    fn classify(&self, from: BeatIndex, set: &ShareSet, partitions: usize) -> Option<Ready> {
         let mut missing = (0..partitions as i32).filter(|p| !set.partials.contains_key(p)).peekable();
         if missing.peek().is_some() {
-            let moved_on =
-                |p| self.newest.get(&p).is_some_and(|(offset, window)| *offset > set.opened_at && *window > from);
-            return missing.all(moved_on).then_some(Ready::Stuck);
+            let sent_later_window =
+                |p| self.newest.get(&p).is_some_and(|(offset, window)| *offset > set.first_offset && *window > from);
+            return missing.all(sent_later_window).then_some(Ready::CannotComplete);
         }
         let partials = || set.partials.values().filter(|partial| (0..partitions as i32).contains(&partial.partition));
         if partials().any(|partial| !partial.retained) {
@@ -78,35 +78,35 @@ impl Merge {
         Some(Ready::Complete(counts))
     }
 
-    /// The oldest window that is not done.
+    /// Returns the downbeat of the oldest window that is not done.
     pub fn oldest(&self) -> Option<BeatIndex> {
         self.sets.keys().next().copied()
     }
 
-    /// How many windows are not done.
+    /// Returns the number of windows that are not done.
     pub fn len(&self) -> usize {
         self.sets.len()
     }
 
-    /// Whether every window is done.
+    /// Returns true if every window is done.
     pub fn is_empty(&self) -> bool {
         self.sets.is_empty()
     }
 
-    /// An offset of `barpartials` at or before every partial of a window that is not done, once those
-    /// in `finishing` are.
-    pub fn low_without(&self, finishing: &[BeatIndex]) -> i64 {
+    /// Returns an offset of `barpartials` at or before every partial of a window that is not done, assuming that those
+    /// in `finishing` are. A new merge starts to read there.
+    pub fn restart_offset(&self, finishing: &[BeatIndex]) -> i64 {
         let left = self.sets.iter().filter(|(from, _)| !finishing.contains(from));
-        left.map(|(_, set)| set.opened_at).min().unwrap_or(self.next_offset)
+        left.map(|(_, set)| set.first_offset).min().unwrap_or(self.next_offset)
     }
 }
 
-/// How a window is finished whose last report is `published` and whose right one is `ours`, and whether
-/// ours is to be written. `always` writes it even where the two agree.
-pub fn verdict<T: PartialEq>(published: Option<&T>, ours: &T, always: bool) -> (Verdict, bool) {
+/// Returns how a window is finished whose last report is `published` and whose correct report is `computed`, and
+/// whether `computed` must be written. `always` writes it even if the two are equal.
+pub fn verdict<T: PartialEq>(published: Option<&T>, computed: &T, always: bool) -> (Verdict, bool) {
     match published {
         None => (Verdict::Written, true),
-        Some(theirs) if theirs != ours || always => (Verdict::Rewritten, true),
+        Some(last) if last != computed || always => (Verdict::Rewritten, true),
         Some(_) => (Verdict::Verified, false),
     }
 }
@@ -163,64 +163,64 @@ mod tests {
     }
 
     #[test]
-    fn a_window_is_ready_when_every_partition_has_spoken() {
+    fn window_with_a_partial_of_every_partition_is_complete() {
         let mut merge = Merge::default();
-        merge.partial(0, beat(0), partial(0, 3));
+        merge.add_partial(0, beat(0), partial(0, 3));
         assert_eq!(ready(&merge), []);
-        merge.partial(1, beat(0), partial(1, 4));
+        merge.add_partial(1, beat(0), partial(1, 4));
         assert_eq!(ready(&merge), [(0, Ready::Complete(Counts { agents: 7, claims: 7, ..Counts::default() }))]);
     }
 
     #[test]
-    fn a_partial_sent_twice_counts_once() {
+    fn partial_sent_twice_counts_once() {
         let mut merge = Merge::default();
         for (offset, partition) in [(0, 0), (1, 0), (2, 1)] {
-            merge.partial(offset, beat(0), partial(partition, 3));
+            merge.add_partial(offset, beat(0), partial(partition, 3));
         }
         assert_eq!(ready(&merge), [(0, Ready::Complete(Counts { agents: 6, claims: 6, ..Counts::default() }))]);
     }
 
     #[test]
-    fn a_window_in_the_future_of_the_frames_waits() {
+    fn window_without_its_closing_frame_is_not_ready() {
         let mut merge = Merge::default();
-        merge.partial(0, beat(8), partial(0, 1));
-        merge.partial(1, beat(8), partial(1, 1));
+        merge.add_partial(0, beat(8), partial(0, 1));
+        merge.add_partial(1, beat(8), partial(1, 1));
         assert_eq!(ready(&merge), []);
     }
 
     #[test]
-    fn shares_that_cannot_be_added_are_computed_again() {
+    fn shares_that_do_not_add_up_are_recomputed() {
         for change in [|p: &mut Partial| p.misplaced = true, |p: &mut Partial| p.logic = LOGIC + 1] {
             let mut merge = Merge::default();
             let mut changed = partial(0, 1);
             change(&mut changed);
-            merge.partial(0, beat(0), changed);
-            merge.partial(1, beat(0), partial(1, 1));
+            merge.add_partial(0, beat(0), changed);
+            merge.add_partial(1, beat(0), partial(1, 1));
             assert_eq!(ready(&merge), [(0, Ready::Recompute)]);
         }
     }
 
     #[test]
-    fn a_share_that_is_not_retained_skips_the_window() {
+    fn window_with_an_unretained_share_is_skipped() {
         let mut merge = Merge::default();
-        merge.partial(0, beat(0), Partial { retained: false, misplaced: true, ..partial(0, 1) });
-        merge.partial(1, beat(0), partial(1, 1));
+        merge.add_partial(0, beat(0), Partial { retained: false, misplaced: true, ..partial(0, 1) });
+        merge.add_partial(1, beat(0), partial(1, 1));
         assert_eq!(ready(&merge), [(0, Ready::Skip)]);
     }
 
     #[test]
-    fn a_set_is_stuck_when_all_that_is_missing_has_moved_on_since_it_was_opened() {
+    fn set_cannot_complete_once_all_missing_partitions_sent_a_later_window() {
         let mut merge = Merge::default();
-        // Partition 1 was at a later window before the set of window 0 was opened: it may come back.
-        merge.partial(0, beat(4), partial(1, 1));
-        merge.partial(1, beat(0), partial(0, 1));
+        // Partition 1 sent a later window before the set of window 0 was opened: it may have been reset since.
+        merge.add_partial(0, beat(4), partial(1, 1));
+        merge.add_partial(1, beat(0), partial(0, 1));
         assert_eq!(ready(&merge), []);
-        merge.partial(2, beat(2), partial(1, 1));
-        assert_eq!(ready(&merge), [(0, Ready::Stuck)]);
+        merge.add_partial(2, beat(2), partial(1, 1));
+        assert_eq!(ready(&merge), [(0, Ready::CannotComplete)]);
     }
 
     #[test]
-    fn a_report_is_written_where_it_is_missing_or_wrong_or_always() {
+    fn verdict_writes_a_report_that_is_missing_or_different_or_always() {
         assert_eq!(verdict(None, &1, false), (Verdict::Written, true));
         assert_eq!(verdict(Some(&2), &1, false), (Verdict::Rewritten, true));
         assert_eq!(verdict(Some(&1), &1, false), (Verdict::Verified, false));
@@ -228,15 +228,15 @@ mod tests {
     }
 
     #[test]
-    fn low_is_the_oldest_partial_still_needed() {
+    fn restart_offset_is_that_of_the_oldest_partial_still_needed() {
         let mut merge = Merge::default();
-        merge.partial(10, beat(0), partial(0, 1));
-        merge.partial(11, beat(2), partial(0, 1));
-        merge.partial(12, beat(0), partial(1, 1));
-        assert_eq!(merge.low_without(&[]), 10);
-        assert_eq!(merge.low_without(&[beat(0)]), 11);
-        assert_eq!(merge.low_without(&[beat(0), beat(2)]), 13);
-        merge.done(Some(13), beat(0));
-        assert_eq!((merge.len(), merge.low_without(&[])), (1, 11));
+        merge.add_partial(10, beat(0), partial(0, 1));
+        merge.add_partial(11, beat(2), partial(0, 1));
+        merge.add_partial(12, beat(0), partial(1, 1));
+        assert_eq!(merge.restart_offset(&[]), 10);
+        assert_eq!(merge.restart_offset(&[beat(0)]), 11);
+        assert_eq!(merge.restart_offset(&[beat(0), beat(2)]), 13);
+        merge.add_done(Some(13), beat(0));
+        assert_eq!((merge.len(), merge.restart_offset(&[])), (1, 11));
     }
 }

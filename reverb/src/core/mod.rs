@@ -1,4 +1,4 @@
-//! What reverb computes, without I/O, clock or randomness.
+//! The computation of reports, without I/O, clock or randomness.
 
 mod claim;
 mod commit_tracker;
@@ -23,9 +23,8 @@ pub use partition::{Outbound, Partition, RESEND_AFTER};
 pub use partition_aggregator::{ClosedWindow, Output, PartitionAggregator};
 pub use report::bar_report;
 pub use slos::{Slo, Slos};
-pub use start_position::Committed;
+pub use start_position::CommittedOffset;
 pub use tally::{Counts, Tally};
 
-/// The version of the rules by which claims become reports. Partials of another version are never
-/// mixed with ours.
+/// The version of the rules by which claims become reports. Partials of different versions are never added up.
 pub const LOGIC: i32 = 1;

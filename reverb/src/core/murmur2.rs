@@ -1,6 +1,6 @@
-//! Where Java clients place a key.
+//! The partitioner of Kafka's Java clients.
 
-/// The partition of `key` among `partitions`, by the murmur2 hash of Kafka's default partitioner.
+/// Returns the partition of `key` among `partitions`, by the murmur2 hash of Kafka's default partitioner.
 pub fn partition_of(key: &[u8], partitions: usize) -> usize {
     (murmur2(key) & 0x7fff_ffff) as usize % partitions.max(1)
 }
@@ -29,8 +29,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn agrees_with_javas() {
-        // The expectations of Kafka's own UtilsTest.
+    fn murmur2_of_known_keys_equals_javas() {
+        // The expected values of Kafka's own UtilsTest.
         for (key, hash) in [
             ("21", -973_932_308),
             ("foobar", -790_332_482),

@@ -1,4 +1,4 @@
-//! One owned partition: what it aggregators, what is on its way out, and what of it is finished.
+//! One owned partition of `statusclaims`: its aggregator, its outbox and its commit tracker.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -6,50 +6,54 @@ use std::time::Duration;
 use backbeat_schemas::{BarPartial, BeatIndex, InvalidClaim, Partial, PartialBody};
 
 use super::{
-    ClosedWindow, CommitTracker, Committed, DecodedClaim, Frames, LOGIC, Output, PartitionAggregator, RawRecord,
+    ClosedWindow, CommitTracker, CommittedOffset, DecodedClaim, Frames, LOGIC, Output, PartitionAggregator, RawRecord,
 };
 
-/// Records that may wait for a boundary before the partition pauses: tens of megabytes over a dozen
-/// partitions.
-const MAX_WAITING: usize = 20_000;
-/// Messages that may wait to be sent before the partition pauses.
+/// Claims that may be pending, that is, lie past the newest boundary, before the partition is paused. Over a dozen
+/// partitions that is tens of megabytes.
+const MAX_PENDING: usize = 20_000;
+/// Records in the outbox before the partition is paused.
 const MAX_OUTBOX: usize = 1_000;
-/// Bytes of possible dead letters that may wait for a boundary before the partition pauses.
+/// Bytes of pending records that may become dead letters, before the partition is paused.
 const MAX_RAW_BYTES: usize = 8 * 1024 * 1024;
-/// A partial that nobody finished is sent again after this: it may have been lost with its topic.
+/// The time after which a partial without a `done` is sent again: it may have been lost with its topic.
 pub const RESEND_AFTER: Duration = Duration::from_hours(1);
 
-/// A partition of `statusclaims` whose aggregator has begun.
+/// The state of one owned partition of `statusclaims` whose start position is known.
+///
+/// The aggregator turns claims into shares of windows. The outbox holds the dead letters and partials that must be
+/// sent, in order. The commit tracker knows which windows are done, and so which offset may be committed.
 #[derive(Debug)]
 pub struct Partition {
     id: i32,
     aggregator: PartitionAggregator,
     commit_tracker: CommitTracker,
-    /// What the aggregator wants done and was not looked at yet.
+    /// Outputs of the aggregator that are not in the outbox yet.
     outputs: Vec<Output>,
     outbox: VecDeque<Outbound>,
-    /// Partials of windows that are not done, and when each was sent, since the member's start.
+    /// The partials that were sent and whose windows are not done, by downbeat, each with the time of sending since the
+    /// member's start.
     unfinished: BTreeMap<BeatIndex, (Duration, BarPartial)>,
 }
 
-/// What is to be sent.
+/// A record to send.
 #[derive(Debug)]
 pub enum Outbound {
-    /// To the dead-letter topic.
+    /// A record for the dead-letter topic.
     DeadLetter {
-        /// The record's offset.
+        /// The record's offset in its partition.
         offset: i64,
-        /// Why.
+        /// The reason for its rejection.
         reason: InvalidClaim,
-        /// The record.
+        /// The record as it was read.
         raw: Box<RawRecord>,
     },
-    /// To `barpartials`. Who sends it, and under which number, is for the sender to say.
+    /// A record for `barpartials`. The sender adds its name and counter.
     Partial(Box<BarPartial>),
 }
 
 impl Partition {
-    /// Partition `id`, aggregated from where `aggregator` begins.
+    /// Creates the state of partition `id`, whose claims are processed from the start position of `aggregator`.
     pub fn new(id: i32, aggregator: PartitionAggregator) -> Self {
         Self {
             id,
@@ -61,29 +65,35 @@ impl Partition {
         }
     }
 
-    /// Its number.
+    /// Returns the partition's number.
     pub fn id(&self) -> i32 {
         self.id
     }
 
-    /// Its aggregator.
+    /// Returns the partition's aggregator.
     pub fn aggregator(&self) -> &PartitionAggregator {
         &self.aggregator
     }
 
-    /// Takes the record at `offset`: see [`PartitionAggregator::take`].
-    pub fn take(&mut self, offset: i64, reading: DecodedClaim<'_>, frames: &Frames, raw: impl FnOnce() -> RawRecord) {
-        self.aggregator.take(offset, reading, frames, raw, &mut self.outputs);
+    /// Processes the record at `offset`: see [`PartitionAggregator::process`].
+    pub fn process(
+        &mut self,
+        offset: i64,
+        decoded: DecodedClaim<'_>,
+        frames: &Frames,
+        raw: impl FnOnce() -> RawRecord,
+    ) {
+        self.aggregator.process(offset, decoded, frames, raw, &mut self.outputs);
     }
 
-    /// No record below `offset` is to come, in a log that begins at `low`.
-    pub fn reached(&mut self, offset: i64, low: i64) {
-        self.aggregator.reached(offset, low);
+    /// Advances to `offset`, because no record below it is to come: see [`PartitionAggregator::skip_to`].
+    pub fn skip_to(&mut self, offset: i64, log_start: i64) {
+        self.aggregator.skip_to(offset, log_start);
     }
 
-    /// Goes as far as the boundaries allow. What it wants sent since is returned.
+    /// Advances the aggregator as far as the boundaries in `frames` allow, and returns the records added to the outbox.
     pub fn advance(&mut self, frames: &Frames) -> impl Iterator<Item = &Outbound> {
-        let sent_before = self.outbox.len();
+        let queued_before = self.outbox.len();
         self.aggregator.advance(frames, &mut self.outputs);
         for output in self.outputs.drain(..) {
             match output {
@@ -92,76 +102,76 @@ impl Partition {
                 }
                 Output::WindowClosed(closed) => {
                     let frame = |beat| frames.get(beat).expect("the table reaches back to every window that closes");
-                    self.commit_tracker.opened(closed.window.from, frame(closed.window.from).boundary(self.id));
-                    let partitions = frame(closed.window.closes).claim_offsets.len();
+                    self.commit_tracker.add_window(closed.window.from, frame(closed.window.from).boundary(self.id));
+                    let partitions = frame(closed.window.closing).claim_offsets.len();
                     if self.id as usize >= partitions {
-                        // It was added later.
-                        self.commit_tracker.not_ours(closed.window.from);
+                        // The partition was added after this window closed, so the window has no share of it.
+                        self.commit_tracker.mark_not_needed(closed.window.from);
                         continue;
                     }
                     self.outbox.push_back(Outbound::Partial(Box::new(partial(self.id, &closed, partitions))));
                 }
             }
         }
-        for (window, _) in self.aggregator.open() {
+        for (window, _) in self.aggregator.open_windows() {
             if let Some(opening) = frames.get(window.from) {
-                self.commit_tracker.opened(window.from, opening.boundary(self.id));
+                self.commit_tracker.add_window(window.from, opening.boundary(self.id));
             }
         }
-        self.outbox.range(sent_before..)
+        self.outbox.range(queued_before..)
     }
 
-    /// What to send next; no partial while dead letters of its window may still be lost.
-    pub fn next_outbound(&self, dead_letters_on_their_way: bool) -> Option<&Outbound> {
+    /// Returns the next record to send. Partials wait while dead letters, maybe of their window, are unacknowledged.
+    pub fn next_outbound(&self, dead_letters_in_flight: bool) -> Option<&Outbound> {
         let next = self.outbox.front()?;
-        (matches!(next, Outbound::DeadLetter { .. }) || !dead_letters_on_their_way).then_some(next)
+        (matches!(next, Outbound::DeadLetter { .. }) || !dead_letters_in_flight).then_some(next)
     }
 
-    /// The next message was sent at `now`; a partial under the member's `counter`.
-    pub fn sent(&mut self, counter: i64, now: Duration) -> Option<Outbound> {
-        let message = self.outbox.pop_front()?;
-        if let Outbound::Partial(partial) = &message {
-            self.commit_tracker.sent(partial.from_beat, counter);
+    /// Removes the next record from the outbox, after it was sent at `now`. `counter` numbers the member's partials.
+    pub fn mark_sent(&mut self, counter: i64, now: Duration) -> Option<Outbound> {
+        let outbound = self.outbox.pop_front()?;
+        if let Outbound::Partial(partial) = &outbound {
+            self.commit_tracker.mark_sent(partial.from_beat, counter);
             self.unfinished.insert(partial.from_beat, (now, (**partial).clone()));
         }
-        Some(message)
+        Some(outbound)
     }
 
-    /// Partials that nobody finished in time go out again.
-    pub fn resend(&mut self, now: Duration) {
+    /// Puts partials back into the outbox that have had no `done` for [`RESEND_AFTER`].
+    pub fn resend_overdue(&mut self, now: Duration) {
         let overdue = self.unfinished.extract_if(.., |_, (sent, _)| now.saturating_sub(*sent) >= RESEND_AFTER);
         self.outbox.extend(overdue.map(|(_, (_, partial))| Outbound::Partial(Box::new(partial))));
     }
 
-    /// Our partial of the window was met in `barpartials`, under the member's `counter`.
-    pub fn observed(&mut self, from: BeatIndex, counter: i64) {
-        self.commit_tracker.observed(from, counter);
+    /// Records that the partial with the member's `counter` was read back from `barpartials`.
+    pub fn mark_observed(&mut self, from: BeatIndex, counter: i64) {
+        self.commit_tracker.mark_observed(from, counter);
     }
 
-    /// A window is done.
-    pub fn done(&mut self, from: BeatIndex) {
-        self.commit_tracker.done(from);
-        let oldest = self.commit_tracker.position().map(|(_, oldest)| oldest);
+    /// Records a `done` of the window that opened at `from`.
+    pub fn mark_done(&mut self, from: BeatIndex) {
+        self.commit_tracker.mark_done(from);
+        let oldest = self.commit_tracker.committable().map(|(_, oldest)| oldest);
         while self.unfinished.first_key_value().is_some_and(|(first, _)| oldest.is_none_or(|oldest| *first < oldest)) {
             self.unfinished.pop_first();
         }
     }
 
-    /// Where a successor begins: the boundary of the oldest window that is not done, and its downbeat.
-    pub fn position(&self) -> Option<Committed> {
-        let (offset, from) = self.commit_tracker.position()?;
-        Some(Committed { offset, downbeat: Some(from.get()) })
+    /// Returns the position to commit: the boundary of the oldest window that is not done, and that window's downbeat.
+    pub fn committable(&self) -> Option<CommittedOffset> {
+        let (offset, from) = self.commit_tracker.committable()?;
+        Some(CommittedOffset { offset, downbeat: Some(from.get()) })
     }
 
-    /// Whether it must not be given more records for now.
+    /// Returns true if the partition must be paused, because too much is pending or unsent.
     pub fn is_full(&self) -> bool {
-        self.aggregator.waiting() >= MAX_WAITING
+        self.aggregator.pending() >= MAX_PENDING
             || self.aggregator.raw_bytes() >= MAX_RAW_BYTES
             || self.outbox.len() >= MAX_OUTBOX
     }
 }
 
-/// The record of one partition's share of a window.
+/// Builds the record of one partition's share of a window.
 fn partial(id: i32, closed: &ClosedWindow, partitions: usize) -> BarPartial {
     let counts = closed.tally.counts();
     let partial = Partial {
@@ -193,65 +203,65 @@ mod tests {
 
     const NOW: Duration = Duration::from_secs(10);
 
-    /// A partition that has closed window 0, of two beats, with an invalid claim and a valid one.
+    /// Returns a partition that has closed window 0, of two beats, with an invalid claim and a valid one.
     fn closed() -> Partition {
         let mut partition = Partition::new(0, PartitionAggregator::new(0, beat(0), 0, 0));
         let table = frames(2, 0, &[0, 1, 2]);
-        let broken = InvalidClaim::NoValue;
-        partition.take(0, DecodedClaim::Invalid(broken), &table, RawRecord::default);
-        partition.take(1, DecodedClaim::Valid(claim("a", 0)), &table, RawRecord::default);
+        let reason = InvalidClaim::NoValue;
+        partition.process(0, DecodedClaim::Invalid(reason), &table, RawRecord::default);
+        partition.process(1, DecodedClaim::Valid(claim("a", 0)), &table, RawRecord::default);
         assert_eq!(partition.advance(&table).count(), 2);
         partition
     }
 
-    fn committed(offset: i64, downbeat: i64) -> Committed {
-        Committed { offset, downbeat: Some(downbeat) }
+    fn committed(offset: i64, downbeat: i64) -> CommittedOffset {
+        CommittedOffset { offset, downbeat: Some(downbeat) }
     }
 
-    fn is_partial(message: Option<&Outbound>) -> bool {
-        matches!(message, Some(Outbound::Partial(_)))
+    fn is_partial(outbound: Option<&Outbound>) -> bool {
+        matches!(outbound, Some(Outbound::Partial(_)))
     }
 
     #[test]
-    fn a_partial_waits_until_its_dead_letters_are_acknowledged() {
+    fn partial_with_unacknowledged_dead_letters_waits() {
         let mut partition = closed();
         assert!(matches!(partition.next_outbound(true), Some(Outbound::DeadLetter { offset: 0, .. })));
-        partition.sent(0, NOW);
+        partition.mark_sent(0, NOW);
         assert!(partition.next_outbound(true).is_none());
         assert!(is_partial(partition.next_outbound(false)));
     }
 
     #[test]
-    fn a_window_is_let_go_when_it_is_done_after_its_partial_was_met() {
+    fn window_done_after_its_partial_was_observed_is_removed() {
         let mut partition = closed();
-        partition.sent(0, NOW);
-        partition.sent(5, NOW);
-        assert_eq!((partition.position(), partition.unfinished.len()), (Some(committed(0, 0)), 1));
-        partition.observed(beat(0), 5);
-        partition.done(beat(0));
-        assert_eq!((partition.position(), partition.unfinished.len()), (Some(committed(2, 2)), 0));
+        partition.mark_sent(0, NOW);
+        partition.mark_sent(5, NOW);
+        assert_eq!((partition.committable(), partition.unfinished.len()), (Some(committed(0, 0)), 1));
+        partition.mark_observed(beat(0), 5);
+        partition.mark_done(beat(0));
+        assert_eq!((partition.committable(), partition.unfinished.len()), (Some(committed(2, 2)), 0));
     }
 
     #[test]
-    fn a_partial_that_nobody_finishes_is_sent_again() {
+    fn partial_without_a_done_in_time_is_sent_again() {
         let mut partition = closed();
-        partition.sent(0, NOW);
-        partition.sent(5, NOW);
-        partition.resend(RESEND_AFTER);
+        partition.mark_sent(0, NOW);
+        partition.mark_sent(5, NOW);
+        partition.resend_overdue(RESEND_AFTER);
         assert!(partition.next_outbound(false).is_none());
-        partition.resend(NOW + RESEND_AFTER);
+        partition.resend_overdue(NOW + RESEND_AFTER);
         assert!(is_partial(partition.next_outbound(false)));
-        // The first one does not count any more.
-        partition.sent(6, NOW + RESEND_AFTER);
-        partition.observed(beat(0), 5);
-        partition.done(beat(0));
-        assert_eq!(partition.position(), Some(committed(0, 0)));
+        // The counter of the first one is outdated.
+        partition.mark_sent(6, NOW + RESEND_AFTER);
+        partition.mark_observed(beat(0), 5);
+        partition.mark_done(beat(0));
+        assert_eq!(partition.committable(), Some(committed(0, 0)));
     }
 
     #[test]
-    fn a_window_from_before_the_partition_was_added_is_not_its_own() {
+    fn window_from_before_the_partition_was_added_has_no_share_of_it() {
         let mut partition = Partition::new(1, PartitionAggregator::new(1, beat(0), 0, 0));
         assert_eq!(partition.advance(&frames(2, 0, &[0, 0, 0])).count(), 0);
-        assert_eq!(partition.position(), Some(committed(0, 2)));
+        assert_eq!(partition.committable(), Some(committed(0, 2)));
     }
 }

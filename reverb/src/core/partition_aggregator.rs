@@ -1,4 +1,4 @@
-//! One partition's claims, aggregated into windows in offset order.
+//! Aggregates one partition's claims into windows, in offset order.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -7,36 +7,36 @@ use backbeat_schemas::{BeatIndex, InvalidClaim};
 
 use super::{Claim, DecodedClaim, Frames, RawRecord, Tally, Window};
 
-/// Folds one partition of `statusclaims`.
+/// The aggregator of one partition of `statusclaims`.
 ///
-/// A claim at offset o arrived on beat n when boundary(n) <= o < boundary(n+1); a claim at or past the newest
-/// boundary waits. Arrival moves from boundary to boundary as each is reached, and every window closes when the
-/// boundary of its closing beat is.
+/// A claim at offset o arrived on beat n when boundary(n) <= o < boundary(n+1). A claim at or past the newest boundary
+/// is kept as pending until the next frame gives its arrival beat. The arrival beat advances as each boundary is
+/// reached, and a window closes when the boundary of its closing beat is reached.
 #[derive(Debug)]
 pub struct PartitionAggregator {
     partition: i32,
-    /// The first window that it aggregators.
+    /// The downbeat of the first window that is aggregated. The last owner finished the earlier ones.
     start: BeatIndex,
     /// The beat on which the next claim arrives, as far as boundaries were reached.
-    arrival: BeatIndex,
-    /// Every record below this offset was taken, or is not there.
+    arrival_beat: BeatIndex,
+    /// Every record below this offset was processed or does not exist.
     next_offset: i64,
-    waiting: VecDeque<(i64, Waiting)>,
-    /// Bytes of the records kept in `waiting`.
+    pending: VecDeque<(i64, PendingClaim)>,
+    /// Bytes of the raw records in `pending`.
     raw_bytes: usize,
-    /// Windows that opened and did not close, oldest first.
-    open: VecDeque<(Window, Tally)>,
-    /// Offsets that retention took before we read them.
-    lost: Vec<Range<i64>>,
-    /// The boundary of the beat after `arrival`, once it is known: what lies below it need not wait.
+    /// Windows that were opened and not closed, oldest first.
+    open_windows: VecDeque<(Window, Tally)>,
+    /// Offset ranges that retention deleted before they were read.
+    expired: Vec<Range<i64>>,
+    /// The boundary of the beat after `arrival_beat`, once known. A claim below it needs no waiting.
     next_boundary: Option<i64>,
 }
 
 #[derive(Debug)]
-enum Waiting {
+enum PendingClaim {
     Valid {
         claim: Claim<'static>,
-        /// Kept where the claim's beat may not be issued by its arrival: it may turn out invalid.
+        /// Kept if the claim's beat may not have been published when it arrived: the claim may turn out invalid.
         raw: Option<Box<RawRecord>>,
     },
     Invalid {
@@ -45,7 +45,7 @@ enum Waiting {
     },
 }
 
-impl Waiting {
+impl PendingClaim {
     fn raw_bytes(&self) -> usize {
         match self {
             Self::Valid { raw, .. } => raw.as_ref().map_or(0, |raw| raw.bytes()),
@@ -54,88 +54,88 @@ impl Waiting {
     }
 }
 
-/// What the aggregator wants done.
+/// A result of the aggregator.
 #[derive(Debug)]
 pub enum Output {
-    /// A record belongs in the dead-letter topic.
+    /// A record for the dead-letter topic.
     DeadLetter {
-        /// Its offset.
+        /// The record's offset.
         offset: i64,
-        /// Why.
+        /// The reason for its rejection.
         reason: InvalidClaim,
-        /// The record.
+        /// The record as it was read.
         raw: Box<RawRecord>,
     },
-    /// A window closed.
+    /// A closed window.
     WindowClosed(Box<ClosedWindow>),
 }
 
-/// One partition's share of one window, complete.
+/// One partition's complete share of one window.
 #[derive(Debug, Clone)]
 pub struct ClosedWindow {
     /// The window.
     pub window: Window,
-    /// What was counted.
+    /// The counts, with the sets behind them.
     pub tally: Tally,
-    /// False if the head of its claims was gone before it was read.
+    /// False if retention deleted some of the window's claims before they were read.
     pub retained: bool,
 }
 
 impl PartitionAggregator {
-    /// The aggregator of `partition` from the window that opens at `start`, whose boundary is `offset`, where
-    /// the log begins at `low`.
-    pub fn new(partition: i32, start: BeatIndex, offset: i64, low: i64) -> Self {
+    /// Creates the aggregator of `partition`, starting with the window that opens at `start` and whose boundary is
+    /// `offset`. `log_start` is the partition's log start offset.
+    pub fn new(partition: i32, start: BeatIndex, offset: i64, log_start: i64) -> Self {
         let mut aggregator = Self {
             partition,
             start,
-            arrival: start,
+            arrival_beat: start,
             next_offset: offset,
-            waiting: VecDeque::new(),
+            pending: VecDeque::new(),
             raw_bytes: 0,
-            open: VecDeque::new(),
-            lost: Vec::new(),
+            open_windows: VecDeque::new(),
+            expired: Vec::new(),
             next_boundary: None,
         };
-        aggregator.reached(offset.max(low), low);
+        aggregator.skip_to(offset.max(log_start), log_start);
         aggregator
     }
 
-    /// The oldest beat whose frame it needs.
+    /// Returns the oldest beat whose frame is still needed.
     pub fn oldest_beat(&self) -> BeatIndex {
-        self.open.front().map_or(self.arrival, |(window, _)| window.from)
+        self.open_windows.front().map_or(self.arrival_beat, |(window, _)| window.from)
     }
 
-    /// Everything below this offset was taken.
+    /// Returns the offset below which every record was processed.
     pub fn next_offset(&self) -> i64 {
         self.next_offset
     }
 
-    /// The beat up to whose boundary it has read.
-    pub fn arrival(&self) -> BeatIndex {
-        self.arrival
+    /// Returns the beat up to whose boundary the partition was processed.
+    pub fn arrival_beat(&self) -> BeatIndex {
+        self.arrival_beat
     }
 
-    /// How many records wait for a boundary.
-    pub fn waiting(&self) -> usize {
-        self.waiting.len()
+    /// Returns the number of records that wait for the next boundary.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
     }
 
-    /// Bytes of the waiting records that may become dead letters.
+    /// Returns the bytes of the pending records that may become dead letters.
     pub fn raw_bytes(&self) -> usize {
         self.raw_bytes
     }
 
-    /// The windows that are open, with the claims counted so far.
-    pub fn open(&self) -> impl Iterator<Item = (&Window, i64)> {
-        self.open.iter().map(|(window, tally)| (window, tally.claims()))
+    /// Returns the open windows, with the claims counted so far.
+    pub fn open_windows(&self) -> impl Iterator<Item = (&Window, i64)> {
+        self.open_windows.iter().map(|(window, tally)| (window, tally.claims()))
     }
 
-    /// Takes the record at `offset`, going first as far as the boundaries before it allow. `raw` is called
-    /// only if the record may be a dead letter.
-    pub fn take(
+    /// Processes the record at `offset`, after advancing over the boundaries before it. `raw` is called only if the
+    /// record may become a dead letter.
+    pub fn process(
         &mut self,
         offset: i64,
-        reading: DecodedClaim<'_>,
+        decoded: DecodedClaim<'_>,
         frames: &Frames,
         raw: impl FnOnce() -> RawRecord,
         outputs: &mut Vec<Output>,
@@ -143,119 +143,120 @@ impl PartitionAggregator {
         if offset < self.next_offset {
             return;
         }
-        if self.waiting.is_empty() && self.next_boundary.is_some_and(|boundary| offset < boundary) {
+        if self.pending.is_empty() && self.next_boundary.is_some_and(|boundary| offset < boundary) {
             self.next_offset = offset + 1;
-            return self.judge(offset, reading, frames, || Box::new(raw()), outputs);
+            return self.classify(offset, decoded, frames, || Box::new(raw()), outputs);
         }
-        // Records come in the order of their offsets: nothing below this one is to come.
+        // Records come in the order of their offsets, so no record below this one is to come.
         self.next_offset = offset;
         self.advance(frames, outputs);
         self.next_offset = offset + 1;
-        let waiting = match reading {
-            DecodedClaim::Invalid(reason) => Waiting::Invalid { reason, raw: Box::new(raw()) },
+        let pending = match decoded {
+            DecodedClaim::Invalid(reason) => PendingClaim::Invalid { reason, raw: Box::new(raw()) },
             DecodedClaim::Valid(claim) => {
-                // It arrives on the present beat or on a later one.
-                let issued = (0..=self.arrival.get()).contains(&claim.beat);
-                let raw = (!issued).then(|| Box::new(raw()));
-                Waiting::Valid { claim: claim.into_owned(), raw }
+                // The claim arrives on the current arrival beat or on a later one.
+                let published = (0..=self.arrival_beat.get()).contains(&claim.beat);
+                let raw = (!published).then(|| Box::new(raw()));
+                PendingClaim::Valid { claim: claim.into_owned(), raw }
             }
         };
-        self.raw_bytes += waiting.raw_bytes();
-        self.waiting.push_back((offset, waiting));
+        self.raw_bytes += pending.raw_bytes();
+        self.pending.push_back((offset, pending));
     }
 
-    /// Notes that no record below `offset` is to come, in a log that begins at `low`.
-    pub fn reached(&mut self, offset: i64, low: i64) {
-        if low > self.next_offset {
-            self.lost.push(self.next_offset..low);
+    /// Advances the position to `offset`, because no record below it is to come, or to `log_start`, the log start
+    /// offset, if that is higher.
+    pub fn skip_to(&mut self, offset: i64, log_start: i64) {
+        if log_start > self.next_offset {
+            self.expired.push(self.next_offset..log_start);
         }
-        self.next_offset = self.next_offset.max(offset).max(low);
+        self.next_offset = self.next_offset.max(offset).max(log_start);
     }
 
-    /// Goes as far as the boundaries in `frames` allow.
+    /// Advances over the boundaries in `frames` that were reached, and closes the windows that end there.
     pub fn advance(&mut self, frames: &Frames, outputs: &mut Vec<Output>) {
         self.open_window(frames);
-        while let Some(next) = frames.get(self.arrival.plus(1)) {
+        while let Some(next) = frames.get(self.arrival_beat.plus(1)) {
             let boundary = next.boundary(self.partition);
-            while let Some((offset, _)) = self.waiting.front()
+            while let Some((offset, _)) = self.pending.front()
                 && *offset < boundary
             {
-                let (offset, waiting) = self.waiting.pop_front().expect("it was just looked at");
-                self.raw_bytes -= waiting.raw_bytes();
-                let (reading, raw) = match waiting {
-                    Waiting::Valid { claim, raw } => (DecodedClaim::Valid(claim), raw),
-                    Waiting::Invalid { reason, raw } => (DecodedClaim::Invalid(reason), Some(raw)),
+                let (offset, pending) = self.pending.pop_front().expect("front() was Some");
+                self.raw_bytes -= pending.raw_bytes();
+                let (decoded, raw) = match pending {
+                    PendingClaim::Valid { claim, raw } => (DecodedClaim::Valid(claim), raw),
+                    PendingClaim::Invalid { reason, raw } => (DecodedClaim::Invalid(reason), Some(raw)),
                 };
-                self.judge(offset, reading, frames, || raw.unwrap_or_default(), outputs);
+                self.classify(offset, decoded, frames, || raw.unwrap_or_default(), outputs);
             }
-            // Reached by a record at or past it, or because nothing below it is to come.
-            if self.waiting.is_empty() && self.next_offset < boundary {
+            // The boundary is reached by a record at or past it, or because no record below it is to come.
+            if self.pending.is_empty() && self.next_offset < boundary {
                 break;
             }
-            self.arrival = self.arrival.plus(1);
+            self.arrival_beat = self.arrival_beat.plus(1);
             self.close_windows(frames, outputs);
             self.open_window(frames);
         }
-        self.next_boundary = frames.get(self.arrival.plus(1)).map(|next| next.boundary(self.partition));
+        self.next_boundary = frames.get(self.arrival_beat.plus(1)).map(|next| next.boundary(self.partition));
     }
 
     fn open_window(&mut self, frames: &Frames) {
-        let Some(window) = frames.window_of(self.arrival).filter(|window| window.from == self.arrival) else {
+        let Some(window) = frames.window_of(self.arrival_beat).filter(|window| window.from == self.arrival_beat) else {
             return;
         };
-        let known = self.open.back().is_some_and(|(last, _)| last.from >= window.from);
+        let known = self.open_windows.back().is_some_and(|(last, _)| last.from >= window.from);
         if !known {
-            self.open.push_back((window, Tally::default()));
+            self.open_windows.push_back((window, Tally::default()));
         }
     }
 
     fn close_windows(&mut self, frames: &Frames, outputs: &mut Vec<Output>) {
-        while self.open.front().is_some_and(|(window, _)| window.closes == self.arrival) {
-            let (window, tally) = self.open.pop_front().expect("it was just looked at");
+        while self.open_windows.front().is_some_and(|(window, _)| window.closing == self.arrival_beat) {
+            let (window, tally) = self.open_windows.pop_front().expect("front() was Some");
             let retained = self.is_retained(&window, frames);
             outputs.push(Output::WindowClosed(Box::new(ClosedWindow { window, tally, retained })));
         }
-        let oldest = self.open.front().and_then(|(window, _)| frames.get(window.from));
+        let oldest = self.open_windows.front().and_then(|(window, _)| frames.get(window.from));
         if let Some(start) = oldest.map(|frame| frame.boundary(self.partition)) {
-            self.lost.retain(|lost| lost.end > start);
+            self.expired.retain(|expired| expired.end > start);
         }
     }
 
     fn is_retained(&self, window: &Window, frames: &Frames) -> bool {
         let boundary = |beat| frames.get(beat).map_or(0, |frame| frame.boundary(self.partition));
-        let (start, end) = (boundary(window.from), boundary(window.closes));
-        !self.lost.iter().any(|lost| lost.start < end && start < lost.end)
+        let (start, end) = (boundary(window.from), boundary(window.closing));
+        !self.expired.iter().any(|expired| expired.start < end && start < expired.end)
     }
 
-    /// Counts one record that arrived on the present beat.
-    fn judge(
+    /// Classifies a record that arrived on the current arrival beat as counted, late or invalid, and counts it.
+    fn classify(
         &mut self,
         offset: i64,
-        reading: DecodedClaim<'_>,
+        decoded: DecodedClaim<'_>,
         frames: &Frames,
         raw: impl FnOnce() -> Box<RawRecord>,
         outputs: &mut Vec<Output>,
     ) {
-        let arrival = self.arrival;
-        let claim = match reading {
+        let arrival = self.arrival_beat;
+        let claim = match decoded {
             DecodedClaim::Valid(claim) => claim,
-            DecodedClaim::Invalid(reason) => return self.refuse(offset, reason, raw(), frames, outputs),
+            DecodedClaim::Invalid(reason) => return self.reject(offset, reason, raw(), frames, outputs),
         };
-        let issued = BeatIndex::try_from(claim.beat).ok().filter(|beat| *beat <= arrival);
-        let Some(beat) = issued else {
+        let published = BeatIndex::try_from(claim.beat).ok().filter(|beat| *beat <= arrival);
+        let Some(beat) = published else {
             let reason = InvalidClaim::Beat { beat: claim.beat, arrival: arrival.get() };
-            return self.refuse(offset, reason, raw(), frames, outputs);
+            return self.reject(offset, reason, raw(), frames, outputs);
         };
-        // A beat from before the table lies in a window that closed long ago.
-        let window = frames.window_of(beat).filter(|window| arrival < window.closes);
+        // A beat from before the table belongs to a window that closed long ago.
+        let window = frames.window_of(beat).filter(|window| arrival < window.closing);
         match window {
-            Some(window) if window.from < self.start => {} // counted by whoever aggregated that window
-            Some(window) => self.tally(window.from).count(&claim),
-            None => self.owner(frames).late(),
+            Some(window) if window.from < self.start => {} // counted by the partition's last owner
+            Some(window) => self.tally_mut(window.from).count(&claim),
+            None => self.owner_tally(frames).count_late(),
         }
     }
 
-    fn refuse(
+    fn reject(
         &mut self,
         offset: i64,
         reason: InvalidClaim,
@@ -263,19 +264,19 @@ impl PartitionAggregator {
         frames: &Frames,
         outputs: &mut Vec<Output>,
     ) {
-        self.owner(frames).invalid(matches!(reason, InvalidClaim::UnknownSchema(_)));
+        self.owner_tally(frames).count_invalid(matches!(reason, InvalidClaim::UnknownSchema(_)));
         outputs.push(Output::DeadLetter { offset, reason, raw });
     }
 
-    /// The window that owns the offsets of the present arrival beat.
-    fn owner(&mut self, frames: &Frames) -> &mut Tally {
-        let window = frames.window_of(self.arrival).expect("the table reaches back to every open window");
-        self.tally(window.from)
+    /// Returns the tally of the window that owns the offsets of the current arrival beat.
+    fn owner_tally(&mut self, frames: &Frames) -> &mut Tally {
+        let window = frames.window_of(self.arrival_beat).expect("the table reaches back to every open window");
+        self.tally_mut(window.from)
     }
 
-    fn tally(&mut self, from: BeatIndex) -> &mut Tally {
-        let found = self.open.iter_mut().rev().find(|(window, _)| window.from == from);
-        &mut found.expect("a window is open from its downbeat until its closing beat").1
+    fn tally_mut(&mut self, from: BeatIndex) -> &mut Tally {
+        let found = self.open_windows.iter_mut().rev().find(|(window, _)| window.from == from);
+        &mut found.expect("a window stays open from its downbeat to its closing beat").1
     }
 }
 
@@ -284,15 +285,20 @@ mod tests {
     use super::*;
     use crate::core::testing::{beat, claim, frames};
 
-    /// Takes a valid claim of `agent` for `beat_index` at `offset`, before any frame is known.
-    fn take(aggregator: &mut PartitionAggregator, offset: i64, agent: &str, beat_index: i64) {
-        take_with(aggregator, offset, claim(agent, beat_index), &Frames::default());
+    /// Processes a valid claim of `agent` for `beat_index` at `offset`, before any frame is known.
+    fn process(aggregator: &mut PartitionAggregator, offset: i64, agent: &str, beat_index: i64) {
+        process_with(aggregator, offset, claim(agent, beat_index), &Frames::default());
     }
 
-    fn take_with(aggregator: &mut PartitionAggregator, offset: i64, claim: Claim<'_>, frames: &Frames) -> Vec<Output> {
+    fn process_with(
+        aggregator: &mut PartitionAggregator,
+        offset: i64,
+        claim: Claim<'_>,
+        frames: &Frames,
+    ) -> Vec<Output> {
         let mut outputs = Vec::new();
         let raw = || RawRecord { key: None, value: Some(vec![7]) };
-        aggregator.take(offset, DecodedClaim::Valid(claim), frames, raw, &mut outputs);
+        aggregator.process(offset, DecodedClaim::Valid(claim), frames, raw, &mut outputs);
         outputs
     }
 
@@ -302,7 +308,7 @@ mod tests {
         outputs
     }
 
-    /// The windows that close, as (downbeat, counted, late, invalid).
+    /// The closed windows, as (downbeat, counted, late, invalid).
     fn closed(outputs: &[Output]) -> Vec<(i64, i64, i64, i64)> {
         let shares = outputs.iter().filter_map(|output| match output {
             Output::WindowClosed(closed) => Some(closed),
@@ -317,68 +323,68 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_counts_in_its_beats_window_and_the_window_closes_at_the_next_downbeats_line() {
+    fn claim_in_time_counts_in_the_window_of_its_beat() {
         let mut aggregator = PartitionAggregator::new(0, beat(0), 0, 0);
         // Bars of 2: windows [0, 2) and [2, 4); the boundaries of beats 0 to 2 are 0, 3 and 5.
         let table = frames(2, 0, &[0, 3, 5]);
         for (offset, beat_index) in [(0, 0), (1, 0), (2, 0), (3, 1), (4, 0)] {
-            take(&mut aggregator, offset, &format!("a{offset}"), beat_index);
+            process(&mut aggregator, offset, &format!("a{offset}"), beat_index);
         }
         assert_eq!(closed(&advance(&mut aggregator, &table)), [(0, 5, 0, 0)]);
     }
 
     #[test]
-    fn a_window_waits_until_its_line_is_reached() {
+    fn window_closes_only_when_its_closing_boundary_is_reached() {
         let mut aggregator = PartitionAggregator::new(0, beat(0), 0, 0);
         let table = frames(2, 0, &[0, 3, 5]);
         for offset in 0..4 {
-            take(&mut aggregator, offset, "a", 0);
+            process(&mut aggregator, offset, "a", 0);
         }
         assert_eq!(closed(&advance(&mut aggregator, &table)), []);
-        // A record past the boundary proves that nothing below it is to come.
-        take(&mut aggregator, 5, "b", 2);
+        // A record past the boundary proves that no record below it is to come.
+        process(&mut aggregator, 5, "b", 2);
         assert_eq!(closed(&advance(&mut aggregator, &table)), [(0, 4, 0, 0)]);
     }
 
     #[test]
-    fn a_quiet_partition_closes_with_the_beats() {
+    fn partition_without_claims_closes_its_windows() {
         let mut aggregator = PartitionAggregator::new(0, beat(0), 0, 0);
         assert_eq!(closed(&advance(&mut aggregator, &frames(2, 0, &[0, 0, 0, 0, 0]))), [(0, 0, 0, 0), (2, 0, 0, 0)]);
     }
 
     #[test]
-    fn claims_past_the_newest_line_wait_for_the_next_frame() {
+    fn claim_past_the_newest_boundary_waits_for_the_next_frame() {
         let mut aggregator = PartitionAggregator::new(0, beat(0), 0, 0);
-        take(&mut aggregator, 0, "a", 0);
+        process(&mut aggregator, 0, "a", 0);
         assert!(advance(&mut aggregator, &frames(2, 0, &[0])).is_empty());
-        assert_eq!(aggregator.waiting(), 1);
+        assert_eq!(aggregator.pending(), 1);
         advance(&mut aggregator, &frames(2, 0, &[0, 1]));
-        assert_eq!(aggregator.waiting(), 0);
+        assert_eq!(aggregator.pending(), 0);
     }
 
     #[test]
-    fn a_claim_of_an_earlier_window_is_late_in_the_window_that_owns_its_offset() {
+    fn claim_after_the_grace_is_late_in_the_window_that_owns_its_offset() {
         let mut aggregator = PartitionAggregator::new(0, beat(0), 0, 0);
         let table = frames(2, 0, &[0, 0, 0, 1, 1]);
-        take(&mut aggregator, 0, "a", 1);
+        process(&mut aggregator, 0, "a", 1);
         assert_eq!(closed(&advance(&mut aggregator, &table)), [(0, 0, 0, 0), (2, 0, 1, 0)]);
     }
 
     #[test]
-    fn within_the_grace_it_counts() {
+    fn claim_within_the_grace_counts() {
         let mut aggregator = PartitionAggregator::new(0, beat(0), 0, 0);
         // Window [0, 2) closes at the boundary of beat 3; the claim arrives on beat 2.
         let table = frames(2, 1, &[0, 0, 0, 1, 1, 1]);
-        take(&mut aggregator, 0, "a", 1);
+        process(&mut aggregator, 0, "a", 1);
         assert_eq!(closed(&advance(&mut aggregator, &table)), [(0, 1, 0, 0), (2, 0, 0, 0)]);
     }
 
     #[test]
-    fn a_claim_for_a_beat_not_issued_on_its_arrival_is_a_dead_letter() {
+    fn claim_for_a_beat_not_published_on_its_arrival_is_a_dead_letter() {
         for beat_index in [1, -1, i64::MAX] {
             let mut aggregator = PartitionAggregator::new(0, beat(0), 0, 0);
-            // Read when beat 0 was the newest, it is judged when its arrival is known.
-            take_with(&mut aggregator, 0, claim("a", beat_index), &frames(2, 0, &[0]));
+            // Read when beat 0 was the newest, the claim is classified once its arrival beat is known.
+            process_with(&mut aggregator, 0, claim("a", beat_index), &frames(2, 0, &[0]));
             let outputs = advance(&mut aggregator, &frames(2, 0, &[0, 1, 1]));
             let [Output::DeadLetter { offset: 0, reason, raw }, Output::WindowClosed(_)] = &outputs[..] else {
                 panic!("{outputs:?}");
@@ -390,40 +396,40 @@ mod tests {
     }
 
     #[test]
-    fn a_claim_from_the_future_keeps_its_bytes_in_a_replay_too() {
+    fn claim_for_a_future_beat_keeps_its_bytes_in_a_replay() {
         let mut aggregator = PartitionAggregator::new(0, beat(0), 0, 0);
-        // Beat 3 is long issued when the log is read again, but was not when the claim arrived.
+        // Beat 3 is published when the log is read again, but was not when the claim arrived.
         let table = frames(2, 0, &[0, 1, 1, 1, 1]);
-        take_with(&mut aggregator, 0, claim("a", 3), &table);
-        let outputs = take_with(&mut aggregator, 1, claim("a", 4), &table);
+        process_with(&mut aggregator, 0, claim("a", 3), &table);
+        let outputs = process_with(&mut aggregator, 1, claim("a", 4), &table);
         let [Output::DeadLetter { offset: 0, raw, .. }, ..] = &outputs[..] else { panic!("{outputs:?}") };
         assert_eq!(raw.value.as_deref(), Some(&[7][..]));
     }
 
     #[test]
-    fn what_it_took_before_is_not_taken_again() {
+    fn record_processed_before_is_ignored() {
         let mut aggregator = PartitionAggregator::new(0, beat(0), 0, 0);
-        take(&mut aggregator, 0, "a", 0);
-        take(&mut aggregator, 0, "a", 0);
+        process(&mut aggregator, 0, "a", 0);
+        process(&mut aggregator, 0, "a", 0);
         assert_eq!(closed(&advance(&mut aggregator, &frames(2, 0, &[0, 1, 1]))), [(0, 1, 0, 0)]);
     }
 
     #[test]
-    fn a_fold_that_begins_later_leaves_earlier_windows_alone() {
+    fn claim_of_a_window_before_the_start_position_is_not_counted() {
         let table = frames(2, 2, &[0, 1, 2, 4, 5, 6, 7]);
         let mut aggregator = PartitionAggregator::new(0, beat(2), 2, 0);
-        // Offsets 2 and 3 arrive on beat 2: one for the window before, within its grace.
-        take(&mut aggregator, 2, "a", 1);
-        take(&mut aggregator, 3, "b", 2);
-        aggregator.reached(7, 0);
+        // Offsets 2 and 3 arrive on beat 2: one is for the window before, within its grace.
+        process(&mut aggregator, 2, "a", 1);
+        process(&mut aggregator, 3, "b", 2);
+        aggregator.skip_to(7, 0);
         assert_eq!(closed(&advance(&mut aggregator, &table)), [(2, 1, 0, 0)]);
     }
 
     #[test]
-    fn a_window_whose_head_is_gone_is_not_retained_but_an_empty_range_is() {
-        let retained = |boundaries: &[i64], low| {
-            let mut aggregator = PartitionAggregator::new(0, beat(0), boundaries[0], low);
-            aggregator.reached(boundaries[boundaries.len() - 1], low);
+    fn window_with_expired_claims_is_not_retained_but_an_empty_range_is() {
+        let retained = |boundaries: &[i64], log_start| {
+            let mut aggregator = PartitionAggregator::new(0, beat(0), boundaries[0], log_start);
+            aggregator.skip_to(boundaries[boundaries.len() - 1], log_start);
             let outputs = advance(&mut aggregator, &frames(2, 0, boundaries));
             let [Output::WindowClosed(closed)] = &outputs[..] else { panic!("{outputs:?}") };
             closed.retained
@@ -435,11 +441,11 @@ mod tests {
     }
 
     #[test]
-    fn distinct_means_distinct() {
+    fn repeated_agents_and_tasks_count_once() {
         let mut aggregator = PartitionAggregator::new(0, beat(0), 0, 0);
         for (offset, agent, task) in [(0, "a", "t"), (1, "a", "t"), (2, "a", "u"), (3, "b", "t")] {
             let claim = Claim { task: task.into(), done: true, on_time_review: true, ..claim(agent, 0) };
-            take_with(&mut aggregator, offset, claim, &Frames::default());
+            process_with(&mut aggregator, offset, claim, &Frames::default());
         }
         let outputs = advance(&mut aggregator, &frames(2, 0, &[0, 4, 4]));
         let [Output::WindowClosed(closed)] = &outputs[..] else { panic!("{outputs:?}") };

@@ -1,14 +1,14 @@
-//! The report of a window: a pure function of its frames and its counts.
+//! A window's report, a pure function of its frames and its counts.
 
 use backbeat_schemas::{BarReport, BeatFrame};
 
 use super::{Counts, Frames, LOGIC, Window};
 
-/// The report of `window`; `None` while the frame of its closing beat is not in the table.
+/// Returns the report of `window`, or `None` if the frame of its closing beat is not in the table.
 pub fn bar_report(frames: &Frames, window: &Window, counts: &Counts) -> Option<BarReport> {
     let opening = frames.get(window.from)?;
     let next = frames.get(window.end)?;
-    let partitions = frames.get(window.closes)?.claim_offsets.len() as i32;
+    let partitions = frames.get(window.closing)?.claim_offsets.len() as i32;
     let boundary = |frame: &BeatFrame| (0..partitions).map(|partition| frame.boundary(partition)).collect();
     let drift = |frame: &BeatFrame| frame.emitted_at.millis_since(frame.scheduled_at).saturating_abs();
     let beats = || frames.range(window.from, window.end);
@@ -57,7 +57,7 @@ fn issues<'f>(beats: impl Iterator<Item = &'f BeatFrame>, degraded_beats: i64, c
     let mut issues: Vec<String> = counted
         .into_iter()
         .filter(|(count, _)| *count > 0)
-        .map(|(count, what)| format!("{count} {what}"))
+        .map(|(count, label)| format!("{count} {label}"))
         .chain(outages)
         .collect();
     issues.sort();
@@ -70,9 +70,9 @@ mod tests {
     use crate::core::testing::{beat, frames_of_partitions};
 
     #[test]
-    fn says_what_the_frames_and_the_counts_say() {
+    fn report_of_a_closed_window_has_the_values_of_its_frames_and_counts() {
         let mut frames = frames_of_partitions(2, 0, &[&[0, 1, 4], &[0, 0, 2]]);
-        let window = frames.window_of(beat(0)).expect("it is there");
+        let window = frames.window_of(beat(0)).expect("the window is in the table");
         let counts = Counts {
             agents: 3,
             claims: 5,
@@ -99,11 +99,11 @@ mod tests {
     }
 
     #[test]
-    fn a_re_anchored_beat_is_an_outage_and_a_drift() {
+    fn re_anchored_beat_is_reported_as_outage_and_drift() {
         let table = frames_of_partitions(2, 0, &[&[0, 0, 0]]);
         let mut late = Frames::default();
         for beat_index in 0..3 {
-            let mut frame = table.get(beat(beat_index)).expect("it is there").clone();
+            let mut frame = table.get(beat(beat_index)).expect("the frame is in the table").clone();
             if beat_index == 1 {
                 frame.emitted_at = frame.scheduled_at.plus_millis(7_000);
                 frame.anchor_beat = frame.beat_index;
@@ -112,7 +112,7 @@ mod tests {
             }
             late.push(frame).expect("consecutive");
         }
-        let window = late.window_of(beat(0)).expect("it is there");
+        let window = late.window_of(beat(0)).expect("the window is in the table");
         let report = bar_report(&late, &window, &Counts::default()).expect("complete");
         assert_eq!((report.tempo_drift_ms, report.degraded_beats), (7_000, 1));
         assert_eq!(report.issues, ["1 degraded beats", "pulse outage of 7000 ms before beat 1"]);

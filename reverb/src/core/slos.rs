@@ -1,39 +1,39 @@
-//! Whether the promises about time are kept, as one member sees it.
+//! The SLOs about latency, measured by one member.
 
 use std::collections::VecDeque;
 
 use backbeat_schemas::{BarReport, BeatFrame, BeatIndex, Timestamp};
 use serde::Serialize;
 
-/// What is remembered of each promise: an hour at 16 BPM.
+/// Samples kept per SLO: about an hour of beats at 16 BPM.
 const MAX_SAMPLES: usize = 1_000;
-/// How late after its sending a beat may be in a subscriber's hands (PER-001).
+/// The SLO of the time from a beat's sending to its arrival at a subscriber (PER-001).
 const BEAT_DELIVERY_MS: i64 = 100;
-/// How far from its schedule a beat may be sent.
+/// The SLO of the time between a beat's schedule and its sending.
 const PULSE_JITTER_MS: i64 = 20;
 
-/// A promise, and what became of it lately.
+/// One SLO and its recent measurements.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Slo {
     /// `rollup_delay`, `beat_delivery` or `pulse_jitter`.
     pub name: &'static str,
-    /// In words, with its source.
+    /// The requirement in words, with its source.
     pub requirement: &'static str,
-    /// What the 95th percentile may be at most, in milliseconds; `None` while no beat was heard.
+    /// The limit of the 95th percentile, in milliseconds; `None` before the first beat, where it depends on the tempo.
     pub limit_ms: Option<i64>,
-    /// The 95th percentile of the last 1,000, in milliseconds; `None` while nothing was seen.
+    /// The 95th percentile of the last 1,000 samples, in milliseconds; `None` without samples.
     pub p95_ms: Option<i64>,
-    /// How many were seen lately.
+    /// The number of samples, at most 1,000.
     pub samples: usize,
-    /// Whether it holds; `None` while nothing was seen.
+    /// True if the SLO is met; `None` without samples.
     #[serde(rename = "holds")]
     pub met: Option<bool>,
 }
 
-/// The beats and reports that a member met while they were new.
+/// Measures the SLOs on the beats and reports that a member reads while they are new.
 #[derive(Debug)]
 pub struct Slos {
-    /// What was sent before is history.
+    /// Frames sent before this instant are ignored: they were not read as they came.
     since: Timestamp,
     beats: VecDeque<Beat>,
     delivery: Samples,
@@ -60,7 +60,7 @@ impl Samples {
         self.0.push_back(millis);
     }
 
-    /// The 95th percentile, by the nearest rank.
+    /// Returns the 95th percentile, by the nearest rank.
     fn p95(&self) -> Option<i64> {
         let mut sorted: Vec<i64> = self.0.iter().copied().collect();
         sorted.sort_unstable();
@@ -70,7 +70,7 @@ impl Samples {
 }
 
 impl Slos {
-    /// Nothing was seen yet, and what was sent before `since` does not count.
+    /// Starts without samples. Frames sent before `since` are ignored.
     pub fn new(since: Timestamp) -> Self {
         Self {
             since,
@@ -82,8 +82,8 @@ impl Slos {
         }
     }
 
-    /// A frame was read at `now`. Returns how long it took, in milliseconds, if it is a new one.
-    pub fn beat(&mut self, frame: &BeatFrame, now: Timestamp) -> Option<i64> {
+    /// Measures a frame that was read at `now`. Returns its delivery time in milliseconds if it is a new one.
+    pub fn observe_frame(&mut self, frame: &BeatFrame, now: Timestamp) -> Option<i64> {
         let is_new = self.beats.back().is_none_or(|last| frame.beat_index > last.index);
         if !is_new || frame.emitted_at < self.since {
             return None;
@@ -99,8 +99,8 @@ impl Slos {
         Some(delivered_after)
     }
 
-    /// A report was read at `now`.
-    pub fn report(&mut self, report: &BarReport, now: Timestamp) {
+    /// Measures a report that was read at `now`, if it is the first of its window.
+    pub fn observe_report(&mut self, report: &BarReport, now: Timestamp) {
         let closing = report.to_beat.plus(1 + u32::from(report.grace_beats));
         let is_first = self.reported.is_none_or(|last| report.from_beat > last);
         if let Some(beat) = self.beats.iter().rev().find(|beat| beat.index == closing).filter(|_| is_first) {
@@ -109,7 +109,7 @@ impl Slos {
         }
     }
 
-    /// Returns the SLOs with what was measured so far.
+    /// Returns the SLOs with their measurements.
     pub fn snapshot(&self) -> [Slo; 3] {
         let period_ms = self.beats.back().map(|beat| beat.period_ms);
         let slo = |name, requirement, limit_ms: Option<i64>, samples: &Samples| {
@@ -145,32 +145,32 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_before_the_start_or_was_met_before_does_not_count() {
+    fn frame_sent_before_the_start_or_read_again_is_not_measured() {
         let table = frames(2, 0, &[0; 5]);
         let mut slos = Slos::new(at(2_000));
-        let frame = |index| table.get(beat(index)).expect("it is there");
-        assert_eq!(slos.beat(frame(1), at(9_000)), None);
-        assert_eq!(slos.beat(frame(2), at(2_030)), Some(30));
-        assert_eq!(slos.beat(frame(2), at(2_040)), None, "read again");
-        assert_eq!(slos.beat(frame(3), at(3_200)), Some(200));
+        let frame = |index| table.get(beat(index)).expect("the frame is in the table");
+        assert_eq!(slos.observe_frame(frame(1), at(9_000)), None);
+        assert_eq!(slos.observe_frame(frame(2), at(2_030)), Some(30));
+        assert_eq!(slos.observe_frame(frame(2), at(2_040)), None, "read again");
+        assert_eq!(slos.observe_frame(frame(3), at(3_200)), Some(200));
         let [_, delivery, jitter] = slos.snapshot();
         assert_eq!((delivery.p95_ms, delivery.samples, delivery.met), (Some(200), 2, Some(false)));
         assert_eq!((jitter.p95_ms, jitter.met), (Some(0), Some(true)));
     }
 
     #[test]
-    fn a_report_is_measured_from_its_closing_beat_and_once() {
+    fn report_read_twice_is_measured_once_from_its_closing_beat() {
         let table = frames(2, 1, &[0; 5]);
         let mut slos = Slos::new(at(0));
         let [rollup, ..] = slos.snapshot();
         assert_eq!((rollup.limit_ms, rollup.met), (None, None));
         for frame in table.range(beat(0), beat(5)) {
-            assert_eq!(slos.beat(frame, frame.emitted_at), Some(0));
+            assert_eq!(slos.observe_frame(frame, frame.emitted_at), Some(0));
         }
-        let window = table.window_of(beat(0)).expect("it is there");
-        let report = bar_report(&table, &window, &Counts::default()).expect("it is closed");
-        slos.report(&report, at(3_070));
-        slos.report(&report, at(5_000));
+        let window = table.window_of(beat(0)).expect("the window is in the table");
+        let report = bar_report(&table, &window, &Counts::default()).expect("the closing frame is in the table");
+        slos.observe_report(&report, at(3_070));
+        slos.observe_report(&report, at(5_000));
         let [rollup, ..] = slos.snapshot();
         assert_eq!((rollup.limit_ms, rollup.p95_ms, rollup.samples), (Some(1_000), Some(70), 1));
     }

@@ -1,4 +1,4 @@
-//! Where a partition's aggregator begins.
+//! The start position of a partition's aggregator, from its committed offset.
 
 use std::collections::BTreeMap;
 
@@ -6,66 +6,68 @@ use backbeat_schemas::{BeatFrame, BeatIndex};
 
 use super::{Frames, PartitionAggregator};
 
-/// What is committed for a partition: an offset and, in its metadata, the downbeat that it is the boundary of.
+/// The committed offset of a partition, and from its metadata the downbeat whose boundary it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Committed {
-    /// The offset.
+pub struct CommittedOffset {
+    /// The committed offset.
     pub offset: i64,
-    /// The downbeat. A reset changes the offset and leaves this, or takes it away.
+    /// The downbeat. A reset of the group changes the offset, but keeps the metadata or removes it.
     pub downbeat: Option<i64>,
 }
 
-impl Committed {
-    /// What `metadata` says beside `offset`. Metadata that is not ours says nothing.
+impl CommittedOffset {
+    /// Parses the metadata committed with `offset`. Metadata in another format is ignored.
     pub fn parse(offset: i64, metadata: &str) -> Self {
         Self { offset, downbeat: metadata.strip_prefix("1:").and_then(|downbeat| downbeat.parse().ok()) }
     }
 
-    /// The metadata to commit.
+    /// Returns the metadata to commit.
     pub fn metadata(&self) -> String {
         self.downbeat.map_or_else(String::new, |downbeat| format!("1:{downbeat}"))
     }
 
-    /// Whether a aggregator may begin at `frame` or before it. If so, it holds for every later frame, too.
-    pub fn reached_by(&self, frame: &BeatFrame, partition: i32, lows: &BTreeMap<i32, i64>) -> bool {
+    /// Returns true if an aggregator may start at or before the beat of `frame`. Then this is true of all later ones.
+    pub fn starts_by(&self, frame: &BeatFrame, partition: i32, log_starts: &BTreeMap<i32, i64>) -> bool {
         self.downbeat.is_some_and(|downbeat| frame.beat_index.get() >= downbeat)
-            || self.is_after(frame, partition, lows)
+            || self.allows_start(frame, partition, log_starts)
     }
 
-    /// The aggregator of `partition`, where the logs of all partitions begin at `lows`; `None` while `frames`
-    /// does not reach there. The table must reach back to the first frame that [`Self::reached_by`] accepts.
+    /// Creates the aggregator of `partition`. `log_starts` has the log start offsets of all partitions. Returns `None`
+    /// if `frames` does not reach the start position yet. The table must reach back to the first frame for which
+    /// [`Self::starts_by`] is true.
     ///
-    /// The downbeat is trusted only where its boundary is the committed offset. Otherwise it is that of the
-    /// oldest window at or after the offset whose claims are retained in every partition.
-    pub fn aggregator(
+    /// The committed downbeat is trusted only if its boundary equals the committed offset. Otherwise the aggregator
+    /// starts at the oldest window at or after the offset whose claims are retained in every partition.
+    pub fn start_aggregator(
         &self,
         partition: i32,
         frames: &Frames,
-        lows: &BTreeMap<i32, i64>,
+        log_starts: &BTreeMap<i32, i64>,
     ) -> Option<PartitionAggregator> {
-        let start = self.start(partition, frames, lows)?;
+        let start = self.start(partition, frames, log_starts)?;
         let boundary = frames.get(start)?.boundary(partition);
-        Some(PartitionAggregator::new(partition, start, boundary, lows.get(&partition).copied().unwrap_or(0)))
+        Some(PartitionAggregator::new(partition, start, boundary, log_starts.get(&partition).copied().unwrap_or(0)))
     }
 
-    fn start(&self, partition: i32, frames: &Frames, lows: &BTreeMap<i32, i64>) -> Option<BeatIndex> {
+    fn start(&self, partition: i32, frames: &Frames, log_starts: &BTreeMap<i32, i64>) -> Option<BeatIndex> {
         let (first, last) = (frames.first()?.beat_index, frames.last()?.beat_index);
         if let Some(downbeat) = self.downbeat.and_then(|downbeat| BeatIndex::try_from(downbeat).ok()) {
             if downbeat > last {
-                // It was committed, so it is in the log, and will be in the table.
+                // The downbeat was committed, so its frame is in the log and will be in the table.
                 return None;
             }
             if frames.get(downbeat).is_some_and(|frame| frame.downbeat && frame.boundary(partition) == self.offset) {
                 return Some(downbeat);
             }
         }
-        let after = frames.range(first, last.plus(1)).find(|frame| self.is_after(frame, partition, lows))?;
+        let after = frames.range(first, last.plus(1)).find(|frame| self.allows_start(frame, partition, log_starts))?;
         frames.downbeat_from(after.beat_index)
     }
 
-    /// Whether a window that opens with `frame` lies at or after the offset, and is whole.
-    fn is_after(&self, frame: &BeatFrame, partition: i32, lows: &BTreeMap<i32, i64>) -> bool {
-        frame.boundary(partition) >= self.offset && lows.iter().all(|(other, low)| frame.boundary(*other) >= *low)
+    /// Returns true if a window that opens with `frame` lies at or after the offset and is wholly retained.
+    fn allows_start(&self, frame: &BeatFrame, partition: i32, log_starts: &BTreeMap<i32, i64>) -> bool {
+        frame.boundary(partition) >= self.offset
+            && log_starts.iter().all(|(other, log_start)| frame.boundary(*other) >= *log_start)
     }
 }
 
@@ -74,31 +76,35 @@ mod tests {
     use super::*;
     use crate::core::testing::{beat, frames_of_partitions};
 
-    /// Where the aggregator of partition 0 begins, among bars of two beats with boundaries 0, 1, 2, … in it and
-    /// 0, 10, 20, … in another.
-    fn start(offset: i64, downbeat: Option<i64>, lows: [i64; 2]) -> Option<BeatIndex> {
+    /// Returns the start position of partition 0, among bars of two beats with boundaries 0, 1, 2, … in partition 0 and
+    /// 0, 10, 20, … in partition 1.
+    fn start(offset: i64, downbeat: Option<i64>, log_starts: [i64; 2]) -> Option<BeatIndex> {
         let frames = frames_of_partitions(2, 0, &[&[0, 1, 2, 3, 4, 5, 6], &[0, 10, 20, 30, 40, 50, 60]]);
-        Committed { offset, downbeat }.start(0, &frames, &BTreeMap::from([(0, lows[0]), (1, lows[1])]))
+        CommittedOffset { offset, downbeat }.start(
+            0,
+            &frames,
+            &BTreeMap::from([(0, log_starts[0]), (1, log_starts[1])]),
+        )
     }
 
     #[test]
-    fn metadata_says_what_it_said_and_foreign_metadata_nothing() {
-        let committed = Committed { offset: 7, downbeat: Some(12) };
-        assert_eq!(Committed::parse(7, &committed.metadata()), committed);
+    fn committed_metadata_round_trips_and_foreign_metadata_is_ignored() {
+        let committed = CommittedOffset { offset: 7, downbeat: Some(12) };
+        assert_eq!(CommittedOffset::parse(7, &committed.metadata()), committed);
         for foreign in ["", "12", "2:12", "1:", "1:x", "1:99999999999999999999"] {
-            assert_eq!(Committed::parse(7, foreign), Committed { offset: 7, downbeat: None }, "{foreign}");
+            assert_eq!(CommittedOffset::parse(7, foreign), CommittedOffset { offset: 7, downbeat: None }, "{foreign}");
         }
     }
 
     #[test]
-    fn metadata_is_trusted_where_its_line_is_the_offset() {
+    fn committed_downbeat_is_trusted_only_if_its_boundary_is_the_offset() {
         assert_eq!(start(2, Some(2), [0, 0]), Some(beat(2)));
         assert_eq!(start(4, Some(2), [0, 0]), Some(beat(4)), "a reset moved the offset");
-        assert_eq!(start(2, Some(2), [3, 0]), Some(beat(2)), "a window that lost its head is told so");
+        assert_eq!(start(2, Some(2), [3, 0]), Some(beat(2)), "the aggregator marks this window as not retained");
     }
 
     #[test]
-    fn without_metadata_it_is_the_first_whole_window_at_or_after_the_offset() {
+    fn offset_without_metadata_starts_at_the_first_retained_window_after_it() {
         assert_eq!(start(0, None, [0, 0]), Some(beat(0)));
         assert_eq!(start(1, None, [0, 0]), Some(beat(2)));
         assert_eq!(start(0, None, [0, 11]), Some(beat(2)));
@@ -106,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_table_does_not_have_yet_is_waited_for() {
+    fn start_position_past_the_table_is_not_known_yet() {
         assert_eq!(start(8, Some(8), [0, 0]), None);
         assert_eq!(start(8, None, [0, 0]), None);
     }

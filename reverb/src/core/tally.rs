@@ -1,4 +1,4 @@
-//! What is counted in one window.
+//! The counts of one window.
 
 use hashbrown::HashMap;
 
@@ -9,32 +9,32 @@ use super::{Claim, partition_of};
 pub struct Counts {
     /// Distinct agents with a counted claim.
     pub agents: i64,
-    /// Distinct tasks in review or done with budget left.
+    /// Distinct tasks in state review or done with budget left.
     pub on_time_reviews: i64,
     /// Distinct tasks with help fulfilled.
     pub help_fulfilled: i64,
     /// Distinct agents with a failed secret rotation.
     pub rotation_failed_agents: i64,
-    /// Distinct tasks done.
+    /// Distinct tasks in state done.
     pub tasks_done: i64,
-    /// Distinct tasks failed.
+    /// Distinct tasks in state failed.
     pub tasks_failed: i64,
     /// Counted claims.
     pub claims: i64,
-    /// Counted claims made without hearing beats.
+    /// Counted claims made while their agent received no beats.
     pub degraded_claims: i64,
-    /// Late claims in the owned offsets.
+    /// Late claims in the offsets that the window owns.
     pub late_claims: i64,
-    /// Invalid claims in the owned offsets.
+    /// Invalid claims in the offsets that the window owns.
     pub invalid_claims: i64,
-    /// Those of them whose schema nobody knows.
+    /// Invalid claims whose schema id the registry does not know.
     pub unknown_schema_claims: i64,
 }
 
 impl Counts {
-    /// Adds another partition's share.
+    /// Adds the counts of another partition's share.
     pub fn add(&mut self, other: &Self) {
-        // A partial is what its writer says; no number of it ends the merge.
+        // A partial may have been written by anyone: an overflow must not stop the merge.
         let add = |sum: &mut i64, share: i64| *sum = sum.saturating_add(share);
         add(&mut self.agents, other.agents);
         add(&mut self.on_time_reviews, other.on_time_reviews);
@@ -50,9 +50,9 @@ impl Counts {
     }
 }
 
-/// A window's counts in the making, with the sets that make them distinct.
+/// A window's counts while they are collected, with the sets of agents and tasks that they are distinct over.
 ///
-/// Only sizes of sets get out, so the order of a hash map never shows.
+/// Only the sizes of the sets leave this type, so the iteration order of hash maps cannot reach a report.
 #[derive(Debug, Clone, Default)]
 pub struct Tally {
     agents: HashMap<String, Agent>,
@@ -99,23 +99,23 @@ impl Tally {
         agent.tasks.entry_ref(&*claim.task).or_default().add(task);
     }
 
-    /// Notes a late claim.
-    pub fn late(&mut self) {
+    /// Counts a late claim.
+    pub fn count_late(&mut self) {
         self.late_claims += 1;
     }
 
-    /// Notes an invalid claim.
-    pub fn invalid(&mut self, unknown_schema: bool) {
+    /// Counts an invalid claim.
+    pub fn count_invalid(&mut self, unknown_schema: bool) {
         self.invalid_claims += 1;
         self.unknown_schema_claims += i64::from(unknown_schema);
     }
 
-    /// Takes in another partition's share; distinct stays distinct.
-    pub fn absorb(&mut self, other: Self) {
-        for (name, theirs) in other.agents {
+    /// Adds another partition's share. An agent or task in both counts once.
+    pub fn add(&mut self, other: Self) {
+        for (name, other) in other.agents {
             let agent = self.agents.entry(name).or_default();
-            agent.rotation_failed |= theirs.rotation_failed;
-            for (name, task) in theirs.tasks {
+            agent.rotation_failed |= other.rotation_failed;
+            for (name, task) in other.tasks {
                 agent.tasks.entry(name).or_default().add(task);
             }
         }
@@ -126,18 +126,18 @@ impl Tally {
         self.unknown_schema_claims += other.unknown_schema_claims;
     }
 
-    /// Counted claims so far.
+    /// Returns the number of counted claims so far.
     pub fn claims(&self) -> i64 {
         self.claims
     }
 
-    /// Whether an agent's claims lie in another partition than murmur2 gives it among `partitions`:
-    /// then distinct counts of partitions do not add up.
+    /// Returns true if murmur2 places any of the agents in another of the `partitions` than this one. Then the distinct
+    /// counts of the partitions do not add up.
     pub fn is_misplaced(&self, partition: i32, partitions: usize) -> bool {
         self.agents.keys().any(|agent| partition_of(agent.as_bytes(), partitions) as i64 != i64::from(partition))
     }
 
-    /// The counts.
+    /// Returns the counts.
     pub fn counts(&self) -> Counts {
         let mut counts = Counts {
             agents: self.agents.len() as i64,

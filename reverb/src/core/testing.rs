@@ -1,4 +1,4 @@
-//! Frames and claims for the core's tests.
+//! Frames and claims for the tests of the core.
 
 use backbeat_schemas::{BeatFrame, BeatIndex, HlcClock, Phase, Tempo, Timestamp, WindowId};
 
@@ -22,12 +22,12 @@ pub(crate) fn claim(agent: &str, beat: i64) -> Claim<'static> {
     }
 }
 
-/// Beats from 0, one a second, with these boundaries in partition 0, the only one.
+/// Returns frames from beat 0 on, one a second, with these boundaries in the only partition, 0.
 pub(crate) fn frames(bar_length: u16, grace_beats: u16, boundaries: &[i64]) -> Frames {
     frames_of_partitions(bar_length, grace_beats, &[boundaries])
 }
 
-/// The same for more partitions, each with its own boundaries.
+/// Returns frames from beat 0 on, one a second, with these boundaries by partition.
 pub(crate) fn frames_of_partitions(bar_length: u16, grace_beats: u16, boundaries: &[&[i64]]) -> Frames {
     let mut frames = Frames::default();
     let mut clock = HlcClock::new(1);

@@ -3,7 +3,7 @@
 use backbeat_broker::{GroupProtocol, KafkaArgs};
 use backbeat_service::{HttpArgs, LogArgs};
 
-/// Windows the claims by beat and publishes one `BarReport` per bar, exactly once.
+/// Aggregates claims into windows by beat and publishes one `BarReport` per bar, exactly once.
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "reverb", version)]
 pub struct Args {
@@ -11,23 +11,23 @@ pub struct Args {
     #[arg(long, env = "BACKBEAT_CLUSTER", default_value = "backbeat")]
     pub cluster: String,
 
-    /// This member's name, in logs and partials; a random part is added.
+    /// This member's name in logs and partials; a random suffix is added.
     #[arg(long, env = "BACKBEAT_NODE", default_value = "reverb")]
     pub node: String,
 
-    /// Stop with an error if a window opens with another number of beats. The prototype's spelling, --bar-length, works too.
+    /// Stop with an error if a window opens with another number of beats (the prototype's --bar-length works too).
     #[arg(long, alias = "bar-length", value_name = "BEATS")]
     pub expect_bar_length: Option<u16>,
 
-    /// Whether a replay writes reports that are there already with the same bytes.
+    /// Which reports a replay writes: only missing or different ones, or also identical ones.
     #[arg(long, value_enum, default_value_t = Reemit::Changed)]
     pub reemit: Reemit,
 
-    /// How members agree on who reads which partition; all of a group the same.
+    /// Rebalance protocol of the consumer group; the same for all members.
     #[arg(long, value_enum, default_value_t = GroupProtocol::Classic)]
     pub group_protocol: GroupProtocol,
 
-    /// Port of the HTTP server, 0 for a free one.
+    /// Port of the HTTP server; 0 picks a free one.
     #[arg(long, env = "BACKBEAT_ADMIN_PORT", default_value_t = 8082)]
     pub admin_port: u16,
 
@@ -44,11 +44,11 @@ pub struct Args {
     pub log: LogArgs,
 }
 
-/// Which reports a replay writes.
+/// The reports that a replay writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Reemit {
-    /// Those that are missing or different.
+    /// Missing or different reports only.
     Changed,
-    /// All of them.
+    /// All reports, identical ones too.
     Always,
 }

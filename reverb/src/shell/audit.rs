@@ -1,7 +1,7 @@
-//! Reports computed again from the log, and compared with those that were published.
+//! Recomputes reports from the log and compares them with the published ones.
 //!
-//! Each partition is read once, in order, several of them at a time; nothing is written, and reverb's group
-//! is left alone.
+//! Several partitions are read at a time, each once and in order. Nothing is written, and reverb's consumer group is
+//! left alone.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -16,67 +16,67 @@ use backbeat_service::Shutdown;
 use tokio::runtime::Handle;
 
 use super::frame_table::FrameTable;
-use super::merger::body;
+use super::merger::avro_body;
 use super::recompute::Recompute;
 use crate::core::{ClosedWindow, Frames, Tally, Window, bar_report};
 
-/// Windows that are computed together: their claims are counted in memory.
+/// Windows recomputed together. Their tallies are all in memory.
 const CHUNK: usize = 32;
-/// Partitions that are read at a time.
+/// Partitions read at a time.
 const READERS: usize = 4;
 const POLL: Duration = Duration::from_millis(100);
 
-/// The windows to look at: those that have a beat in it.
+/// The windows to audit: those with a beat in this range.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct AuditRange {
-    /// The first beat; by default that of the oldest window.
+    /// The first beat. Defaults to that of the oldest window.
     pub from: Option<BeatIndex>,
-    /// The last beat; by default that of the newest window that can have a report.
+    /// The last beat. Defaults to that of the newest window that can have a report.
     pub to: Option<BeatIndex>,
 }
 
-/// What an audit found of one window.
+/// The result of the audit of one window.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Audited {
-    /// The window.
+    /// The window's id.
     pub window_id: WindowId,
-    /// Its downbeat.
+    /// The window's downbeat.
     pub from_beat: BeatIndex,
-    /// What there is.
+    /// The comparison with the published reports.
     pub finding: Finding,
 }
 
-/// How the published report compares with the log.
+/// The comparison of a window's published reports with the log.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Finding {
-    /// There is one report, and it has the same bytes.
+    /// One report, with the same bytes.
     Identical,
-    /// There are several; the newest has the same bytes.
+    /// Several reports, the newest with the same bytes.
     Duplicate {
-        /// How many.
+        /// The number of reports.
         reports: usize,
     },
     /// The newest report has other bytes.
     Different {
-        /// It.
+        /// The newest published report.
         published: Box<BarReport>,
-        /// What the log says.
+        /// The report computed from the log.
         computed: Box<BarReport>,
     },
-    /// There is no report.
+    /// No report.
     Missing,
-    /// The claims are no longer wholly there, so nothing can be said.
+    /// The window's claims are no longer wholly retained, so its report cannot be checked.
     NotRetained,
 }
 
-/// Audits the windows of `range`, in their order; `audited` is told of each, and of how many there are. Blocks.
+/// Audits the windows of `range` in order. Calls `on_audited` for each, with the number of windows. Blocks.
 pub fn audit(
     broker: &Broker,
     registry: &Registry,
     runtime: &Handle,
     range: AuditRange,
     stop: &Shutdown,
-    mut audited: impl FnMut(Audited, usize),
+    mut on_audited: impl FnMut(Audited, usize),
 ) -> anyhow::Result<()> {
     let frames = read_frames(broker, registry, runtime, range)?;
     let windows = windows(&frames, range);
@@ -85,11 +85,11 @@ pub fn audit(
     let reader = |_| Recompute::new(broker, registry, runtime);
     let mut readers = (0..READERS).map(reader).collect::<Result<Vec<_>, _>>()?;
     for chunk in windows.chunks(CHUNK) {
-        let tallies = count(&mut readers, &frames, chunk, stop)?;
+        let tallies = tally_windows(&mut readers, &frames, chunk, stop)?;
         for (window, tally) in chunk.iter().zip(tallies) {
             let reports = published.remove(&window.from).unwrap_or_default();
             let finding = tally.map_or(Finding::NotRetained, |tally| compare(&frames, window, &tally, reports));
-            audited(Audited { window_id: window.id, from_beat: window.from, finding }, windows.len());
+            on_audited(Audited { window_id: window.id, from_beat: window.from, finding }, windows.len());
         }
     }
     Ok(())
@@ -99,11 +99,11 @@ pub fn audit(
 type Published = (BarReport, Vec<u8>);
 
 fn compare(frames: &Frames, window: &Window, tally: &Tally, mut reports: Vec<Published>) -> Finding {
-    let computed = bar_report(frames, window, &tally.counts()).expect("its closing frame is in the table");
+    let computed = bar_report(frames, window, &tally.counts()).expect("the closing frame is in the table");
     let count = reports.len();
     match reports.pop() {
         None => Finding::Missing,
-        Some((_, bytes)) if bytes == body(&computed) => match count {
+        Some((_, bytes)) if bytes == avro_body(&computed) => match count {
             1 => Finding::Identical,
             reports => Finding::Duplicate { reports },
         },
@@ -116,27 +116,27 @@ fn read_frames(broker: &Broker, registry: &Registry, runtime: &Handle, range: Au
     let newest = tail.last()?.context("no beat has been published yet")?.record;
     let reader = LogReader::new(broker, registry, runtime, TopicName::BeatFrames)?;
     let mut table = FrameTable::new(reader, newest.cluster_id.clone());
-    table.cover(range.from.unwrap_or_default())?;
-    // One bar and its grace behind the last beat, or all there is.
+    table.ensure_covers(range.from.unwrap_or_default())?;
+    // The table must reach the closing beat of the last window, or the newest beat.
     let enough = |frames: &Frames| {
         let last = frames.last().map(|last| last.beat_index);
-        let closes = range.to.and_then(|to| frames.window_of(to)).map(|window| window.closes);
+        let closes = range.to.and_then(|to| frames.window_of(to)).map(|window| window.closing);
         last >= Some(newest.beat_index) || (closes.is_some() && last >= closes)
     };
     while !enough(table.frames()) {
-        table.follow(POLL)?;
+        table.poll(POLL)?;
     }
     Ok(table.into_frames())
 }
 
-/// The windows of `range` that can have a report.
+/// Returns the windows of `range` that can have a report.
 fn windows(frames: &Frames, range: AuditRange) -> Vec<Window> {
     let oldest = frames.first().map(|first| first.beat_index).unwrap_or_default();
     let from = range.from.map_or(oldest, |from| from.max(oldest));
     let mut next = frames.window_of(from);
     let mut windows = Vec::new();
     while let Some(window) = next.filter(|window| range.to.is_none_or(|to| window.from <= to)) {
-        if frames.get(window.closes).is_none() {
+        if frames.get(window.closing).is_none() {
             break;
         }
         windows.push(window);
@@ -145,7 +145,7 @@ fn windows(frames: &Frames, range: AuditRange) -> Vec<Window> {
     windows
 }
 
-/// All reports since that of `first`, by their windows' downbeats.
+/// Reads all reports from that of `first` on, by their windows' downbeats.
 fn read_reports(
     broker: &Broker,
     registry: &Registry,
@@ -155,7 +155,7 @@ fn read_reports(
 ) -> anyhow::Result<BTreeMap<BeatIndex, Vec<Published>>> {
     let mut reader = LogReader::<BarReport>::new(broker, registry, runtime, TopicName::BarReports)?;
     let closed_at = frames.get(first.end).map(|next| next.scheduled_at).unwrap_or_default();
-    // A report's timestamp is its closed_at, so those of later windows lie behind it.
+    // A report's timestamp is its closed_at, so the reports of later windows have higher offsets.
     let (start, end) = (reader.offset_at(closed_at.millis())?, reader.end()?);
     let mut reports = BTreeMap::<_, Vec<_>>::new();
     reader.read(start, end, |entry| {
@@ -164,15 +164,16 @@ fn read_reports(
     Ok(reports)
 }
 
-/// What the claims of `windows` come to; `None` where they are not wholly retained.
-fn count(
+/// Counts the claims of `windows`, in all partitions. A window whose claims are not wholly retained has no tally.
+fn tally_windows(
     readers: &mut [Recompute],
     frames: &Frames,
     windows: &[Window],
     stop: &Shutdown,
 ) -> anyhow::Result<Vec<Option<Tally>>> {
     let (first, last) = (windows[0], windows[windows.len() - 1]);
-    let partitions_of = |window: &Window| frames.get(window.closes).map_or(0, |frame| frame.claim_offsets.len() as i32);
+    let partitions_of =
+        |window: &Window| frames.get(window.closing).map_or(0, |frame| frame.claim_offsets.len() as i32);
     let partitions = partitions_of(&last);
     let tallies = Mutex::new(vec![Some(Tally::default()); windows.len()]);
     let next = AtomicI32::new(0);
@@ -186,14 +187,14 @@ fn count(
             let mut tallies = tallies.lock().map_err(|_| anyhow!("another reader panicked"))?;
             for ClosedWindow { window, tally, retained } in shares {
                 if partition >= partitions_of(&window) {
-                    // It was added later, and is none of this window's.
+                    // The partition was added after this window closed, so the window has no share of it.
                     continue;
                 }
                 let place = windows.iter().position(|known| known.from == window.from);
-                let whole = &mut tallies[place.context("a aggregator closes the windows it was asked for")?];
-                match whole {
-                    Some(whole) if retained => whole.absorb(tally),
-                    _ => *whole = None,
+                let sum = &mut tallies[place.context("an aggregator closes only the windows that it was given")?];
+                match sum {
+                    Some(sum) if retained => sum.add(tally),
+                    _ => *sum = None,
                 }
             }
         }

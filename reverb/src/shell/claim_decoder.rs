@@ -1,4 +1,4 @@
-//! Bytes of `statusclaims` to claims.
+//! Decodes records of `statusclaims`.
 
 use std::sync::Arc;
 
@@ -7,10 +7,10 @@ use backbeat_schemas::{Header, InvalidClaim, StatusClaim, WriterSchema, check_cl
 
 use crate::core::{Claim, DecodedClaim};
 
-/// Decodes and checks records of `statusclaims`.
+/// Decodes and validates records of `statusclaims`.
 pub(crate) struct ClaimDecoder {
     schemas: SchemaCache<StatusClaim>,
-    /// The schema of the last claim: nearly always that of the next.
+    /// The schema of the last claim, because the next claim nearly always has the same.
     last: Option<(u32, Arc<WriterSchema<StatusClaim>>)>,
 }
 
@@ -19,7 +19,7 @@ impl ClaimDecoder {
         Self { schemas, last: None }
     }
 
-    /// The claim in a record; `None` while its schema is being fetched.
+    /// Decodes one record. Returns `None` while its schema is being fetched.
     pub(crate) fn decode<'r>(&mut self, key: Option<&[u8]>, value: Option<&'r [u8]>) -> Option<DecodedClaim<'r>> {
         match self.try_decode(key, value) {
             Ok(claim) => claim.map(DecodedClaim::Valid),

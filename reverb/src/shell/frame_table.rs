@@ -1,4 +1,4 @@
-//! The table of boundaries, kept up with `beatframes`.
+//! The table of boundaries, read from `beatframes`.
 
 use std::time::Duration;
 
@@ -7,26 +7,26 @@ use backbeat_schemas::{BeatFrame, BeatIndex};
 
 use crate::core::{FrameError, Frames};
 
-/// Frames taken in one go, so that a long log does not keep its reader from everything else.
+/// Frames read per poll, so that catching up on a long log does not block the caller.
 const BATCH: usize = 10_000;
 
-/// A table of frames and the reader that feeds it.
+/// A table of frames and the reader of `beatframes` that extends it.
 pub(crate) struct FrameTable {
     reader: LogReader<BeatFrame>,
     frames: Frames,
     cluster_id: String,
-    /// Where to read on; `None` before the first window was asked for.
+    /// The offset of the next frame to read; `None` until a window was asked for.
     next_offset: Option<i64>,
-    /// The newest beat of the log when the table began to be read.
+    /// The newest beat of the log when the table was started.
     newest: Option<BeatIndex>,
 }
 
-/// The table cannot go on.
+/// An error of the table.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TableError {
     #[error(transparent)]
     Read(#[from] ReadError),
-    /// The log itself is wrong: no later try will help.
+    /// The log is inconsistent, so retrying does not help.
     #[error(transparent)]
     Frame(#[from] FrameError),
 }
@@ -40,8 +40,8 @@ impl FrameTable {
         &self.frames
     }
 
-    /// Whether it has all that was in the log when it began to be read.
-    pub(crate) fn is_current(&self) -> bool {
+    /// Returns true if the table has every frame that the log had when the table was started.
+    pub(crate) fn is_caught_up(&self) -> bool {
         self.next_offset.is_some() && self.frames.last().map(|last| last.beat_index) >= self.newest
     }
 
@@ -49,16 +49,16 @@ impl FrameTable {
         self.frames
     }
 
-    /// Takes in the frames that are there, waiting up to `timeout` for the first.
-    pub(crate) fn follow(&mut self, mut timeout: Duration) -> Result<(), TableError> {
+    /// Adds the frames that are available, waiting up to `timeout` for the first.
+    pub(crate) fn poll(&mut self, mut timeout: Duration) -> Result<(), TableError> {
         if self.next_offset.is_none() {
             return Ok(());
         }
         for _ in 0..BATCH {
             let Some(entry) = self.reader.poll(timeout)? else { break };
             if entry.record.cluster_id != self.cluster_id {
-                let (found, ours) = (entry.record.cluster_id, self.cluster_id.clone());
-                return Err(FrameError::OtherCluster { found, ours }.into());
+                let (found, expected) = (entry.record.cluster_id, self.cluster_id.clone());
+                return Err(FrameError::OtherCluster { found, expected }.into());
             }
             self.frames.push(entry.record)?;
             self.next_offset = Some(entry.offset + 1);
@@ -67,17 +67,17 @@ impl FrameTable {
         Ok(())
     }
 
-    /// The first frame that `reached` accepts, where it accepts all later ones too.
-    pub(crate) fn find(&mut self, reached: impl Fn(&BeatFrame) -> bool) -> Result<Option<BeatFrame>, TableError> {
+    /// Finds the first frame of the log for which `reached` is true. It must be true of all later frames too.
+    pub(crate) fn find_first(&mut self, reached: impl Fn(&BeatFrame) -> bool) -> Result<Option<BeatFrame>, TableError> {
         Ok(self.search(|reader| reader.first_where(reached))?.map(|entry| entry.record))
     }
 
-    /// The newest beat of the log, whatever the table has.
+    /// Reads the newest beat of the log, which the table may not have yet.
     pub(crate) fn newest_beat(&mut self) -> Result<Option<BeatIndex>, TableError> {
         Ok(self.search(LogReader::last)?.map(|entry| entry.record.beat_index))
     }
 
-    /// Lets the reader go elsewhere, and brings it back whatever comes of it.
+    /// Runs a search with the reader and seeks back to the table's position, even if the search fails.
     fn search<T>(
         &mut self,
         search: impl FnOnce(&mut LogReader<BeatFrame>) -> Result<T, ReadError>,
@@ -90,8 +90,8 @@ impl FrameTable {
     }
 
     /// Makes the table reach back to every window in which a claim that arrives on `beat` may count.
-    /// What is missing comes with the next calls of [`FrameTable::follow`].
-    pub(crate) fn cover(&mut self, beat: BeatIndex) -> Result<(), TableError> {
+    /// The next calls of [`FrameTable::poll`] read the missing frames.
+    pub(crate) fn ensure_covers(&mut self, beat: BeatIndex) -> Result<(), TableError> {
         let reaches = |first: &BeatFrame| {
             first.beat_index == BeatIndex::ZERO || beat.since(first.beat_index) >= i64::from(first.grace_beats)
         };
@@ -102,7 +102,7 @@ impl FrameTable {
             let Some(newest) = reader.last()? else { return Ok((reader.low()?, None)) };
             let known = Some(newest.record.beat_index);
             let oldest = beat.get() - i64::from(newest.record.grace_beats);
-            // Its bar's downbeat is less than that bar back; other bars may have other lengths.
+            // The bar's downbeat is less than this bar's length back. Other bars may have other lengths.
             let within = reader.first_where(|frame| frame.beat_index.get() >= oldest)?.unwrap_or(newest).record;
             let target = within.beat_index.get() - i64::from(within.bar_length);
             let start = match reader.first_where(|frame| frame.beat_index.get() >= target)? {
@@ -117,17 +117,17 @@ impl FrameTable {
         Ok(self.reader.seek(start)?)
     }
 
-    /// Forgets everything, until a window is asked for again.
+    /// Empties the table and stops reading until a window is asked for again.
     pub(crate) fn clear(&mut self) {
         self.frames = Frames::default();
         self.next_offset = None;
     }
 
-    /// Forgets what no claim that arrives on `beat` or later can count in.
-    pub(crate) fn forget_before(&mut self, beat: BeatIndex) {
+    /// Removes the windows in which no claim that arrives on `beat` or later can count.
+    pub(crate) fn drop_before(&mut self, beat: BeatIndex) {
         let grace = self.frames.first().map_or(0, |first| first.grace_beats);
         if let Ok(oldest) = BeatIndex::try_from(beat.get() - i64::from(grace)) {
-            self.frames.forget_before(oldest);
+            self.frames.drop_before(oldest);
         }
     }
 }

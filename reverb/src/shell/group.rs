@@ -1,4 +1,4 @@
-//! The group's callbacks, which run on the polling thread inside `poll`.
+//! The callbacks of the group consumer. They run on the polling thread, inside `poll`.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -10,15 +10,15 @@ use rdkafka::statistics::Statistics;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
 use super::merger::MergeThread;
-use crate::core::Committed;
+use crate::core::CommittedOffset;
 
-/// The merge runs where this partition is owned.
+/// The merge runs on the member that owns this partition.
 pub(crate) const MERGE_PARTITION: i32 = 0;
 
 /// A consumer in reverb's group.
 pub(crate) type GroupConsumer = BaseConsumer<Group>;
 
-/// What the callbacks share with the member's loop.
+/// The state shared by the callbacks and the member's loop.
 #[derive(Default)]
 pub(crate) struct Group {
     state: Mutex<State>,
@@ -26,90 +26,94 @@ pub(crate) struct Group {
 
 #[derive(Default)]
 struct State {
-    changes: Vec<Change>,
-    /// What to commit when a partition is taken away.
-    positions: BTreeMap<i32, Committed>,
+    changes: Vec<AssignmentChange>,
+    /// By partition, the offset to commit when it is revoked.
+    committable: BTreeMap<i32, CommittedOffset>,
     merge: Option<MergeThread>,
-    /// The group has answered, if only that there is nothing for this member.
+    /// The group coordinator has admitted this member, even if it has assigned no partition.
     has_joined: bool,
     ends: BTreeMap<i32, PartitionEnd>,
 }
 
 /// A change of the assignment.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Change {
+pub(crate) enum AssignmentChange {
     Assigned(Vec<i32>),
     Revoked(Vec<i32>),
 }
 
-/// What librdkafka's statistics say of the end of a partition.
+/// The end of a partition, from librdkafka's statistics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct PartitionEnd {
     next_offset: i64,
-    low: i64,
-    /// The end that readers of committed records see.
-    end: i64,
-    /// Nothing fetched waits to be taken, and the fetcher has met the end.
+    log_start: i64,
+    /// The end for readers of committed records.
+    last_stable_offset: i64,
+    /// Every fetched record was polled, and the fetcher has reached the end of the partition.
     drained: bool,
-    /// The statistics before these said the same.
-    settled: bool,
+    /// The last two statistics were drained at the same offset.
+    unchanged: bool,
 }
 
 impl Group {
-    /// The changes since the last call.
-    pub(crate) fn take_changes(&self) -> Vec<Change> {
+    /// Returns the changes since the last call.
+    pub(crate) fn drain_changes(&self) -> Vec<AssignmentChange> {
         std::mem::take(&mut self.lock().changes)
     }
 
-    /// What to commit should `partition` be taken away.
-    pub(crate) fn set_position(&self, partition: i32, position: Committed) {
-        self.lock().positions.insert(partition, position);
+    /// Sets the offset to commit when `partition` is revoked.
+    pub(crate) fn set_committable(&self, partition: i32, position: CommittedOffset) {
+        self.lock().committable.insert(partition, position);
     }
 
-    /// The positions of all partitions.
-    pub(crate) fn positions(&self) -> BTreeMap<i32, Committed> {
-        self.lock().positions.clone()
+    /// Returns the offsets to commit, of all partitions.
+    pub(crate) fn committable(&self) -> BTreeMap<i32, CommittedOffset> {
+        self.lock().committable.clone()
     }
 
-    /// Hands over the merge, so that it ends before `statusclaims-0` is another's.
-    pub(crate) fn set_merge(&self, merge: MergeThread) {
+    /// Hands over the running merge, so that it stops before `statusclaims-0` is assigned to another member.
+    pub(crate) fn set_merge_thread(&self, merge: MergeThread) {
         let earlier = self.lock().merge.replace(merge);
         drop(earlier);
     }
 
-    /// Whether the merge runs here.
+    /// Returns true if the merge runs in this member.
     pub(crate) fn is_merging(&self) -> bool {
         self.lock().merge.as_ref().is_some_and(|merge| !merge.has_ended())
     }
 
-    /// The merge, if it has ended by itself.
+    /// Takes the merge out if it has ended by itself.
     pub(crate) fn take_ended_merge(&self) -> Option<MergeThread> {
         let mut state = self.lock();
         state.merge.take_if(|merge| merge.has_ended())
     }
 
-    /// Whether the group has let this member in.
+    /// Returns true if this member has joined the group.
     pub(crate) fn has_joined(&self) -> bool {
         self.lock().has_joined
     }
 
-    /// Stops the merge and waits for it.
+    /// Stops the merge and waits until it has ended.
     pub(crate) fn stop_merge(&self) {
         let merge = self.lock().merge.take();
         drop(merge);
     }
 
-    /// An offset of `partition` below which no record is to come, and the log's start, if the
-    /// statistics prove one. It matters where control records end the log: a position never passes
-    /// them, so the next boundary would never be reached.
-    pub(crate) fn partition_end(&self, partition: i32) -> Option<(i64, i64)> {
+    /// Returns an offset of `partition` below which no record is to come, and the log start offset, if the statistics
+    /// prove one. Needed if control records end the log: the consumer's position never passes them, so the next
+    /// boundary would never be reached.
+    pub(crate) fn proven_end(&self, partition: i32) -> Option<(i64, i64)> {
         let state = self.lock();
-        state.ends.get(&partition).filter(|end| end.drained && end.settled).map(|end| (end.next_offset, end.low))
+        state
+            .ends
+            .get(&partition)
+            .filter(|end| end.drained && end.unchanged)
+            .map(|end| (end.next_offset, end.log_start))
     }
 
-    /// The end of `partition`, as of the last statistics.
-    pub(crate) fn end(&self, partition: i32) -> Option<i64> {
-        self.lock().ends.get(&partition).map(|end| end.end).filter(|end| *end >= 0)
+    /// Returns the last stable offset of `partition`, as of the last statistics.
+    pub(crate) fn last_stable_offset(&self, partition: i32) -> Option<i64> {
+        self.lock().ends.get(&partition).map(|end| end.last_stable_offset).filter(|end| *end >= 0)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -117,11 +121,11 @@ impl Group {
     }
 }
 
-/// Commits `positions` of `topic`.
-pub(crate) fn commit(
+/// Commits the offsets of `positions`, by partition of `topic`.
+pub(crate) fn commit_offsets(
     consumer: &GroupConsumer,
     topic: &str,
-    positions: &BTreeMap<i32, Committed>,
+    positions: &BTreeMap<i32, CommittedOffset>,
     mode: CommitMode,
 ) -> rdkafka::error::KafkaResult<()> {
     let mut list = TopicPartitionList::new();
@@ -144,17 +148,24 @@ impl ClientContext for Group {
 
     fn stats(&self, statistics: Statistics) {
         let mut state = self.lock();
-        // A member for which there is nothing may never be called back.
+        // A member that gets no partition may never see a rebalance callback.
         state.has_joined |= statistics.cgrp.as_ref().is_some_and(|group| group.join_state == "steady");
         state.has_joined &= statistics.cgrp.as_ref().is_none_or(|group| group.state == "up");
         for (id, partition) in statistics.topics.values().flat_map(|topic| &topic.partitions) {
             let next_offset = partition.next_offset;
             let drained =
                 partition.fetch_state == "active" && partition.fetchq_cnt == 0 && partition.eof_offset >= next_offset;
-            let settled = state.ends.get(id).is_some_and(|before| before.drained && before.next_offset == next_offset);
+            let unchanged =
+                state.ends.get(id).is_some_and(|before| before.drained && before.next_offset == next_offset);
             state.ends.insert(
                 *id,
-                PartitionEnd { next_offset, low: partition.lo_offset, end: partition.ls_offset, drained, settled },
+                PartitionEnd {
+                    next_offset,
+                    log_start: partition.lo_offset,
+                    last_stable_offset: partition.ls_offset,
+                    drained,
+                    unchanged,
+                },
             );
         }
     }
@@ -167,19 +178,19 @@ impl ConsumerContext for Group {
         let topic = list.elements().first().map(|element| element.topic().to_owned()).unwrap_or_default();
         let (positions, merge) = {
             let mut state = self.lock();
-            let positions = revoked.iter().filter_map(|p| Some((*p, state.positions.remove(p)?))).collect();
+            let positions = revoked.iter().filter_map(|p| Some((*p, state.committable.remove(p)?))).collect();
             state.ends.retain(|partition, _| !revoked.contains(partition));
             (positions, if revoked.contains(&MERGE_PARTITION) { state.merge.take() } else { None })
         };
-        // Dropping it waits until it has ended: nobody else may merge before.
+        // Dropping the merge waits until it has ended: no other member may merge before.
         drop(merge);
         if !consumer.assignment_lost()
-            && let Err(error) = commit(consumer, &topic, &positions, CommitMode::Sync)
+            && let Err(error) = commit_offsets(consumer, &topic, &positions, CommitMode::Sync)
         {
-            tracing::warn!(%error, partitions = ?revoked, "the last positions were not committed; a successor reads a little more");
+            tracing::warn!(%error, partitions = ?revoked, "cannot commit the last offsets; the next owner reads some claims again");
         }
         tracing::info!(partitions = ?revoked, "partitions revoked");
-        self.lock().changes.push(Change::Revoked(revoked));
+        self.lock().changes.push(AssignmentChange::Revoked(revoked));
     }
 
     fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
@@ -189,13 +200,13 @@ impl ConsumerContext for Group {
         if assigned.is_empty() {
             return;
         }
-        // They wait until it is known where their aggregators begin.
+        // New partitions stay paused until their start positions are known.
         if let Err(error) = consumer.pause(list) {
-            tracing::warn!(%error, "pausing new partitions");
+            tracing::warn!(%error, "cannot pause new partitions");
         }
         tracing::info!(partitions = ?assigned, "partitions assigned");
         let mut state = self.lock();
         state.ends.retain(|partition, _| !assigned.contains(partition));
-        state.changes.push(Change::Assigned(assigned));
+        state.changes.push(AssignmentChange::Assigned(assigned));
     }
 }

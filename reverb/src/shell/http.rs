@@ -1,4 +1,4 @@
-//! `/ready`, `/api/v1/status`, `/api/v1/windows` and `/api/v1/windows/{id}`.
+//! The HTTP API: `/ready`, `/api/v1/status`, `/api/v1/windows` and `/api/v1/windows/{id}`.
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
@@ -25,28 +25,28 @@ pub(crate) fn routes(metrics: &Metrics, status: SharedStatus) -> Router {
     )
 }
 
-/// Ready: a member of the group whose partitions all have begun and caught up. A member may own none.
+/// Ready means: joined the group, and all owned partitions have started and caught up. A member may own none.
 async fn ready(State(status): State<SharedStatus>) -> Result<Json<Value>, ApiError> {
     match status.waiting_for() {
         None => Ok(Json(json!({ "status": "ready" }))),
-        Some(what) => Err(ApiError::unavailable(format!("waiting for {what}"))),
+        Some(reason) => Err(ApiError::unavailable(format!("waiting for {reason}"))),
     }
 }
 
-/// Which windows are asked for.
+/// The query of `/api/v1/windows`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Page {
-    /// Those that opened before this beat.
+    /// Only windows that opened before this beat.
     before: Option<BeatIndex>,
     limit: Option<usize>,
 }
 
-/// Windows, newest first.
+/// The body of `/api/v1/windows`: windows, newest first.
 #[derive(Serialize)]
 struct Windows {
     windows: Vec<WindowStatus>,
-    /// What to ask for as `before` to get the next ones, if there are more.
+    /// The value of `before` for the next page, if there is one.
     next_before: Option<BeatIndex>,
 }
 

@@ -1,4 +1,4 @@
-//! The member's loop: claims in, partials out, one thread.
+//! The member's loop: reads claims and sends partials, on one thread.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,31 +15,31 @@ use rdkafka::message::Message;
 
 use super::claim_decoder::ClaimDecoder;
 use super::frame_table::{FrameTable, TableError};
-use super::group::{Change, Group, GroupConsumer, MERGE_PARTITION, commit};
+use super::group::{AssignmentChange, Group, GroupConsumer, MERGE_PARTITION, commit_offsets};
 use super::merger::{MergeEnd, MergeSettings, MergeThread};
 use super::metrics::Metrics;
 use super::owned_partition::{OwnedPartition, PartialProducer};
 use super::start_positions::StartPositions;
 use super::status::{OpenWindow, PartitionStatus, Share, SharedStatus};
 use super::timeouts::QUERY_TIMEOUT;
-use crate::core::{Committed, Partition, PartitionAggregator};
+use crate::core::{CommittedOffset, Partition, PartitionAggregator};
 
-/// Records taken before everything else is looked at.
+/// Records polled before the loop's other work gets a turn.
 const BATCH: usize = 2_000;
-/// How long a poll waits where there is nothing to do: what a frame waits at most to be noticed.
+/// Longest wait of a poll without records, and so the delay until a new frame is noticed.
 const POLL: Duration = Duration::from_millis(5);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 const STATUS_EVERY: Duration = Duration::from_millis(250);
-/// How often a fenced merge asks whether its partition is still this member's.
+/// Interval at which a fenced merge checks whether this member still owns the merge's partition.
 const CONFIRM_EVERY: Duration = Duration::from_secs(1);
-/// How often it is tried to find where a new partition begins.
-const LOCATE_EVERY: Duration = Duration::from_millis(200);
-/// How far back reports are read at the start, to be shown.
+/// Interval at which start positions of new partitions are looked for.
+const RESOLVE_EVERY: Duration = Duration::from_millis(200);
+/// Reports read at the start, for `/api/v1/windows`.
 const KNOWN_REPORTS: i64 = 200;
-/// Partials and dead letters that are on their way at shutdown get this long.
+/// Time at shutdown for unacknowledged partials and dead letters.
 const FLUSH_WITHIN: Duration = Duration::from_secs(5);
-/// The group is left within this.
+/// Time at shutdown for leaving the group.
 const LEAVE_WITHIN: Duration = Duration::from_secs(3);
 
 /// One member of reverb's group.
@@ -58,19 +58,19 @@ pub(crate) struct Member {
     pub(crate) status: SharedStatus,
     pub(crate) partitions: BTreeMap<i32, OwnedPartition>,
     pub(crate) start_positions: StartPositions,
-    pub(crate) committed: BTreeMap<i32, Committed>,
-    /// The newest frame that was looked at.
+    pub(crate) committed: BTreeMap<i32, CommittedOffset>,
+    /// The newest frame that was checked and measured.
     pub(crate) checked: Option<BeatIndex>,
-    /// The merge's partition was just assigned.
+    /// The merge's partition was just assigned, so the merge must start.
     pub(crate) merge_due: bool,
-    /// The merge was fenced; when to ask next whether it is still ours.
+    /// Set if the merge was fenced: when to check next whether this member still owns the merge's partition.
     pub(crate) fenced: Option<Instant>,
 }
 
-/// Refuses windows of another length, opened after the start.
+/// Stops the member when a window opens, after the start, with another length than `--expect-bar-length`.
 pub(crate) struct BarLengthGuard {
     pub(crate) expected: Option<u16>,
-    /// The newest beat at the start.
+    /// The newest beat at the start. Windows opened up to this beat are not checked.
     pub(crate) after: Option<BeatIndex>,
 }
 
@@ -90,21 +90,21 @@ impl BarLengthGuard {
 }
 
 impl Member {
-    /// Works until `shutdown`, or until the log is wrong. Blocks.
+    /// Runs until `shutdown` or an error that retrying cannot solve, such as an inconsistent log. Blocks.
     pub(crate) fn run(mut self, shutdown: &Shutdown) -> anyhow::Result<()> {
         let outcome = self.work(shutdown);
         if let Err(error) = self.producer.sender.flush(FLUSH_WITHIN) {
-            tracing::warn!(%error, "not everything was sent; a successor sends it again");
+            tracing::warn!(%error, "cannot send all partials and dead letters before the stop; the next owner sends them again");
         }
         self.group.stop_merge();
-        if let Err(error) = commit(&self.consumer, &self.topic, &self.group.positions(), CommitMode::Sync) {
-            tracing::warn!(%error, "the last positions were not committed; a successor reads a little more");
+        if let Err(error) = commit_offsets(&self.consumer, &self.topic, &self.group.committable(), CommitMode::Sync) {
+            tracing::warn!(%error, "cannot commit the last offsets; the next owner reads some claims again");
         }
         self.leave();
         outcome
     }
 
-    /// Leaves the group before the consumer is dropped: librdkafka ends the process where an assignment reaches a
+    /// Leaves the group before the consumer is dropped: librdkafka aborts the process if an assignment reaches a
     /// consumer that is being closed (`assert: !rd_kafka_assignment_in_progress`, its issue 4027).
     fn leave(&self) {
         self.consumer.unsubscribe();
@@ -119,7 +119,7 @@ impl Member {
 
     fn work(&mut self, shutdown: &Shutdown) -> anyhow::Result<()> {
         while let Err(error) = self.init_readers() {
-            tracing::warn!(%error, "waiting for kafka and the schema registry");
+            tracing::warn!(%error, "cannot read the topics yet; waiting for kafka and the schema registry");
             std::thread::sleep(RETRY_PAUSE);
             if shutdown.is_cancelled() {
                 return Ok(());
@@ -127,23 +127,23 @@ impl Member {
         }
         self.consumer.subscribe(&[&self.topic])?;
         self.status.update(|member| member.waiting_for = Some("partitions of statusclaims".into()));
-        let (mut commit_at, mut status_at, mut locate_at) = (Instant::now(), Instant::now(), Instant::now());
+        let (mut commit_at, mut status_at, mut resolve_at) = (Instant::now(), Instant::now(), Instant::now());
         while !shutdown.is_cancelled() {
             let now = Instant::now();
-            // Before claims are taken: it may exchange the table that their outputs refer to.
-            if !self.start_positions.is_empty() && now >= locate_at {
+            // Before claims are polled, because this may replace the table that their outputs refer to.
+            if !self.start_positions.is_empty() && now >= resolve_at {
                 self.start_aggregators()?;
-                locate_at = now + LOCATE_EVERY;
+                resolve_at = now + RESOLVE_EVERY;
             }
-            self.take_claims();
-            self.take_changes()?;
-            self.follow_frames()?;
+            self.poll_claims();
+            self.apply_assignment_changes()?;
+            self.poll_frames()?;
             self.advance();
-            self.follow_partials();
-            self.follow_reports();
+            self.poll_partials();
+            self.poll_reports();
             self.supervise_merge()?;
             if now >= commit_at {
-                self.commit()?;
+                self.retry_and_commit()?;
                 commit_at = now + COMMIT_EVERY;
             }
             if now >= status_at {
@@ -154,9 +154,9 @@ impl Member {
         Ok(())
     }
 
-    /// Notes where things stand before this member does anything.
+    /// Positions the readers before the member sends or processes anything.
     fn init_readers(&mut self) -> Result<(), TableError> {
-        // The tail is read from before the first partial of ours can be there.
+        // `barpartials` is read from before the first partial that this member can send.
         let end = self.partials.end()?;
         self.partials.seek(end)?;
         let reports = self.reports.end()?;
@@ -165,42 +165,42 @@ impl Member {
         Ok(())
     }
 
-    fn take_claims(&mut self) {
-        let mut taken = 0;
+    fn poll_claims(&mut self) {
+        let mut polled = 0;
         let mut timeout = POLL;
-        while taken < BATCH {
+        while polled < BATCH {
             let message = match self.consumer.poll(timeout) {
                 None => break,
                 Some(Err(KafkaError::PartitionEOF(_))) => continue,
                 Some(Err(error)) => {
-                    tracing::warn!(%error, "reading statusclaims");
+                    tracing::warn!(%error, "cannot read claims");
                     break;
                 }
                 Some(Ok(message)) => message,
             };
             timeout = Duration::ZERO;
-            taken += 1;
+            polled += 1;
             let Some(partition) = self.partitions.get_mut(&message.partition()) else {
                 continue;
             };
-            let low = || log_start(&self.consumer, &self.topic, message.partition());
+            let log_start = || fetch_log_start(&self.consumer, &self.topic, message.partition());
             let (key, value) = (message.key(), message.payload());
-            partition.take(message.offset(), key, value, self.table.frames(), &mut self.decoder, &low);
+            partition.process(message.offset(), key, value, self.table.frames(), &mut self.decoder, &log_start);
         }
-        self.metrics.processed(taken as u64);
+        self.metrics.claims_processed(polled as u64);
     }
 
-    fn take_changes(&mut self) -> anyhow::Result<()> {
-        for change in self.group.take_changes() {
+    fn apply_assignment_changes(&mut self) -> anyhow::Result<()> {
+        for change in self.group.drain_changes() {
             match change {
-                Change::Revoked(revoked) => {
+                AssignmentChange::Revoked(revoked) => {
                     for partition in &revoked {
                         self.partitions.remove(partition);
                         self.start_positions.remove(*partition);
                         self.committed.remove(partition);
                     }
                 }
-                Change::Assigned(assigned) => {
+                AssignmentChange::Assigned(assigned) => {
                     for partition in &assigned {
                         self.partitions.insert(*partition, OwnedPartition::new(*partition));
                         self.start_positions.add(*partition);
@@ -213,44 +213,44 @@ impl Member {
         if self.partitions.is_empty() {
             self.table.clear();
         }
-        // Only what the whole batch comes to counts: a merge that starts fences the one before it.
+        // Only the net result of the batch counts, because a merge that starts fences the one before it.
         if !self.partitions.contains_key(&MERGE_PARTITION) {
             (self.merge_due, self.fenced) = (false, None);
         }
         if std::mem::take(&mut self.merge_due) {
             self.fenced = None;
-            self.group.set_merge(MergeThread::start(self.merge.clone())?);
+            self.group.set_merge_thread(MergeThread::start(self.merge.clone())?);
         }
         Ok(())
     }
 
-    /// Begins the aggregators of new partitions, as far as the frames tell where.
+    /// Starts the aggregators of new partitions whose start positions can be found.
     fn start_aggregators(&mut self) -> anyhow::Result<()> {
-        if let Err(error) = self.start_positions.ask(&self.consumer, &self.topic) {
-            tracing::warn!(%error, "asking for committed offsets");
+        if let Err(error) = self.start_positions.fetch_committed(&self.consumer, &self.topic) {
+            tracing::warn!(%error, "cannot fetch committed offsets");
             return Ok(());
         }
-        let aggregators = match self.start_positions.locate(&mut self.table) {
+        let aggregators = match self.start_positions.resolve(&mut self.table) {
             Ok(aggregators) => aggregators,
             Err(TableError::Read(error)) => {
-                tracing::warn!(%error, "looking for the first window");
+                tracing::warn!(%error, "cannot find the start positions in beatframes");
                 return Ok(());
             }
             Err(error) => return Err(error.into()),
         };
         for (id, aggregator) in aggregators {
             if let Some(partition) = self.partitions.get_mut(&id) {
-                partition.begin(aggregator);
+                partition.start(aggregator);
             }
         }
         Ok(())
     }
 
-    fn follow_frames(&mut self) -> anyhow::Result<()> {
-        let was_current = self.table.is_current();
-        match self.table.follow(Duration::ZERO) {
+    fn poll_frames(&mut self) -> anyhow::Result<()> {
+        let was_current = self.table.is_caught_up();
+        match self.table.poll(Duration::ZERO) {
             Ok(()) => {}
-            Err(TableError::Read(error)) => tracing::warn!(%error, "reading frames"),
+            Err(TableError::Read(error)) => tracing::warn!(%error, "cannot read frames"),
             Err(error) => return Err(error.into()),
         }
         let frames = self.table.frames();
@@ -258,9 +258,9 @@ impl Member {
         let start = self.checked.map_or(first.beat_index, |checked| checked.plus(1).max(first.beat_index));
         for frame in frames.range(start, last.beat_index.plus(1)) {
             self.bar_length.check(frame)?;
-            // What it reads to catch up was not heard as it came.
-            if let Some(delivered_after_ms) = was_current.then(|| self.status.beat(frame)).flatten() {
-                self.metrics.beat(delivered_after_ms);
+            // Delivery is not measured on frames that were read to catch up.
+            if let Some(delivered_after_ms) = was_current.then(|| self.status.record_frame(frame)).flatten() {
+                self.metrics.beat_delivered(delivered_after_ms);
             }
         }
         self.checked = Some(last.beat_index);
@@ -270,10 +270,10 @@ impl Member {
     fn advance(&mut self) {
         for partition in self.partitions.values_mut() {
             let id = partition.id;
-            let low = || log_start(&self.consumer, &self.topic, id);
-            partition.take_stalled(self.table.frames(), &mut self.decoder, &low);
-            if let (Some((partition_end, low)), false) = (self.group.partition_end(partition.id), partition.paused) {
-                partition.reached(partition_end, low);
+            let log_start = || fetch_log_start(&self.consumer, &self.topic, id);
+            partition.process_deferred(self.table.frames(), &mut self.decoder, &log_start);
+            if let (Some((proven_end, log_start)), false) = (self.group.proven_end(partition.id), partition.paused) {
+                partition.skip_to(proven_end, log_start);
             }
             partition.advance(self.table.frames(), &mut self.producer, &self.metrics, &self.status);
             let full = partition.is_full();
@@ -283,40 +283,42 @@ impl Member {
                 let done = if full { self.consumer.pause(&list) } else { self.consumer.resume(&list) };
                 match done {
                     Ok(()) => partition.paused = full,
-                    Err(error) => tracing::warn!(%error, partition = partition.id, full, "pausing or resuming"),
+                    Err(error) => {
+                        tracing::warn!(%error, partition = partition.id, full, "cannot pause or resume a partition");
+                    }
                 }
             }
-            if let Some(position) = partition.core.as_ref().and_then(Partition::position) {
-                self.group.set_position(partition.id, position);
+            if let Some(position) = partition.core.as_ref().and_then(Partition::committable) {
+                self.group.set_committable(partition.id, position);
             }
         }
     }
 
-    fn follow_partials(&mut self) {
+    fn poll_partials(&mut self) {
         for entry in poll_all(&mut self.partials, "partials") {
             let (from, id) = (entry.record.from_beat, entry.record.window_id);
             match entry.record.into_body() {
                 Some(PartialBody::Partial(partial)) => {
-                    self.status.partial(partial.partition, &partial.member, from);
+                    self.status.record_partial(partial.partition, &partial.member, from);
                     if partial.member == self.producer.member
                         && let Some(core) = self.core_mut(partial.partition)
                     {
-                        core.observed(from, partial.counter);
+                        core.mark_observed(from, partial.counter);
                     }
                 }
                 Some(PartialBody::Done(done)) => {
-                    self.partitions.values_mut().filter_map(|p| p.core.as_mut()).for_each(|core| core.done(from));
-                    self.status.done(from, id, done.verdict);
+                    self.partitions.values_mut().filter_map(|p| p.core.as_mut()).for_each(|core| core.mark_done(from));
+                    self.status.record_done(from, id, done.verdict);
                 }
                 None => {}
             }
         }
     }
 
-    fn follow_reports(&mut self) {
+    fn poll_reports(&mut self) {
         for entry in poll_all(&mut self.reports, "reports") {
-            self.metrics.reported(&entry.record);
-            self.status.report(entry.record);
+            self.metrics.set_last_report(&entry.record);
+            self.status.record_report(entry.record);
         }
     }
 
@@ -331,41 +333,43 @@ impl Member {
             Some(MergeEnd::Fenced) => self.fenced = Some(Instant::now()),
         }
         if self.fenced.is_some_and(|since| Instant::now() >= since) {
-            self.merge_again()?;
+            self.restart_fenced_merge()?;
         }
         Ok(())
     }
 
-    /// Fenced: merges again only if the group confirms, in this very epoch, that the partition is ours.
-    /// Another may be merging rightly.
-    fn merge_again(&mut self) -> anyhow::Result<()> {
-        let positions = self.group.positions();
-        // A commit of nothing asks nobody.
+    /// Restarts a fenced merge only if the group accepts a commit in the current generation, which proves that this
+    /// member owns the merge's partition. Otherwise another member may be the rightful merge.
+    fn restart_fenced_merge(&mut self) -> anyhow::Result<()> {
+        let positions = self.group.committable();
+        // Committing an empty list would succeed without asking the broker.
         let ours = positions.contains_key(&MERGE_PARTITION) && !self.consumer.assignment_lost();
-        match commit(&self.consumer, &self.topic, &positions, CommitMode::Sync) {
+        match commit_offsets(&self.consumer, &self.topic, &positions, CommitMode::Sync) {
             Ok(()) if ours => {
                 self.fenced = None;
-                self.group.set_merge(MergeThread::start(self.merge.clone())?);
+                self.group.set_merge_thread(MergeThread::start(self.merge.clone())?);
                 return Ok(());
             }
             Ok(()) => {}
-            Err(error) => tracing::warn!(%error, "fenced, and not sure to own the merge's partition: not merging"),
+            Err(error) => {
+                tracing::warn!(%error, "the merge was fenced and the group does not confirm its partition; not merging");
+            }
         }
         self.fenced = Some(Instant::now() + CONFIRM_EVERY);
         Ok(())
     }
 
-    fn commit(&mut self) -> anyhow::Result<()> {
+    fn retry_and_commit(&mut self) -> anyhow::Result<()> {
         if let Some(reason) = self.producer.sender.fatal_error() {
-            // Nothing can be sent any more; a restart begins where the committed offsets say.
-            bail!("the producer of partials and dead letters has failed for good: {reason}");
+            // Nothing can be sent any more. A restart continues at the committed offsets.
+            bail!("fatal error of the producer of partials and dead letters: {reason}");
         }
         self.partitions.values_mut().for_each(|partition| partition.retry(&mut self.producer, &self.metrics));
-        let mut positions = self.group.positions();
+        let mut positions = self.group.committable();
         positions.retain(|partition, position| self.committed.get(partition) != Some(position));
-        match commit(&self.consumer, &self.topic, &positions, CommitMode::Async) {
+        match commit_offsets(&self.consumer, &self.topic, &positions, CommitMode::Async) {
             Ok(()) => self.committed.extend(positions),
-            Err(error) => tracing::warn!(%error, "committing positions"),
+            Err(error) => tracing::warn!(%error, "cannot commit offsets"),
         }
         let oldest = self
             .partitions
@@ -373,7 +377,7 @@ impl Member {
             .filter_map(|partition| Some(partition.core.as_ref()?.aggregator().oldest_beat()))
             .min();
         if let (Some(oldest), true) = (oldest, self.start_positions.is_empty()) {
-            self.table.forget_before(oldest);
+            self.table.drop_before(oldest);
         }
         Ok(())
     }
@@ -384,17 +388,17 @@ impl Member {
         let mut partitions = Vec::new();
         for owned in self.partitions.values() {
             let aggregator = owned.core.as_ref().map(Partition::aggregator);
-            for (window, claims) in aggregator.into_iter().flat_map(PartitionAggregator::open) {
+            for (window, claims) in aggregator.into_iter().flat_map(PartitionAggregator::open_windows) {
                 let share =
                     Share::new(frames, window, owned.id, aggregator.map(PartitionAggregator::next_offset), claims);
-                self.status.share(window, owned.id, share);
+                self.status.set_share(window, owned.id, share);
             }
             partitions.push(PartitionStatus {
                 partition: owned.id,
                 position: aggregator.map(PartitionAggregator::next_offset),
-                end: self.group.end(owned.id),
-                beat: aggregator.map(PartitionAggregator::arrival),
-                waiting_claims: aggregator.map_or(0, PartitionAggregator::waiting),
+                end: self.group.last_stable_offset(owned.id),
+                beat: aggregator.map(PartitionAggregator::arrival_beat),
+                waiting_claims: aggregator.map_or(0, PartitionAggregator::pending),
             });
         }
         let beats_since = |beat| newest.map_or(0, |newest| newest.beat_index.since(beat));
@@ -402,16 +406,16 @@ impl Member {
         let lag_beats = slowest.map_or(0, beats_since);
         let behind = |partition: &PartitionStatus| Some((partition.end? - partition.position?).max(0));
         let lag_records = partitions.iter().map(behind).sum::<Option<i64>>();
-        let positions = self.partitions.values().filter_map(|owned| owned.core.as_ref()?.position());
+        let positions = self.partitions.values().filter_map(|owned| owned.core.as_ref()?.committable());
         let oldest = positions.filter_map(|position| BeatIndex::try_from(position.downbeat?).ok()).min();
         let oldest_open_window = oldest.map(|from| OpenWindow { from_beat: from, age_beats: beats_since(from) });
-        // Within a bar, so that its windows close with the next downbeat.
+        // A lag within one bar is normal: its windows close with the next downbeat.
         let enough = newest.map_or(0, |newest| i64::from(newest.bar_length));
         let waiting_for = if !self.group.has_joined() {
             Some("partitions of statusclaims".to_owned())
         } else if !self.start_positions.is_empty() {
             Some(format!("the first window of partitions {:?}", self.start_positions.partitions()))
-        } else if !partitions.is_empty() && !self.table.is_current() {
+        } else if !partitions.is_empty() && !self.table.is_caught_up() {
             Some("frames that are still to be read".to_owned())
         } else if lag_beats > enough {
             Some(format!("claims of {lag_beats} beats that are still to be read"))
@@ -435,15 +439,15 @@ impl Member {
     }
 }
 
-/// What there is to be read now, at most a batch.
-fn poll_all<R: Record + 'static>(reader: &mut LogReader<R>, what: &str) -> Vec<Entry<R>> {
+/// Returns the records that are available now, at most a batch.
+fn poll_all<R: Record + 'static>(reader: &mut LogReader<R>, kind: &str) -> Vec<Entry<R>> {
     let mut entries = Vec::new();
     while entries.len() < BATCH {
         match reader.poll(Duration::ZERO) {
             Ok(Some(entry)) => entries.push(entry),
             Ok(None) => break,
             Err(error) => {
-                tracing::warn!(%error, "reading {what}");
+                tracing::warn!(%error, "cannot read {kind}");
                 break;
             }
         }
@@ -451,12 +455,12 @@ fn poll_all<R: Record + 'static>(reader: &mut LogReader<R>, what: &str) -> Vec<E
     entries
 }
 
-/// The first retained offset of `partition`; `None` if Kafka does not say.
-fn log_start(consumer: &GroupConsumer, topic: &str, partition: i32) -> Option<i64> {
+/// Fetches the log start offset of `partition`; `None` if Kafka does not answer.
+fn fetch_log_start(consumer: &GroupConsumer, topic: &str, partition: i32) -> Option<i64> {
     match consumer.fetch_watermarks(topic, partition, QUERY_TIMEOUT) {
         Ok((low, _)) => Some(low),
         Err(error) => {
-            tracing::warn!(%error, partition, "offsets are missing, and whether retention took them is not known");
+            tracing::warn!(%error, partition, "cannot fetch the log start offset to tell whether retention deleted the missing offsets");
             None
         }
     }

@@ -1,8 +1,8 @@
-//! The merge: gathers partials, writes reports. One at a time in a cluster, where `statusclaims-0` is
-//! owned.
+//! The merge: collects partials and writes reports. One member of a cluster runs it, the one that owns
+//! `statusclaims-0`.
 //!
-//! All its state is in the log: after any error it drops everything, opens its transactional id again,
-//! which settles what was in doubt, and reads from where the last `done` says.
+//! All its state is in the log. After any error it drops everything, opens its transactional id again, which resolves
+//! transactions in doubt, and reads `barpartials` from the offset that the last `done` names.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -21,16 +21,16 @@ use super::recompute::{Recompute, RecomputeError};
 use super::report_index::{Fingerprint, ReportIndex};
 use crate::core::{Counts, Merge, Ready, Window, bar_report, verdict};
 
-/// An open transaction holds every reader of `barpartials` up: Kafka ends one after this.
+/// Kafka aborts a transaction that is open for longer. An open one blocks every reader of `barpartials`.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// Windows finished in one transaction, so that it commits within about a second.
+/// Windows finished in one transaction. A transaction of this size commits within about a second.
 const MAX_WINDOWS: usize = 500;
-/// Partials taken before the sets are looked at again.
+/// Partials read before the sets are checked again.
 const BATCH: usize = 10_000;
 const POLL: Duration = Duration::from_millis(5);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// What the merge works with.
+/// The clients and settings of the merge.
 #[derive(Clone)]
 pub(crate) struct MergeSettings {
     pub(crate) broker: Broker,
@@ -43,16 +43,16 @@ pub(crate) struct MergeSettings {
     pub(crate) metrics: Arc<Metrics>,
 }
 
-/// How a merge ended by itself.
+/// The reason why a merge ended by itself.
 #[derive(Debug)]
 pub(crate) enum MergeEnd {
-    /// Another producer opened its transactional id: another member's, or Kafka's own after a timeout.
+    /// The transactional id was opened again: by another member, or by Kafka after a transaction timeout.
     Fenced,
-    /// The log is wrong.
+    /// The log is inconsistent.
     Failed(anyhow::Error),
 }
 
-/// A running merge. Dropping it stops it and waits until it has ended.
+/// The thread of a running merge. Dropping it stops the merge and waits until it has ended.
 pub(crate) struct MergeThread {
     stop: Shutdown,
     end: Receiver<MergeEnd>,
@@ -67,7 +67,7 @@ impl MergeThread {
             let stop = stop.clone();
             move || {
                 if let Some(how) = run(&settings, &stop) {
-                    // The other end may be gone: then nobody asks.
+                    // The receiver may be gone: then nobody needs the reason.
                     let _ = ended.send(how);
                 }
             }
@@ -79,7 +79,7 @@ impl MergeThread {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
-    /// How it ended by itself.
+    /// Returns the reason if the merge ended by itself.
     pub(crate) fn end(&self) -> Option<MergeEnd> {
         self.end.try_recv().ok()
     }
@@ -94,7 +94,7 @@ impl Drop for MergeThread {
     }
 }
 
-/// Why a session ended.
+/// The error that ended a session.
 #[derive(Debug, thiserror::Error)]
 enum SessionError {
     #[error(transparent)]
@@ -105,7 +105,7 @@ enum SessionError {
     Table(#[from] TableError),
     #[error(transparent)]
     Recompute(#[from] RecomputeError),
-    #[error("making a reader of claims: {0}")]
+    #[error("cannot create a reader of claims: {0}")]
     Kafka(#[from] rdkafka::error::KafkaError),
 }
 
@@ -121,7 +121,7 @@ fn run(settings: &MergeSettings, stop: &Shutdown) -> Option<MergeEnd> {
             Err(error) => error,
         };
         settings.metrics.merge_restarted();
-        tracing::warn!(%error, "the merge starts over");
+        tracing::warn!(%error, "the merge failed and starts over");
         let until = Instant::now() + RETRY_PAUSE;
         while Instant::now() < until && !stop.is_cancelled() {
             std::thread::sleep(POLL);
@@ -130,7 +130,7 @@ fn run(settings: &MergeSettings, stop: &Shutdown) -> Option<MergeEnd> {
     None
 }
 
-/// A merge from its fence to its first error.
+/// A merge between opening its transactional id and its first error.
 struct Session<'s> {
     settings: &'s MergeSettings,
     producer: TransactionalProducer,
@@ -141,27 +141,27 @@ struct Session<'s> {
     merge: Merge,
 }
 
-/// A window about to be finished.
-struct Finish {
+/// The way in which one window is finished.
+struct WindowOutcome {
     window: Window,
     verdict: Verdict,
-    /// What to write, if anything.
+    /// The report to write, if any.
     report: Option<(BarReport, Fingerprint)>,
-    /// What is written is there already, with the same bytes.
-    again: bool,
-    /// Why there is no report, where there can be none.
-    skipped: Option<&'static str>,
+    /// The report to write is already published, with the same bytes.
+    reemitted: bool,
+    /// The value of the metric's `cause` if the window is skipped.
+    skip_cause: Option<&'static str>,
 }
 
-impl Finish {
-    /// Without a report.
-    fn bare(window: Window, verdict: Verdict) -> Self {
-        Self { window, verdict, report: None, again: false, skipped: None }
+impl WindowOutcome {
+    /// A window finished without writing a report.
+    fn without_report(window: Window, verdict: Verdict) -> Self {
+        Self { window, verdict, report: None, reemitted: false, skip_cause: None }
     }
 }
 
 impl<'s> Session<'s> {
-    /// Fences every earlier merge, then reads the partials of the windows that are not done.
+    /// Opens the transactional id, which fences every earlier merge, then reads the partials of windows not yet done.
     fn open(settings: &'s MergeSettings) -> Result<Self, SessionError> {
         let MergeSettings { broker, registry, runtime, .. } = settings;
         let producer = TransactionalProducer::open(
@@ -183,7 +183,7 @@ impl<'s> Session<'s> {
             merge: Merge::default(),
         };
         session.catch_up()?;
-        tracing::info!(windows = session.merge.len(), "merging");
+        tracing::info!(windows = session.merge.len(), "the merge starts");
         Ok(session)
     }
 
@@ -195,7 +195,7 @@ impl<'s> Session<'s> {
             _ => self.partials.low()?,
         };
         let merge = &mut self.merge;
-        self.partials.read(low, end, |entry| take(merge, entry))?;
+        self.partials.read(low, end, |entry| add_record(merge, entry))?;
         Ok(self.partials.seek(low.max(end))?)
     }
 
@@ -206,68 +206,76 @@ impl<'s> Session<'s> {
                 let Some(entry) = self.partials.poll(timeout)? else {
                     break;
                 };
-                take(&mut self.merge, entry);
+                add_record(&mut self.merge, entry);
                 timeout = Duration::ZERO;
             }
             let Some(oldest) = self.merge.oldest() else { continue };
-            self.table.cover(oldest)?;
-            self.table.follow(Duration::ZERO)?;
+            self.table.ensure_covers(oldest)?;
+            self.table.poll(Duration::ZERO)?;
             let ready = self.merge.ready(self.table.frames(), MAX_WINDOWS);
             if !ready.is_empty() {
-                self.finish(ready, stop)?;
+                self.finish_windows(ready, stop)?;
             }
         }
         Ok(())
     }
 
-    /// Decides on each window, then writes all of it in one transaction.
-    fn finish(&mut self, ready: Vec<(Window, Ready)>, stop: &Shutdown) -> Result<(), SessionError> {
-        let mut finishing = Vec::with_capacity(ready.len());
+    /// Determines the outcome of each window, then writes all of them in one transaction.
+    fn finish_windows(&mut self, ready: Vec<(Window, Ready)>, stop: &Shutdown) -> Result<(), SessionError> {
+        let mut outcomes = Vec::with_capacity(ready.len());
         for (window, ready) in ready {
-            finishing.push(self.decide(window, &ready, stop)?);
+            outcomes.push(self.determine_outcome(window, &ready, stop)?);
         }
-        let written = self.write(&finishing);
+        let written = self.write_transaction(&outcomes);
         self.settings.metrics.transaction(written.as_ref().err());
         written?;
-        for finish in &finishing {
-            self.merge.done(None, finish.window.from);
-            self.note(finish);
+        for outcome in &outcomes {
+            self.merge.add_done(None, outcome.window.from);
+            self.record_outcome(outcome);
         }
-        let newest = finishing.last().map(|finish| finish.window);
+        let newest = outcomes.last().map(|outcome| outcome.window);
         let oldest = self.merge.oldest().or(newest.map(|window| window.from));
         if let Some(closed_at) = oldest.and_then(|from| self.table.frames().get(from)).map(|frame| frame.scheduled_at) {
-            let oldest = oldest.expect("its frame was just found");
-            self.reports.forget_before(oldest, closed_at);
-            self.table.forget_before(oldest);
+            let oldest = oldest.expect("its frame was found above");
+            self.reports.drop_before(oldest, closed_at);
+            self.table.drop_before(oldest);
         }
         Ok(())
     }
 
-    fn decide(&mut self, window: Window, ready: &Ready, stop: &Shutdown) -> Result<Finish, SessionError> {
-        let exists = *ready == Ready::Stuck && self.last_report(&window)?.is_some();
+    fn determine_outcome(
+        &mut self,
+        window: Window,
+        ready: &Ready,
+        stop: &Shutdown,
+    ) -> Result<WindowOutcome, SessionError> {
+        let exists = *ready == Ready::CannotComplete && self.last_report(&window)?.is_some();
         if exists {
-            return Ok(Finish::bare(window, Verdict::Dropped));
+            return Ok(WindowOutcome::without_report(window, Verdict::Dropped));
         }
         let counts = match ready {
             Ready::Complete(counts) => Some(*counts),
             Ready::Skip => None,
-            Ready::Recompute | Ready::Stuck => self.recompute.window(self.table.frames(), &window, stop)?,
+            Ready::Recompute | Ready::CannotComplete => self.recompute.window(self.table.frames(), &window, stop)?,
         };
         let Some(counts) = counts else {
             let cause = if *ready == Ready::Skip { "expired_before_read" } else { "expired_before_recompute" };
-            return Ok(Finish { skipped: Some(cause), ..Finish::bare(window, Verdict::Skipped) });
+            return Ok(WindowOutcome {
+                skip_cause: Some(cause),
+                ..WindowOutcome::without_report(window, Verdict::Skipped)
+            });
         };
-        self.judge(window, &counts)
+        self.compare_with_published(window, &counts)
     }
 
-    fn judge(&mut self, window: Window, counts: &Counts) -> Result<Finish, SessionError> {
+    fn compare_with_published(&mut self, window: Window, counts: &Counts) -> Result<WindowOutcome, SessionError> {
         let report = bar_report(self.table.frames(), &window, counts)
             .expect("a window is ready once its closing frame is there");
-        let ours = ReportIndex::fingerprint(&body(&report));
+        let computed = ReportIndex::fingerprint(&avro_body(&report));
         let published = self.last_report(&window)?;
-        let (verdict, write) = verdict(published.as_ref(), &ours, self.settings.reemit == Reemit::Always);
-        let again = write && published == Some(ours);
-        Ok(Finish { window, verdict, report: write.then_some((report, ours)), again, skipped: None })
+        let (verdict, write) = verdict(published.as_ref(), &computed, self.settings.reemit == Reemit::Always);
+        let reemitted = write && published == Some(computed);
+        Ok(WindowOutcome { window, verdict, report: write.then_some((report, computed)), reemitted, skip_cause: None })
     }
 
     fn last_report(&mut self, window: &Window) -> Result<Option<Fingerprint>, SessionError> {
@@ -275,14 +283,14 @@ impl<'s> Session<'s> {
         Ok(self.reports.last(window.from, closing.scheduled_at)?)
     }
 
-    fn write(&mut self, finishing: &[Finish]) -> Result<(), TransactionError> {
-        let froms: Vec<BeatIndex> = finishing.iter().map(|finish| finish.window.from).collect();
-        let low = self.merge.low_without(&froms);
+    fn write_transaction(&mut self, outcomes: &[WindowOutcome]) -> Result<(), TransactionError> {
+        let froms: Vec<BeatIndex> = outcomes.iter().map(|outcome| outcome.window.from).collect();
+        let low = self.merge.restart_offset(&froms);
         let topics = self.settings.broker.topics();
         let (reports, partials) = (topics.name(TopicName::BarReports), topics.name(TopicName::BarPartials));
         let now = chrono::Utc::now().timestamp_millis();
         let mut transaction = self.producer.begin()?;
-        for Finish { window, verdict, report, .. } in finishing {
+        for WindowOutcome { window, verdict, report, .. } in outcomes {
             let key = window.id.to_string();
             if let Some((report, _)) = report {
                 transaction.send(
@@ -299,34 +307,34 @@ impl<'s> Session<'s> {
         transaction.commit()
     }
 
-    fn note(&mut self, finish: &Finish) {
-        let Finish { window, verdict, report, again, skipped } = finish;
-        if let Some(cause) = skipped {
-            self.settings.metrics.skipped(cause);
+    fn record_outcome(&mut self, outcome: &WindowOutcome) {
+        let WindowOutcome { window, verdict, report, reemitted, skip_cause } = outcome;
+        if let Some(cause) = skip_cause {
+            self.settings.metrics.window_skipped(cause);
         }
-        self.settings.metrics.finished(*verdict, report.as_ref().map(|(report, _)| report), *again);
+        self.settings.metrics.window_finished(*verdict, report.as_ref().map(|(report, _)| report), *reemitted);
         if let Some((_, fingerprint)) = report {
-            self.reports.written(window.from, *fingerprint);
+            self.reports.record_written(window.from, *fingerprint);
         }
         let (window_id, from_beat, verdict) = (window.id, window.from, verdict.as_str());
-        if finish.verdict == Verdict::Skipped {
-            tracing::warn!(%window_id, %from_beat, verdict, "claims of this window are no longer retained: no report");
+        if outcome.verdict == Verdict::Skipped {
+            tracing::warn!(%window_id, %from_beat, verdict, "window skipped without a report, because its claims are no longer retained");
         } else {
             tracing::info!(%window_id, %from_beat, verdict, "window finished");
         }
     }
 }
 
-fn take(merge: &mut Merge, entry: Entry<BarPartial>) {
+fn add_record(merge: &mut Merge, entry: Entry<BarPartial>) {
     let from = entry.record.from_beat;
     match entry.record.into_body() {
-        Some(PartialBody::Partial(partial)) => merge.partial(entry.offset, from, partial),
-        Some(PartialBody::Done(_)) => merge.done(Some(entry.offset), from),
-        None => tracing::warn!(entry.offset, "a record of barpartials says neither partial nor done"),
+        Some(PartialBody::Partial(partial)) => merge.add_partial(entry.offset, from, partial),
+        Some(PartialBody::Done(_)) => merge.add_done(Some(entry.offset), from),
+        None => tracing::warn!(entry.offset, "undecodable record in barpartials: neither a partial nor a done"),
     }
 }
 
-/// A report's Avro body: what must be the same on every replay. The schema id is the registry's.
-pub(crate) fn body(report: &BarReport) -> Vec<u8> {
+/// Returns a report's Avro body, which is the same on every replay. The schema id before it depends on the registry.
+pub(crate) fn avro_body(report: &BarReport) -> Vec<u8> {
     wire(0, report).split_off(5)
 }

@@ -1,4 +1,4 @@
-//! Reverb's metrics. The first five have the prototype's names.
+//! Reverb's metrics. The first five keep the prototype's names.
 
 use backbeat_broker::TransactionError;
 use backbeat_schemas::{BarReport, InvalidClaim, Partial, Verdict};
@@ -6,9 +6,9 @@ use prometheus::{GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, 
 
 use crate::core::Slo;
 
-/// From 1 ms to a second; the requirement is 100 ms.
+/// From 1 ms to 1 s; the SLO is 100 ms.
 const DELIVERY_BUCKETS: [f64; 9] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0];
-/// From 5 ms to a minute; the requirement is one beat.
+/// From 5 ms to 1 min; the SLO is one beat.
 const PROCESSING_BUCKETS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0];
 
 pub(crate) struct Metrics {
@@ -33,66 +33,69 @@ pub(crate) struct Metrics {
     skipped: IntCounterVec,
     transactions: IntCounterVec,
     beat_delivery: Histogram,
-    objective_p95: GaugeVec,
-    objective_limit: GaugeVec,
+    slo_p95: GaugeVec,
+    slo_limit: GaugeVec,
     started_at_ms: i64,
 }
 
 impl Metrics {
     pub(crate) fn new() -> prometheus::Result<Self> {
         let reason = |name, help| IntCounterVec::new(Opts::new(name, help), &["reason"]);
-        let objective = |name, help| GaugeVec::new(Opts::new(name, help), &["objective"]);
+        let slo_gauge = |name, help| GaugeVec::new(Opts::new(name, help), &["objective"]);
         let processing = HistogramOpts::new(
             "backbeat_reverb_window_processing_seconds",
-            "From a window's end to its committed report; replayed windows do not count",
+            "Seconds from a window's closed_at to its committed report; replayed windows are not observed",
         );
         let metrics = Self {
-            agents_reporting: IntGauge::new("backbeat_reverb_agents_reporting", "Agents in the last report")?,
-            on_time_reviews: IntGauge::new("backbeat_reverb_on_time_reviews", "On-time reviews in the last report")?,
+            agents_reporting: IntGauge::new("backbeat_reverb_agents_reporting", "agents_reporting of the last report")?,
+            on_time_reviews: IntGauge::new("backbeat_reverb_on_time_reviews", "on_time_reviews of the last report")?,
             windows_completed: IntCounter::new(
                 "backbeat_reverb_windows_completed_total",
-                "Windows finished by this member's merge",
+                "Windows finished by this member's merge, with any verdict",
             )?,
             window_processing: Histogram::with_opts(processing.buckets(PROCESSING_BUCKETS.to_vec()))?,
             claims_processed: IntCounter::new(
                 "backbeat_reverb_claims_processed_total",
-                "Records of statusclaims that were read",
+                "Records read from statusclaims",
             )?,
-            late: IntCounter::new("backbeat_reverb_late_claims_total", "Late claims in closed windows")?,
-            invalid: reason(
-                "backbeat_reverb_invalid_claims_total",
-                "Records of statusclaims that are no valid claims",
-            )?,
-            dead_letters: reason("backbeat_reverb_dead_letters_total", "Records sent to the dead-letter topic")?,
+            late: IntCounter::new("backbeat_reverb_late_claims_total", "Late claims in windows closed by this member")?,
+            invalid: reason("backbeat_reverb_invalid_claims_total", "Invalid claims in statusclaims")?,
+            dead_letters: reason("backbeat_reverb_dead_letters_total", "Invalid claims sent to the dead-letter topic")?,
             verdicts: IntCounterVec::new(
-                Opts::new("backbeat_reverb_verdicts_total", "How windows were finished"),
+                Opts::new("backbeat_reverb_verdicts_total", "Windows finished by this member's merge, by verdict"),
                 &["verdict"],
             )?,
             merge_restarts: IntCounter::new(
                 "backbeat_reverb_merge_restarts_total",
-                "Times the merge started over after an error",
+                "Restarts of the merge after an error",
             )?,
-            rebalances: IntCounter::new("backbeat_reverb_rebalances_total", "Changes of this member's assignment")?,
+            rebalances: IntCounter::new(
+                "backbeat_reverb_rebalances_total",
+                "Assignments and revocations of partitions",
+            )?,
             partitions: IntGauge::new(
                 "backbeat_reverb_assigned_partitions",
-                "Partitions of statusclaims that this member owns",
+                "Partitions of statusclaims assigned to this member",
             )?,
-            waiting: IntGauge::new("backbeat_reverb_waiting_claims", "Claims that wait for the next boundary")?,
+            waiting: IntGauge::new(
+                "backbeat_reverb_waiting_claims",
+                "Claims past the newest boundary, waiting for the next frame",
+            )?,
             lag_beats: IntGauge::new(
                 "backbeat_reverb_lag_beats",
-                "Beats between the newest frame and the slowest owned partition",
+                "Beats between the newest frame and the slowest assigned partition",
             )?,
             lag_records: IntGauge::new(
                 "backbeat_reverb_lag_records",
-                "Claims in owned partitions that were not taken yet",
+                "Claims in assigned partitions that were not processed yet",
             )?,
             oldest_window_beats: IntGauge::new(
                 "backbeat_reverb_oldest_window_beats",
-                "Beats since the oldest window was opened that owned partitions have not seen done",
+                "Age in beats of the oldest window that is not done in an assigned partition",
             )?,
             reemitted: IntCounter::new(
                 "backbeat_reverb_reemitted_reports_total",
-                "Reports written again with the same bytes, as --reemit always does",
+                "Reports written again with the same bytes because of --reemit always",
             )?,
             skipped: IntCounterVec::new(
                 Opts::new(
@@ -104,29 +107,32 @@ impl Metrics {
             transactions: IntCounterVec::new(
                 Opts::new(
                     "backbeat_reverb_transactions_total",
-                    "Transactions of the merge; failed and timed_out ones are read back",
+                    "Transactions of the merge by outcome; after failed and timed_out the log is read back",
                 ),
                 &["outcome"],
             )?,
             beat_delivery: Histogram::with_opts(
                 HistogramOpts::new(
                     "backbeat_reverb_beat_delivery_seconds",
-                    "From a beat's emitted_at, by pulse's clock, to this member's hands",
+                    "Seconds from a frame's emitted_at, by pulse's clock, to its reading by this member",
                 )
                 .buckets(DELIVERY_BUCKETS.to_vec()),
             )?,
-            objective_p95: objective("backbeat_reverb_objective_p95_seconds", "The 95th percentile of the last 1,000")?,
-            objective_limit: objective("backbeat_reverb_objective_limit_seconds", "What it may be at most")?,
+            slo_p95: slo_gauge(
+                "backbeat_reverb_objective_p95_seconds",
+                "95th percentile of the SLO's last 1,000 samples",
+            )?,
+            slo_limit: slo_gauge("backbeat_reverb_objective_limit_seconds", "Limit of the SLO's 95th percentile")?,
             started_at_ms: chrono::Utc::now().timestamp_millis(),
             registry: Registry::new(),
         };
         metrics.register()?;
-        metrics.begin_at_zero();
+        metrics.init_labels();
         Ok(metrics)
     }
 
-    /// A counter that first shows itself at 1 has not risen, for Prometheus: what alerts look at begins at 0.
-    fn begin_at_zero(&self) {
+    /// Creates the label values that alerts use: Prometheus sees no increase in a counter that first appears at 1.
+    fn init_labels(&self) {
         for reason in InvalidClaim::REASONS {
             self.invalid.with_label_values(&[reason]);
             self.dead_letters.with_label_values(&[reason]);
@@ -161,21 +167,21 @@ impl Metrics {
             Box::new(self.skipped.clone()),
             Box::new(self.transactions.clone()),
             Box::new(self.beat_delivery.clone()),
-            Box::new(self.objective_p95.clone()),
-            Box::new(self.objective_limit.clone()),
+            Box::new(self.slo_p95.clone()),
+            Box::new(self.slo_limit.clone()),
         ];
         collectors.into_iter().try_for_each(|collector| self.registry.register(collector))
     }
 
-    pub(crate) fn processed(&self, claims: u64) {
+    pub(crate) fn claims_processed(&self, claims: u64) {
         self.claims_processed.inc_by(claims);
     }
 
-    pub(crate) fn closed(&self, partial: &Partial) {
+    pub(crate) fn window_closed(&self, partial: &Partial) {
         self.late.inc_by(partial.late_claims as u64);
     }
 
-    pub(crate) fn invalid(&self, reason: &str) {
+    pub(crate) fn invalid_claim(&self, reason: &str) {
         self.invalid.with_label_values(&[reason]).inc();
     }
 
@@ -201,7 +207,7 @@ impl Metrics {
         self.oldest_window_beats.set(oldest_window_beats);
     }
 
-    pub(crate) fn beat(&self, delivered_after_ms: i64) {
+    pub(crate) fn beat_delivered(&self, delivered_after_ms: i64) {
         self.beat_delivery.observe(delivered_after_ms as f64 / 1_000.0);
     }
 
@@ -212,16 +218,16 @@ impl Metrics {
                     gauge.with_label_values(&[slo.name]).set(millis as f64 / 1_000.0);
                 }
             };
-            set(&self.objective_p95, slo.p95_ms);
-            set(&self.objective_limit, slo.limit_ms);
+            set(&self.slo_p95, slo.p95_ms);
+            set(&self.slo_limit, slo.limit_ms);
         }
     }
 
-    pub(crate) fn skipped(&self, cause: &str) {
+    pub(crate) fn window_skipped(&self, cause: &str) {
         self.skipped.with_label_values(&[cause]).inc();
     }
 
-    /// A transaction ended, in that error or well.
+    /// Counts a transaction that ended in `error`, or committed.
     pub(crate) fn transaction(&self, error: Option<&TransactionError>) {
         let outcome = match error {
             None => "committed",
@@ -232,16 +238,16 @@ impl Metrics {
         self.transactions.with_label_values(&[outcome]).inc();
     }
 
-    /// A report was read, whoever wrote it.
-    pub(crate) fn reported(&self, report: &BarReport) {
+    /// Sets the gauges of the last report, whoever wrote it.
+    pub(crate) fn set_last_report(&self, report: &BarReport) {
         self.agents_reporting.set(report.agents_reporting);
         self.on_time_reviews.set(report.on_time_reviews);
     }
 
-    pub(crate) fn finished(&self, verdict: Verdict, report: Option<&BarReport>, again: bool) {
+    pub(crate) fn window_finished(&self, verdict: Verdict, report: Option<&BarReport>, reemitted: bool) {
         self.windows_completed.inc();
         self.verdicts.with_label_values(&[verdict.as_str()]).inc();
-        self.reemitted.inc_by(u64::from(again));
+        self.reemitted.inc_by(u64::from(reemitted));
         let Some(report) = report else { return };
         let closed_at = report.closed_at.millis();
         if verdict == Verdict::Written && closed_at >= self.started_at_ms {

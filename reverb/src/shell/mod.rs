@@ -1,7 +1,7 @@
-//! What touches Kafka, threads, clocks and sockets.
+//! The I/O around the core: Kafka, threads, clocks and sockets.
 //!
-//! Two threads: the member polls the group consumer and runs the aggregators; where it owns
-//! `statusclaims-0`, a second one runs the merge.
+//! Two threads: the member polls the group consumer and runs the aggregators. On the member that owns
+//! `statusclaims-0`, a second thread runs the merge.
 
 mod args;
 mod audit;

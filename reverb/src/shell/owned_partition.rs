@@ -1,4 +1,4 @@
-//! One partition that this member owns, between Kafka and the core.
+//! One owned partition: connects its state in the core with Kafka.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,86 +12,91 @@ use super::metrics::Metrics;
 use super::status::{Share, SharedStatus};
 use crate::core::{Frames, Outbound, Partition, PartitionAggregator, RawRecord};
 
-/// Who sends, where, and under which name.
+/// The producer of partials and dead letters, with the member's name and counter.
 pub(crate) struct PartialProducer {
     pub(crate) sender: Sender,
     pub(crate) topics: Topics,
     pub(crate) partial_schema: u32,
     pub(crate) member: String,
-    /// Of the partials that this member sent.
+    /// The number of partials that this member has sent.
     pub(crate) counter: i64,
-    pub(crate) partials: Arc<Deliveries>,
-    /// The core counts time from here.
-    pub(crate) started: Instant,
+    pub(crate) partial_deliveries: Arc<Deliveries>,
+    /// The zero of the durations that the core gets as time.
+    pub(crate) started_at: Instant,
 }
 
-/// One partition of `statusclaims`.
+/// One partition of `statusclaims` assigned to this member.
 pub(crate) struct OwnedPartition {
     pub(crate) id: i32,
-    /// `None` until it is known where its aggregator begins.
+    /// `None` until the start position is known.
     pub(crate) core: Option<Partition>,
-    /// Records that came before the aggregator began or whose schema is being fetched, in order.
-    stalled: VecDeque<(i64, RawRecord)>,
+    /// Records polled before the start position was known or while their schema is being fetched, in order.
+    deferred: VecDeque<(i64, RawRecord)>,
     dead_letters: Arc<Deliveries>,
     pub(crate) paused: bool,
 }
 
 impl OwnedPartition {
-    /// A partition that was just assigned, and is paused.
+    /// Creates a partition that was just assigned and is paused.
     pub(crate) fn new(id: i32) -> Self {
-        Self { id, core: None, stalled: VecDeque::new(), dead_letters: Arc::default(), paused: true }
+        Self { id, core: None, deferred: VecDeque::new(), dead_letters: Arc::default(), paused: true }
     }
 
-    /// It is known where the aggregator begins.
-    pub(crate) fn begin(&mut self, aggregator: PartitionAggregator) {
+    /// Starts the partition with an aggregator at its start position.
+    pub(crate) fn start(&mut self, aggregator: PartitionAggregator) {
         self.core = Some(Partition::new(self.id, aggregator));
     }
 
-    /// Takes a record as it comes from Kafka. `low` asks where the partition's log begins.
-    pub(crate) fn take(
+    /// Processes a polled record, or defers it. `fetch_log_start` asks Kafka for the log start offset.
+    pub(crate) fn process(
         &mut self,
         offset: i64,
         key: Option<&[u8]>,
         value: Option<&[u8]>,
         frames: &Frames,
         decoder: &mut ClaimDecoder,
-        low: &dyn Fn() -> Option<i64>,
+        fetch_log_start: &dyn Fn() -> Option<i64>,
     ) {
         let raw = || RawRecord { key: key.map(<[u8]>::to_vec), value: value.map(<[u8]>::to_vec) };
-        if let Some(core) = self.core.as_mut().filter(|_| self.stalled.is_empty())
-            && let Some(reading) = decoder.decode(key, value)
-            && record_gap(core, offset, low)
+        if let Some(core) = self.core.as_mut().filter(|_| self.deferred.is_empty())
+            && let Some(claim) = decoder.decode(key, value)
+            && record_gap(core, offset, fetch_log_start)
         {
-            core.take(offset, reading, frames, raw);
+            core.process(offset, claim, frames, raw);
         } else {
-            self.stalled.push_back((offset, raw()));
+            self.deferred.push_back((offset, raw()));
         }
     }
 
-    /// Takes the records that had to wait and need not any more.
-    pub(crate) fn take_stalled(&mut self, frames: &Frames, decoder: &mut ClaimDecoder, low: &dyn Fn() -> Option<i64>) {
+    /// Processes the deferred records whose schema is now known.
+    pub(crate) fn process_deferred(
+        &mut self,
+        frames: &Frames,
+        decoder: &mut ClaimDecoder,
+        fetch_log_start: &dyn Fn() -> Option<i64>,
+    ) {
         let Some(core) = &mut self.core else { return };
-        while let Some((offset, raw)) = self.stalled.pop_front() {
+        while let Some((offset, raw)) = self.deferred.pop_front() {
             match decoder.decode(raw.key.as_deref(), raw.value.as_deref()) {
-                Some(reading) if record_gap(core, offset, low) => {
-                    let reading = reading.into_owned();
-                    core.take(offset, reading, frames, || raw);
+                Some(claim) if record_gap(core, offset, fetch_log_start) => {
+                    let claim = claim.into_owned();
+                    core.process(offset, claim, frames, || raw);
                 }
-                _ => return self.stalled.push_front((offset, raw)),
+                _ => return self.deferred.push_front((offset, raw)),
             }
         }
     }
 
-    /// No record below `offset` is to come, in a log that begins at `low`.
-    pub(crate) fn reached(&mut self, offset: i64, low: i64) {
+    /// Advances to `offset`, because no record below it is to come, if nothing is deferred.
+    pub(crate) fn skip_to(&mut self, offset: i64, log_start: i64) {
         if let Some(core) =
-            self.core.as_mut().filter(|core| self.stalled.is_empty() && offset > core.aggregator().next_offset())
+            self.core.as_mut().filter(|core| self.deferred.is_empty() && offset > core.aggregator().next_offset())
         {
-            core.reached(offset, low);
+            core.skip_to(offset, log_start);
         }
     }
 
-    /// Goes as far as the lines allow, and sends what comes of it.
+    /// Advances as far as the boundaries allow, and sends the resulting dead letters and partials.
     pub(crate) fn advance(
         &mut self,
         frames: &Frames,
@@ -100,14 +105,14 @@ impl OwnedPartition {
         status: &SharedStatus,
     ) {
         let Some(core) = &mut self.core else { return };
-        for message in core.advance(frames) {
-            match message {
-                Outbound::DeadLetter { reason, .. } => metrics.invalid(reason.reason()),
+        for outbound in core.advance(frames) {
+            match outbound {
+                Outbound::DeadLetter { reason, .. } => metrics.invalid_claim(reason.reason()),
                 Outbound::Partial(record) => {
                     let Some(partial) = record.partial() else { continue };
-                    metrics.closed(partial);
+                    metrics.window_closed(partial);
                     if let Some(window) = frames.window_of(record.from_beat) {
-                        status.share(&window, self.id, Share::new(frames, &window, self.id, None, partial.claims));
+                        status.set_share(&window, self.id, Share::new(frames, &window, self.id, None, partial.claims));
                     }
                 }
             }
@@ -115,11 +120,11 @@ impl OwnedPartition {
         self.send(producer, metrics);
     }
 
-    /// Sends what can go out, in order.
+    /// Sends the records of the outbox that can be sent now, in order.
     pub(crate) fn send(&mut self, producer: &mut PartialProducer, metrics: &Metrics) {
         let Some(core) = &mut self.core else { return };
-        while let Some(message) = core.next_outbound(self.dead_letters.outstanding() > 0) {
-            let sent = match message {
+        while let Some(outbound) = core.next_outbound(self.dead_letters.outstanding() > 0) {
+            let sent = match outbound {
                 Outbound::DeadLetter { offset, reason, raw } => {
                     producer.send_dead_letter(self.id, *offset, reason, raw, &self.dead_letters)
                 }
@@ -129,7 +134,7 @@ impl OwnedPartition {
                 return;
             }
             if let Some(Outbound::DeadLetter { offset, reason, .. }) =
-                core.sent(producer.counter, producer.started.elapsed())
+                core.mark_sent(producer.counter, producer.started_at.elapsed())
             {
                 metrics.dead_letter(reason.reason());
                 tracing::debug!(partition = self.id, offset, %reason, "dead letter");
@@ -137,17 +142,17 @@ impl OwnedPartition {
         }
     }
 
-    /// Sends again what nobody finished in time, and what could not go out.
+    /// Sends partials again that have had no `done` for long, and records that did not fit into the queue.
     pub(crate) fn retry(&mut self, producer: &mut PartialProducer, metrics: &Metrics) {
         if let Some(core) = &mut self.core {
-            core.resend(producer.started.elapsed());
+            core.resend_overdue(producer.started_at.elapsed());
         }
         self.send(producer, metrics);
     }
 
-    /// Whether it must not be given more records for now.
+    /// Returns true if the partition must be paused.
     pub(crate) fn is_full(&self) -> bool {
-        !self.stalled.is_empty() || self.core.as_ref().is_none_or(Partition::is_full)
+        !self.deferred.is_empty() || self.core.as_ref().is_none_or(Partition::is_full)
     }
 }
 
@@ -169,7 +174,7 @@ impl PartialProducer {
             ("topic", source),
             ("partition", partition.to_string()),
             ("offset", offset.to_string()),
-            // Null and empty keys look alike once they are in a header.
+            // In a header, a null key and an empty key cannot be told apart.
             ("key", raw.key.as_ref().map_or("null".to_owned(), |key| String::from_utf8_lossy(key).into_owned())),
         ];
         let value = raw.value.as_deref().unwrap_or_default();
@@ -183,21 +188,21 @@ impl PartialProducer {
         let key = named.window_id.to_string();
         let value = wire(self.partial_schema, &named);
         let outgoing = Outgoing { topic: &topic, key: Some(key.as_bytes()), value: &value, headers: &[] };
-        self.sender.send(outgoing, &self.partials)?;
+        self.sender.send(outgoing, &self.partial_deliveries)?;
         self.counter += 1;
         Ok(())
     }
 }
 
-/// Tells the aggregator what is missing before `offset`: control records leave gaps, and so does retention.
-/// False if it is not to be found out now.
-fn record_gap(core: &mut Partition, offset: i64, low: &dyn Fn() -> Option<i64>) -> bool {
+/// Records the offsets missing before `offset`, left by control records or by retention, with the aggregator. Returns
+/// false if the log start offset cannot be fetched now.
+fn record_gap(core: &mut Partition, offset: i64, fetch_log_start: &dyn Fn() -> Option<i64>) -> bool {
     if offset <= core.aggregator().next_offset() {
         return true;
     }
-    let found = low();
-    if let Some(low) = found {
-        core.reached(offset, low);
+    let found = fetch_log_start();
+    if let Some(log_start) = found {
+        core.skip_to(offset, log_start);
     }
     found.is_some()
 }

@@ -1,4 +1,4 @@
-//! One window, computed anew from the log alone.
+//! Recomputes windows from the log alone.
 
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -17,19 +17,19 @@ use crate::core::{ClosedWindow, Counts, DecodedClaim, Frames, Output, PartitionA
 
 const POLL: Duration = Duration::from_millis(100);
 const SCHEMA_POLL: Duration = Duration::from_millis(10);
-/// Kafka is taken to be away after this long without a record.
+/// Kafka counts as unavailable after this long without a record.
 const GIVE_UP_AFTER: Duration = Duration::from_secs(15);
 
-/// A window could not be computed.
+/// An error that prevents the recomputation.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RecomputeError {
-    #[error("reading claims again: {0}")]
+    #[error("cannot read claims for a recomputation: {0}")]
     Kafka(#[from] KafkaError),
-    #[error("told to stop")]
+    #[error("stopped before the recomputation was complete")]
     Stopped,
 }
 
-/// Reads the claims of windows by their ranges. All its calls block.
+/// A reader of the claims in the offset ranges of windows. All its calls block.
 pub(crate) struct Recompute {
     consumer: Reader,
     topic: String,
@@ -45,27 +45,27 @@ impl Recompute {
         })
     }
 
-    /// The counts of `window`, whose closing frame is in `frames`; `None` if its claims are no longer
-    /// wholly retained.
+    /// Returns the counts of `window`, whose closing frame is in `frames`, or `None` if its claims are no longer wholly
+    /// retained.
     pub(crate) fn window(
         &mut self,
         frames: &Frames,
         window: &Window,
         stop: &Shutdown,
     ) -> Result<Option<Counts>, RecomputeError> {
-        let partitions = frames.get(window.closes).map_or(0, |frame| frame.claim_offsets.len());
-        let mut whole = Tally::default();
+        let partitions = frames.get(window.closing).map_or(0, |frame| frame.claim_offsets.len());
+        let mut sum = Tally::default();
         for partition in 0..partitions as i32 {
             let mut shares = self.shares(frames, window, window, partition, stop)?;
             match shares.pop() {
-                Some(ClosedWindow { tally, retained: true, .. }) => whole.absorb(tally),
+                Some(ClosedWindow { tally, retained: true, .. }) => sum.add(tally),
                 _ => return Ok(None),
             }
         }
-        Ok(Some(whole.counts()))
+        Ok(Some(sum.counts()))
     }
 
-    /// What `partition` has of each window from `first` to `last`, in their order, read in one go.
+    /// Returns the shares of `partition` in the windows from `first` to `last`, in order. Reads the range once.
     pub(crate) fn shares(
         &mut self,
         frames: &Frames,
@@ -75,43 +75,43 @@ impl Recompute {
         stop: &Shutdown,
     ) -> Result<Vec<ClosedWindow>, RecomputeError> {
         let boundary = |beat| frames.get(beat).map_or(0, |frame| frame.boundary(partition));
-        let (start, end) = (boundary(first.from), boundary(last.closes));
-        let mut low = self.low(partition)?;
-        let mut aggregator = PartitionAggregator::new(partition, first.from, start, low);
+        let (start, end) = (boundary(first.from), boundary(last.closing));
+        let mut log_start = self.fetch_log_start(partition)?;
+        let mut aggregator = PartitionAggregator::new(partition, first.from, start, log_start);
         let mut outputs = Vec::new();
-        if start.max(low) < end {
-            let whole = self.read(partition, start.max(low)..end, stop, |offset, reading| {
-                aggregator.take(offset, reading, frames, RawRecord::default, &mut outputs);
+        if start.max(log_start) < end {
+            let is_contiguous = self.read(partition, start.max(log_start)..end, stop, |offset, claim| {
+                aggregator.process(offset, claim, frames, RawRecord::default, &mut outputs);
             })?;
-            if !whole {
-                // Where offsets are missing, retention may have overtaken us.
-                low = self.low(partition)?;
+            if !is_contiguous {
+                // Offsets are missing: retention may have deleted records while they were read.
+                log_start = self.fetch_log_start(partition)?;
             }
         }
-        aggregator.reached(end, low.min(end));
+        aggregator.skip_to(end, log_start.min(end));
         aggregator.advance(frames, &mut outputs);
         let closed = outputs.into_iter().filter_map(|output| match output {
             Output::WindowClosed(closed) if closed.window.from <= last.from => Some(*closed),
             _ => None,
         });
         let overtaken =
-            |window: &Window| boundary(window.from) < low && boundary(window.from) < boundary(window.closes);
-        let judged =
+            |window: &Window| boundary(window.from) < log_start && boundary(window.from) < boundary(window.closing);
+        let classified =
             closed.map(|closed| ClosedWindow { retained: closed.retained && !overtaken(&closed.window), ..closed });
-        Ok(judged.collect())
+        Ok(classified.collect())
     }
 
-    fn low(&self, partition: i32) -> Result<i64, RecomputeError> {
+    fn fetch_log_start(&self, partition: i32) -> Result<i64, RecomputeError> {
         Ok(self.consumer.fetch_watermarks(&self.topic, partition, QUERY_TIMEOUT)?.0)
     }
 
-    /// Reads the records of `range`; returns whether there was one at each of its offsets.
+    /// Reads the records of `range`. Returns true if there was one at each of its offsets.
     fn read(
         &mut self,
         partition: i32,
         range: Range<i64>,
         stop: &Shutdown,
-        mut take: impl FnMut(i64, DecodedClaim<'_>),
+        mut process: impl FnMut(i64, DecodedClaim<'_>),
     ) -> Result<bool, RecomputeError> {
         let mut assignment = TopicPartitionList::new();
         assignment.add_partition_offset(&self.topic, partition, Offset::Offset(range.start))?;
@@ -125,7 +125,7 @@ impl Recompute {
             }
             let message = match self.consumer.poll(POLL) {
                 Some(Ok(message)) => message,
-                // The boundary was known before we began to read: the end that was met lies at or after it.
+                // The boundary was known before this read started, so the log's end lies at or after it.
                 Some(Err(KafkaError::PartitionEOF(_))) => return Ok(false),
                 Some(Err(error)) if !is_transient(&error) => return Err(error.into()),
                 Some(Err(_)) | None if last.elapsed() < GIVE_UP_AFTER => continue,
@@ -137,14 +137,14 @@ impl Recompute {
                 break;
             }
             next = message.offset() + 1;
-            let reading = loop {
+            let claim = loop {
                 match self.decoder.decode(message.key(), message.payload()) {
-                    Some(reading) => break reading,
+                    Some(claim) => break claim,
                     None if stop.is_cancelled() => return Err(RecomputeError::Stopped),
                     None => std::thread::sleep(SCHEMA_POLL),
                 }
             };
-            take(message.offset(), reading);
+            process(message.offset(), claim);
         }
         Ok(!gap)
     }

@@ -1,4 +1,4 @@
-//! Puts reverb's group back to a window, at exact boundaries, so that it computes again from there.
+//! Resets reverb's consumer group to the boundaries of a window, so that reverb recomputes from there.
 
 use std::collections::BTreeMap;
 
@@ -9,47 +9,48 @@ use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult};
 use tokio::runtime::Handle;
 
-use super::group::{Group, GroupConsumer, commit};
+use super::group::{Group, GroupConsumer, commit_offsets};
 use super::start_positions::watermarks;
 use super::timeouts::QUERY_TIMEOUT;
-use crate::core::Committed;
+use crate::core::CommittedOffset;
 
-/// Where a replay begins.
+/// The first window of a replay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ReplayTo {
-    /// The window that has this beat.
+    /// The window that contains this beat.
     Beat(BeatIndex),
-    /// This window.
+    /// The window with this id.
     Window(WindowId),
     /// The window that was open at this instant.
     Instant(Timestamp),
-    /// The oldest window whose claims are wholly there.
+    /// The oldest window whose claims are wholly retained.
     Earliest,
 }
 
-/// What a replay would do.
+/// The effect of a replay.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct ReplayPlan {
-    /// The group.
+    /// The consumer group.
     pub group: String,
-    /// The first window.
+    /// The first window's id.
     pub window_id: WindowId,
-    /// Its downbeat.
+    /// The first window's downbeat.
     pub from_beat: BeatIndex,
     /// The newest beat.
     pub newest_beat: BeatIndex,
-    /// By partition: the boundary that the group is put to.
+    /// By partition, the boundary to which the group is reset.
     pub offsets: BTreeMap<i32, i64>,
-    /// How many claims lie between there and the ends of the partitions.
+    /// The number of offsets between there and the ends of the partitions.
     pub claims: i64,
 }
 
-/// What a replay to `to` would do; nothing is changed. Blocks.
+/// Plans a replay to `to`, without changing anything. Blocks.
 pub fn plan_replay(broker: &Broker, registry: &Registry, runtime: &Handle, to: ReplayTo) -> anyhow::Result<ReplayPlan> {
     let mut frames = LogReader::<BeatFrame>::for_searches(broker, registry, runtime, TopicName::BeatFrames)?;
     let newest = frames.last()?.context("no beat has been published yet")?.record;
-    let ends = watermarks(&broker.reader()?, &broker.topics().name(TopicName::StatusClaims))?;
-    let is_whole = |frame: &BeatFrame| ends.iter().all(|(partition, (low, _))| frame.boundary(*partition) >= *low);
+    let ranges = watermarks(&broker.reader()?, &broker.topics().name(TopicName::StatusClaims))?;
+    let is_whole =
+        |frame: &BeatFrame| ranges.iter().all(|(partition, (log_start, _))| frame.boundary(*partition) >= *log_start);
     let within = match to {
         ReplayTo::Beat(beat) => {
             let newest = newest.beat_index;
@@ -68,25 +69,26 @@ pub fn plan_replay(broker: &Broker, registry: &Registry, runtime: &Handle, to: R
         ReplayTo::Earliest => frames.first_where(is_whole)?.map(|entry| entry.record),
     };
     let within = within.context(match to {
-        ReplayTo::Window(_) => "there is no such window",
-        _ => "there is no such beat",
+        ReplayTo::Window(_) => "no frame of this window in beatframes",
+        _ => "no such beat in beatframes",
     })?;
     let opening = if to == ReplayTo::Earliest {
-        // The next downbeat: the window of this frame itself may have lost its head.
+        // Only from its downbeat on is a window wholly retained, so the window of this frame itself may not be.
         next_downbeat(&mut frames, &within)?
     } else {
         let (beat, window) = (within.beat_index, within.window_id);
         let first = frames.first_where(|frame| frame.beat_index >= beat || frame.window_id == window)?;
         first.map(|entry| entry.record).filter(|frame| frame.downbeat)
     };
-    let opening = opening.context("the window's downbeat is not in the log")?;
+    let opening = opening.context("the window's downbeat is not in beatframes")?;
     ensure!(
         is_whole(&opening),
-        "claims of window {} are gone, so it cannot be computed again; `--to-earliest` begins with the oldest that can",
+        "claims of window {} are no longer retained, so it cannot be recomputed; `--to-earliest` starts at the oldest that can",
         opening.window_id
     );
-    let offsets: BTreeMap<i32, i64> = ends.keys().map(|partition| (*partition, opening.boundary(*partition))).collect();
-    let claims = ends.iter().map(|(partition, (_, end))| (end - offsets[partition]).max(0)).sum();
+    let offsets: BTreeMap<i32, i64> =
+        ranges.keys().map(|partition| (*partition, opening.boundary(*partition))).collect();
+    let claims = ranges.iter().map(|(partition, (_, end))| (end - offsets[partition]).max(0)).sum();
     Ok(ReplayPlan {
         group: broker.topics().group(),
         window_id: opening.window_id,
@@ -97,37 +99,37 @@ pub fn plan_replay(broker: &Broker, registry: &Registry, runtime: &Handle, to: R
     })
 }
 
-/// Puts the group where `plan` says. Refused while the group has members: they would not notice. Blocks.
+/// Resets the group as planned. Fails while the group has members, because they would not notice. Blocks.
 pub fn execute_replay(broker: &Broker, plan: &ReplayPlan) -> anyhow::Result<()> {
     let consumer = group_consumer(broker)?;
     let groups = consumer.fetch_group_list(Some(&plan.group), QUERY_TIMEOUT)?;
     let members: usize = groups.groups().iter().map(|group| group.members().len()).sum();
     ensure!(members == 0, "group {} has {members} members: stop reverb first", plan.group);
     let downbeat = Some(plan.from_beat.get());
-    let position = |(partition, offset): (&i32, &i64)| (*partition, Committed { offset: *offset, downbeat });
+    let position = |(partition, offset): (&i32, &i64)| (*partition, CommittedOffset { offset: *offset, downbeat });
     let positions = plan.offsets.iter().map(position).collect();
     let topic = broker.topics().name(TopicName::StatusClaims);
-    match commit(&consumer, &topic, &positions, CommitMode::Sync) {
+    match commit_offsets(&consumer, &topic, &positions, CommitMode::Sync) {
         Ok(()) => Ok(()),
-        // Members of a group that the broker assigns are not in the list.
+        // Members under the consumer protocol (KIP-848) are not in the list.
         Err(KafkaError::ConsumerCommit(error)) => {
-            bail!("kafka refused to move group {} ({error}): if reverb runs, stop it first", plan.group)
+            bail!("kafka refused to reset group {} ({error}); if reverb is running, stop it first", plan.group)
         }
         Err(error) => Err(error.into()),
     }
 }
 
-/// A consumer with the group's name that never joins it.
+/// Creates a consumer with the group's id that never joins the group.
 fn group_consumer(broker: &Broker) -> KafkaResult<GroupConsumer> {
     broker.group_member(GroupProtocol::Classic).create_with_context(Group::default())
 }
 
-/// `frame`, if it is a downbeat, or the first one after it.
+/// Returns `frame` if it is a downbeat, otherwise the next downbeat.
 fn next_downbeat(frames: &mut LogReader<BeatFrame>, frame: &BeatFrame) -> anyhow::Result<Option<BeatFrame>> {
     if frame.downbeat {
         return Ok(Some(frame.clone()));
     }
-    // The next window's name differs, from its downbeat on.
+    // From its downbeat on, the next window has another id.
     let (beat, window) = (frame.beat_index, frame.window_id);
     let next = frames.first_where(|other| other.beat_index > beat && other.window_id != window)?;
     Ok(next.map(|entry| entry.record))

@@ -1,4 +1,4 @@
-//! The reports that are there already.
+//! An index of the published reports.
 
 use std::collections::BTreeMap;
 
@@ -6,17 +6,16 @@ use backbeat_broker::{LogReader, ReadError};
 use backbeat_schemas::{BarReport, BeatIndex, Timestamp};
 use sha2::{Digest, Sha256};
 
-/// Reports of finished windows remembered beyond those that a merge still needs.
+/// Reports of finished windows that are kept in memory, beyond those that the merge still needs.
 const MAX_REMEMBERED: usize = 10_000;
 
-/// The digest of a report's Avro body.
+/// The SHA-256 digest of a report's Avro body.
 pub(crate) type Fingerprint = [u8; 32];
 
-/// The last report of each window, as far back as was asked for.
+/// The last report of each window, back to the oldest window that was asked for.
 ///
-/// Reports carry `closed_at` as their timestamp, so those of a window and of all later ones lie at or
-/// after the offset that Kafka gives for it. From there the log is read once; after that we are the
-/// only writer.
+/// Reports carry `closed_at` as their timestamp, so those of a window and of all later ones lie at or after the offset
+/// that Kafka returns for it. The log is read from there once. After that this merge is the only writer.
 pub(crate) struct ReportIndex {
     reader: LogReader<BarReport>,
     since: Option<Timestamp>,
@@ -32,7 +31,7 @@ impl ReportIndex {
         Sha256::digest(body).into()
     }
 
-    /// The fingerprint of the last report of the window that opened at `from`.
+    /// Returns the fingerprint of the last report of the window that opened at `from`.
     pub(crate) fn last(&mut self, from: BeatIndex, closed_at: Timestamp) -> Result<Option<Fingerprint>, ReadError> {
         if self.since.is_none_or(|since| closed_at < since) {
             let (start, end) = (self.reader.offset_at(closed_at.millis())?, self.reader.end()?);
@@ -46,19 +45,19 @@ impl ReportIndex {
         Ok(self.reports.get(&from).copied())
     }
 
-    /// We have written a report.
-    pub(crate) fn written(&mut self, from: BeatIndex, fingerprint: Fingerprint) {
+    /// Adds a report that this merge has written.
+    pub(crate) fn record_written(&mut self, from: BeatIndex, fingerprint: Fingerprint) {
         self.reports.insert(from, fingerprint);
     }
 
-    /// Windows closed before `closed_at` of the window at `oldest` are finished: remembers not too
-    /// many of them.
-    pub(crate) fn forget_before(&mut self, oldest: BeatIndex, closed_at: Timestamp) {
+    /// Drops reports of windows before `oldest`, which are finished, if there are too many. `closed_at` is the instant
+    /// of the downbeat `oldest`.
+    pub(crate) fn drop_before(&mut self, oldest: BeatIndex, closed_at: Timestamp) {
         if self.reports.len() > MAX_REMEMBERED
             && self.reports.first_key_value().is_some_and(|(first, _)| *first < oldest)
         {
             self.reports = self.reports.split_off(&oldest);
-            // Nothing is known any more of a window closed at that very instant.
+            // A window closed at this very instant may have been dropped, so `since` starts after it.
             self.since = self.since.max(Some(closed_at.plus_millis(1)));
         }
     }

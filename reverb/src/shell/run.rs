@@ -1,4 +1,4 @@
-//! Starts the parts and joins them.
+//! Creates the parts, runs the member and the HTTP server, and joins them.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,7 +21,7 @@ use super::owned_partition::PartialProducer;
 use super::status::SharedStatus;
 use super::{Args, http};
 
-/// Runs reverb until `shutdown`, or until the log is wrong.
+/// Runs reverb until `shutdown`, or until an error that retrying cannot solve.
 pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new()?);
     let name = format!("{}-{:08x}", args.node, rand::random::<u32>());
@@ -59,7 +59,7 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
     outcome
 }
 
-/// Waits for Kafka, the topics and the registry; returns the schema ids of reports and of partials.
+/// Waits for Kafka, the topics and the registry, and returns the schema ids of reports and partials.
 async fn prepare(broker: &Broker, registry: &Registry) -> anyhow::Result<(u32, u32)> {
     wait_for_topics(broker, &TopicName::ALL).await?;
     let topics = broker.topics();
@@ -80,7 +80,7 @@ fn member(
     status: SharedStatus,
 ) -> anyhow::Result<Member> {
     let mut settings = broker.group_member(args.group_protocol);
-    // Only where control records end a partition do statistics matter, so they may be a second old.
+    // Statistics matter only if control records end a partition, so they may be a second old.
     settings.set("statistics.interval.ms", "1000");
     let consumer: GroupConsumer = settings.create_with_context(Group::default())?;
     let group = Arc::clone(consumer.context());
@@ -99,8 +99,8 @@ fn member(
             partial_schema: merge.partial_schema,
             member: name,
             counter: 0,
-            partials: Arc::default(),
-            started: Instant::now(),
+            partial_deliveries: Arc::default(),
+            started_at: Instant::now(),
         },
         merge,
         bar_length: BarLengthGuard { expected: args.expect_bar_length, after: None },

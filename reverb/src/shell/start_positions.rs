@@ -1,4 +1,4 @@
-//! Where the aggregators of newly assigned partitions begin.
+//! Finds the start positions of newly assigned partitions.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,16 +12,16 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::frame_table::{FrameTable, TableError};
 use super::group::GroupConsumer;
 use super::timeouts::QUERY_TIMEOUT;
-use crate::core::{Committed, PartitionAggregator};
+use crate::core::{CommittedOffset, PartitionAggregator};
 
-/// The partitions that have no aggregator yet.
+/// The partitions whose aggregator has not started.
 #[derive(Debug, Default)]
 pub(crate) struct StartPositions {
-    /// What was committed for each, once that is known.
-    pending: BTreeMap<i32, Option<Committed>>,
-    /// The start of the log of every partition of the topic.
-    lows: BTreeMap<i32, i64>,
-    /// A beat at or before the beginning of each of them, once it was found.
+    /// By partition, the committed offset, once fetched.
+    pending: BTreeMap<i32, Option<CommittedOffset>>,
+    /// The log start offset of every partition of the topic.
+    log_starts: BTreeMap<i32, i64>,
+    /// A beat at or before all the start positions, once found.
     earliest: Option<BeatIndex>,
 }
 
@@ -39,14 +39,13 @@ impl StartPositions {
         self.pending.is_empty()
     }
 
-    /// The partitions, for people.
+    /// The partitions, for the status.
     pub(crate) fn partitions(&self) -> Vec<i32> {
         self.pending.keys().copied().collect()
     }
 
-    /// Asks Kafka what was committed for the partitions of `topic` of which that is not known, and
-    /// where the logs begin.
-    pub(crate) fn ask(&mut self, consumer: &GroupConsumer, topic: &str) -> Result<(), KafkaError> {
+    /// Fetches the committed offsets that are not known yet, and the log start offsets of `topic`.
+    pub(crate) fn fetch_committed(&mut self, consumer: &GroupConsumer, topic: &str) -> Result<(), KafkaError> {
         let mut list = TopicPartitionList::new();
         for (partition, _) in self.pending.iter().filter(|(_, committed)| committed.is_none()) {
             list.add_partition(topic, *partition);
@@ -54,33 +53,34 @@ impl StartPositions {
         if list.count() == 0 {
             return Ok(());
         }
-        self.lows.extend(watermarks(consumer, topic)?.into_iter().map(|(partition, (low, _))| (partition, low)));
+        self.log_starts
+            .extend(watermarks(consumer, topic)?.into_iter().map(|(partition, (log_start, _))| (partition, log_start)));
         for element in consumer.committed_offsets(list, QUERY_TIMEOUT)?.elements() {
             let partition = element.partition();
             let committed = match element.offset() {
-                Offset::Offset(offset) => Committed::parse(offset, element.metadata()),
-                // Never committed: from the beginning, as `auto.offset.reset=earliest` says.
-                _ => Committed { offset: self.lows.get(&partition).copied().unwrap_or(0), downbeat: None },
+                Offset::Offset(offset) => CommittedOffset::parse(offset, element.metadata()),
+                // Never committed: start at the log start offset, as `auto.offset.reset=earliest` would.
+                _ => CommittedOffset { offset: self.log_starts.get(&partition).copied().unwrap_or(0), downbeat: None },
             };
-            tracing::info!(partition, ?committed, "position");
+            tracing::info!(partition, ?committed, "fetched the committed offset");
             self.pending.insert(partition, Some(committed));
         }
         Ok(())
     }
 
-    /// The aggregators that can begin now, as far as the frames tell.
-    pub(crate) fn locate(&mut self, table: &mut FrameTable) -> Result<Vec<(i32, PartitionAggregator)>, TableError> {
+    /// Returns the aggregators whose start positions are found in the frames read so far.
+    pub(crate) fn resolve(&mut self, table: &mut FrameTable) -> Result<Vec<(i32, PartitionAggregator)>, TableError> {
         if self.earliest.is_none() {
             self.earliest = self.find_earliest(table)?;
         }
         let Some(earliest) = self.earliest else { return Ok(Vec::new()) };
-        table.cover(earliest)?;
-        table.follow(Duration::ZERO)?;
+        table.ensure_covers(earliest)?;
+        table.poll(Duration::ZERO)?;
         let mut aggregators = Vec::new();
         for (partition, committed) in &self.pending {
             let Some(committed) = committed else { continue };
-            if let Some(aggregator) = committed.aggregator(*partition, table.frames(), &self.lows) {
-                tracing::info!(partition, from_beat = %aggregator.arrival(), offset = aggregator.next_offset(), "aggregator begins");
+            if let Some(aggregator) = committed.start_aggregator(*partition, table.frames(), &self.log_starts) {
+                tracing::info!(partition, from_beat = %aggregator.arrival_beat(), offset = aggregator.next_offset(), "aggregator starts");
                 aggregators.push((*partition, aggregator));
             }
         }
@@ -90,17 +90,18 @@ impl StartPositions {
         Ok(aggregators)
     }
 
-    /// One search for all of them: each seek costs a round trip, and there may be many partitions.
+    /// Searches once for all partitions, because each seek costs a round trip and there may be many partitions.
     fn find_earliest(&self, table: &mut FrameTable) -> Result<Option<BeatIndex>, TableError> {
         let reached = |frame: &BeatFrame| {
-            let reaches = |committed: &Committed, partition| committed.reached_by(frame, partition, &self.lows);
+            let reaches =
+                |committed: &CommittedOffset, partition| committed.starts_by(frame, partition, &self.log_starts);
             self.pending.iter().any(|(partition, known)| known.is_some_and(|committed| reaches(&committed, *partition)))
         };
-        Ok(table.find(reached)?.map(|frame| frame.beat_index))
+        Ok(table.find_first(reached)?.map(|frame| frame.beat_index))
     }
 }
 
-/// The first offset and the end of every partition of `topic`.
+/// Fetches the log start offset and the end of every partition of `topic`.
 pub(crate) fn watermarks<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     topic: &str,

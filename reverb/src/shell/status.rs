@@ -1,4 +1,4 @@
-//! What reverb tells of itself over HTTP.
+//! The member's status, as served over HTTP.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,17 +8,17 @@ use serde::Serialize;
 
 use crate::core::{Frames, Slo, Slos, Window};
 
-/// Windows that are remembered.
+/// Windows kept for `/api/v1/windows`.
 pub(crate) const MAX_WINDOWS: usize = 1_000;
 
-/// A shared snapshot, written by the member.
+/// The status shared by the member, which writes it, and the HTTP server.
 #[derive(Debug, Clone)]
 pub(crate) struct SharedStatus(Arc<Mutex<Status>>);
 
 #[derive(Debug)]
 struct Status {
-    member: Member,
-    /// Of each partition, the newest partial in `barpartials`, whoever sent it.
+    member: MemberStatus,
+    /// By partition, the newest partial in `barpartials`, from whichever member.
     group: BTreeMap<i32, LastPartial>,
     windows: BTreeMap<BeatIndex, WindowStatus>,
     slos: Slos,
@@ -28,28 +28,28 @@ struct Status {
 #[derive(Debug, Serialize)]
 pub(crate) struct StatusBody {
     #[serde(flatten)]
-    member: Member,
+    member: MemberStatus,
     group: BTreeMap<i32, LastPartial>,
     objectives: [Slo; 3],
 }
 
-/// This member.
+/// The status of this member.
 #[derive(Debug, Clone, Default, Serialize)]
-pub(crate) struct Member {
+pub(crate) struct MemberStatus {
     pub(crate) cluster_id: String,
     pub(crate) name: String,
-    /// Whether this member runs the merge.
+    /// True if this member runs the merge.
     pub(crate) merging: bool,
     pub(crate) newest_beat: Option<BeatIndex>,
-    /// Between the newest frame and the slowest owned partition.
+    /// Beats between the newest frame and the slowest owned partition.
     pub(crate) lag_beats: i64,
-    /// Claims in owned partitions that were not taken yet; `None` until Kafka has told where they end.
+    /// Claims in owned partitions that were not processed yet; `None` until the ends of all partitions are known.
     pub(crate) lag_records: Option<i64>,
-    /// The oldest window that an owned partition has not seen done.
+    /// The oldest window that is not done in an owned partition.
     pub(crate) oldest_open_window: Option<OpenWindow>,
-    /// The owned ones.
+    /// The owned partitions.
     pub(crate) partitions: Vec<PartitionStatus>,
-    /// Why it does not work, where it should.
+    /// The reason why the member is not ready; `None` if it is.
     pub(crate) waiting_for: Option<String>,
 }
 
@@ -57,7 +57,7 @@ pub(crate) struct Member {
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct OpenWindow {
     pub(crate) from_beat: BeatIndex,
-    /// Beats since it was opened.
+    /// Beats since its downbeat.
     pub(crate) age_beats: i64,
 }
 
@@ -65,44 +65,44 @@ pub(crate) struct OpenWindow {
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct PartitionStatus {
     pub(crate) partition: i32,
-    /// The next offset to take; `None` until it is known where to begin.
+    /// The next offset to process; `None` until the start position is known.
     pub(crate) position: Option<i64>,
-    /// The end of the partition, as far as Kafka has told.
+    /// The last stable offset, as of the last statistics.
     pub(crate) end: Option<i64>,
-    /// The beat up to whose boundary it has read.
+    /// The beat up to whose boundary the partition was processed.
     pub(crate) beat: Option<BeatIndex>,
     pub(crate) waiting_claims: usize,
 }
 
-/// The owner of a partition, as its newest partial says.
+/// The owner of a partition, taken from its newest partial.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct LastPartial {
     pub(crate) member: String,
-    /// The newest window that it has sent its share of.
+    /// The window of that partial.
     pub(crate) from_beat: BeatIndex,
 }
 
-/// One window, as far as this member knows it.
+/// One window and what this member knows of it.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct WindowStatus {
     pub(crate) window_id: WindowId,
     pub(crate) from_beat: BeatIndex,
-    /// How it was finished, if this member saw that.
+    /// How the window was finished, if this member read its `done`.
     pub(crate) verdict: Option<Verdict>,
-    /// Its shares in owned partitions.
+    /// The shares of the partitions that this member owns.
     pub(crate) partitions: BTreeMap<i32, Share>,
-    /// The report, once there is one.
+    /// The report, once this member has read it.
     pub(crate) report: Option<BarReport>,
 }
 
 /// One partition's share of a window.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Share {
-    /// The window's boundary.
+    /// The window's boundary in the partition.
     pub(crate) from_offset: i64,
-    /// The next window's boundary, once its downbeat was heard.
+    /// The next window's boundary, once its downbeat was read.
     pub(crate) to_offset: Option<i64>,
-    /// The next offset to take; `None` once all of it was taken.
+    /// The next offset to process; `None` once the share is complete.
     pub(crate) position: Option<i64>,
     /// Claims counted so far.
     pub(crate) claims: i64,
@@ -124,14 +124,14 @@ impl SharedStatus {
     pub(crate) fn new(cluster_id: String, name: String) -> Self {
         let waiting_for = Some("kafka, its topics and the schema registry".to_owned());
         Self(Arc::new(Mutex::new(Status {
-            member: Member { cluster_id, name, waiting_for, ..Member::default() },
+            member: MemberStatus { cluster_id, name, waiting_for, ..MemberStatus::default() },
             group: BTreeMap::new(),
             windows: BTreeMap::new(),
             slos: Slos::new(now()),
         })))
     }
 
-    pub(crate) fn update(&self, change: impl FnOnce(&mut Member)) {
+    pub(crate) fn update(&self, change: impl FnOnce(&mut MemberStatus)) {
         change(&mut self.lock().member);
     }
 
@@ -148,7 +148,7 @@ impl SharedStatus {
         self.lock().member.waiting_for.clone()
     }
 
-    /// At most `limit` windows that opened before the beat `before`, newest first, and whether there are more.
+    /// Returns at most `limit` windows opened before `before`, newest first, and true if there are more.
     pub(crate) fn windows(&self, before: Option<BeatIndex>, limit: usize) -> (Vec<WindowStatus>, bool) {
         let status = self.lock();
         let mut older =
@@ -161,28 +161,28 @@ impl SharedStatus {
         self.lock().windows.values().find(|window| window.window_id == id).cloned()
     }
 
-    /// A frame was read. Returns how long it took, in milliseconds, if it is a new one.
-    pub(crate) fn beat(&self, frame: &BeatFrame) -> Option<i64> {
-        self.lock().slos.beat(frame, now())
+    /// Records a frame. Returns its delivery time in milliseconds if it is a new one.
+    pub(crate) fn record_frame(&self, frame: &BeatFrame) -> Option<i64> {
+        self.lock().slos.observe_frame(frame, now())
     }
 
-    /// What `partition` has of a window.
-    pub(crate) fn share(&self, window: &Window, partition: i32, share: Share) {
+    /// Sets the share of `partition` in a window.
+    pub(crate) fn set_share(&self, window: &Window, partition: i32, share: Share) {
         self.lock().window_mut(window.from, window.id).partitions.insert(partition, share);
     }
 
-    /// A partial was read.
-    pub(crate) fn partial(&self, partition: i32, member: &str, from_beat: BeatIndex) {
+    /// Records a partial of any member.
+    pub(crate) fn record_partial(&self, partition: i32, member: &str, from_beat: BeatIndex) {
         self.lock().group.insert(partition, LastPartial { member: member.to_owned(), from_beat });
     }
 
-    pub(crate) fn done(&self, from: BeatIndex, id: WindowId, verdict: Verdict) {
+    pub(crate) fn record_done(&self, from: BeatIndex, id: WindowId, verdict: Verdict) {
         self.lock().window_mut(from, id).verdict = Some(verdict);
     }
 
-    pub(crate) fn report(&self, report: BarReport) {
+    pub(crate) fn record_report(&self, report: BarReport) {
         let mut status = self.lock();
-        status.slos.report(&report, now());
+        status.slos.observe_report(&report, now());
         let (from, id) = (report.from_beat, report.window_id);
         status.window_mut(from, id).report = Some(report);
     }
@@ -193,7 +193,7 @@ impl SharedStatus {
 }
 
 impl Status {
-    /// The window, among the newest that are remembered.
+    /// Returns the window's entry. Makes room for a new one by removing the oldest.
     fn window_mut(&mut self, from_beat: BeatIndex, window_id: WindowId) -> &mut WindowStatus {
         if !self.windows.contains_key(&from_beat) && self.windows.len() >= MAX_WINDOWS {
             self.windows.pop_first();

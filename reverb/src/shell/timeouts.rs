@@ -1,6 +1,6 @@
-//! How long the shell waits for Kafka.
+//! The shell's timeout for requests to Kafka.
 
 use std::time::Duration;
 
-/// A question to Kafka: offsets, watermarks, metadata.
+/// The timeout of a request for offsets, watermarks or metadata.
 pub(crate) const QUERY_TIMEOUT: Duration = Duration::from_secs(10);

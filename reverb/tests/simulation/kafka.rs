@@ -1,25 +1,25 @@
-//! The topics, the group and the transactional id, as Kafka keeps them.
+//! A model of Kafka: the topics, the consumer group and the transactional id.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use backbeat_reverb::core::{Claim, Committed};
+use backbeat_reverb::core::{Claim, CommittedOffset};
 use backbeat_schemas::{BarPartial, BarReport, BeatFrame};
 
 /// A record of `statusclaims`.
 #[derive(Debug, Clone)]
 pub(crate) enum Record {
     Claim(Claim<'static>),
-    /// No claim at all.
+    /// An undecodable record.
     Broken,
-    /// What a foreign transaction leaves.
+    /// A control record of a foreign transaction.
     Control,
 }
 
 /// One partition of `statusclaims`.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct ClaimLog {
-    pub(crate) low: i64,
-    /// All that were ever written, by offset.
+    pub(crate) log_start: i64,
+    /// All records that were ever written, by offset.
     pub(crate) records: Vec<Record>,
 }
 
@@ -28,9 +28,9 @@ impl ClaimLog {
         self.records.len() as i64
     }
 
-    /// The retained records from `offset` on.
+    /// Returns the retained records from `offset` on.
     pub(crate) fn read(&self, offset: i64) -> impl Iterator<Item = (i64, &Record)> {
-        let start = offset.max(self.low);
+        let start = offset.max(self.log_start);
         (start..).zip(&self.records[start as usize..])
     }
 }
@@ -42,17 +42,17 @@ enum Transaction {
     Aborted,
 }
 
-/// A topic that transactions write to, with one partition.
+/// A topic with one partition that transactions write to.
 #[derive(Debug)]
 pub(crate) struct Log<T> {
-    pub(crate) low: i64,
-    /// `None` is a marker.
+    pub(crate) log_start: i64,
+    /// Records with the transaction that wrote them; a `None` record is a control record.
     slots: Vec<(Option<T>, Option<usize>)>,
 }
 
 impl<T> Default for Log<T> {
     fn default() -> Self {
-        Self { low: 0, slots: Vec::new() }
+        Self { log_start: 0, slots: Vec::new() }
     }
 }
 
@@ -62,7 +62,7 @@ impl<T> Log<T> {
     }
 }
 
-/// The transactional id is another's by now.
+/// The transactional id was opened by another producer since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fenced;
 
@@ -74,26 +74,26 @@ pub(crate) struct Kafka {
     pub(crate) reports: Log<BarReport>,
     pub(crate) dead_letters: BTreeSet<(i32, i64)>,
     transactions: Vec<Transaction>,
-    /// Of the transactional id.
+    /// The epoch of the transactional id.
     epoch: u64,
     open: Option<usize>,
     /// The committed offsets of the group.
-    pub(crate) committed: BTreeMap<i32, Committed>,
-    /// Members that the coordinator believes in, and what is whose.
+    pub(crate) committed: BTreeMap<i32, CommittedOffset>,
+    /// The members that the group coordinator knows, and the owner of each partition.
     pub(crate) members: BTreeSet<u64>,
     pub(crate) owners: BTreeMap<i32, u64>,
-    /// Epochs are not checked.
+    /// Turns the check of epochs off.
     pub(crate) no_fence: bool,
 }
 
 impl Kafka {
-    /// The start of the log of every partition of `statusclaims`.
-    pub(crate) fn lows(&self) -> BTreeMap<i32, i64> {
-        (0..).zip(self.claims.iter().map(|log| log.low)).collect()
+    /// Returns the log start offset of every partition of `statusclaims`.
+    pub(crate) fn log_starts(&self) -> BTreeMap<i32, i64> {
+        (0..).zip(self.claims.iter().map(|log| log.log_start)).collect()
     }
 
-    /// Commits `committed` for `member`, if the coordinator believes in it.
-    pub(crate) fn commit(&mut self, member: u64, committed: &BTreeMap<i32, Committed>) -> bool {
+    /// Commits `committed` for `member` and returns true, if the group coordinator knows the member.
+    pub(crate) fn commit(&mut self, member: u64, committed: &BTreeMap<i32, CommittedOffset>) -> bool {
         let is_member = self.members.contains(&member);
         if is_member {
             self.committed.extend(committed);
@@ -101,14 +101,14 @@ impl Kafka {
         is_member
     }
 
-    /// Appends a partial, outside of any transaction.
+    /// Appends a partial outside of a transaction.
     pub(crate) fn append(&mut self, partial: BarPartial) {
         self.partials.slots.push((Some(partial), None));
     }
 
-    /// The next visible record at or after `offset`, and its offset: what a `read_committed` reader gets.
+    /// Returns the next record at or after `offset` that a `read_committed` reader sees, with its offset.
     pub(crate) fn next<'l, T>(&self, log: &'l Log<T>, offset: i64) -> Option<(i64, &'l T)> {
-        let start = offset.max(log.low);
+        let start = offset.max(log.log_start);
         for (offset, (record, transaction)) in (start..).zip(&log.slots[start.min(log.end()) as usize..]) {
             match (record, transaction.map(|id| self.transactions[id])) {
                 (_, Some(Transaction::Open)) => return None,
@@ -119,7 +119,7 @@ impl Kafka {
         None
     }
 
-    /// All visible records from `offset` on.
+    /// Returns all records from `offset` on that a `read_committed` reader sees.
     pub(crate) fn read<'l, T>(&self, log: &'l Log<T>, offset: i64) -> impl Iterator<Item = (i64, &'l T)> {
         let mut next = offset;
         std::iter::from_fn(move || {
@@ -129,8 +129,8 @@ impl Kafka {
         })
     }
 
-    /// Opens the transactional id: fences whoever had it, and aborts what it left. Kafka does the same when a
-    /// transaction takes too long.
+    /// Opens the transactional id: fences the producer that had it and aborts its open transaction. Kafka does the same
+    /// to a transaction that times out.
     pub(crate) fn init_transactions(&mut self) -> u64 {
         if !self.no_fence {
             self.end(Transaction::Aborted);
@@ -178,7 +178,7 @@ impl Kafka {
         }
     }
 
-    /// Whether a transaction is open.
+    /// Returns true if a transaction is open.
     pub(crate) fn is_open(&self) -> bool {
         self.open.is_some()
     }

@@ -1,7 +1,7 @@
-//! A whole group of reverb's cores in a world that fails, from a seed: crashes, rebalances, zombies, resets,
-//! retention, lost and repeated partials. The same seed gives the same trace, byte for byte.
+//! Simulates a whole group of reverb's cores with faults, from a seed: crashes, rebalances, zombies, resets, retention,
+//! lost and repeated partials. The same seed gives the same trace, byte for byte.
 //!
-//! `make simulate SEEDS=100000` runs more of them; `FIRST=17 SEEDS=1` one, whose trace it prints.
+//! `make simulate SEEDS=100000` runs more seeds. `FIRST=17 SEEDS=1` runs one and prints its trace.
 
 mod kafka;
 mod member;
@@ -12,10 +12,10 @@ mod world;
 use backbeat_simulation::{Run, assert_same_trace, is_caught, over_seeds};
 use world::{Sabotage, World};
 
-/// What `make test` runs.
+/// The number of seeds in `make test`.
 const SEEDS: u64 = 300;
 
-/// Runs a seed to its end.
+/// Runs the simulation of one seed.
 fn run(seed: u64, sabotage: Option<Sabotage>) -> Run {
     let mut world = World::new(seed, sabotage);
     let outcome = world.run();
@@ -23,20 +23,20 @@ fn run(seed: u64, sabotage: Option<Sabotage>) -> Run {
 }
 
 #[test]
-fn whatever_fails_every_window_has_one_report_and_the_right_one() {
+fn group_whatever_fails_publishes_one_correct_report_per_window() {
     let (seeds, reports) = over_seeds(SEEDS, |seed| run(seed, None));
-    assert!(reports > 20 * seeds, "{reports} reports in {seeds} seeds are too few to show anything");
+    assert!(reports > 20 * seeds, "{reports} reports in {seeds} seeds are too few to prove anything");
 }
 
 #[test]
-fn the_same_seed_gives_the_same_trace() {
+fn same_seed_run_twice_gives_the_same_trace() {
     assert_same_trace(1..4, |seed| run(seed, None));
 }
 
-/// Each invariant, broken on purpose, is seen to be broken by the check that is there for it.
+/// Breaks each invariant on purpose: the check of the invariant must fail.
 #[test]
-fn every_check_notices_what_it_is_there_for() {
+fn each_invariant_broken_on_purpose_fails_its_check() {
     let caught = |sabotage: &Sabotage| is_caught(sabotage.caught_by(), 40, |seed| run(seed, Some(*sabotage)));
     let missed: Vec<Sabotage> = Sabotage::ALL.into_iter().filter(|sabotage| !caught(sabotage)).collect();
-    assert!(missed.is_empty(), "not caught by the check that is there for it: {missed:?}");
+    assert!(missed.is_empty(), "not caught by its check: {missed:?}");
 }

@@ -1,10 +1,10 @@
-//! A member of the group: the core, and around it what the shell does, one small step at a time.
+//! A member of the group: the core, with a model of the shell that works in small steps.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use backbeat_reverb::core::{
-    Committed, DecodedClaim, Frames, Outbound, Output, Partition, PartitionAggregator, RawRecord, Tally, Window,
+    CommittedOffset, DecodedClaim, Frames, Outbound, Output, Partition, PartitionAggregator, RawRecord, Tally, Window,
 };
 use backbeat_schemas::{BarPartial, BeatIndex, InvalidClaim, PartialBody};
 use backbeat_simulation::{Violation, ensure};
@@ -16,36 +16,36 @@ use crate::merger::Merger;
 use crate::model::MEMORY;
 use crate::world::Sabotage;
 
-/// The merge runs where this partition is owned.
+/// The merge runs on the member that owns this partition.
 const MERGE_PARTITION: i32 = 0;
 
-/// What the coordinator tells a member.
+/// A change of the member's assignment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Change {
+pub(crate) enum AssignmentChange {
     Assigned(i32),
-    /// To be given up in good order.
+    /// The member gives the partition up in an orderly way.
     Revoked(i32),
-    /// Everything is another's already.
+    /// The group coordinator has removed the member and reassigned its partitions.
     Lost,
 }
 
-/// What is sent and not yet in the log.
+/// A record that was sent and is not in the log yet.
 #[derive(Debug)]
-enum Sent {
+enum InFlight {
     DeadLetter(i32, i64),
     Partial(BarPartial),
 }
 
 #[derive(Debug, Default)]
-struct Owned {
-    /// The next offset to fetch; `None` until the committed one is known.
+struct OwnedPartition {
+    /// The next offset to fetch; `None` until the start position is known.
     position: Option<i64>,
-    committed: Option<Committed>,
-    lows: BTreeMap<i32, i64>,
+    committed: Option<CommittedOffset>,
+    log_starts: BTreeMap<i32, i64>,
     core: Option<Partition>,
 }
 
-/// What all steps of a member work with.
+/// The world as a step of a member sees it.
 pub(crate) struct Context<'w> {
     pub(crate) kafka: &'w mut Kafka,
     pub(crate) rng: &'w mut ChaCha8Rng,
@@ -60,7 +60,7 @@ impl Context<'_> {
         !self.is_calm && self.rng.random_bool(probability)
     }
 
-    /// How much of what there is to do is done in one step.
+    /// Returns the number of records to process in one step.
     fn batch(&mut self, most: usize) -> usize {
         if self.is_calm { most } else { self.rng.random_range(1..most) }
     }
@@ -69,12 +69,12 @@ impl Context<'_> {
         self.sabotage == Some(sabotage)
     }
 
-    fn lows(&self) -> BTreeMap<i32, i64> {
-        let lows = self.kafka.lows();
-        if self.is(Sabotage::RetentionHidden) {
-            lows.into_keys().map(|partition| (partition, 0)).collect()
+    fn log_starts(&self) -> BTreeMap<i32, i64> {
+        let log_starts = self.kafka.log_starts();
+        if self.is(Sabotage::RetentionIgnored) {
+            log_starts.into_keys().map(|partition| (partition, 0)).collect()
         } else {
-            lows
+            log_starts
         }
     }
 }
@@ -83,18 +83,18 @@ pub(crate) struct Member {
     pub(crate) name: u64,
     pub(crate) is_paused: bool,
     started: Duration,
-    pub(crate) changes: VecDeque<Change>,
-    owned: BTreeMap<i32, Owned>,
-    frames: Table,
+    pub(crate) changes: VecDeque<AssignmentChange>,
+    owned: BTreeMap<i32, OwnedPartition>,
+    table: Table,
     partials_at: i64,
     counter: i64,
-    on_their_way: VecDeque<Sent>,
+    in_flight: VecDeque<InFlight>,
     merger: Option<Merger>,
-    /// The merge was fenced and has to ask whether it is still ours.
+    /// The merge was fenced, and the group has not confirmed yet that this member owns its partition.
     fenced: bool,
 }
 
-/// The table of boundaries and how far `beatframes` was read.
+/// The table of boundaries and the position in `beatframes`.
 #[derive(Default)]
 pub(crate) struct Table {
     pub(crate) frames: Frames,
@@ -102,8 +102,8 @@ pub(crate) struct Table {
 }
 
 impl Table {
-    /// Takes in the frames that are there.
-    pub(crate) fn follow(&mut self, kafka: &Kafka) {
+    /// Adds the frames that are available.
+    pub(crate) fn poll(&mut self, kafka: &Kafka) {
         let Some(next) = &mut self.next else { return };
         for frame in &kafka.frames[*next..] {
             self.frames.push(frame.clone()).expect("frames have no gaps");
@@ -112,7 +112,7 @@ impl Table {
     }
 
     /// Makes the table reach back to every window in which a claim that arrives on `beat` may count.
-    pub(crate) fn cover(&mut self, beat: BeatIndex, kafka: &Kafka) {
+    pub(crate) fn ensure_covers(&mut self, beat: BeatIndex, kafka: &Kafka) {
         let grace = kafka.frames.first().map_or(0, |frame| i64::from(frame.grace_beats));
         let oldest = (beat.get() - grace).max(0);
         let reaches = self.frames.first().is_none_or(|first| first.beat_index.get() <= oldest);
@@ -123,10 +123,10 @@ impl Table {
         }
     }
 
-    pub(crate) fn forget_before(&mut self, beat: BeatIndex) {
+    pub(crate) fn drop_before(&mut self, beat: BeatIndex) {
         let grace = self.frames.first().map_or(0, |first| i64::from(first.grace_beats));
         if let Ok(oldest) = BeatIndex::try_from(beat.get() - grace) {
-            self.frames.forget_before(oldest);
+            self.frames.drop_before(oldest);
         }
     }
 
@@ -139,7 +139,7 @@ impl Table {
 }
 
 impl Member {
-    /// Starts, and reads partials from before the first of its own can be there.
+    /// Starts the member. It reads partials from before the first that it can send.
     pub(crate) fn new(name: u64, now: Duration, kafka: &Kafka) -> Self {
         Self {
             name,
@@ -147,35 +147,35 @@ impl Member {
             started: now,
             changes: VecDeque::new(),
             owned: BTreeMap::new(),
-            frames: Table::default(),
+            table: Table::default(),
             partials_at: kafka.partials.end(),
             counter: 0,
-            on_their_way: VecDeque::new(),
+            in_flight: VecDeque::new(),
             merger: None,
             fenced: false,
         }
     }
 
-    /// One of the things that it does in turn.
+    /// Does one random part of the member's loop.
     pub(crate) fn step(&mut self, context: &mut Context<'_>) -> Result<(), Violation> {
         match context.rng.random_range(0..9) {
             0 => self.fetch(context),
-            1 => self.take_change(context),
-            2 => self.frames.follow(context.kafka),
+            1 => self.apply_assignment_change(context),
+            2 => self.table.poll(context.kafka),
             3 => self.start_aggregators(context),
             4 => return self.advance(context),
             5 => (0..context.batch(4)).for_each(|_| self.send(context)),
             6 => (0..context.batch(12)).for_each(|_| self.deliver(context)),
-            7 => self.follow_partials(context),
+            7 => self.poll_partials(context),
             _ => self.commit(context),
         }
         Ok(())
     }
 
-    /// The merge runs beside the rest.
+    /// Does one step of the merge, which runs beside the member's loop.
     pub(crate) fn step_merge(&mut self, context: &mut Context<'_>) -> Result<(), Violation> {
         let Some(merger) = &mut self.merger else {
-            if self.fenced && self.confirms(context) {
+            if self.fenced && self.owns_merge_partition(context) {
                 self.fenced = false;
                 self.merger = Some(Merger::default());
             }
@@ -188,14 +188,14 @@ impl Member {
         })
     }
 
-    /// A commit in this very epoch shows that the merge's partition is ours.
-    fn confirms(&self, context: &mut Context<'_>) -> bool {
+    /// Returns true if a commit in the current generation proves that this member owns the merge's partition.
+    fn owns_merge_partition(&self, context: &mut Context<'_>) -> bool {
         let positions = self.positions(context);
         positions.contains_key(&MERGE_PARTITION) && context.kafka.commit(self.name, &positions)
     }
 
     fn fetch(&mut self, context: &mut Context<'_>) {
-        let lows = context.lows();
+        let log_starts = context.log_starts();
         let skipped = context.is(Sabotage::ClaimLost) && context.rng.random_bool(0.1);
         for (partition, owned) in &mut self.owned {
             let (Some(position), Some(core)) = (owned.position, &mut owned.core) else { continue };
@@ -206,35 +206,35 @@ impl Member {
             let log = &context.kafka.claims[*partition as usize];
             for (offset, record) in log.read(position).take(batch) {
                 owned.position = Some(offset + 1);
-                let reading = match record {
+                let decoded = match record {
                     Record::Control => continue,
                     _ if skipped => continue,
                     Record::Broken => DecodedClaim::Invalid(InvalidClaim::NoValue),
                     Record::Claim(claim) => DecodedClaim::Valid(claim.clone()),
                 };
                 if offset > core.aggregator().next_offset() {
-                    core.reached(offset, lows[partition]);
+                    core.skip_to(offset, log_starts[partition]);
                 }
-                core.take(offset, reading, &self.frames.frames, RawRecord::default);
+                core.process(offset, decoded, &self.table.frames, RawRecord::default);
             }
-            // Everything was fetched, as the statistics say.
+            // Every record was fetched, as the statistics would show.
             if owned.position.is_some_and(|position| position >= log.end()) {
-                core.reached(log.end(), lows[partition]);
+                core.skip_to(log.end(), log_starts[partition]);
             }
         }
     }
 
-    fn take_change(&mut self, context: &mut Context<'_>) {
+    fn apply_assignment_change(&mut self, context: &mut Context<'_>) {
         match self.changes.pop_front() {
             None => {}
-            Some(Change::Assigned(partition)) => {
-                self.owned.insert(partition, Owned::default());
+            Some(AssignmentChange::Assigned(partition)) => {
+                self.owned.insert(partition, OwnedPartition::default());
                 if partition == MERGE_PARTITION {
                     self.fenced = false;
                     self.merger = Some(Merger::default());
                 }
             }
-            Some(Change::Revoked(partition)) => {
+            Some(AssignmentChange::Revoked(partition)) => {
                 if partition == MERGE_PARTITION {
                     self.stop_merge(context);
                 }
@@ -248,18 +248,18 @@ impl Member {
                     context.kafka.owners.remove(&partition);
                 }
             }
-            Some(Change::Lost) => {
+            Some(AssignmentChange::Lost) => {
                 self.merger = None;
                 self.fenced = false;
                 self.owned.clear();
             }
         }
         if self.owned.is_empty() {
-            self.frames = Table::default();
+            self.table = Table::default();
         }
     }
 
-    /// Waits for a transaction that has begun.
+    /// Stops the merge after the transaction that it has begun.
     fn stop_merge(&mut self, context: &mut Context<'_>) {
         self.fenced = false;
         if let Some(merger) = self.merger.take() {
@@ -272,17 +272,17 @@ impl Member {
             if owned.core.is_some() {
                 continue;
             }
-            let lows = context.lows();
+            let log_starts = context.log_starts();
             let committed = *owned.committed.get_or_insert_with(|| {
-                owned.lows.clone_from(&lows);
-                let from_the_start = Committed { offset: lows[partition], downbeat: None };
+                owned.log_starts.clone_from(&log_starts);
+                let from_the_start = CommittedOffset { offset: log_starts[partition], downbeat: None };
                 context.kafka.committed.get(partition).copied().unwrap_or(from_the_start)
             });
-            let reached = |frame: &&_| committed.reached_by(frame, *partition, &owned.lows);
+            let reached = |frame: &&_| committed.starts_by(frame, *partition, &owned.log_starts);
             let Some(earliest) = context.kafka.frames.iter().find(reached) else { continue };
-            self.frames.cover(earliest.beat_index, context.kafka);
-            self.frames.follow(context.kafka);
-            if let Some(aggregator) = committed.aggregator(*partition, &self.frames.frames, &owned.lows) {
+            self.table.ensure_covers(earliest.beat_index, context.kafka);
+            self.table.poll(context.kafka);
+            if let Some(aggregator) = committed.start_aggregator(*partition, &self.table.frames, &owned.log_starts) {
                 owned.position = Some(committed.offset);
                 owned.core = Some(Partition::new(*partition, aggregator));
             }
@@ -290,11 +290,11 @@ impl Member {
     }
 
     fn advance(&mut self, context: &Context<'_>) -> Result<(), Violation> {
-        let newest = self.frames.frames.last().map(|frame| frame.beat_index);
+        let newest = self.table.frames.last().map(|frame| frame.beat_index);
         let grace = context.kafka.frames.first().map_or(0, |frame| i64::from(frame.grace_beats));
         for core in self.owned.values_mut().filter_map(|owned| owned.core.as_mut()) {
-            core.advance(&self.frames.frames).for_each(drop);
-            let open = core.aggregator().open().count() as i64;
+            core.advance(&self.table.frames).for_each(drop);
+            let open = core.aggregator().open_windows().count() as i64;
             ensure(open <= grace + 2, MEMORY, || format!("{open} windows are open with a grace of {grace}"))?;
         }
         let cores = || self.owned.values().filter_map(|owned| owned.core.as_ref());
@@ -302,10 +302,10 @@ impl Member {
         if let (Some(oldest), Some(newest)) = (oldest, newest)
             && self.owned.values().all(|owned| owned.core.is_some())
         {
-            if !context.is(Sabotage::TableKept) {
-                self.frames.forget_before(oldest);
+            if !context.is(Sabotage::TableNotTruncated) {
+                self.table.drop_before(oldest);
             }
-            let (rows, needed) = (self.frames.len(), newest.since(oldest));
+            let (rows, needed) = (self.table.len(), newest.since(oldest));
             ensure(rows <= needed + 2 * grace + 20, MEMORY, || format!("{rows} frames for {needed} beats"))?;
         }
         Ok(())
@@ -313,34 +313,34 @@ impl Member {
 
     fn send(&mut self, context: &mut Context<'_>) {
         let uptime = context.now.saturating_sub(self.started);
-        let (name, waiting) = (self.name.to_string(), &mut self.on_their_way);
+        let (name, waiting) = (self.name.to_string(), &mut self.in_flight);
         for (partition, owned) in &mut self.owned {
             let Some(core) = &mut owned.core else { continue };
-            core.resend(uptime);
-            let letters = waiting.iter().any(|sent| matches!(sent, Sent::DeadLetter(of, _) if of == partition));
+            core.resend_overdue(uptime);
+            let letters = waiting.iter().any(|sent| matches!(sent, InFlight::DeadLetter(of, _) if of == partition));
             let sent = match core.next_outbound(letters) {
                 None => continue,
-                Some(Outbound::DeadLetter { offset, .. }) => Sent::DeadLetter(*partition, *offset),
+                Some(Outbound::DeadLetter { offset, .. }) => InFlight::DeadLetter(*partition, *offset),
                 Some(Outbound::Partial(partial)) => {
                     self.counter += 1;
-                    Sent::Partial(partial.as_ref().clone().sent_by(&name, self.counter))
+                    InFlight::Partial(partial.as_ref().clone().sent_by(&name, self.counter))
                 }
             };
-            core.sent(self.counter, uptime);
+            core.mark_sent(self.counter, uptime);
             waiting.push_back(sent);
         }
     }
 
     fn deliver(&mut self, context: &mut Context<'_>) {
-        let Some(sent) = self.on_their_way.pop_front() else { return };
+        let Some(sent) = self.in_flight.pop_front() else { return };
         match sent {
-            Sent::DeadLetter(..) if context.is(Sabotage::DeadLettersLost) && context.rng.random_bool(0.5) => {}
-            Sent::DeadLetter(partition, offset) => {
+            InFlight::DeadLetter(..) if context.is(Sabotage::DeadLettersLost) && context.rng.random_bool(0.5) => {}
+            InFlight::DeadLetter(partition, offset) => {
                 context.kafka.dead_letters.insert((partition, offset));
             }
-            Sent::Partial(partial) => {
+            InFlight::Partial(partial) => {
                 let of = partial.partial().map(|share| share.partition);
-                if context.is(Sabotage::PartialsVanish) && of == Some(1) {
+                if context.is(Sabotage::PartialsLost) && of == Some(1) {
                     return;
                 }
                 context.kafka.append(partial);
@@ -348,7 +348,7 @@ impl Member {
         }
     }
 
-    fn follow_partials(&mut self, context: &mut Context<'_>) {
+    fn poll_partials(&mut self, context: &mut Context<'_>) {
         let batch = context.batch(20);
         let records: Vec<_> = context.kafka.read(&context.kafka.partials, self.partials_at).take(batch).collect();
         let Some((last, _)) = records.last() else { return };
@@ -359,11 +359,14 @@ impl Member {
                 Some(PartialBody::Partial(partial)) if partial.member == self.name.to_string() => {
                     let owned = self.owned.get_mut(&partial.partition);
                     if let Some(core) = owned.and_then(|owned| owned.core.as_mut()) {
-                        core.observed(from, partial.counter);
+                        core.mark_observed(from, partial.counter);
                     }
                 }
-                Some(PartialBody::Done(_)) if !context.is(Sabotage::DonesVanish) => {
-                    self.owned.values_mut().filter_map(|owned| owned.core.as_mut()).for_each(|core| core.done(from));
+                Some(PartialBody::Done(_)) if !context.is(Sabotage::DonesIgnored) => {
+                    self.owned
+                        .values_mut()
+                        .filter_map(|owned| owned.core.as_mut())
+                        .for_each(|core| core.mark_done(from));
                 }
                 _ => {}
             }
@@ -377,39 +380,39 @@ impl Member {
         }
     }
 
-    fn positions(&self, context: &Context<'_>) -> BTreeMap<i32, Committed> {
+    fn positions(&self, context: &Context<'_>) -> BTreeMap<i32, CommittedOffset> {
         let position = |core: &Partition| {
             if context.is(Sabotage::CommitAhead) {
-                let downbeat = core.aggregator().arrival();
-                let boundary = self.frames.frames.get(downbeat)?.boundary(core.id());
-                return Some(Committed { offset: boundary, downbeat: Some(downbeat.get()) });
+                let downbeat = core.aggregator().arrival_beat();
+                let boundary = self.table.frames.get(downbeat)?.boundary(core.id());
+                return Some(CommittedOffset { offset: boundary, downbeat: Some(downbeat.get()) });
             }
-            core.position()
+            core.committable()
         };
         let cores = self.owned.values().filter_map(|owned| owned.core.as_ref());
         cores.filter_map(|core| Some((core.id(), position(core)?))).collect()
     }
 
-    /// Stops in good order.
+    /// Stops in an orderly way.
     pub(crate) fn stop(mut self, context: &mut Context<'_>) {
         self.stop_merge(context);
-        while !self.on_their_way.is_empty() {
+        while !self.in_flight.is_empty() {
             self.deliver(context);
         }
         self.commit(context);
     }
 
-    /// Is killed: what was on its way may arrive or not.
+    /// Is killed: records in flight may or may not reach the log.
     pub(crate) fn kill(mut self, context: &mut Context<'_>) {
-        while !self.on_their_way.is_empty() && context.happens(0.8) {
+        while !self.in_flight.is_empty() && context.happens(0.8) {
             self.deliver(context);
         }
     }
 
-    /// For the trace.
+    /// Returns the state for the trace.
     pub(crate) fn state(&self) -> String {
-        let partition = |(id, owned): (&i32, &Owned)| match &owned.core {
-            Some(core) => format!("{id}@{}/{}", core.aggregator().next_offset(), core.aggregator().arrival()),
+        let partition = |(id, owned): (&i32, &OwnedPartition)| match &owned.core {
+            Some(core) => format!("{id}@{}/{}", core.aggregator().next_offset(), core.aggregator().arrival_beat()),
             None => format!("{id}?"),
         };
         let owned: Vec<String> = self.owned.iter().map(partition).collect();
@@ -418,23 +421,28 @@ impl Member {
     }
 }
 
-/// What `partition` of a window's claims comes to, read again from the log.
-pub(crate) fn recount(context: &Context<'_>, frames: &Frames, window: &Window, partition: i32) -> Option<Tally> {
+/// Recomputes the share of `partition` in a window from the log; `None` if its claims are not wholly retained.
+pub(crate) fn recompute_share(
+    context: &Context<'_>,
+    frames: &Frames,
+    window: &Window,
+    partition: i32,
+) -> Option<Tally> {
     let boundary = |beat| frames.get(beat).map_or(0, |frame| frame.boundary(partition));
-    let low = context.lows()[&partition];
-    let (start, end) = (boundary(window.from), boundary(window.closes));
-    let mut aggregator = PartitionAggregator::new(partition, window.from, start, low);
+    let log_start = context.log_starts()[&partition];
+    let (start, end) = (boundary(window.from), boundary(window.closing));
+    let mut aggregator = PartitionAggregator::new(partition, window.from, start, log_start);
     let mut outputs = Vec::new();
     for (offset, record) in context.kafka.claims[partition as usize].read(start).take_while(|(offset, _)| *offset < end)
     {
-        let reading = match record {
+        let decoded = match record {
             Record::Control => continue,
             Record::Broken => DecodedClaim::Invalid(InvalidClaim::NoValue),
             Record::Claim(claim) => DecodedClaim::Valid(claim.clone()),
         };
-        aggregator.take(offset, reading, frames, RawRecord::default, &mut outputs);
+        aggregator.process(offset, decoded, frames, RawRecord::default, &mut outputs);
     }
-    aggregator.reached(end, low.min(end));
+    aggregator.skip_to(end, log_start.min(end));
     aggregator.advance(frames, &mut outputs);
     outputs.into_iter().find_map(|output| match output {
         Output::WindowClosed(closed) if closed.window == *window && closed.retained => Some(closed.tally),

@@ -1,4 +1,4 @@
-//! The merge of one member: the core, and around it what the shell does, one small step at a time.
+//! The merge of one member: the core, with a model of the shell that works in small steps.
 
 use std::collections::BTreeMap;
 
@@ -7,14 +7,14 @@ use backbeat_schemas::{BarPartial, BarReport, BeatIndex, Done, PartialBody, Time
 use backbeat_simulation::{Violation, ensure};
 
 use crate::kafka::{Fenced, Kafka};
-use crate::member::{Context, Table, recount};
+use crate::member::{Context, Table, recompute_share};
 use crate::model::MEMORY;
 use crate::world::Sabotage;
 
 /// Windows finished in one transaction.
 const MAX_WINDOWS: usize = 5;
 
-/// A merge, from its fence to its first error.
+/// A merge between opening its transactional id and its first error.
 #[derive(Default)]
 pub(crate) struct Merger {
     /// `None` until the transactional id is open.
@@ -22,25 +22,25 @@ pub(crate) struct Merger {
     partials_at: Option<i64>,
     merge: Merge,
     table: Table,
-    /// The reports that are there, as far back as was asked for.
+    /// The published reports, from those closed at `since` on.
     since: Option<Timestamp>,
     reports: BTreeMap<BeatIndex, BarReport>,
-    /// What the present transaction is to hold, and how much of it was sent.
-    writing: Vec<Finish>,
+    /// The outcomes to write in the current transaction, and how many were sent.
+    writing: Vec<WindowOutcome>,
     sent: usize,
 }
 
-struct Finish {
+struct WindowOutcome {
     window: Window,
     verdict: Verdict,
     report: Option<BarReport>,
 }
 
 impl Merger {
-    /// One of the things that it does in turn.
+    /// Does one step of the merge.
     pub(crate) fn step(&mut self, context: &mut Context<'_>) -> Result<Result<(), Violation>, Fenced> {
         if context.happens(0.01) {
-            // Any error: it drops all it knows and starts over.
+            // Any error: the merge drops all its state and starts over.
             *self = Self::default();
         }
         let Some(epoch) = self.epoch else {
@@ -52,13 +52,13 @@ impl Merger {
         } else if !self.writing.is_empty() {
             self.write(epoch, context)?;
         } else {
-            self.follow(context.kafka);
-            return self.decide(epoch, context);
+            self.poll_partials(context.kafka);
+            return self.start_transaction(epoch, context);
         }
         Ok(Ok(()))
     }
 
-    /// Ends after the transaction that has begun.
+    /// Stops after the transaction that it has begun.
     pub(crate) fn stop(mut self, context: &mut Context<'_>) {
         while let (false, Some(epoch)) = (self.writing.is_empty(), self.epoch) {
             if self.write(epoch, context).is_err() {
@@ -67,122 +67,122 @@ impl Merger {
         }
     }
 
-    /// Reads from where the last `done` says.
+    /// Reads from the offset that the last `done` names.
     fn catch_up(&mut self, kafka: &Kafka) {
         let is_done = |(_, record): &(i64, &BarPartial)| record.is_done();
-        let last = kafka.read(&kafka.partials, kafka.partials.low).filter(is_done).last();
+        let last = kafka.read(&kafka.partials, kafka.partials.log_start).filter(is_done).last();
         let low = match last.and_then(|(_, record)| record.clone().into_body()) {
             Some(PartialBody::Done(done)) => done.low,
             _ => 0,
         };
-        self.partials_at = Some(low.max(kafka.partials.low));
-        self.follow(kafka);
+        self.partials_at = Some(low.max(kafka.partials.log_start));
+        self.poll_partials(kafka);
     }
 
-    fn follow(&mut self, kafka: &Kafka) {
-        let start = self.partials_at.expect("it has caught up");
+    fn poll_partials(&mut self, kafka: &Kafka) {
+        let start = self.partials_at.expect("catch_up ran before");
         for (offset, record) in kafka.read(&kafka.partials, start) {
             self.partials_at = Some(offset + 1);
             match record.clone().into_body() {
-                Some(PartialBody::Partial(partial)) => self.merge.partial(offset, record.from_beat, partial),
-                Some(PartialBody::Done(_)) => self.merge.done(Some(offset), record.from_beat),
-                None => unreachable!("nobody else writes there"),
+                Some(PartialBody::Partial(partial)) => self.merge.add_partial(offset, record.from_beat, partial),
+                Some(PartialBody::Done(_)) => self.merge.add_done(Some(offset), record.from_beat),
+                None => unreachable!("only members write to barpartials"),
             }
         }
     }
 
-    fn decide(&mut self, epoch: u64, context: &mut Context<'_>) -> Result<Result<(), Violation>, Fenced> {
+    fn start_transaction(&mut self, epoch: u64, context: &mut Context<'_>) -> Result<Result<(), Violation>, Fenced> {
         let Some(oldest) = self.merge.oldest() else { return Ok(Ok(())) };
-        self.table.cover(oldest, context.kafka);
-        self.table.follow(context.kafka);
+        self.table.ensure_covers(oldest, context.kafka);
+        self.table.poll(context.kafka);
         for (window, ready) in self.merge.ready(&self.table.frames, MAX_WINDOWS) {
-            let finish = self.finish(window, &ready, context);
-            self.writing.push(finish);
+            let outcome = self.determine_outcome(window, &ready, context);
+            self.writing.push(outcome);
         }
         if !self.writing.is_empty() {
             context.kafka.begin(epoch)?;
         }
-        // Sets of windows that a reset or a zombie brought up again are finished as fast as new ones.
+        // Sets of old windows, opened again by a reset or a zombie, are finished as fast as those of new windows.
         let beats = context.kafka.frames.len();
         let (sets, rows) = (self.merge.len(), self.table.len());
         Ok(ensure(sets <= beats && rows <= beats as i64, MEMORY, || format!("{sets} sets of {beats} beats")))
     }
 
-    fn finish(&mut self, window: Window, ready: &Ready, context: &Context<'_>) -> Finish {
+    fn determine_outcome(&mut self, window: Window, ready: &Ready, context: &Context<'_>) -> WindowOutcome {
         let published = self.published(&window, context);
         let counts = match ready {
-            Ready::Stuck if published.is_some() => {
-                return Finish { window, verdict: Verdict::Dropped, report: None };
+            Ready::CannotComplete if published.is_some() => {
+                return WindowOutcome { window, verdict: Verdict::Dropped, report: None };
             }
             Ready::Complete(counts) => Some(*counts),
             Ready::Skip => None,
-            Ready::Recompute | Ready::Stuck => self.recompute(&window, context),
+            Ready::Recompute | Ready::CannotComplete => self.recompute(&window, context),
         };
         let Some(counts) = counts else {
-            return Finish { window, verdict: Verdict::Skipped, report: None };
+            return WindowOutcome { window, verdict: Verdict::Skipped, report: None };
         };
-        let report = bar_report(&self.table.frames, &window, &counts).expect("it is closed");
+        let report = bar_report(&self.table.frames, &window, &counts).expect("the closing frame is in the table");
         let (verdict, write) = verdict(published.as_ref(), &report, false);
-        Finish { window, verdict, report: write.then_some(report) }
+        WindowOutcome { window, verdict, report: write.then_some(report) }
     }
 
     fn recompute(&self, window: &Window, context: &Context<'_>) -> Option<Counts> {
-        let partitions = self.table.frames.get(window.closes)?.claim_offsets.len() as i32;
+        let partitions = self.table.frames.get(window.closing)?.claim_offsets.len() as i32;
         let mut whole = Tally::default();
         for partition in 0..partitions {
-            whole.absorb(recount(context, &self.table.frames, window, partition)?);
+            whole.add(recompute_share(context, &self.table.frames, window, partition)?);
         }
         Some(whole.counts())
     }
 
-    /// The last report of a window: the log is read from where `closed_at` leads, once.
+    /// Returns the last report of a window. The log is read once, from the offset of `closed_at`.
     fn published(&mut self, window: &Window, context: &Context<'_>) -> Option<BarReport> {
         let kafka = &context.kafka;
-        let closed_at = self.table.frames.get(window.end).expect("it is closed").scheduled_at;
+        let closed_at = self.table.frames.get(window.end).expect("the closing frame is in the table").scheduled_at;
         if self.since.is_none_or(|since| closed_at < since) {
             let later = |(_, report): &(i64, &BarReport)| report.closed_at < closed_at;
             let found = kafka.read(&kafka.reports, 0).skip_while(later);
             self.reports = found.map(|(_, report)| (report.from_beat, report.clone())).collect();
             self.since = Some(closed_at);
         }
-        if context.is(Sabotage::ReportsHidden) { None } else { self.reports.get(&window.from).cloned() }
+        if context.is(Sabotage::ReportsIgnored) { None } else { self.reports.get(&window.from).cloned() }
     }
 
     /// Sends one record of the transaction, or commits it.
     fn write(&mut self, epoch: u64, context: &mut Context<'_>) -> Result<(), Fenced> {
-        if let Some(finish) = self.writing.get(self.sent) {
-            if let Some(report) = &finish.report {
+        if let Some(outcome) = self.writing.get(self.sent) {
+            if let Some(report) = &outcome.report {
                 let mut report = report.clone();
-                report.claims += i64::from(context.is(Sabotage::ClaimsTwice));
+                report.claims += i64::from(context.is(Sabotage::ClaimsCountedTwice));
                 context.kafka.send_report(epoch, report)?;
             }
-            let froms: Vec<BeatIndex> = self.writing.iter().map(|finish| finish.window.from).collect();
-            let low = self.merge.low_without(&froms);
-            let done = PartialBody::Done(Done { verdict: finish.verdict, low });
-            context.kafka.send_done(epoch, BarPartial::new(finish.window.id, finish.window.from, done))?;
+            let froms: Vec<BeatIndex> = self.writing.iter().map(|outcome| outcome.window.from).collect();
+            let low = self.merge.restart_offset(&froms);
+            let done = PartialBody::Done(Done { verdict: outcome.verdict, low });
+            context.kafka.send_done(epoch, BarPartial::new(outcome.window.id, outcome.window.from, done))?;
             self.sent += 1;
             return Ok(());
         }
         context.kafka.commit_transaction(epoch)?;
         if context.happens(0.05) {
-            // Committed, and the answer is lost.
+            // Committed, but the response was lost.
             *self = Self::default();
             return Ok(());
         }
         self.sent = 0;
-        for finish in std::mem::take(&mut self.writing) {
-            self.merge.done(None, finish.window.from);
-            if let Some(report) = finish.report {
-                self.reports.insert(finish.window.from, report);
+        for outcome in std::mem::take(&mut self.writing) {
+            self.merge.add_done(None, outcome.window.from);
+            if let Some(report) = outcome.report {
+                self.reports.insert(outcome.window.from, report);
             }
         }
         if let Some(oldest) = self.merge.oldest() {
-            self.table.forget_before(oldest);
+            self.table.drop_before(oldest);
         }
         Ok(())
     }
 
-    /// For the trace.
+    /// Returns the state for the trace.
     pub(crate) fn state(&self) -> String {
         format!(" merge({} sets, {} writing)", self.merge.len(), self.writing.len())
     }

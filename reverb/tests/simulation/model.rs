@@ -1,4 +1,4 @@
-//! Every report by brute force, from all frames and all claims that ever were, and what must hold.
+//! The reports by brute force, from all frames and all claims that were ever written, and the names of the checks.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,28 +8,28 @@ use backbeat_schemas::{BarReport, BeatFrame, BeatIndex};
 use crate::kafka::{ClaimLog, Record};
 
 pub(crate) const ONE_REPORT: &str = "one report per window";
-pub(crate) const BYTES: &str = "each report is that of the log, byte for byte";
-pub(crate) const WHOLE: &str = "no report of a window that has lost claims";
-pub(crate) const COMPLETE: &str = "every whole window has a report";
+pub(crate) const BYTES: &str = "each report equals that of the log, byte for byte";
+pub(crate) const WHOLE: &str = "no report of a window whose claims are not wholly retained";
+pub(crate) const COMPLETE: &str = "every wholly retained window has a report";
 pub(crate) const CONSERVED: &str = "every claim is in one report, once";
 pub(crate) const DEAD_LETTERS: &str = "no partial without its dead letters";
 pub(crate) const MEMORY: &str = "memory within its bound";
 pub(crate) const CLOSED: &str = "every window is done soon after faults end";
-pub(crate) const COMMITTED: &str = "what is done is committed soon after faults end";
+pub(crate) const COMMITTED: &str = "every done window is committed soon after faults end";
 
-/// What becomes of one record.
+/// The way in which one record counts.
 enum Classification<'l> {
     Counted(&'l Claim<'static>),
     Late,
     Invalid,
 }
 
-/// The windows and what they come to.
+/// The windows and their claims.
 pub(crate) struct Model<'l> {
     frames: &'l [BeatFrame],
-    /// What belongs in the report of the window that opens at this beat.
+    /// By downbeat, the records that count in the window's report.
     classifications: BTreeMap<i64, Vec<Classification<'l>>>,
-    /// The invalid records, and the window that owns each.
+    /// The invalid records, as (partition, offset, downbeat of the window that owns the offset).
     pub(crate) invalid: Vec<(i32, i64, i64)>,
 }
 
@@ -72,7 +72,7 @@ impl<'l> Model<'l> {
         self.frames[..=beat as usize].iter().rfind(|frame| frame.downbeat).expect("beat 0 is a downbeat")
     }
 
-    /// The downbeats of the windows whose closing beat is there.
+    /// Returns the downbeats of the windows whose closing beat was published.
     pub(crate) fn windows(&self) -> impl Iterator<Item = &'l BeatFrame> {
         self.frames.iter().filter(|frame| frame.downbeat && self.closing(frame).is_some())
     }
@@ -82,12 +82,12 @@ impl<'l> Model<'l> {
         self.frames.get(beat as usize)
     }
 
-    /// Whether all claims of a window's range are there, with logs that begin at `lows`.
-    pub(crate) fn is_whole(opening: &BeatFrame, lows: &BTreeMap<i32, i64>) -> bool {
-        lows.iter().all(|(partition, low)| boundary(opening, *partition as usize) >= *low)
+    /// Returns true if all claims of the window's range are retained, given the log start offsets.
+    pub(crate) fn is_whole(opening: &BeatFrame, log_starts: &BTreeMap<i32, i64>) -> bool {
+        log_starts.iter().all(|(partition, log_start)| boundary(opening, *partition as usize) >= *log_start)
     }
 
-    /// How many records there are below the boundary of `frame`.
+    /// Returns the number of records below the boundary of `frame`.
     pub(crate) fn records_below(frame: &BeatFrame, claims: &[ClaimLog]) -> usize {
         let below = |(partition, log): (usize, &ClaimLog)| {
             let records = &log.records[..boundary(frame, partition) as usize];
@@ -96,12 +96,12 @@ impl<'l> Model<'l> {
         claims.iter().enumerate().map(below).sum()
     }
 
-    /// The report of the window that opens with `opening`.
+    /// Returns the report of the window that opens with `opening`.
     pub(crate) fn report(&self, opening: &BeatFrame) -> BarReport {
         let from = opening.beat_index.get();
         let end = from + i64::from(opening.bar_length);
         let (bar, next) = (&self.frames[from as usize..end as usize], &self.frames[end as usize]);
-        let partitions = self.closing(opening).expect("it is closed").claim_offsets.len();
+        let partitions = self.closing(opening).expect("the closing frame was published").claim_offsets.len();
         let classifications = self.classifications.get(&from).map_or(&[][..], Vec::as_slice);
         let counted = || {
             classifications.iter().filter_map(|classification| {
@@ -131,7 +131,7 @@ impl<'l> Model<'l> {
         ]
         .into_iter()
         .filter(|(count, _)| *count > 0)
-        .map(|(count, what)| format!("{count} {what}"))
+        .map(|(count, label)| format!("{count} {label}"))
         .collect();
         issues.sort();
         BarReport {

@@ -1,70 +1,70 @@
-//! The world: pulse, agents, the group, and what fails.
+//! The simulated world: pulse, agents, the group, and the faults.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use backbeat_reverb::core::{Claim, Committed, RESEND_AFTER, partition_of};
+use backbeat_reverb::core::{Claim, CommittedOffset, RESEND_AFTER, partition_of};
 use backbeat_schemas::{BarReport, BeatFrame, BeatIndex, HlcClock, Phase, Tempo, Timestamp, WindowId};
 use backbeat_simulation::{Violation, ensure};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::kafka::{ClaimLog, Kafka, Record};
-use crate::member::{Change, Context, Member};
+use crate::member::{AssignmentChange, Context, Member};
 use crate::model::{self, Model};
 
-/// Steps with faults.
+/// Steps in the phase with faults.
 const STEPS: usize = 4_000;
 const MAX_MEMBERS: usize = 4;
 const MAX_PARTITIONS: usize = 5;
 const MAX_BAR: u16 = 6;
-/// Once faults end, a window has this many beats to be done: two bars and their graces for a set that cannot
-/// complete to be noticed, and as many for all that waits behind it.
+/// Once faults end, a window has this many beats to become done: two bars and their graces until a set is known to be
+/// incomplete for good, and as many for the windows that wait behind it.
 const BEATS_TO_CLOSE: usize = 30;
-/// What happens within one of those beats, which take a minute each.
+/// Steps within one of those beats, which take a minute each.
 const STEPS_PER_BEAT: usize = 300;
 
-/// An invariant, broken on purpose.
+/// An invariant to break on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sabotage {
-    ReportsHidden,
+    ReportsIgnored,
     NoFence,
     ClaimLost,
-    RetentionHidden,
+    RetentionIgnored,
     CommitAhead,
-    PartialsVanish,
-    DonesVanish,
-    TableKept,
+    PartialsLost,
+    DonesIgnored,
+    TableNotTruncated,
     DeadLettersLost,
-    ClaimsTwice,
+    ClaimsCountedTwice,
 }
 
 impl Sabotage {
     pub(crate) const ALL: [Self; 10] = [
-        Self::ReportsHidden,
+        Self::ReportsIgnored,
         Self::NoFence,
         Self::ClaimLost,
-        Self::RetentionHidden,
+        Self::RetentionIgnored,
         Self::CommitAhead,
-        Self::PartialsVanish,
-        Self::DonesVanish,
-        Self::TableKept,
+        Self::PartialsLost,
+        Self::DonesIgnored,
+        Self::TableNotTruncated,
         Self::DeadLettersLost,
-        Self::ClaimsTwice,
+        Self::ClaimsCountedTwice,
     ];
 
     pub(crate) fn caught_by(self) -> &'static str {
         match self {
-            Self::ReportsHidden | Self::NoFence => model::ONE_REPORT,
+            Self::ReportsIgnored | Self::NoFence => model::ONE_REPORT,
             Self::ClaimLost => model::BYTES,
-            Self::RetentionHidden => model::WHOLE,
+            Self::RetentionIgnored => model::WHOLE,
             Self::CommitAhead => model::COMPLETE,
-            Self::PartialsVanish => model::CLOSED,
-            Self::DonesVanish => model::COMMITTED,
-            Self::TableKept => model::MEMORY,
+            Self::PartialsLost => model::CLOSED,
+            Self::DonesIgnored => model::COMMITTED,
+            Self::TableNotTruncated => model::MEMORY,
             Self::DeadLettersLost => model::DEAD_LETTERS,
-            Self::ClaimsTwice => model::CONSERVED,
+            Self::ClaimsCountedTwice => model::CONSERVED,
         }
     }
 }
@@ -75,7 +75,7 @@ pub(crate) struct World {
     now: Duration,
     kafka: Kafka,
     members: Vec<Member>,
-    /// How many members there ever were.
+    /// The number of members that were ever started.
     names: u64,
     hlc: HlcClock,
     bar_length: u16,
@@ -117,7 +117,7 @@ impl World {
         self.trace
     }
 
-    /// Faults for a while, then none; the reports that there are.
+    /// Runs a phase with faults, then one without. Returns the number of reports.
     pub(crate) fn run(&mut self) -> Result<u64, Violation> {
         self.beat();
         for _ in 0..STEPS {
@@ -130,7 +130,7 @@ impl World {
                 _ => self.step()?,
             }
         }
-        self.heal();
+        self.end_faults();
         for beat in 0..2 * BEATS_TO_CLOSE {
             if beat == 5 && self.partials_were_lost {
                 self.now += RESEND_AFTER;
@@ -148,17 +148,17 @@ impl World {
         self.check()
     }
 
-    fn note(&mut self, what: std::fmt::Arguments<'_>) {
-        writeln!(self.trace, "{:>9} {what}", self.now.as_millis()).expect("a string");
+    fn log(&mut self, entry: std::fmt::Arguments<'_>) {
+        writeln!(self.trace, "{:>9} {entry}", self.now.as_millis()).expect("a string");
     }
 
-    /// Runs `act` on a member, or on none.
-    fn with<T>(&mut self, index: usize, act: impl FnOnce(&mut Member, &mut Context<'_>) -> T) -> T {
+    /// Runs `act` on the member at `index`.
+    fn with_member<T>(&mut self, index: usize, act: impl FnOnce(&mut Member, &mut Context<'_>) -> T) -> T {
         let Self { members, kafka, rng, now, sabotage, is_calm, .. } = self;
         act(&mut members[index], &mut Context { kafka, rng, now: *now, sabotage: *sabotage, is_calm: *is_calm })
     }
 
-    /// One step of one member.
+    /// Does one step of a random member, if there is one.
     fn step(&mut self) -> Result<(), Violation> {
         if self.members.is_empty() {
             return Ok(());
@@ -169,16 +169,19 @@ impl World {
         }
         let merges = self.rng.random_bool(0.3);
         let before = (self.kafka.partials.end(), self.kafka.reports.end());
-        self.with(index, |member, context| if merges { member.step_merge(context) } else { member.step(context) })?;
+        self.with_member(
+            index,
+            |member, context| if merges { member.step_merge(context) } else { member.step(context) },
+        )?;
         let after = (self.kafka.partials.end(), self.kafka.reports.end());
         if before != after {
             let state = self.members[index].state();
-            self.note(format_args!("{state}: partials end at {}, reports at {}", after.0, after.1));
+            self.log(format_args!("{state}: partials end at {}, reports at {}", after.0, after.1));
         }
         Ok(())
     }
 
-    /// A beat, or none, or several in a burst.
+    /// Publishes one beat, none, or several in a burst.
     fn beats(&mut self) {
         let beats = if self.rng.random_bool(0.7) { 1 } else { self.rng.random_range(0..8) };
         (0..beats).for_each(|_| self.beat());
@@ -192,10 +195,10 @@ impl World {
         if ends && self.rng.random_bool(0.1) {
             self.bar_length = self.rng.random_range(1..=MAX_BAR);
         }
-        let from = if ends { index } else { opening.expect("beat 0 ends one").beat_index };
+        let from = if ends { index } else { opening.expect("beat 0 opens a window").beat_index };
         let bar_length = opening.filter(|_| !ends).map_or(self.bar_length, |frame| frame.bar_length);
         let position = index.since(from) as u16;
-        // A boundary may be somewhat old, and the newest partitions not known yet.
+        // A boundary may be stale, and the newest partitions may not be known yet.
         let known = last.map_or(1, |last| last.claim_offsets.len());
         let partitions = if self.rng.random_bool(0.8) { self.kafka.claims.len() } else { known };
         let stale = self.rng.random_range(0..6) * i64::from(self.rng.random_bool(0.3));
@@ -225,11 +228,11 @@ impl World {
             degraded: self.rng.random_bool(0.05),
             claim_offsets,
         };
-        self.note(format_args!("beat {index}, {position} of {bar_length}, {:?}", frame.claim_offsets));
+        self.log(format_args!("beat {index}, {position} of {bar_length}, {:?}", frame.claim_offsets));
         self.kafka.frames.push(frame);
     }
 
-    /// Some agents claim.
+    /// Lets some agents claim.
     fn claim(&mut self) {
         let newest = self.kafka.frames.last().map_or(0, |frame| frame.beat_index.get());
         for _ in 0..self.rng.random_range(1..5) {
@@ -268,7 +271,7 @@ impl World {
         }
     }
 
-    /// What the group's coordinator does in time: members come in, and what nobody owns is given to somebody.
+    /// Does the group coordinator's periodic work: admits members and assigns partitions without an owner.
     fn coordinate(&mut self) {
         for member in &self.members {
             if !member.is_paused && member.changes.is_empty() {
@@ -284,9 +287,9 @@ impl World {
             }
             let name = names[self.rng.random_range(0..names.len())];
             let Some(member) = self.members.iter_mut().find(|member| member.name == name) else { continue };
-            member.changes.push_back(Change::Assigned(partition));
+            member.changes.push_back(AssignmentChange::Assigned(partition));
             self.kafka.owners.insert(partition, name);
-            self.note(format_args!("partition {partition} is {name}'s"));
+            self.log(format_args!("partition {partition} is assigned to {name}"));
         }
     }
 
@@ -317,15 +320,15 @@ impl World {
             self.names += 1;
             let name = self.names;
             self.members.push(Member::new(name, self.now, &self.kafka));
-            self.note(format_args!("{name} starts"));
+            self.log(format_args!("{name} starts"));
         }
     }
 
-    /// A member stops, in good order or not.
+    /// Stops a member, by a signal or a kill.
     fn remove(&mut self, index: usize, killed: bool) {
         let member = self.members.swap_remove(index);
         let name = member.name;
-        self.note(format_args!("{name} ends, killed: {killed}"));
+        self.log(format_args!("{name} stops, killed: {killed}"));
         let Self { kafka, rng, now, sabotage, is_calm, .. } = self;
         let mut context = Context { kafka, rng, now: *now, sabotage: *sabotage, is_calm: *is_calm };
         if killed || member.is_paused {
@@ -336,14 +339,14 @@ impl World {
         self.evict(name);
     }
 
-    /// A paused member's session times out; it does not know.
+    /// Lets a paused member's session time out, without its knowledge.
     fn expire(&mut self, index: usize) {
         if self.members[index].is_paused {
             let name = self.members[index].name;
             self.members[index].changes.clear();
-            self.members[index].changes.push_back(Change::Lost);
+            self.members[index].changes.push_back(AssignmentChange::Lost);
             self.evict(name);
-            self.note(format_args!("{name} is taken for dead"));
+            self.log(format_args!("{name} is removed from the group"));
         }
     }
 
@@ -356,44 +359,48 @@ impl World {
         let partition = self.rng.random_range(0..self.kafka.claims.len()) as i32;
         let owner = self.kafka.owners.get(&partition).copied();
         if let Some(member) = self.members.iter_mut().find(|member| Some(member.name) == owner) {
-            member.changes.push_back(Change::Revoked(partition));
+            member.changes.push_back(AssignmentChange::Revoked(partition));
         }
     }
 
-    /// Retention takes the head of a partition.
+    /// Lets retention delete the oldest records of a partition.
     fn retain(&mut self) {
         if self.rng.random_bool(0.3) {
             let partition = self.rng.random_range(0..self.kafka.claims.len());
             let log = &mut self.kafka.claims[partition];
-            let (low, end) = (log.low, log.end());
-            log.low = if self.rng.random_bool(0.2) { end } else { low + self.rng.random_range(0..=(end - low) / 2) };
-            let low = log.low;
-            self.note(format_args!("claims of {partition} below {low} of {end} are gone"));
+            let (log_start, end) = (log.log_start, log.end());
+            log.log_start = if self.rng.random_bool(0.2) {
+                end
+            } else {
+                log_start + self.rng.random_range(0..=(end - log_start) / 2)
+            };
+            let log_start = log.log_start;
+            self.log(format_args!("claims of {partition} below {log_start} of {end} are deleted"));
         }
     }
 
     fn lose_partials(&mut self) {
         if self.rng.random_bool(0.3) {
             self.partials_were_lost = true;
-            let low = self.rng.random_range(self.kafka.partials.low..=self.kafka.partials.end());
-            self.kafka.partials.low = low;
-            self.note(format_args!("partials below {low} are gone"));
+            let log_start = self.rng.random_range(self.kafka.partials.log_start..=self.kafka.partials.end());
+            self.kafka.partials.log_start = log_start;
+            self.log(format_args!("partials below {log_start} are deleted"));
         }
     }
 
-    /// As a member does that wakes after it was replaced.
+    /// Repeats a partial, as a member does that resumes after it was replaced.
     fn repeat_a_partial(&mut self) {
         let all = self.kafka.read(&self.kafka.partials, 0).filter(|(_, record)| !record.is_done());
         let partials: Vec<_> = all.map(|(_, record)| record.clone()).collect();
         if !partials.is_empty() {
             let again = partials[self.rng.random_range(0..partials.len())].clone();
-            self.note(format_args!("the partial of {} again", again.from_beat));
+            self.log(format_args!("the partial of {} is repeated", again.from_beat));
             self.kafka.append(again);
         }
     }
 
-    /// The group stops, and is put elsewhere. Partition 0 is not put past a window that is not done, so
-    /// that none is left out.
+    /// Stops the group and resets its offsets. Partition 0 is not reset past a window that is not done, so that no
+    /// window is left out.
     fn reset(&mut self) {
         while !self.members.is_empty() {
             let killed = self.rng.random_bool(0.5);
@@ -408,19 +415,19 @@ impl World {
             if partition == 0 {
                 offset = offset.min(oldest);
             }
-            // The stock tool leaves no metadata; another may leave what was there.
+            // The Kafka CLI removes the metadata; another tool may keep it.
             let downbeat = before.filter(|_| self.rng.random_bool(0.5)).and_then(|before| before.downbeat);
-            self.kafka.committed.insert(partition, Committed { offset, downbeat });
+            self.kafka.committed.insert(partition, CommittedOffset { offset, downbeat });
         }
         let committed = format!("{:?}", self.kafka.committed);
-        self.note(format_args!("reset to {committed}"));
+        self.log(format_args!("reset to {committed}"));
         self.add_member();
     }
 
-    /// No more faults: two members or more, and all of them awake.
-    fn heal(&mut self) {
+    /// Ends the phase with faults: at least two members run, and none is paused.
+    fn end_faults(&mut self) {
         self.is_calm = true;
-        self.note(format_args!("faults end"));
+        self.log(format_args!("faults end"));
         self.members.iter_mut().for_each(|member| member.is_paused = false);
         while self.members.len() < 2 {
             self.add_member();
@@ -430,7 +437,7 @@ impl World {
         }
     }
 
-    /// All visible reports, by their windows' downbeats.
+    /// Returns all visible reports, by their windows' downbeats.
     fn reports(&self) -> BTreeMap<BeatIndex, Vec<BarReport>> {
         let mut reports = BTreeMap::<_, Vec<_>>::new();
         for (_, report) in self.kafka.read(&self.kafka.reports, 0) {
@@ -441,7 +448,7 @@ impl World {
 
     fn check(&self) -> Result<u64, Violation> {
         let Kafka { frames, claims, .. } = &self.kafka;
-        let (model, reports, lows) = (Model::new(frames, claims), self.reports(), self.kafka.lows());
+        let (model, reports, log_starts) = (Model::new(frames, claims), self.reports(), self.kafka.log_starts());
         let settled = frames.len() - BEATS_TO_CLOSE;
         let windows: Vec<&BeatFrame> =
             model.windows().filter(|opening| opening.beat_index.get() < settled as i64).collect();
@@ -449,9 +456,9 @@ impl World {
         let all_there = windows.iter().all(|opening| reports.contains_key(&opening.beat_index));
         if let (true, Some(last)) = (all_there, reports.keys().next_back()) {
             let counted: i64 = reports.values().flatten().map(|r| r.claims + r.late_claims + r.invalid_claims).sum();
-            let opening = frames.iter().find(|frame| frame.beat_index == *last).expect("it was reported");
+            let opening = frames.iter().find(|frame| frame.beat_index == *last).expect("the window was reported");
             let next = &frames[last.get() as usize + usize::from(opening.bar_length)];
-            let closing = model.closing(opening).expect("it was reported");
+            let closing = model.closing(opening).expect("the window was reported");
             let between = Model::records_below(next, claims) as i64..=Model::records_below(closing, claims) as i64;
             let once = reports.values().all(|reports| reports.len() == 1);
             ensure(!once || between.contains(&counted), model::CONSERVED, || format!("{counted}, not {between:?}"))?;
@@ -460,7 +467,7 @@ impl World {
             let opening = &frames[from.get() as usize];
             let expected = model.report(opening);
             for report in reports {
-                let check = if Model::is_whole(opening, &lows) { model::BYTES } else { model::WHOLE };
+                let check = if Model::is_whole(opening, &log_starts) { model::BYTES } else { model::WHOLE };
                 ensure(*report == expected, check, || format!("{report:?}\nnot {expected:?}"))?;
             }
             ensure(reports.len() == 1, model::ONE_REPORT, || format!("{} of window {from}", reports.len()))?;
@@ -468,9 +475,9 @@ impl World {
         let (done, partials) = (self.done(), self.partials());
         for opening in &windows {
             let from = opening.beat_index;
-            let may_be_missing = !Model::is_whole(opening, &lows);
-            let begun = partials.iter().any(|(_, window)| *window == from.get());
-            ensure(!begun || reports.contains_key(&from) || done.contains(&from), model::CLOSED, || {
+            let may_be_missing = !Model::is_whole(opening, &log_starts);
+            let has_partial = partials.iter().any(|(_, window)| *window == from.get());
+            ensure(!has_partial || reports.contains_key(&from) || done.contains(&from), model::CLOSED, || {
                 format!("window {from} of {} beats", frames.len())
             })?;
             ensure(may_be_missing || reports.contains_key(&from), model::COMPLETE, || format!("window {from}"))?;
@@ -483,19 +490,19 @@ impl World {
         }
         for (partition, offset, owner) in &model.invalid {
             let sent = self.kafka.dead_letters.contains(&(*partition, *offset));
-            let due = *offset >= lows[partition] && partials.contains(&(*partition, *owner));
+            let due = *offset >= log_starts[partition] && partials.contains(&(*partition, *owner));
             ensure(sent || !due, model::DEAD_LETTERS, || format!("{partition}/{offset}"))?;
         }
         Ok(reports.len() as u64)
     }
 
-    /// The windows with a `done`.
+    /// Returns the windows with a `done`.
     fn done(&self) -> BTreeSet<BeatIndex> {
         let records = self.kafka.read(&self.kafka.partials, 0);
         records.filter(|(_, record)| record.is_done()).map(|(_, record)| record.from_beat).collect()
     }
 
-    /// The partitions and windows with a partial.
+    /// Returns the partitions and windows with a partial.
     fn partials(&self) -> BTreeSet<(i32, i64)> {
         let records = self.kafka.read(&self.kafka.partials, 0);
         records.filter_map(|(_, record)| Some((record.partial()?.partition, record.from_beat.get()))).collect()
