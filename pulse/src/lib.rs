@@ -6,7 +6,7 @@
 //!   clock ───┘         (core::Metronome)           └──▶ shell::BoundarySampler ◀── ends of statusclaims
 //! ```
 //!
-//! The core decides, the shell does: see `ARCHITECTURE.md`.
+//! The core decides, and the shell executes its commands: see `ARCHITECTURE.md`.
 
 pub mod core;
 pub mod shell;

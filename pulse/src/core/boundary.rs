@@ -5,12 +5,12 @@
 pub struct Boundary(Vec<i64>);
 
 impl Boundary {
-    /// The boundary of a frame.
+    /// The boundary with a frame's `claim_offsets`.
     pub fn new(offsets: Vec<i64>) -> Self {
         Self(offsets)
     }
 
-    /// Moves `partition` up to `end`; an older answer changes nothing.
+    /// Advances `partition` to `end`; a lower offset, from a stale response, changes nothing.
     pub fn advance(&mut self, partition: i32, end: i64) {
         let Ok(index) = usize::try_from(partition) else { return };
         if self.0.len() <= index {
@@ -19,19 +19,19 @@ impl Boundary {
         self.0[index] = self.0[index].max(end);
     }
 
-    /// Moves every partition up to `other`'s.
+    /// Advances every partition to `other`'s offset, where that is higher.
     pub fn advance_to(&mut self, other: &Self) {
         for (partition, end) in (0..).zip(&other.0) {
             self.advance(partition, *end);
         }
     }
 
-    /// The end of `partition`, if the boundary has one.
+    /// The offset of `partition`, if the boundary has that partition.
     pub fn end(&self, partition: i32) -> Option<i64> {
         usize::try_from(partition).ok().and_then(|index| self.0.get(index)).copied()
     }
 
-    /// As a frame carries it.
+    /// The offsets by partition, for a frame's `claim_offsets`.
     pub fn offsets(&self) -> &[i64] {
         &self.0
     }
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_never_goes_back_and_grows_with_its_partitions() {
+    fn boundary_with_lower_or_missing_offsets_keeps_its_own() {
         let mut boundary = Boundary::new(vec![5, 7]);
         boundary.advance(0, 3);
         boundary.advance(1, 9);

@@ -1,4 +1,4 @@
-//! What the core hears, and what it tells the shell to do.
+//! The core's interface: events in, commands out.
 
 use std::time::Duration;
 
@@ -6,12 +6,12 @@ use backbeat_schemas::{BeatFrame, Timestamp};
 
 use super::Plan;
 
-/// The moment of an event: all that a decision depends on beside the event itself.
+/// The moment of an event: all that a decision depends on besides the event itself.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Now {
     /// The wall clock, in microseconds since the Unix epoch; it may be wrong, and jump.
     pub wall_micros: i64,
-    /// A clock that only goes forward, since any instant.
+    /// A monotonic clock, counted from an arbitrary instant.
     pub monotonic: Duration,
     /// A random number from 0 to 1, for waits that must differ from node to node.
     pub random: f64,
@@ -24,110 +24,112 @@ impl Now {
     }
 }
 
-/// What Raft says of this node. It may be out of date: a leader that was restarted believes in its old
-/// term for a while.
+/// This node's role in Raft, as Raft reports it. It may be out of date: a leader that was restarted believes for a
+/// while that its old term holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RaftRole {
     /// This node leads.
     Leader {
         /// Raft's term.
         term: u64,
-        /// There are no other members.
-        alone: bool,
+        /// No other node has a vote.
+        sole_voter: bool,
     },
     /// Another node leads.
     Follower {
-        /// Its name.
+        /// The leader's name.
         leader: String,
     },
     /// No leader is known.
     Leaderless,
-    /// This node is no member (yet, or any more).
+    /// This node is not a voter (yet, or any more).
     NonMember,
 }
 
-/// What the shell found out.
+/// Something that the shell reports to the core.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// Raft has news.
-    Raft(RaftRole),
-    /// Raft has agreed on a plan.
-    Planned(Plan),
-    /// The answer to [`Command::ConfirmQuorum`], which always comes.
-    Quorum {
-        /// That of the question.
+    /// Raft's view of this node has changed.
+    RaftRoleChanged(RaftRole),
+    /// Raft has applied a plan.
+    PlanApplied(Plan),
+    /// The response to [`Command::ConfirmQuorum`], which always comes.
+    QuorumChecked {
+        /// The command's ticket.
         ticket: u64,
-        /// A majority said, after the question, that this node leads.
+        /// A majority confirmed, after the command, that this node leads.
         confirmed: bool,
     },
-    /// A committed frame was read, this node's own ones included.
-    Heard(Box<BeatFrame>),
+    /// A committed frame was read, one of this node's own included.
+    FrameRead(Box<BeatFrame>),
     /// The time of [`super::Leadership::deadline`] has come.
     Elapsed,
-    /// The newest committed frame.
+    /// The tail of `beatframes` was read.
     Tail {
-        /// `None` if there is no frame.
+        /// The newest committed frame; `None` if there is no frame.
         frame: Option<Box<BeatFrame>>,
-        /// No report was ever written.
+        /// `barreports` is empty.
         no_reports: bool,
     },
-    /// The transactional id is ours: every earlier leader is fenced.
+    /// The transactional id is open: every earlier leader is fenced.
     TransactionsInitialized,
-    /// A first boundary was sampled after the fence, or could not be in time.
+    /// The first boundary after the fence was sampled, or the time for it ran out.
     BoundarySampled,
-    /// The frame that was to be published is committed.
+    /// The frame of [`Command::Publish`] is committed.
     Committed,
-    /// It may be there or not.
+    /// The frame may or may not be committed.
     InDoubt,
-    /// Another producer holds the transactional id.
+    /// Another producer has opened the transactional id.
     Fenced,
-    /// The tail could not be read, or the transactional id not be opened.
+    /// The tail could not be read, or the transactional id could not be opened.
     KafkaUnavailable,
 }
 
-/// What the shell is to do.
+/// Something that the shell must do.
 ///
-/// `ReadTail`, `InitTransactions`, `SampleBoundary` and `Publish` are Kafka's: at most one of them is under way,
-/// and each is answered by one event.
+/// `ReadTail`, `InitTransactions`, `SampleBoundary` and `Publish` go to the publisher: at most one of them is under
+/// way, and each is answered by one event.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Command {
-    /// Ask a majority whether this node leads: answered by [`Event::Quorum`].
+    /// Ask a majority whether this node leads: answered by [`Event::QuorumChecked`].
     ConfirmQuorum {
-        /// To be given back.
+        /// A number for the response to carry.
         ticket: u64,
     },
     /// Read the newest committed frame: [`Event::Tail`] or [`Event::KafkaUnavailable`].
     ReadTail,
     /// Open the transactional id: [`Event::TransactionsInitialized`], [`Event::Fenced`] or [`Event::KafkaUnavailable`].
     InitTransactions,
-    /// Ask for the ends of `statusclaims`: [`Event::BoundarySampled`].
+    /// Fetch the ends of `statusclaims`: [`Event::BoundarySampled`].
     SampleBoundary,
     /// Publish the next beat: [`Event::Committed`], [`Event::InDoubt`] or [`Event::Fenced`].
     Publish(Box<BeatFrame>),
-    /// Ask for the ends of `statusclaims` in the background: a beat is near.
+    /// Fetch the ends of `statusclaims` in the background: a beat is near.
     RefreshBoundary,
-    /// Let go of the transactional id, without settling anything.
-    Close,
-    /// Keep quiet as Raft's leader, so that the others elect another.
+    /// Drop the transactional producer, without committing or aborting.
+    CloseProducer,
+    /// Stop sending heartbeats as Raft's leader, so that another node is elected.
     StepDown,
-    /// Take part in elections again.
+    /// Send heartbeats again as Raft's leader.
     Rejoin,
-    /// Give up.
+    /// End the program.
     Stop(StopReason),
 }
 
-/// Why pulse cannot go on.
+/// Why pulse cannot continue.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StopReason {
     /// The topics belong to another cluster.
-    #[error("beatframes belongs to cluster {found:?}, not to {ours:?}: choose another --topic-prefix or --cluster")]
+    #[error(
+        "beatframes belongs to cluster {found:?}, not to {configured:?}: choose another --topic-prefix or --cluster"
+    )]
     OtherCluster {
         /// The cluster of the last frame.
         found: String,
-        /// Ours.
-        ours: String,
+        /// This node's cluster.
+        configured: String,
     },
-    /// Another pulse beats for this cluster.
+    /// Another pulse publishes beats for this cluster.
     #[error(
         "fenced: another pulse, node {node:?}, has published beat {beat} of this cluster; a pulse without peers gives way"
     )]
@@ -137,7 +139,7 @@ pub enum StopReason {
         /// Its newest beat.
         beat: i64,
     },
-    /// Frames are gone that reports were made from.
+    /// The frames that reports were made from are gone.
     #[error(
         "beatframes is empty but barreports is not: the frames were lost or deleted, and beats must not begin at 0 again"
     )]

@@ -1,158 +1,189 @@
-//! The way to the first beat, from beat to beat, and out of every doubt.
+//! The state machine of a pulse node: from an election to its first beat, from beat to beat, and through failures.
 //!
 //! ```text
-//!  Following ─▶ Confirming ─▶ Approaching ─▶ Opening ─▶ Resuming ─▶ Drawing ─▶ Confirming ─▶ Waiting ─┐
-//!   ▲  ▲  │        quorum        tail      ▲  fence       tail        boundary       quorum        ▲  due │
-//!   │  │  └─ no leader, beats missed: ▲    │                                                   │      ▼
-//!   │  │                              │    └───────────── in doubt ───────────────┐  committed └─ Publishing
-//!   │  └─ Abdicated ◀─ no commit      └─ Pausing ◀─ fenced, Kafka away ───────────┴──────────────────┘
-//!   └──── another leads
+//!               elected                        quorum
+//!  Following ────────────▶ Confirming(TakeOver) ──────▶ ReadingTail ──▶ InitTransactions ──▶ VerifyingTail ─┐
+//!      │                                                   ▲                                                │
+//!      └────────── no leader and beats missed: degraded ───┘                                                │
+//!  ┌────────────────────────────────────────────────────────────────────────────────────────────────────────┘
+//!  │                                              quorum, or degraded              due
+//!  └▶ SamplingBoundary ──▶ Confirming(FirstBeat) ────────────────────▶ Waiting ─────────────▶ Publishing
+//!           │                                                          ▲ ▲ │                    ▲   │
+//!           └────────────── degraded and not Raft's leader ────────────┘ │ └▶ Confirming(Beat) ─┘   │
+//!                                                                        └─────── committed ────────┘
+//!
+//!  on                  in state                               goes to
+//!  due                 Waiting                                Publishing, or Confirming(Beat) as Raft's leader
+//!                                                             without a recent quorum check
+//!  in doubt            Publishing                             InitTransactions, or Confirming(TakeOver) as Raft's
+//!                                                             leader without a recent quorum check
+//!  fenced              InitTransactions, Publishing           Pausing, or AwaitingCompetingLeader as the only voter
+//!  Kafka unavailable   ReadingTail, InitTransactions,         Pausing
+//!                      VerifyingTail, CheckingCompetingLeader
+//!  in doubt or Kafka unavailable, and no commit               SteppedDown
+//!  for COMMIT_TIMEOUT
+//!  deadline            AwaitingCompetingLeader                CheckingCompetingLeader
+//!                      Pausing, SteppedDown                   Confirming(TakeOver) as Raft's leader, ReadingTail if
+//!                                                             degraded, otherwise Following
+//!  tail                CheckingCompetingLeader                InitTransactions, or stops if another pulse has beaten
+//!                      ReadingTail, degraded, newer beats     Following
+//!  another leads, or   Waiting, Pausing, SteppedDown,         Following, at once
+//!  not a voter         AwaitingCompetingLeader
+//!                      ReadingTail, SamplingBoundary,         Following, with the next response
+//!                      Confirming(FirstBeat),
+//!                      Confirming(Beat), Publishing
+//!                      any other, after a failure             Following
+//!  not confirmed       Confirming(TakeOver), and              Following
+//!                      Confirming(FirstBeat) unless degraded
 //! ```
 //!
-//! Raft's word starts it, a quorum's word is needed twice, and Kafka's fence makes it safe: opening the
-//! transactional id fences every earlier leader, and only what the log says after that is believed.
-//! Without a quorum, beats go on (or begin, after a while) marked as degraded, under the same fence.
+//! An election starts a takeover, and a quorum confirms it twice. What makes it safe is Kafka's fence: opening the
+//! transactional id fences every earlier leader, and only what the log says after that is trusted. Without a quorum
+//! the leader goes on, or after a while another node takes over, through the same fence and with frames marked as
+//! degraded.
 
 use std::time::Duration;
 
 use backbeat_schemas::{BeatFrame, BeatIndex};
 
 use super::{
-    Boundary, Bounds, Command, Event, MAX_BAR_LENGTH, Metronome, Now, Plan, RaftRole, Refusal, Request, StopReason,
+    Boundary, Command, Event, MAX_BAR_LENGTH, Metronome, Now, Plan, PlanRequest, RaftRole, Refusal, StopReason,
+    TempoBounds,
 };
 
-/// A leader that could not commit for this long, or for a period if that is longer, lets another try.
-const COMMIT_WITHIN: Duration = Duration::from_secs(10);
+/// A leader that could not commit a beat for this long, or for a period if that is longer, steps down.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long before a beat its boundary is sampled, if a quarter of the period is not shorter.
 const BOUNDARY_LEAD: Duration = Duration::from_millis(25);
-/// The wait after Kafka did not answer.
+/// The pause before the next attempt when Kafka was unavailable.
 const KAFKA_PAUSE: Duration = Duration::from_millis(250);
-/// The first wait after a fence; it doubles with each.
+/// The first pause after this node was fenced; it doubles each time.
 const FENCE_PAUSE: Duration = Duration::from_millis(50);
 const MAX_FENCE_DOUBLINGS: u32 = 6;
-/// After the beat that a rival would have sent, how long a node without peers waits to see it.
+/// How long a node without peers waits for a competing leader's beat, after that beat's schedule.
 const COMPETING_LEADER_MARGIN: Duration = Duration::from_secs(1);
-/// This many election timeouts without a confirmed leader make a cluster leaderless.
+/// Election timeouts without a confirmed leader after which the cluster counts as leaderless.
 const LEADERLESS_TIMEOUTS: u32 = 5;
+/// How often per election timeout a quorum check that failed is retried.
+const QUORUM_RETRIES_PER_ELECTION_TIMEOUT: u32 = 6;
 
-/// A quorum that did not say yes is asked again this often an election timeout.
-const NO_ANSWERS_PER_TIMEOUT: u32 = 6;
-
-/// Where we are.
+/// The node's state; the module's documentation draws the transitions.
 #[derive(Debug, Clone, PartialEq)]
 enum State {
-    /// Another's turn, or nobody's.
+    /// Not publishing: another node leads, or none does.
     Following,
-    /// A quorum is asked, for this.
+    /// Waiting for a quorum to confirm that this node leads.
     Confirming(Purpose),
-    /// Reading the tail before the fence.
+    /// Reading the tail before fencing anybody.
     ReadingTail,
-    /// Opening the transactional id.
+    /// Opening the transactional id, which fences every earlier leader.
     InitTransactions,
-    /// Reading the tail behind the fence.
+    /// Reading the tail again, which nobody else can extend now.
     VerifyingTail,
+    /// Sampling the first boundary of this leadership.
     SamplingBoundary,
+    /// Waiting for the next beat to be due.
     Waiting {
         due: Duration,
-        /// When to draw the beat's boundary; `None` once it was asked for.
+        /// When to refresh the boundary for the beat; `None` once that was requested.
         sample_at: Option<Duration>,
     },
+    /// Committing this frame.
     Publishing(Box<BeatFrame>),
-    /// Kafka is away, or another was faster: waiting before the next attempt.
-    Pausing {
-        until: Duration,
-    },
-    /// Letting another lead.
-    SteppedDown {
-        until: Duration,
-    },
-    /// Fenced without having peers: giving a rival the time to show itself.
-    AwaitingCompetingLeader {
-        until: Duration,
-    },
-    /// Reading whether it did.
+    /// Backing off after being fenced, or while Kafka is unavailable.
+    Pausing { until: Duration },
+    /// Sending no heartbeats as Raft's leader, so that another node is elected.
+    SteppedDown { until: Duration },
+    /// Fenced as the only voter: waiting until a competing leader would have published its next beat.
+    AwaitingCompetingLeader { until: Duration },
+    /// Reading the tail for that beat.
     CheckingCompetingLeader,
 }
 
+/// The step that waits for a quorum's confirmation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Purpose {
-    /// To begin a takeover.
+    /// The start of a takeover.
     TakeOver,
-    /// To end it with a first beat.
-    Lead,
-    /// To know whether a beat that is due is degraded.
+    /// Its end: the first beat.
+    FirstBeat,
+    /// A due beat, which is degraded without a quorum.
     Beat,
 }
 
-/// What quorums have said.
+/// The quorum checks so far. Instants are those at which a check was started, never those of its response: a
+/// response may have been delayed while this node was suspended.
 #[derive(Debug, Default)]
-struct Quorum {
+struct QuorumChecks {
+    /// The number of the last check.
     ticket: u64,
-    /// When the question was put that is not answered yet.
-    asked: Option<Duration>,
-    /// When the last question was put that was answered: an answer may have lain about while this node slept.
-    answered: Option<Duration>,
-    /// When the last one was put that was answered with yes.
+    /// Start of the check that is not completed yet.
+    pending: Option<Duration>,
+    /// Start of the last check that was completed.
+    completed: Option<Duration>,
+    /// Start of the last check that confirmed this node as leader.
     confirmed: Option<Duration>,
 }
 
 /// The newest frame that was read.
 #[derive(Debug, Clone, Copy)]
-struct Heard {
+struct ObservedFrame {
     beat: BeatIndex,
     period: Duration,
     at: Duration,
 }
 
-/// What a node does, for people.
+/// A node's role, for the API, logs and metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// It follows another's beats.
+    /// It follows another node.
     Follower,
-    /// It knows no leader, and is none.
+    /// It knows no leader, and does not lead.
     Leaderless,
-    /// It is no member of the cluster.
+    /// It is not a voter of the cluster.
     NonMember,
-    /// It is on the way to its first beat.
+    /// It is taking over, or taking over again after a failure.
     TakingOver,
-    /// It beats.
+    /// It publishes beats.
     Leader,
-    /// It beats without a quorum.
+    /// It publishes beats without a quorum.
     DegradedLeader,
 }
 
-/// Decides what a pulse node does, event by event.
+/// Decides, event by event, what a pulse node does.
 #[derive(Debug)]
 pub struct Leadership {
     metronome: Metronome,
-    bounds: Bounds,
-    /// Raft's longest.
+    bounds: TempoBounds,
+    /// Raft's longest election timeout.
     election_timeout: Duration,
     state: State,
     raft_role: RaftRole,
     raft_term: u64,
-    quorum: Quorum,
-    /// When a leader was last known, and how much longer than others this node waits without one.
-    led: (Duration, Duration),
-    heard: Option<Heard>,
+    quorum_checks: QuorumChecks,
+    /// When Raft was last known to have a leader.
+    leader_known_at: Duration,
+    /// Random extra wait before a takeover without a quorum, so that nodes do not all start at once.
+    takeover_delay: Duration,
+    observed: Option<ObservedFrame>,
     plan: Option<Plan>,
-    /// What Raft is to agree on at this moment.
+    /// The plan that is being proposed to Raft.
     proposed: Option<Plan>,
-    /// Behind the fence, and not since given up.
+    /// True from the verified tail behind this node's own fence until it follows.
     leading: bool,
-    /// This takeover has no quorum.
+    /// True while this node takes over or leads without a quorum.
     degraded: bool,
-    /// Since when a beat could not be committed; `None` while there is none to commit.
-    trying_since: Option<Duration>,
-    /// The frame whose fate is in doubt since the last tail was read.
+    /// When this node began the takeover or beat that is not committed yet.
+    uncommitted_since: Option<Duration>,
+    /// The frame whose commit is in doubt until the tail is read.
     in_doubt: Option<Box<BeatFrame>>,
-    /// Fences since the last commit.
-    fences: u32,
+    /// How often this node was fenced since its last commit.
+    times_fenced: u32,
 }
 
 impl Leadership {
-    /// A node that has heard nothing yet. `election_timeout` is Raft's longest.
-    pub fn new(metronome: Metronome, bounds: Bounds, election_timeout: Duration, now: Now) -> Self {
+    /// Creates the state of a node that has seen no event yet. `election_timeout` is Raft's longest.
+    pub fn new(metronome: Metronome, bounds: TempoBounds, election_timeout: Duration, now: Now) -> Self {
         Self {
             metronome,
             bounds,
@@ -160,30 +191,31 @@ impl Leadership {
             state: State::Following,
             raft_role: RaftRole::Leaderless,
             raft_term: 0,
-            quorum: Quorum::default(),
-            led: (now.monotonic, election_timeout.mul_f64(now.random)),
-            heard: None,
+            quorum_checks: QuorumChecks::default(),
+            leader_known_at: now.monotonic,
+            takeover_delay: election_timeout.mul_f64(now.random),
+            observed: None,
             plan: None,
             proposed: None,
             leading: false,
             degraded: false,
-            trying_since: None,
+            uncommitted_since: None,
             in_doubt: None,
-            fences: 0,
+            times_fenced: 0,
         }
     }
 
-    /// The schedule.
+    /// The beat schedule.
     pub fn metronome(&self) -> &Metronome {
         &self.metronome
     }
 
-    /// What Raft has agreed on.
+    /// The plan last committed by Raft.
     pub fn plan(&self) -> Option<&Plan> {
         self.plan.as_ref()
     }
 
-    /// What this node does.
+    /// This node's role.
     pub fn role(&self) -> Role {
         match self.state {
             State::Waiting { .. } | State::Publishing(_) | State::Confirming(Purpose::Beat) if self.degraded => {
@@ -201,83 +233,85 @@ impl Leadership {
         }
     }
 
-    /// Whether Raft has a leader, as far as this node knows.
-    pub fn is_led(&self, now: Now) -> bool {
+    /// Returns true if Raft has a leader, as far as this node knows.
+    pub fn knows_leader(&self, now: Now) -> bool {
         matches!(self.raft_role, RaftRole::Follower { .. }) || self.has_quorum(now)
     }
 
-    /// When [`Event::Elapsed`] is wanted, on the monotonic clock.
+    /// When the shell must send [`Event::Elapsed`], on the monotonic clock.
     pub fn deadline(&self) -> Option<Duration> {
         match &self.state {
-            State::Following => [self.next_question(), self.takeover_at()].into_iter().flatten().min(),
+            State::Following => [self.next_quorum_check(), self.takeover_at()].into_iter().flatten().min(),
             State::Waiting { due, sample_at } => {
-                [Some(*due), *sample_at, self.next_question()].into_iter().flatten().min()
+                [Some(*due), *sample_at, self.next_quorum_check()].into_iter().flatten().min()
             }
-            // A question is a heartbeat to the others, and would keep them from electing another.
+            // A quorum check sends heartbeats, which would keep the others from electing another leader.
             State::SteppedDown { until } => Some(*until),
             State::Pausing { until } | State::AwaitingCompetingLeader { until } => {
-                [Some(*until), self.next_question()].into_iter().flatten().min()
+                [Some(*until), self.next_quorum_check()].into_iter().flatten().min()
             }
             State::ReadingTail
             | State::InitTransactions
             | State::VerifyingTail
             | State::SamplingBoundary
             | State::Publishing(_)
-            | State::CheckingCompetingLeader => self.next_question(),
+            | State::CheckingCompetingLeader => self.next_quorum_check(),
             State::Confirming(_) => None,
         }
     }
 
-    /// What to do after `event`, at `now`, with the boundary as it is known now.
+    /// Processes `event` at `now`, with the newest known boundary, and returns what the shell must do.
     pub fn on(&mut self, event: Event, now: Now, boundary: &Boundary) -> Vec<Command> {
         match event {
-            Event::Raft(raft_role) => self.on_raft_role(raft_role, now),
-            Event::Planned(plan) => {
+            Event::RaftRoleChanged(raft_role) => self.on_raft_role(raft_role, now),
+            Event::PlanApplied(plan) => {
                 self.plan = Some(plan);
                 self.proposed.take_if(|proposed| *proposed == plan);
                 Vec::new()
             }
-            Event::Quorum { ticket, confirmed } => self.on_quorum(ticket, confirmed, now, boundary),
-            Event::Heard(frame) => {
-                self.hear(&frame, now);
+            Event::QuorumChecked { ticket, confirmed } => self.on_quorum(ticket, confirmed, now, boundary),
+            Event::FrameRead(frame) => {
+                self.observe(&frame, now);
                 Vec::new()
             }
             Event::Elapsed => self.on_elapsed(now, boundary),
-            answer => self.on_kafka(answer, now),
+            response => self.on_kafka_response(response, now),
         }
     }
 
-    /// Checks an operator's request; `Ok` is what Raft is to agree on, to be followed by
-    /// [`Event::Planned`] or [`Leadership::give_up_proposal`].
-    pub fn propose(&mut self, request: Request) -> Result<Plan, Refusal> {
-        if let Request::Change { tempo: Some(tempo), .. } = request
+    /// Checks an operator's request and returns the plan that the shell must propose to Raft; it must answer with
+    /// [`Event::PlanApplied`] or [`Leadership::give_up_proposal`].
+    pub fn propose(&mut self, request: PlanRequest) -> Result<Plan, Refusal> {
+        if let PlanRequest::Change { tempo: Some(tempo), .. } = request
             && !(self.bounds.min..=self.bounds.max).contains(&tempo)
         {
             return Err(Refusal::OutOfBounds { tempo, bounds: self.bounds });
         }
         match self.role() {
             Role::Leader => {}
-            Role::DegradedLeader => return Err(Refusal::NotNow("there is no quorum: the tempo is frozen")),
-            _ => return Err(Refusal::NotNow("the leader does not beat yet")),
+            Role::DegradedLeader => return Err(Refusal::Unavailable("there is no quorum: the tempo is frozen")),
+            _ => return Err(Refusal::Unavailable("the leader is not publishing beats yet")),
         }
         let in_flight = match &self.state {
             State::Publishing(frame) => Some(&**frame),
             _ => None,
         };
         let Some(last) = in_flight.or(self.metronome.last()) else {
-            return Err(Refusal::NotNow("the first beat is not published yet"));
+            return Err(Refusal::Unavailable("the first beat is not published yet"));
         };
         if self.proposed.is_some() {
-            return Err(Refusal::NotNow("another change is being agreed on"));
+            return Err(Refusal::Unavailable("another change is being proposed"));
         }
         let from = self.metronome.next_downbeat(in_flight);
         let current = last.tempo_bpm;
         let pending = self.plan.filter(|plan| plan.is_pending(last));
         let plan = match (request, pending) {
-            (Request::Cancel, None) => return Err(Refusal::NothingPending),
-            (Request::Cancel, Some(_)) => Plan { from: last.beat_index, tempo: current, bar_length: last.bar_length },
-            (Request::Change { .. }, Some(plan)) => return Err(Refusal::Pending { plan, current }),
-            (Request::Change { tempo, ramp, bar_length }, None) => {
+            (PlanRequest::Cancel, None) => return Err(Refusal::NothingPending),
+            (PlanRequest::Cancel, Some(_)) => {
+                Plan { from: last.beat_index, tempo: current, bar_length: last.bar_length }
+            }
+            (PlanRequest::Change { .. }, Some(plan)) => return Err(Refusal::Pending { plan, current }),
+            (PlanRequest::Change { tempo, ramp, bar_length }, None) => {
                 let tempo = tempo.unwrap_or(current);
                 let bar_length = bar_length.unwrap_or(last.bar_length);
                 if !ramp && !current.allowed_next().contains(&tempo) {
@@ -293,7 +327,7 @@ impl Leadership {
         Ok(plan)
     }
 
-    /// Raft did not agree on what was proposed, as far as we know.
+    /// Forgets the proposed plan: as far as this node knows, Raft did not commit it.
     pub fn give_up_proposal(&mut self) {
         self.proposed = None;
     }
@@ -302,18 +336,18 @@ impl Leadership {
         if let RaftRole::Leader { term, .. } = &raft_role {
             self.raft_term = *term;
         }
-        // Known until now, or from now on.
+        // A leader was known until now, or is known from now on.
         if matches!(self.raft_role, RaftRole::Follower { .. }) || matches!(raft_role, RaftRole::Follower { .. }) {
-            self.note_leader(now);
+            self.record_leader(now);
         }
         self.raft_role = raft_role;
-        let other_leads = self.other_leads();
+        let must_follow = self.must_follow();
         match self.state {
-            State::Following if self.is_raft_leader() => vec![self.ask(Purpose::TakeOver, now)],
-            State::Waiting { .. } | State::Pausing { .. } | State::AwaitingCompetingLeader { .. } if other_leads => {
+            State::Following if self.is_raft_leader() => vec![self.confirm(Purpose::TakeOver, now)],
+            State::Waiting { .. } | State::Pausing { .. } | State::AwaitingCompetingLeader { .. } if must_follow => {
                 self.follow()
             }
-            State::SteppedDown { .. } if other_leads => {
+            State::SteppedDown { .. } if must_follow => {
                 self.state = State::Following;
                 vec![Command::Rejoin]
             }
@@ -322,20 +356,20 @@ impl Leadership {
     }
 
     fn on_quorum(&mut self, ticket: u64, confirmed: bool, now: Now, boundary: &Boundary) -> Vec<Command> {
-        if ticket != self.quorum.ticket {
+        if ticket != self.quorum_checks.ticket {
             return Vec::new();
         }
-        self.quorum.answered = self.quorum.asked.take();
+        self.quorum_checks.completed = self.quorum_checks.pending.take();
         if confirmed {
-            self.quorum.confirmed = self.quorum.answered;
-            self.note_leader(now);
+            self.quorum_checks.confirmed = self.quorum_checks.completed;
+            self.record_leader(now);
         }
         if matches!(self.state, State::Waiting { .. }) {
             self.degraded = !self.has_quorum(now);
         }
         let State::Confirming(purpose) = self.state else { return Vec::new() };
-        if !self.has_recent_answer(now) {
-            return vec![self.ask(purpose, now)];
+        if !self.has_recent_quorum_check(now) {
+            return vec![self.confirm(purpose, now)];
         }
         match (purpose, confirmed) {
             (Purpose::TakeOver, true) => {
@@ -343,11 +377,11 @@ impl Leadership {
                 self.read_tail(now)
             }
             (Purpose::TakeOver, false) => self.follow(),
-            (Purpose::Lead | Purpose::Beat, _) if self.other_leads() => self.follow(),
-            (Purpose::Lead, false) if !self.degraded => self.follow(),
-            (Purpose::Lead, confirmed) => {
-                // What was said before the fence does not count for the first beat behind it.
-                self.quorum.confirmed.take_if(|_| !confirmed);
+            (Purpose::FirstBeat | Purpose::Beat, _) if self.must_follow() => self.follow(),
+            (Purpose::FirstBeat, false) if !self.degraded => self.follow(),
+            (Purpose::FirstBeat, confirmed) => {
+                // Only a confirmation after the fence counts for the first beat behind it.
+                self.quorum_checks.confirmed.take_if(|_| !confirmed);
                 self.wait(now)
             }
             (Purpose::Beat, _) => self.publish(now, boundary),
@@ -355,49 +389,49 @@ impl Leadership {
     }
 
     fn on_elapsed(&mut self, now: Now, boundary: &Boundary) -> Vec<Command> {
-        let has_come = |at: Option<Duration>| at.is_some_and(|at| at <= now.monotonic);
-        let may_take_over = has_come(self.takeover_at());
-        let must_ask = has_come(self.next_question());
+        let has_passed = |at: Option<Duration>| at.is_some_and(|at| at <= now.monotonic);
+        let is_takeover_due = has_passed(self.takeover_at());
+        let must_check_quorum = has_passed(self.next_quorum_check());
         match &mut self.state {
-            State::Following if may_take_over => {
+            State::Following if is_takeover_due => {
                 self.degraded = true;
                 self.read_tail(now)
             }
-            State::Following if must_ask => vec![self.ask(Purpose::TakeOver, now)],
+            State::Following if must_check_quorum => vec![self.confirm(Purpose::TakeOver, now)],
             State::Waiting { due, .. } if *due <= now.monotonic => {
-                let question = self.is_raft_leader() && !self.has_recent_answer(now);
-                if question { vec![self.ask(Purpose::Beat, now)] } else { self.publish(now, boundary) }
+                let needs_check = self.is_raft_leader() && !self.has_recent_quorum_check(now);
+                if needs_check { vec![self.confirm(Purpose::Beat, now)] } else { self.publish(now, boundary) }
             }
             State::Waiting { sample_at, .. } => {
                 let mut commands = Vec::new();
-                if has_come(*sample_at) {
+                if has_passed(*sample_at) {
                     *sample_at = None;
                     commands.push(Command::RefreshBoundary);
                 }
-                if must_ask {
-                    commands.push(self.question(now));
+                if must_check_quorum {
+                    commands.push(self.quorum_check(now));
                 }
                 commands
             }
-            State::Pausing { until } if *until <= now.monotonic => self.start_over(now),
+            State::Pausing { until } if *until <= now.monotonic => self.retry(now),
             State::SteppedDown { until } if *until <= now.monotonic => {
                 let mut commands = vec![Command::Rejoin];
-                commands.extend(self.start_over(now));
+                commands.extend(self.retry(now));
                 commands
             }
             State::AwaitingCompetingLeader { until } if *until <= now.monotonic => {
                 self.enter(State::CheckingCompetingLeader, Command::ReadTail)
             }
             State::Confirming(_) | State::SteppedDown { .. } => Vec::new(),
-            _ if must_ask => vec![self.question(now)],
+            _ if must_check_quorum => vec![self.quorum_check(now)],
             _ => Vec::new(),
         }
     }
 
-    /// An answer of Kafka's.
-    fn on_kafka(&mut self, answer: Event, now: Now) -> Vec<Command> {
-        let answer = if self.is_stale(&answer) { Event::KafkaUnavailable } else { answer };
-        match (std::mem::replace(&mut self.state, State::Following), answer) {
+    /// Processes the response to a command that the publisher carried out.
+    fn on_kafka_response(&mut self, response: Event, now: Now) -> Vec<Command> {
+        let response = if self.is_stale_tail(&response) { Event::KafkaUnavailable } else { response };
+        match (std::mem::replace(&mut self.state, State::Following), response) {
             (State::ReadingTail, Event::Tail { frame, no_reports }) => self.on_tail(frame.as_deref(), no_reports, now),
             (State::CheckingCompetingLeader, Event::Tail { frame, .. }) => {
                 match self.competing_leader(frame.as_deref()) {
@@ -410,43 +444,43 @@ impl Leadership {
                 self.enter(State::VerifyingTail, Command::ReadTail)
             }
             (State::SamplingBoundary, Event::BoundarySampled) => {
-                if self.other_leads() {
+                if self.must_follow() {
                     self.follow()
                 } else if self.degraded && !self.is_raft_leader() {
                     self.wait(now)
                 } else {
-                    vec![self.ask(Purpose::Lead, now)]
+                    vec![self.confirm(Purpose::FirstBeat, now)]
                 }
             }
             (State::Publishing(frame), Event::Committed) => {
                 self.metronome.resume(*frame);
-                self.trying_since = None;
-                self.fences = 0;
-                if self.other_leads() { self.follow() } else { self.wait(now) }
+                self.uncommitted_since = None;
+                self.times_fenced = 0;
+                if self.must_follow() { self.follow() } else { self.wait(now) }
             }
             (State::Publishing(frame), Event::InDoubt) => {
                 self.in_doubt = Some(frame);
-                if let Some(commands) = self.give_way(now) {
+                if let Some(commands) = self.follow_or_step_down(now) {
                     commands
-                } else if self.is_raft_leader() && !self.has_recent_answer(now) {
-                    // Asleep for a while, it would fence whoever leads by now.
-                    vec![self.ask(Purpose::TakeOver, now)]
+                } else if self.is_raft_leader() && !self.has_recent_quorum_check(now) {
+                    // If this node was suspended, opening the id now would fence a newer leader.
+                    vec![self.confirm(Purpose::TakeOver, now)]
                 } else {
                     self.enter(State::InitTransactions, Command::InitTransactions)
                 }
             }
             (State::Publishing(frame), Event::Fenced) => {
                 self.in_doubt = Some(frame);
-                self.fenced(now)
+                self.on_fenced(now)
             }
-            (State::InitTransactions, Event::Fenced) => self.fenced(now),
+            (State::InitTransactions, Event::Fenced) => self.on_fenced(now),
             (
                 State::ReadingTail | State::InitTransactions | State::VerifyingTail | State::CheckingCompetingLeader,
                 Event::KafkaUnavailable,
-            ) => self
-                .give_way(now)
-                .unwrap_or_else(|| self.enter(State::Pausing { until: now.monotonic + KAFKA_PAUSE }, Command::Close)),
-            (state, answer) => unreachable!("{answer:?} answers no command of {state:?}"),
+            ) => self.follow_or_step_down(now).unwrap_or_else(|| {
+                self.enter(State::Pausing { until: now.monotonic + KAFKA_PAUSE }, Command::CloseProducer)
+            }),
+            (state, response) => unreachable!("{response:?} is not a response to a command of {state:?}"),
         }
     }
 
@@ -456,37 +490,37 @@ impl Leadership {
     }
 
     fn read_tail(&mut self, now: Now) -> Vec<Command> {
-        self.trying_since.get_or_insert(now.monotonic);
+        self.uncommitted_since.get_or_insert(now.monotonic);
         self.enter(State::ReadingTail, Command::ReadTail)
     }
 
     fn on_tail(&mut self, frame: Option<&BeatFrame>, no_reports: bool, now: Now) -> Vec<Command> {
-        if let Some(reason) = self.refusal(frame, no_reports) {
+        if let Some(reason) = self.stop_reason(frame, no_reports) {
             return vec![Command::Stop(reason)];
         }
         if let Some(frame) = frame {
-            self.hear(frame, now);
+            self.observe(frame, now);
         }
-        // Without a quorum, only where nobody else beats.
-        let has_right = !self.degraded || self.takeover_at().is_some_and(|at| at <= now.monotonic);
-        if self.other_leads() || !has_right {
+        // Without a quorum, a node takes over only if no other node publishes beats.
+        let may_take_over = !self.degraded || self.takeover_at().is_some_and(|at| at <= now.monotonic);
+        if self.must_follow() || !may_take_over {
             return self.follow();
         }
         self.enter(State::InitTransactions, Command::InitTransactions)
     }
 
-    /// Behind the fence: nobody but us can add a frame now.
+    /// Continues from the tail read behind the fence: only this node can append a frame now.
     fn on_verified_tail(&mut self, frame: Option<Box<BeatFrame>>, no_reports: bool, now: Now) -> Vec<Command> {
-        if let Some(reason) = self.refusal(frame.as_deref(), no_reports) {
+        if let Some(reason) = self.stop_reason(frame.as_deref(), no_reports) {
             return vec![Command::Stop(reason)];
         }
-        if let Some(reason) = self.competing_leader(frame.as_deref()).filter(|_| self.is_alone()) {
+        if let Some(reason) = self.competing_leader(frame.as_deref()).filter(|_| self.is_sole_voter()) {
             return vec![Command::Stop(reason)];
         }
-        self.leading &= frame.as_deref().is_none_or(|frame| self.knows(frame));
+        self.leading &= frame.as_deref().is_none_or(|frame| self.is_known_frame(frame));
         self.in_doubt = None;
         if let Some(frame) = frame {
-            self.hear(&frame, now);
+            self.observe(&frame, now);
             self.metronome.resume(*frame);
         }
         if !self.leading {
@@ -499,8 +533,8 @@ impl Leadership {
     fn wait(&mut self, now: Now) -> Vec<Command> {
         let period = self.period();
         let until_due = self.metronome.due().map_or(0, |due| due.millis() * 1_000 - now.wall_micros);
-        // A wall clock that jumped must not stop the beat. A little longer than a period, so that beats which
-        // came early, because their clock was behind, fall in with the schedule again.
+        // Limited, because a wall clock that jumped must not stop the beat. The limit is a little longer than a
+        // period, so that beats which came early, because the wall clock was behind, return to the schedule.
         let wait = Duration::from_micros(until_due.max(0) as u64).min(period + period / 8);
         let due = now.monotonic + wait;
         let sample_at = due.saturating_sub(BOUNDARY_LEAD.min(period / 4));
@@ -510,56 +544,56 @@ impl Leadership {
 
     fn publish(&mut self, now: Now, boundary: &Boundary) -> Vec<Command> {
         self.degraded = !self.has_quorum(now);
-        // Without a quorum the plan may be an old one: the tempo stays as it is.
+        // Without a quorum the plan may be outdated, so the tempo does not change.
         let plan = self.plan.as_ref().filter(|_| !self.degraded);
-        self.trying_since.get_or_insert(now.monotonic);
+        self.uncommitted_since.get_or_insert(now.monotonic);
         let mut frame = Box::new(self.metronome.beat(now.wall(), boundary, plan));
         frame.degraded = self.degraded;
         self.enter(State::Publishing(frame.clone()), Command::Publish(frame))
     }
 
-    fn fenced(&mut self, now: Now) -> Vec<Command> {
-        self.fences += 1;
-        if self.other_leads() {
+    fn on_fenced(&mut self, now: Now) -> Vec<Command> {
+        self.times_fenced += 1;
+        if self.must_follow() {
             return self.follow();
         }
-        self.state = if self.is_alone() {
+        self.state = if self.is_sole_voter() {
             let until_due = self.metronome.due().map_or(0, |due| due.millis_since(now.wall()));
             let until_due = Duration::from_millis(until_due.max(0) as u64).min(self.period());
             State::AwaitingCompetingLeader {
                 until: now.monotonic + until_due + COMPETING_LEADER_MARGIN.mul_f64(1.0 + now.random / 2.0),
             }
         } else {
-            let doubled = FENCE_PAUSE * 2_u32.pow(self.fences.min(MAX_FENCE_DOUBLINGS));
+            let doubled = FENCE_PAUSE * 2_u32.pow(self.times_fenced.min(MAX_FENCE_DOUBLINGS));
             State::Pausing { until: now.monotonic + doubled.mul_f64(0.5 + now.random / 2.0) }
         };
-        vec![Command::Close]
+        vec![Command::CloseProducer]
     }
 
-    /// Another attempt, if it is still ours to make.
-    fn start_over(&mut self, now: Now) -> Vec<Command> {
+    /// Starts another attempt, unless this node no longer leads.
+    fn retry(&mut self, now: Now) -> Vec<Command> {
         if self.is_raft_leader() {
-            vec![self.ask(Purpose::TakeOver, now)]
-        } else if self.degraded && !self.other_leads() {
+            vec![self.confirm(Purpose::TakeOver, now)]
+        } else if self.degraded && !self.must_follow() {
             self.read_tail(now)
         } else {
             self.follow()
         }
     }
 
-    /// It is another's turn.
+    /// Gives up the leadership, or the attempt at it.
     fn follow(&mut self) -> Vec<Command> {
         self.leading = false;
         self.degraded = false;
         self.in_doubt = None;
-        self.trying_since = None;
+        self.uncommitted_since = None;
         self.proposed = None;
-        self.enter(State::Following, Command::Close)
+        self.enter(State::Following, Command::CloseProducer)
     }
 
-    /// After a failure: what to do if it is not for this node to try again.
-    fn give_way(&mut self, now: Now) -> Option<Vec<Command>> {
-        if self.other_leads() {
+    /// After a failure: follows or steps down, or returns `None` if this node should try again.
+    fn follow_or_step_down(&mut self, now: Now) -> Option<Vec<Command>> {
+        if self.must_follow() {
             Some(self.follow())
         } else if self.must_step_down(now) {
             Some(self.step_down(now))
@@ -575,59 +609,64 @@ impl Leadership {
     }
 
     fn must_step_down(&self, now: Now) -> bool {
-        self.trying_since.is_some_and(|since| now.monotonic.saturating_sub(since) > COMMIT_WITHIN.max(self.period()))
+        self.uncommitted_since
+            .is_some_and(|since| now.monotonic.saturating_sub(since) > COMMIT_TIMEOUT.max(self.period()))
     }
 
-    fn ask(&mut self, purpose: Purpose, now: Now) -> Command {
+    fn confirm(&mut self, purpose: Purpose, now: Now) -> Command {
         self.state = State::Confirming(purpose);
-        self.question(now)
+        self.quorum_check(now)
     }
 
-    fn question(&mut self, now: Now) -> Command {
-        self.quorum.ticket += 1;
-        self.quorum.asked = Some(now.monotonic);
-        Command::ConfirmQuorum { ticket: self.quorum.ticket }
+    fn quorum_check(&mut self, now: Now) -> Command {
+        self.quorum_checks.ticket += 1;
+        self.quorum_checks.pending = Some(now.monotonic);
+        Command::ConfirmQuorum { ticket: self.quorum_checks.ticket }
     }
 
-    /// As Raft's leader, a quorum is asked once an election timeout, and sooner again if it did not say yes.
-    fn next_question(&self) -> Option<Duration> {
-        let was_confirmed = self.quorum.confirmed == self.quorum.answered;
-        let pause = if was_confirmed { self.election_timeout } else { self.election_timeout / NO_ANSWERS_PER_TIMEOUT };
-        let next = self.quorum.answered.map_or(Duration::ZERO, |at| at + pause);
-        (self.is_raft_leader() && self.quorum.asked.is_none()).then_some(next)
+    /// When the next quorum check is due: as Raft's leader once per election timeout, and sooner after a failed one.
+    fn next_quorum_check(&self) -> Option<Duration> {
+        let was_confirmed = self.quorum_checks.confirmed == self.quorum_checks.completed;
+        let interval = if was_confirmed {
+            self.election_timeout
+        } else {
+            self.election_timeout / QUORUM_RETRIES_PER_ELECTION_TIMEOUT
+        };
+        let next = self.quorum_checks.completed.map_or(Duration::ZERO, |at| at + interval);
+        (self.is_raft_leader() && self.quorum_checks.pending.is_none()).then_some(next)
     }
 
     fn has_quorum(&self, now: Now) -> bool {
         let confirmed =
-            self.quorum.confirmed.is_some_and(|at| now.monotonic.saturating_sub(at) <= self.leaderless_after());
+            self.quorum_checks.confirmed.is_some_and(|at| now.monotonic.saturating_sub(at) <= self.leaderless_after());
         self.is_raft_leader() && confirmed
     }
 
-    fn has_recent_answer(&self, now: Now) -> bool {
-        self.quorum.answered.is_some_and(|at| now.monotonic.saturating_sub(at) <= self.leaderless_after())
+    fn has_recent_quorum_check(&self, now: Now) -> bool {
+        self.quorum_checks.completed.is_some_and(|at| now.monotonic.saturating_sub(at) <= self.leaderless_after())
     }
 
-    /// When this node may beat without a quorum: there has been no leader, and more than one beat was
+    /// When this node may take over without a quorum: the cluster has been leaderless, and more than one beat was
     /// missed.
     fn takeover_at(&self) -> Option<Duration> {
-        let heard = self.heard.as_ref().filter(|_| !self.other_leads())?;
-        let missed = heard.at + heard.period * 2;
-        let (led_at, patience) = self.led;
-        Some(missed.max(led_at + self.leaderless_after()) + patience)
+        let observed = self.observed.as_ref().filter(|_| !self.must_follow())?;
+        let missed = observed.at + observed.period * 2;
+        Some(missed.max(self.leader_known_at + self.leaderless_after()) + self.takeover_delay)
     }
 
     fn leaderless_after(&self) -> Duration {
         self.election_timeout * LEADERLESS_TIMEOUTS
     }
 
-    fn note_leader(&mut self, now: Now) {
-        self.led = (now.monotonic, self.election_timeout.mul_f64(2.0 * now.random));
+    fn record_leader(&mut self, now: Now) {
+        self.leader_known_at = now.monotonic;
+        self.takeover_delay = self.election_timeout.mul_f64(2.0 * now.random);
     }
 
-    fn hear(&mut self, frame: &BeatFrame, now: Now) {
-        if self.heard.is_none_or(|heard| heard.beat < frame.beat_index) {
+    fn observe(&mut self, frame: &BeatFrame, now: Now) {
+        if self.observed.is_none_or(|observed| observed.beat < frame.beat_index) {
             let period = Duration::from_millis(frame.tempo_bpm.period_ms() as u64);
-            self.heard = Some(Heard { beat: frame.beat_index, period, at: now.monotonic });
+            self.observed = Some(ObservedFrame { beat: frame.beat_index, period, at: now.monotonic });
         }
     }
 
@@ -639,41 +678,44 @@ impl Leadership {
         matches!(self.raft_role, RaftRole::Leader { .. })
     }
 
-    fn is_alone(&self) -> bool {
-        matches!(self.raft_role, RaftRole::Leader { alone: true, .. })
+    fn is_sole_voter(&self) -> bool {
+        matches!(self.raft_role, RaftRole::Leader { sole_voter: true, .. })
     }
 
-    /// Whether it is not for this node to beat.
-    fn other_leads(&self) -> bool {
+    /// Returns true if this node must not lead: another node does, or this one is not a voter.
+    fn must_follow(&self) -> bool {
         matches!(self.raft_role, RaftRole::Follower { .. } | RaftRole::NonMember)
     }
 
-    fn refusal(&self, frame: Option<&BeatFrame>, no_reports: bool) -> Option<StopReason> {
-        let ours = self.metronome.cluster_id();
+    /// Why pulse must not continue after this tail, if it must not.
+    fn stop_reason(&self, frame: Option<&BeatFrame>, no_reports: bool) -> Option<StopReason> {
+        let cluster_id = self.metronome.cluster_id();
         match frame {
-            None if !no_reports || self.heard.is_some() => Some(StopReason::FramesLost),
-            Some(frame) if frame.cluster_id != ours => {
-                Some(StopReason::OtherCluster { found: frame.cluster_id.clone(), ours: ours.to_owned() })
+            None if !no_reports || self.observed.is_some() => Some(StopReason::FramesLost),
+            Some(frame) if frame.cluster_id != cluster_id => {
+                Some(StopReason::OtherCluster { found: frame.cluster_id.clone(), configured: cluster_id.to_owned() })
             }
             _ => None,
         }
     }
 
-    /// A tail that lacks a frame which was read before: whoever answered did not know the whole log.
-    fn is_stale(&self, answer: &Event) -> bool {
-        let Event::Tail { frame: Some(frame), .. } = answer else { return false };
-        frame.cluster_id == self.metronome.cluster_id() && self.heard.is_some_and(|heard| frame.beat_index < heard.beat)
+    /// Returns true if `response` is a tail older than a frame already read: the broker that answered did not have the
+    /// whole log.
+    fn is_stale_tail(&self, response: &Event) -> bool {
+        let Event::Tail { frame: Some(frame), .. } = response else { return false };
+        frame.cluster_id == self.metronome.cluster_id()
+            && self.observed.is_some_and(|observed| frame.beat_index < observed.beat)
     }
 
-    /// The newest frame is another's that came while we led. One without a quorum is not: it is of a node
-    /// that was a member once.
+    /// Returns a reason to stop if `frame`, the newest, was published by another leader while this node led. A degraded
+    /// frame is no such reason: it comes from a node that was removed from the cluster.
     fn competing_leader(&self, frame: Option<&BeatFrame>) -> Option<StopReason> {
-        let frame = frame.filter(|frame| self.leading && !frame.degraded && !self.knows(frame))?;
+        let frame = frame.filter(|frame| self.leading && !frame.degraded && !self.is_known_frame(frame))?;
         Some(StopReason::CompetingLeader { node: frame.node.clone(), beat: frame.beat_index.get() })
     }
 
-    /// Whether `frame` is the last that we know to be committed, or the one in doubt.
-    fn knows(&self, frame: &BeatFrame) -> bool {
+    /// Returns true if `frame` is the last one known to be committed, or the one in doubt.
+    fn is_known_frame(&self, frame: &BeatFrame) -> bool {
         self.metronome.last() == Some(frame) || self.in_doubt.as_deref() == Some(frame)
     }
 }

@@ -1,15 +1,15 @@
-//! The schedule: when the next beat is due, and what its frame says.
+//! The beat schedule: when the next beat is due, and the content of its frame.
 
 use backbeat_schemas::{BeatFrame, BeatIndex, Hlc, HlcClock, Phase, Tempo, Timestamp, WindowId};
 
 use super::{Boundary, Plan};
 
-/// What a cluster starts with. Once it has beaten, its frames are the authority.
+/// The configuration that a cluster starts with. Once frames exist, they are the authority.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InitialConfig {
     /// The cluster's name.
     pub cluster_id: String,
-    /// Its tempo.
+    /// The tempo.
     pub tempo: Tempo,
     /// Beats in a bar, at least 1.
     pub bar_length: u16,
@@ -17,7 +17,7 @@ pub struct InitialConfig {
     pub grace_beats: u16,
 }
 
-/// Makes the frames of one leadership, each from the one before it.
+/// Builds the frames of a leadership, each from the one before it.
 #[derive(Debug, Clone)]
 pub struct Metronome {
     initial_config: InitialConfig,
@@ -25,17 +25,17 @@ pub struct Metronome {
     clock: HlcClock,
     term: i64,
     last: Option<BeatFrame>,
-    /// Where in its bar the last beat lies.
+    /// The last beat's position in its bar, from 0.
     position: u16,
 }
 
 impl Metronome {
-    /// The metronome of `node`, whose frames carry `hlc_node`, before it has seen any frame.
+    /// Creates the metronome of `node`, without a last frame; its frames' clock readings carry `hlc_node`.
     pub fn new(initial_config: InitialConfig, node: String, hlc_node: u16) -> Self {
         Self { initial_config, node, clock: HlcClock::new(hlc_node), term: 0, last: None, position: 0 }
     }
 
-    /// Goes on from `last`, the newest committed frame.
+    /// Continues after `last`, the newest committed frame.
     pub fn resume(&mut self, last: BeatFrame) {
         self.clock.observe(last.hlc);
         let follows = last.beat_index == self.next_beat();
@@ -47,7 +47,7 @@ impl Metronome {
         self.last = Some(last);
     }
 
-    /// Begins a leadership: its frames carry a term above every earlier one, and no lower than Raft's.
+    /// Begins a leadership, with a term above that of every earlier frame and not below Raft's.
     pub fn take_over(&mut self, raft_term: u64) {
         let newest = self.term.max(self.last.as_ref().map_or(0, |last| last.term));
         self.term = (newest + 1).max(raft_term as i64);
@@ -73,7 +73,7 @@ impl Metronome {
         self.last.as_ref().map_or(BeatIndex::ZERO, |last| last.beat_index.plus(1))
     }
 
-    /// When the next beat is due; `None` before a cluster's first, which is due at once.
+    /// When the next beat is due; `None` before a cluster's first beat, which is due at once.
     pub fn due(&self) -> Option<Timestamp> {
         self.last.as_ref().map(|last| last.deadline_at)
     }
@@ -83,17 +83,17 @@ impl Metronome {
         self.last.as_ref().map_or(self.initial_config.tempo, |last| last.tempo_bpm)
     }
 
-    /// The next beat's frame, sent at `now` with the boundary sampled just before. `plan` is carried out at
-    /// downbeats.
+    /// Returns the next beat's frame, emitted at `now` with the boundary sampled just before. `plan` takes effect at
+    /// downbeats only.
     pub fn beat(&mut self, now: Timestamp, boundary: &Boundary, plan: Option<&Plan>) -> BeatFrame {
         let hlc = self.clock.tick(now);
         match &self.last {
-            None => self.first(now, hlc, boundary),
-            Some(last) => self.after(last, now, hlc, boundary, plan),
+            None => self.first_frame(now, hlc, boundary),
+            Some(last) => self.next_frame(last, now, hlc, boundary, plan),
         }
     }
 
-    /// The first downbeat after the newest committed frame, and after `in_flight` too.
+    /// The first downbeat after the newest committed frame and after `in_flight`.
     pub fn next_downbeat(&self, in_flight: Option<&BeatFrame>) -> BeatIndex {
         match (in_flight, &self.last) {
             (Some(frame), _) if frame.downbeat => frame.beat_index.plus(u32::from(frame.bar_length)),
@@ -102,7 +102,7 @@ impl Metronome {
         }
     }
 
-    fn first(&self, now: Timestamp, hlc: Hlc, boundary: &Boundary) -> BeatFrame {
+    fn first_frame(&self, now: Timestamp, hlc: Hlc, boundary: &Boundary) -> BeatFrame {
         let InitialConfig { cluster_id, tempo, bar_length, grace_beats } = self.initial_config.clone();
         BeatFrame {
             r#type: Default::default(),
@@ -127,7 +127,14 @@ impl Metronome {
         }
     }
 
-    fn after(&self, last: &BeatFrame, now: Timestamp, hlc: Hlc, boundary: &Boundary, plan: Option<&Plan>) -> BeatFrame {
+    fn next_frame(
+        &self,
+        last: &BeatFrame,
+        now: Timestamp,
+        hlc: Hlc,
+        boundary: &Boundary,
+        plan: Option<&Plan>,
+    ) -> BeatFrame {
         let beat_index = last.beat_index.plus(1);
         let scheduled_at = last.deadline_at;
         let position = (self.position + 1) % last.bar_length;
@@ -136,8 +143,8 @@ impl Metronome {
         let tempo = in_force.map_or(last.tempo_bpm, |plan| last.tempo_bpm.towards(plan.tempo));
         let bar_length = in_force.map_or(last.bar_length, |plan| plan.bar_length);
         let (anchor_beat, anchor_at) = if now.millis_since(scheduled_at).saturating_abs() > last.tempo_bpm.period_ms() {
-            // More than a period off, either way: catching up would be a burst of stale beats. A clock
-            // that is behind does not turn the schedule back: it creeps on until time has caught up.
+            // More than a period off, in either direction. Catching up would be a burst of stale beats. A wall clock
+            // that is behind does not move the schedule back: it advances by 1 ms a beat until the clock catches up.
             (beat_index, now.max(scheduled_at.plus_millis(1 - tempo.period_ms())))
         } else if tempo == last.tempo_bpm {
             (last.anchor_beat, last.anchor_at)
@@ -168,16 +175,16 @@ impl Metronome {
     }
 }
 
-/// The position of `frame` in its bar.
+/// Returns the position of `frame` in its bar.
 ///
-/// A frame does not carry it, but its window's id names the downbeat: the newest beat less than a bar
-/// back whose id it is.
+/// A frame does not carry its position, but its window id is derived from the downbeat: that is the newest beat less
+/// than a bar ago that gives this id.
 fn position_in_bar(frame: &BeatFrame) -> u16 {
     let back = (0..frame.bar_length).find(|back| {
         let from = BeatIndex::try_from(frame.beat_index.get() - i64::from(*back));
         from.is_ok_and(|from| WindowId::new(&frame.cluster_id, from) == frame.window_id)
     });
-    // A window that opened more than a bar ago is none of ours: end the bar here.
+    // No window of this schedule opened more than a bar ago: end the bar here.
     back.unwrap_or(frame.bar_length.saturating_sub(1))
 }
 
@@ -195,17 +202,17 @@ mod tests {
     }
 
     fn beat(metronome: &mut Metronome, now: i64) -> BeatFrame {
-        beat_as_planned(metronome, now, None)
+        beat_with_plan(metronome, now, None)
     }
 
-    fn beat_as_planned(metronome: &mut Metronome, now: i64, plan: Option<&Plan>) -> BeatFrame {
+    fn beat_with_plan(metronome: &mut Metronome, now: i64, plan: Option<&Plan>) -> BeatFrame {
         let frame = metronome.beat(Timestamp::from_millis(now), &Boundary::default(), plan);
         metronome.resume(frame.clone());
         frame
     }
 
     #[test]
-    fn the_first_beat_is_due_at_once_and_opens_a_window() {
+    fn first_beat_is_due_at_once_and_opens_a_window() {
         let mut metronome = metronome("60", 4);
         metronome.take_over(0);
         assert_eq!(metronome.due(), None);
@@ -216,12 +223,12 @@ mod tests {
     }
 
     #[test]
-    fn late_beats_do_not_move_the_schedule() {
+    fn schedule_with_late_beats_does_not_drift() {
         let mut metronome = metronome("7", 3);
         beat(&mut metronome, 0);
         let deadlines: Vec<i64> = (1..=14)
             .map(|_| {
-                let due = metronome.due().expect("it has beaten").millis();
+                let due = metronome.due().expect("a last frame").millis();
                 beat(&mut metronome, due + 400).deadline_at.millis()
             })
             .collect();
@@ -230,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn bars_open_windows_and_phases_follow() {
+    fn downbeats_open_windows_and_set_the_phases() {
         let mut metronome = metronome("60", 4);
         let frames: Vec<BeatFrame> = (0..9).map(|i| beat(&mut metronome, i * 1_000)).collect();
         let downbeats: Vec<i64> = frames.iter().filter(|f| f.downbeat).map(|f| f.beat_index.get()).collect();
@@ -241,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_beat_more_than_a_period_late_is_a_new_anchor() {
+    fn beat_more_than_a_period_late_re_anchors() {
         let mut metronome = metronome("60", 4);
         beat(&mut metronome, 0);
         let late = beat(&mut metronome, 2_001);
@@ -255,19 +262,19 @@ mod tests {
     }
 
     #[test]
-    fn a_beat_a_period_late_is_not() {
+    fn beat_exactly_a_period_late_does_not_re_anchor() {
         let mut metronome = metronome("60", 4);
         beat(&mut metronome, 0);
         assert!(!beat(&mut metronome, 2_000).re_anchored());
     }
 
     #[test]
-    fn a_new_leadership_goes_on_where_the_frames_end() {
+    fn new_leadership_continues_from_the_last_frame() {
         let mut first = metronome("60", 4);
         first.take_over(0);
         (0..6).for_each(|i| drop(beat(&mut first, i * 1_000)));
-        let last = first.last().expect("it has beaten").clone();
-        // Other flags, a clock five minutes behind.
+        let last = first.last().expect("a last frame").clone();
+        // With other flags, and a wall clock five minutes behind.
         let mut second = metronome("120", 8);
         second.resume(last.clone());
         second.take_over(7);
@@ -278,29 +285,29 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_is_behind_does_not_turn_the_schedule_back() {
+    fn schedule_with_a_clock_that_is_behind_does_not_go_back() {
         let mut metronome = metronome("60", 4);
         beat(&mut metronome, 10_000);
         let early = beat(&mut metronome, 6_000);
         assert!(early.re_anchored());
         assert_eq!((early.scheduled_at.millis(), early.deadline_at.millis()), (11_000, 11_001));
-        let creeping: Vec<i64> =
+        let scheduled: Vec<i64> =
             (1..=4).map(|i| beat(&mut metronome, 6_000 + i * 1_000).scheduled_at.millis()).collect();
-        assert_eq!(creeping, [11_001, 11_002, 11_003, 11_004]);
-        // Within a period again: the schedule goes on as if nothing had been.
+        assert_eq!(scheduled, [11_001, 11_002, 11_003, 11_004]);
+        // Within a period again: the schedule continues without a new anchor.
         let caught_up = beat(&mut metronome, 11_000);
         assert!(!caught_up.re_anchored());
         assert_eq!(caught_up.deadline_at.millis_since(caught_up.scheduled_at), 1_000);
     }
 
     #[test]
-    fn a_plan_is_in_force_from_its_downbeat_in_steps_of_a_tenth() {
+    fn plan_takes_effect_from_its_downbeat_in_steps_of_10_percent() {
         let mut metronome = metronome("10", 2);
         let plan = Plan { from: BeatIndex::ZERO.plus(4), tempo: tempo("12"), bar_length: 2 };
-        let mut frames = vec![beat_as_planned(&mut metronome, 0, Some(&plan))];
+        let mut frames = vec![beat_with_plan(&mut metronome, 0, Some(&plan))];
         for _ in 0..8 {
-            let due = metronome.due().expect("it has beaten").millis();
-            frames.push(beat_as_planned(&mut metronome, due, Some(&plan)));
+            let due = metronome.due().expect("a last frame").millis();
+            frames.push(beat_with_plan(&mut metronome, due, Some(&plan)));
         }
         let tempi: Vec<f64> = frames.iter().map(|frame| frame.tempo_bpm.bpm()).collect();
         assert_eq!(tempi, [10.0, 10.0, 10.0, 10.0, 11.0, 11.0, 12.0, 12.0, 12.0]);
@@ -312,10 +319,10 @@ mod tests {
     }
 
     #[test]
-    fn a_bar_changes_its_length_at_a_downbeat() {
+    fn bar_length_changes_at_a_downbeat_only() {
         let mut metronome = metronome("60", 4);
         let plan = Plan { from: BeatIndex::ZERO.plus(1), tempo: tempo("60"), bar_length: 2 };
-        let frames: Vec<BeatFrame> = (0..9).map(|i| beat_as_planned(&mut metronome, i * 1_000, Some(&plan))).collect();
+        let frames: Vec<BeatFrame> = (0..9).map(|i| beat_with_plan(&mut metronome, i * 1_000, Some(&plan))).collect();
         let downbeats: Vec<i64> = frames.iter().filter(|f| f.downbeat).map(|f| f.beat_index.get()).collect();
         assert_eq!(downbeats, [0, 4, 6, 8]);
         assert_eq!(metronome.next_downbeat(None).get(), 10);

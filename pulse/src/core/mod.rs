@@ -1,4 +1,4 @@
-//! What pulse decides, without I/O, clock or randomness: events and the time in, commands out.
+//! Pulse's decisions, without I/O, clock or randomness: events and the time in, commands out.
 
 mod boundary;
 mod event;
@@ -10,4 +10,4 @@ pub use boundary::Boundary;
 pub use event::{Command, Event, Now, RaftRole, StopReason};
 pub use leadership::{Leadership, Role};
 pub use metronome::{InitialConfig, Metronome};
-pub use plan::{Bounds, MAX_BAR_LENGTH, Plan, Refusal, Request};
+pub use plan::{MAX_BAR_LENGTH, Plan, PlanRequest, Refusal, TempoBounds};

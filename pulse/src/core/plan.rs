@@ -1,16 +1,15 @@
-//! What the operator wants and the nodes have agreed on: the tempo, and when it is in force.
+//! The plan: the tempo and bar length that operators asked for and Raft has committed, and when they take effect.
 
 use backbeat_schemas::{BeatFrame, BeatIndex, Tempo};
 use serde::{Deserialize, Serialize};
 
-/// The change that was agreed on last. Raft replicates it, so that every leader carries it out.
+/// The change that was committed last. Raft replicates it, so that every leader carries it out.
 ///
-/// In force from the first downbeat at or after `from`; every downbeat changes the tempo by at most
-/// 10 % towards `tempo`, so a distant tempo is a ramp, and a plan that a new leader finds overdue is
-/// no leap.
+/// It takes effect at the first downbeat at or after `from`. Every downbeat changes the tempo by at most 10 % towards
+/// `tempo`: so a distant tempo is reached by a ramp, and a plan that a new leader finds overdue causes no jump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// The first beat that it may hold for.
+    /// The first beat at which it may take effect.
     pub from: BeatIndex,
     /// The tempo to reach.
     pub tempo: Tempo,
@@ -19,31 +18,31 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Whether `last`, the newest frame, does not show all of it yet.
+    /// Returns true if the plan is not yet carried out in full at `last`, the newest frame.
     pub fn is_pending(&self, last: &BeatFrame) -> bool {
         (self.tempo, self.bar_length) != (last.tempo_bpm, last.bar_length) || self.from > last.beat_index
     }
 }
 
-/// What an operator asks for.
+/// An operator's request to change the plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Request {
+pub enum PlanRequest {
     /// Another tempo or bar length, from the next downbeat.
     Change {
-        /// `None`: as it is.
+        /// `None`: unchanged.
         tempo: Option<Tempo>,
-        /// In steps of 10 % a bar, if the tempo is further away.
+        /// Allow a tempo more than 10 % away, reached in steps of 10 % a bar.
         ramp: bool,
-        /// `None`: as it is.
+        /// `None`: unchanged.
         bar_length: Option<u16>,
     },
-    /// No more changes than those that have been made.
+    /// Keep the tempo and bar length of the newest frame.
     Cancel,
 }
 
 /// The tempi that a cluster allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bounds {
+pub struct TempoBounds {
     /// The slowest.
     pub min: Tempo,
     /// The fastest.
@@ -53,29 +52,29 @@ pub struct Bounds {
 /// The longest bar, in beats.
 pub const MAX_BAR_LENGTH: u16 = 1_000;
 
-/// Why a request is not executed.
+/// Why a request is refused.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Refusal {
-    /// Beyond the bounds.
+    /// The tempo is out of bounds.
     #[error("tempo {tempo} is out of bounds; allowed are {} to {} BPM", bounds.min.bpm(), bounds.max.bpm())]
     OutOfBounds {
-        /// What was asked for.
+        /// The requested tempo.
         tempo: Tempo,
-        /// What is allowed.
-        bounds: Bounds,
+        /// The allowed tempi.
+        bounds: TempoBounds,
     },
-    /// More than 10 % at once.
+    /// The tempo is more than 10 % from the current one.
     #[error(
         "tempo {tempo} is more than 10 % from the current {current}; allowed are {} to {} BPM, or a ramp (\"ramp\": true) \
          that changes it by 10 % a bar", current.allowed_next().start().bpm(), current.allowed_next().end().bpm()
     )]
     TooFar {
-        /// What was asked for.
+        /// The requested tempo.
         tempo: Tempo,
         /// The tempo in force.
         current: Tempo,
     },
-    /// A bar that cannot be.
+    /// The bar length, in beats, is out of range; with the cluster's grace.
     #[error("bar_length {0} is out of range; allowed are 1 to 1000 beats, and no less than the grace of {1} beats")]
     BarLength(u16, u16),
     /// An earlier change is not yet carried out.
@@ -86,10 +85,10 @@ pub enum Refusal {
         /// The tempo in force.
         current: Tempo,
     },
-    /// Nothing to cancel.
+    /// There is no pending change to cancel.
     #[error("no change is under way")]
     NothingPending,
-    /// This node cannot change anything now.
+    /// This node cannot change the plan at the moment.
     #[error("{0}")]
-    NotNow(&'static str),
+    Unavailable(&'static str),
 }

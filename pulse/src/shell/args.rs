@@ -8,10 +8,10 @@ use backbeat_broker::KafkaArgs;
 use backbeat_schemas::Tempo;
 use backbeat_service::{Environment, HttpArgs, LogArgs};
 
-use super::http::Writers;
-use super::raft::{Member, NodeName};
+use super::http::WriteAuthorization;
+use super::raft::{NodeInfo, NodeName};
 use super::secret::Secret;
-use crate::core::{Bounds, InitialConfig, MAX_BAR_LENGTH};
+use crate::core::{InitialConfig, MAX_BAR_LENGTH, TempoBounds};
 
 /// The cluster's metronome: publishes one `BeatFrame` per beat.
 #[derive(Debug, Clone, clap::Parser)]
@@ -21,32 +21,32 @@ pub struct Args {
     #[arg(long, env = "BACKBEAT_CLUSTER", default_value = "backbeat")]
     pub cluster: String,
 
-    /// This node's name, unlike any other's.
+    /// This node's name, unique in the cluster.
     #[arg(long, env = "BACKBEAT_NODE", default_value = "pulse-1")]
     node: NodeName,
 
-    /// All members of a new cluster, this one too, the same on each: name=host:port,... A node without peers is a
-    /// cluster by itself.
+    /// All nodes of a new cluster, this one included, the same list on each: name=host:port,... A node without peers
+    /// is a cluster by itself.
     #[arg(long, env = "BACKBEAT_PEERS", value_parser = peer, value_delimiter = ',')]
     peers: Vec<(NodeName, String)>,
 
-    /// Waits to be added to a running cluster (POST /api/v1/members) instead of founding one.
+    /// Waits to be added to a running cluster (POST /api/v1/members) instead of bootstrapping one.
     #[arg(long, conflicts_with = "peers", requires = "raft_bind")]
     pub join: bool,
 
-    /// The address that other nodes reach Raft at; by default this node's in --peers, and none without peers.
+    /// The address at which other nodes reach Raft; by default this node's in --peers, and none without peers.
     #[arg(long, env = "BACKBEAT_RAFT_BIND")]
     raft_bind: Option<SocketAddr>,
 
-    /// A file with the secret that all nodes share: Raft answers nobody else.
+    /// A file with the secret that all nodes share; Raft rejects callers without it.
     #[arg(long, env = "BACKBEAT_RAFT_SECRET_FILE", value_name = "FILE")]
     raft_secret_file: Option<PathBuf>,
 
-    /// A file with the token that operators must show to change something.
+    /// A file with the token that requests which change something must carry.
     #[arg(long, env = "BACKBEAT_ADMIN_TOKEN_FILE", value_name = "FILE")]
     admin_token_file: Option<PathBuf>,
 
-    /// Where Raft's store is kept, in a directory of the node's name.
+    /// The directory of Raft's store, which is in a subdirectory named for the node.
     #[arg(long, env = "BACKBEAT_DATA_DIR", default_value = "data")]
     data_dir: PathBuf,
 
@@ -87,74 +87,75 @@ pub struct Args {
     pub log: LogArgs,
 }
 
-/// The prototype's bounds.
+/// The prototype's tempo bounds.
 const DEFAULT_MIN_BPM: f64 = 1.0;
 const DEFAULT_MAX_BPM: f64 = 24.0;
 
-/// Slower, and 10 % would be less than the smallest step.
+/// Below this, 10 % of a tempo would be less than the smallest tempo step.
 const SLOWEST_BPM: f64 = 0.01;
 
-/// A flag whose value cannot be.
+/// A flag with an invalid value.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub enum FlagError {
-    /// A tempo out of bounds.
+    /// The tempo is out of bounds.
     #[error("--bpm {bpm} is out of bounds; allowed are {min} to {max} BPM (--min-bpm, --max-bpm)")]
     Tempo {
-        /// The tempo asked for.
+        /// The requested tempo.
         bpm: f64,
         /// The slowest.
         min: f64,
         /// The fastest.
         max: f64,
     },
-    /// Bounds that cannot be.
+    /// The tempo bounds are invalid.
     #[error(
-        "--min-bpm {min} and --max-bpm {max} are no bounds; allowed are 0.01 to 60000, the first at most the second"
+        "--min-bpm {min} and --max-bpm {max} are not valid bounds; allowed are 0.01 to 60000, the first at most the second"
     )]
     Bounds {
-        /// The slowest asked for.
+        /// The requested slowest tempo.
         min: f64,
-        /// The fastest asked for.
+        /// The requested fastest tempo.
         max: f64,
     },
-    /// A grace longer than a bar.
+    /// The grace is longer than a bar.
     #[error("--grace {grace} is longer than a bar; allowed are 0 to {bar} beats")]
     Grace {
-        /// The grace asked for.
+        /// The requested grace, in beats.
         grace: u16,
-        /// The bar.
+        /// The bar length, in beats.
         bar: u16,
     },
-    /// A name that cannot be a cluster's.
-    #[error("--cluster {0:?} is no cluster name; allowed are 1 to 100 printable ASCII characters")]
+    /// The cluster's name is invalid.
+    #[error("--cluster {0:?} is not a cluster name; allowed are 1 to 100 printable ASCII characters")]
     Cluster(String),
-    /// Peers without this node.
+    /// The peers do not include this node.
     #[error("--peers names {peers}, but not this node, {node:?} (--node)")]
     NotAmongPeers {
-        /// Who is named.
+        /// The names of the peers.
         peers: String,
-        /// Who is not.
+        /// This node's name.
         node: String,
     },
-    /// An address that every node could have.
+    /// The Raft address is unspecified (such as 0.0.0.0), so other nodes cannot connect to it.
     #[error(
-        "--raft-bind {0} is no address that other nodes can reach this one at; name this node in --peers, or bind one"
+        "--raft-bind {0} is not an address at which other nodes can reach this one; name this node in --peers, or bind to \
+         such an address"
     )]
     Unspecified(SocketAddr),
-    /// A peer that is named twice.
+    /// A peer is listed twice.
     #[error("--peers names {0:?} twice")]
     PeerTwice(String),
-    /// A Raft port that everybody could use.
+    /// The Raft port would accept callers without a secret, in production.
     #[error(
-        "raft would listen on {0}, open to everybody: with BACKBEAT_ENV=production that needs a --raft-secret-file"
+        "raft would listen on {0} without authentication: with BACKBEAT_ENV=production that needs a --raft-secret-file"
     )]
     OpenRaft(SocketAddr),
 }
 
 impl Args {
-    /// What a new cluster starts with.
+    /// The configuration that a new cluster starts with.
     pub fn initial_config(&self) -> Result<InitialConfig, FlagError> {
-        let Bounds { min, max } = self.bounds()?;
+        let TempoBounds { min, max } = self.bounds()?;
         let tempo = Tempo::try_from(self.bpm).ok().filter(|tempo| (min..=max).contains(tempo));
         let out_of_bounds = FlagError::Tempo { bpm: self.bpm, min: self.min_bpm, max: self.max_bpm };
         let Some(tempo) = tempo else { return Err(out_of_bounds) };
@@ -168,16 +169,16 @@ impl Args {
         Ok(InitialConfig { cluster_id: self.cluster.clone(), tempo, bar_length: self.bar, grace_beats: self.grace })
     }
 
-    /// The tempi that are allowed.
-    pub fn bounds(&self) -> Result<Bounds, FlagError> {
+    /// The allowed tempi.
+    pub fn bounds(&self) -> Result<TempoBounds, FlagError> {
         let (min, max) = (self.min_bpm, self.max_bpm);
         let tempo = |bpm| Tempo::try_from(bpm).ok().filter(|tempo| tempo.bpm() >= SLOWEST_BPM);
         let bounds = tempo(min).zip(tempo(max)).filter(|(min, max)| min <= max);
-        bounds.map(|(min, max)| Bounds { min, max }).ok_or(FlagError::Bounds { min, max })
+        bounds.map(|(min, max)| TempoBounds { min, max }).ok_or(FlagError::Bounds { min, max })
     }
 
-    /// Says what is allowed here and not elsewhere.
-    pub(crate) fn warn_of_bounds(&self) {
+    /// Logs a warning if the tempo bounds are not the standard ones.
+    pub(crate) fn warn_about_bounds(&self) {
         if self.min_bpm != DEFAULT_MIN_BPM || self.max_bpm != DEFAULT_MAX_BPM {
             tracing::warn!(min = self.min_bpm, max = self.max_bpm, "tempo bounds differ from the standard 1 to 24 BPM");
         }
@@ -188,65 +189,65 @@ impl Args {
         self.node
     }
 
-    /// Where this node's store is.
+    /// The directory of this node's store.
     pub(crate) fn store_dir(&self) -> PathBuf {
         self.data_dir.join(self.node.to_string())
     }
 
-    /// The members of a new cluster; none for a node that joins one.
-    pub(crate) fn bootstrap_members(&self) -> Result<BTreeMap<NodeName, Member>, FlagError> {
-        let mut bootstrap_members = BTreeMap::new();
+    /// The nodes of a new cluster; none for a node that joins one.
+    pub(crate) fn bootstrap_nodes(&self) -> Result<BTreeMap<NodeName, NodeInfo>, FlagError> {
+        let mut bootstrap_nodes = BTreeMap::new();
         for (node, address) in &self.peers {
-            if bootstrap_members.insert(*node, Member { address: address.clone() }).is_some() {
+            if bootstrap_nodes.insert(*node, NodeInfo { address: address.clone() }).is_some() {
                 return Err(FlagError::PeerTwice(node.to_string()));
             }
         }
         if self.join {
-            return Ok(bootstrap_members);
+            return Ok(bootstrap_nodes);
         }
-        if bootstrap_members.is_empty() {
+        if bootstrap_nodes.is_empty() {
             if let Some(address) = self.raft_bind.filter(|address| address.ip().is_unspecified()) {
                 return Err(FlagError::Unspecified(address));
             }
             let address = self.raft_bind.map(|address| address.to_string()).unwrap_or_default();
-            return Ok([(self.node, Member { address })].into());
+            return Ok([(self.node, NodeInfo { address })].into());
         }
-        if bootstrap_members.contains_key(&self.node) {
-            return Ok(bootstrap_members);
+        if bootstrap_nodes.contains_key(&self.node) {
+            return Ok(bootstrap_nodes);
         }
-        let names: Vec<String> = bootstrap_members.keys().map(NodeName::to_string).collect();
+        let names: Vec<String> = bootstrap_nodes.keys().map(NodeName::to_string).collect();
         Err(FlagError::NotAmongPeers { peers: names.join(", "), node: self.node.to_string() })
     }
 
-    /// host:port that Raft listens on; `None` for a node without peers that nobody can join.
-    pub(crate) fn raft_listens_on(&self) -> Option<String> {
+    /// The host:port that Raft listens on; `None` for a node without peers that no other node can join.
+    pub(crate) fn raft_listen_address(&self) -> Option<String> {
         let own = self.peers.iter().find(|(node, _)| *node == self.node).map(|(_, address)| address.clone());
         self.raft_bind.map(|address| address.to_string()).or(own)
     }
 
-    /// The secret of Raft's port.
+    /// The secret that callers of Raft's port must send.
     pub(crate) fn raft_secret(&self) -> anyhow::Result<Option<Secret>> {
         self.raft_secret_file.as_deref().map(Secret::read).transpose()
     }
 
-    /// Refuses a Raft port that is open to everybody.
-    pub(crate) fn check_raft_port(&self, listens_on: SocketAddr, has_secret: bool) -> Result<(), FlagError> {
-        if has_secret || listens_on.ip().is_loopback() {
+    /// Refuses, in production, a Raft port that other machines can reach without a secret; elsewhere logs a warning.
+    pub(crate) fn check_raft_port(&self, address: SocketAddr, has_secret: bool) -> Result<(), FlagError> {
+        if has_secret || address.ip().is_loopback() {
             return Ok(());
         }
         if self.log.environment == Environment::Production {
-            return Err(FlagError::OpenRaft(listens_on));
+            return Err(FlagError::OpenRaft(address));
         }
-        tracing::warn!(%listens_on, "raft's port is open to everybody: give all nodes a --raft-secret-file");
+        tracing::warn!(%address, "raft's port accepts unauthenticated callers: give all nodes a --raft-secret-file");
         Ok(())
     }
 
-    /// Who may change something.
-    pub(crate) fn writers(&self) -> anyhow::Result<Writers> {
+    /// The policy for requests that change something.
+    pub(crate) fn write_authorization(&self) -> anyhow::Result<WriteAuthorization> {
         Ok(match &self.admin_token_file {
-            Some(path) => Writers::Holders(Secret::read(path)?),
-            None if self.http.admin_host.is_loopback() => Writers::Local,
-            None => Writers::Nobody,
+            Some(path) => WriteAuthorization::Token(Secret::read(path)?),
+            None if self.http.admin_host.is_loopback() => WriteAuthorization::Loopback,
+            None => WriteAuthorization::Disabled,
         })
     }
 }
@@ -277,13 +278,13 @@ mod tests {
     }
 
     #[test]
-    fn the_defaults_are_the_prototypes() {
+    fn initial_config_without_flags_is_the_prototypes() {
         let initial_config = initial_config(&[]).expect("defaults are allowed");
         assert_eq!((initial_config.tempo.bpm(), initial_config.bar_length, initial_config.grace_beats), (1.0, 8, 0));
     }
 
     #[test]
-    fn what_is_out_of_bounds_is_refused_with_the_bounds() {
+    fn initial_config_out_of_bounds_is_refused_with_the_allowed_range() {
         let error = initial_config(&["--bpm", "25"]).expect_err("too fast").to_string();
         assert_eq!(error, "--bpm 25 is out of bounds; allowed are 1 to 24 BPM (--min-bpm, --max-bpm)");
         assert!(initial_config(&["--bpm", "25", "--max-bpm", "30"]).is_ok());
@@ -292,30 +293,30 @@ mod tests {
     }
 
     #[test]
-    fn bounds_are_checked() {
+    fn tempo_bounds_that_are_invalid_are_refused() {
         assert!(args(&["--min-bpm", "0.001"]).bounds().is_err());
         assert!(args(&["--min-bpm", "30"]).bounds().is_err());
         assert!(args(&["--max-bpm", "inf"]).bounds().is_err());
     }
 
     #[test]
-    fn peers_are_checked() {
+    fn peers_that_are_invalid_are_refused() {
         let peers = "a=127.0.0.1:9001,b=b.example:9002";
         let args = args(&["--node", "a", "--peers", peers]);
-        assert_eq!(args.bootstrap_members().expect("two").len(), 2);
-        assert_eq!(args.raft_listens_on().as_deref(), Some("127.0.0.1:9001"));
-        let stranger = self::args(&["--node", "c", "--peers", peers]);
-        let error = stranger.bootstrap_members().expect_err("it is not among them").to_string();
+        assert_eq!(args.bootstrap_nodes().expect("valid peers").len(), 2);
+        assert_eq!(args.raft_listen_address().as_deref(), Some("127.0.0.1:9001"));
+        let outsider = self::args(&["--node", "c", "--peers", peers]);
+        let error = outsider.bootstrap_nodes().expect_err("not among the peers").to_string();
         assert_eq!(error, "--peers names a, b, but not this node, \"c\" (--node)");
         for wrong in ["a", "a=", "a=host", "a=host:x", "a=:1", "=host:1", "a=host:0"] {
             assert!(Args::try_parse_from(["pulse", "--peers", wrong]).is_err(), "{wrong}");
         }
         let twice = self::args(&["--node", "a", "--peers", "a=h:1,a=h:2"]);
-        assert_eq!(twice.bootstrap_members(), Err(FlagError::PeerTwice("a".into())));
+        assert_eq!(twice.bootstrap_nodes(), Err(FlagError::PeerTwice("a".into())));
     }
 
     #[test]
-    fn an_open_raft_port_needs_a_secret_in_production() {
+    fn raft_port_without_a_secret_is_refused_in_production() {
         let open: SocketAddr = "0.0.0.0:9000".parse().expect("an address");
         let args = args(&["--env", "production"]);
         assert_eq!(args.check_raft_port(open, false), Err(FlagError::OpenRaft(open)));

@@ -1,7 +1,7 @@
-//! Keeps the boundary fresh in the background, so that drawing it costs a beat no jitter.
+//! Samples the boundary in the background, so that it adds no jitter to a beat.
 //!
-//! One thread per broker that leads partitions of `statusclaims`: a slow broker costs only its own
-//! partitions their freshness.
+//! One thread per partition leader, a broker that leads partitions of `statusclaims`: with a slow broker only that
+//! broker's partitions become stale.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -14,42 +14,43 @@ use rand::Rng;
 
 use crate::core::Boundary;
 
-const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
-/// At least this often, whatever the tempo.
-const REFRESH_EVERY: Duration = Duration::from_secs(1);
-/// Added partitions and moved leaders are seen within this.
-const METADATA_EVERY: Duration = Duration::from_secs(5);
-/// As long as it is not known who leads, it is asked more often.
-const METADATA_RETRY: Duration = Duration::from_millis(200);
-/// Kafka that has not answered for this long is away.
-const ANSWERED_WITHIN: Duration = Duration::from_secs(5);
-/// A log end that was below the boundary for this long is no stale answer: the topic was lost or made anew.
+const FETCH_TIMEOUT: Duration = Duration::from_secs(2);
+/// The longest interval between two samples, at any tempo.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
+/// The interval between two metadata requests, within which added partitions and moved leaders are noticed.
+const METADATA_INTERVAL: Duration = Duration::from_secs(5);
+/// The interval while no partition leader is known.
+const METADATA_RETRY_INTERVAL: Duration = Duration::from_millis(200);
+/// Kafka counts as unavailable if no broker has answered for this long.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A log end below the boundary for this long is not a stale response: the topic was lost or recreated.
 const LOST_AFTER: Duration = Duration::from_secs(30);
 
-/// The boundary as it was last sampled.
+/// The newest boundary, and when it was sampled.
 #[derive(Debug, Default)]
 struct Sampled {
     boundary: Boundary,
-    /// When each partition's newest answer was asked for.
-    asked: BTreeMap<i32, Instant>,
-    below: BTreeMap<i32, Below>,
-    /// When the newest answer of any broker came.
-    answered: Option<Instant>,
+    /// When the newest end of each partition was requested.
+    requested_at: BTreeMap<i32, Instant>,
+    /// The partitions whose log ends lie below the boundary.
+    below: BTreeMap<i32, BelowBoundary>,
+    /// When any broker answered last.
+    last_response: Option<Instant>,
 }
 
-/// A partition whose answers lie below its boundary.
+/// A log end below the boundary, with the first and the last request that returned such an end.
 #[derive(Debug, Clone, Copy)]
-struct Below {
+struct BelowBoundary {
     end: i64,
     first: Instant,
     last: Instant,
 }
 
-/// A partition of `statusclaims` that ends before offsets it once had.
+/// A partition of `statusclaims` has lost offsets that a boundary already contains.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "statusclaims-{partition} ends at offset {end}, below the boundary {boundary} already sampled, for over 30 s: \
-     the topic was lost or made anew, and its claims no longer match the beats"
+     the topic was lost or recreated, and its claims no longer match the beats"
 )]
 pub(crate) struct LogLost {
     partition: i32,
@@ -57,20 +58,20 @@ pub(crate) struct LogLost {
     boundary: i64,
 }
 
-/// The threads that draw boundaries. They end when this is dropped.
+/// The threads that sample boundaries. They end when this is dropped.
 pub(crate) struct BoundarySampler {
     shared: Arc<Shared>,
-    /// Closed to end the thread that looks after the others.
+    /// Dropped to end the metadata thread.
     _running: Sender<()>,
 }
 
 struct Shared {
     ends: ClaimEnds,
     sampled: Mutex<Sampled>,
-    leaders: Mutex<BTreeMap<i32, PartitionLeader>>,
+    partition_leaders: Mutex<BTreeMap<i32, PartitionLeader>>,
 }
 
-/// The thread that asks one broker; it ends when this is dropped.
+/// The handle of the thread that fetches ends from one broker; the thread ends when this is dropped.
 struct PartitionLeader {
     wake: Sender<()>,
     partitions: Arc<Mutex<Vec<i32>>>,
@@ -78,48 +79,50 @@ struct PartitionLeader {
 
 impl BoundarySampler {
     pub(crate) fn start(ends: ClaimEnds) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared { ends, sampled: Mutex::default(), leaders: Mutex::default() });
+        let shared = Arc::new(Shared { ends, sampled: Mutex::default(), partition_leaders: Mutex::default() });
         let (running, ended) = channel();
-        let threads = Arc::clone(&shared);
-        thread::Builder::new().name("leaders".into()).spawn(move || follow_partition_leaders(&threads, &ended))?;
+        let for_thread = Arc::clone(&shared);
+        thread::Builder::new()
+            .name("claim-metadata".into())
+            .spawn(move || follow_partition_leaders(&for_thread, &ended))?;
         Ok(Self { shared, _running: running })
     }
 
-    /// Draws the boundary anew, now, in the background.
+    /// Requests a new sample now, in the background.
     pub(crate) fn refresh(&self) {
-        for leader in lock(&self.shared.leaders).values() {
-            // A thread that has ended is started again by the one that looks after it.
+        for leader in lock(&self.shared.partition_leaders).values() {
+            // It fails only if the thread has ended.
             let _ = leader.wake.send(());
         }
     }
 
-    /// Never below `boundary`: the last frame's, behind which no boundary goes back.
-    pub(crate) fn at_least(&self, boundary: Boundary) {
+    /// Raises the boundary to at least `boundary`, the last frame's, since boundaries never go back.
+    pub(crate) fn raise_to(&self, boundary: Boundary) {
         let mut sampled = lock(&self.shared.sampled);
         let mut merged = boundary;
         merged.advance_to(&sampled.boundary);
         sampled.boundary = merged;
     }
 
-    /// The boundary.
+    /// The newest boundary.
     pub(crate) fn current(&self) -> Boundary {
         lock(&self.shared.sampled).boundary.clone()
     }
 
-    /// Whether every partition's end was asked for since `since`.
+    /// Returns true if every partition's end was requested at or after `since`.
     pub(crate) fn is_fresh(&self, since: Instant) -> bool {
         let sampled = lock(&self.shared.sampled);
-        !sampled.asked.is_empty() && sampled.asked.values().all(|asked| *asked >= since)
+        !sampled.requested_at.is_empty() && sampled.requested_at.values().all(|requested| *requested >= since)
     }
 
-    /// Whether Kafka has answered of late.
+    /// Returns true if a broker has answered recently.
     pub(crate) fn is_kafka_answering(&self) -> bool {
         let sampled = lock(&self.shared.sampled);
-        sampled.answered.is_some_and(|at| at.elapsed() < ANSWERED_WITHIN)
+        sampled.last_response.is_some_and(|at| at.elapsed() < RESPONSE_TIMEOUT)
     }
 
-    /// Whether claims were lost under us.
-    pub(crate) fn check(&self) -> Result<(), LogLost> {
+    /// Returns an error if a partition of `statusclaims` was lost or recreated.
+    pub(crate) fn check_for_lost_log(&self) -> Result<(), LogLost> {
         let sampled = lock(&self.shared.sampled);
         let lost = sampled.below.iter().find(|(_, below)| below.last - below.first >= LOST_AFTER);
         lost.map_or(Ok(()), |(partition, below)| {
@@ -132,60 +135,63 @@ impl BoundarySampler {
     }
 }
 
-/// Keeps a thread for each broker that leads partitions.
+/// Keeps one thread running for each broker that leads partitions.
 fn follow_partition_leaders(shared: &Arc<Shared>, running: &Receiver<()>) {
     loop {
-        let mut pause = METADATA_RETRY;
-        match shared.ends.partitions(QUERY_TIMEOUT) {
+        let mut interval = METADATA_RETRY_INTERVAL;
+        match shared.ends.partitions(FETCH_TIMEOUT) {
             Ok(by_leader) => {
-                let known = by_leader.keys().any(|leader| *leader >= 0);
+                let any_leader = by_leader.keys().any(|leader| *leader >= 0);
                 assign(shared, by_leader);
-                if known {
-                    pause = METADATA_EVERY;
+                if any_leader {
+                    interval = METADATA_INTERVAL;
                 }
             }
-            Err(error) => tracing::warn!(%error, "the leaders of statusclaims are not to be had now"),
+            Err(error) => tracing::warn!(%error, "cannot fetch the partition leaders of statusclaims"),
         }
-        if running.recv_timeout(pause) == Err(RecvTimeoutError::Disconnected) {
-            lock(&shared.leaders).clear();
+        if running.recv_timeout(interval) == Err(RecvTimeoutError::Disconnected) {
+            lock(&shared.partition_leaders).clear();
             return;
         }
     }
 }
 
 fn assign(shared: &Arc<Shared>, by_leader: BTreeMap<i32, Vec<i32>>) {
-    // Every partition counts, led or not: one without a leader is not fresh.
-    let epoch = Instant::now().checked_sub(METADATA_EVERY).unwrap_or_else(Instant::now);
+    // Partitions without a leader are entered, too, so that the boundary does not count as fresh.
+    let long_ago = Instant::now().checked_sub(METADATA_INTERVAL).unwrap_or_else(Instant::now);
     for partition in by_leader.values().flatten() {
-        lock(&shared.sampled).asked.entry(*partition).or_insert(epoch);
+        lock(&shared.sampled).requested_at.entry(*partition).or_insert(long_ago);
     }
-    let mut leaders = lock(&shared.leaders);
-    leaders.retain(|leader, _| by_leader.contains_key(leader));
+    let mut partition_leaders = lock(&shared.partition_leaders);
+    partition_leaders.retain(|leader, _| by_leader.contains_key(leader));
     for (leader, partitions) in by_leader.into_iter().filter(|(leader, _)| *leader >= 0) {
-        if let Some(known) = leaders.get(&leader) {
+        if let Some(known) = partition_leaders.get(&leader) {
             *lock(&known.partitions) = partitions;
             continue;
         }
         let (wake, woken) = channel();
         let partitions = Arc::new(Mutex::new(partitions));
-        let (ours, theirs) = (Arc::clone(shared), Arc::clone(&partitions));
-        match thread::Builder::new().name("boundaries".into()).spawn(move || keep_fresh(&ours, &theirs, &woken)) {
-            Ok(_) => drop(leaders.insert(leader, PartitionLeader { wake, partitions })),
-            Err(error) => tracing::warn!(%error, leader, "no thread to ask this broker"),
+        let (for_thread, its_partitions) = (Arc::clone(shared), Arc::clone(&partitions));
+        match thread::Builder::new()
+            .name("claim-ends".into())
+            .spawn(move || sample_partitions(&for_thread, &its_partitions, &woken))
+        {
+            Ok(_) => drop(partition_leaders.insert(leader, PartitionLeader { wake, partitions })),
+            Err(error) => tracing::warn!(%error, leader, "cannot start a thread to fetch log ends from this broker"),
         }
     }
 }
 
-/// Asks one broker until its leader entry is dropped.
-fn keep_fresh(shared: &Shared, partitions: &Mutex<Vec<i32>>, woken: &Receiver<()>) {
+/// Fetches the ends of one broker's partitions until its [`PartitionLeader`] is dropped.
+fn sample_partitions(shared: &Shared, partitions: &Mutex<Vec<i32>>, woken: &Receiver<()>) {
     loop {
-        let asked = Instant::now();
-        // Not held while the broker is asked: the beating thread comes by here.
-        let ours = lock(partitions).clone();
-        let answers = shared.ends.read(&ours, QUERY_TIMEOUT);
-        note(&mut lock(&shared.sampled), &answers, asked);
-        // Spread out, so that nodes which started together do not ask together.
-        let pause = REFRESH_EVERY.mul_f64(rand::rng().random_range(0.8..1.0));
+        let requested = Instant::now();
+        // Copied, because no lock may be held while the broker is asked: it would block the conductor.
+        let partitions = lock(partitions).clone();
+        let ends = shared.ends.read(&partitions, FETCH_TIMEOUT);
+        record(&mut lock(&shared.sampled), &ends, requested);
+        // Random, so that nodes which started together do not send their requests together.
+        let pause = REFRESH_INTERVAL.mul_f64(rand::rng().random_range(0.8..1.0));
         match woken.recv_timeout(pause) {
             Ok(()) => while woken.try_recv().is_ok() {},
             Err(RecvTimeoutError::Timeout) => {}
@@ -194,17 +200,21 @@ fn keep_fresh(shared: &Shared, partitions: &Mutex<Vec<i32>>, woken: &Receiver<()
     }
 }
 
-fn note(sampled: &mut Sampled, answers: &[(i32, i64)], asked: Instant) {
-    for (partition, end) in answers {
+fn record(sampled: &mut Sampled, ends: &[(i32, i64)], requested: Instant) {
+    for (partition, end) in ends {
         if sampled.boundary.end(*partition).is_some_and(|boundary| *end < boundary) {
-            let below = sampled.below.entry(*partition).or_insert(Below { end: *end, first: asked, last: asked });
-            (below.end, below.last) = (*end, asked);
+            let below = sampled.below.entry(*partition).or_insert(BelowBoundary {
+                end: *end,
+                first: requested,
+                last: requested,
+            });
+            (below.end, below.last) = (*end, requested);
         } else {
             sampled.below.remove(partition);
         }
         sampled.boundary.advance(*partition, *end);
-        sampled.asked.insert(*partition, asked);
-        sampled.answered = Some(Instant::now());
+        sampled.requested_at.insert(*partition, requested);
+        sampled.last_response = Some(Instant::now());
     }
 }
 
@@ -216,31 +226,27 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use super::*;
 
-    fn boundaries(sampled: Sampled) -> Option<Below> {
-        sampled.below.into_values().next()
-    }
-
     #[test]
-    fn one_stale_answer_is_not_a_lost_log_however_long_nobody_answers_after_it() {
+    fn stale_response_without_a_later_one_is_not_a_lost_log() {
         let mut sampled = Sampled::default();
         let start = Instant::now();
-        note(&mut sampled, &[(0, 10)], start);
-        note(&mut sampled, &[(0, 7)], start + Duration::from_secs(1));
-        let below = boundaries(sampled).expect("it was below");
+        record(&mut sampled, &[(0, 10)], start);
+        record(&mut sampled, &[(0, 7)], start + Duration::from_secs(1));
+        let below = sampled.below.into_values().next().expect("an end below the boundary");
         assert!(below.last - below.first < LOST_AFTER);
     }
 
     #[test]
-    fn answers_below_the_line_for_30_s_are_and_a_good_one_clears_them() {
+    fn ends_below_the_boundary_for_30_s_are_a_lost_log_until_a_newer_end_clears_them() {
         let mut sampled = Sampled::default();
         let start = Instant::now();
-        note(&mut sampled, &[(0, 10)], start);
+        record(&mut sampled, &[(0, 10)], start);
         for second in 1..=31 {
-            note(&mut sampled, &[(0, 7)], start + Duration::from_secs(second));
+            record(&mut sampled, &[(0, 7)], start + Duration::from_secs(second));
         }
         assert_eq!(sampled.boundary.offsets(), [10], "a boundary never goes back");
         assert!(sampled.below.values().all(|below| below.last - below.first >= LOST_AFTER));
-        note(&mut sampled, &[(0, 10)], start + Duration::from_secs(32));
+        record(&mut sampled, &[(0, 10)], start + Duration::from_secs(32));
         assert!(sampled.below.is_empty());
     }
 }

@@ -1,9 +1,10 @@
-//! The beating thread: hears events, asks the core, and does what it says.
+//! The conductor thread: receives events, passes them to the core, and executes the core's commands.
 //!
 //! ```text
-//!   raft ─┐                                  ┌─▶ raft (confirm, abdicate)
-//!   watcher ─┤▶ messages ─▶ core::Leadership ┼─▶ publisher ─▶ Kafka
-//!   publisher ┘              ▲  clock        └─▶ boundaries
+//!   raft ──────┐                              ┌─▶ raft (confirm a quorum, step down)
+//!   watcher ───┼─▶ inputs ─▶ core::Leadership ┼─▶ publisher ─▶ Kafka
+//!   publisher ─┘                   ▲          └─▶ boundary sampler
+//!                                clock
 //! ```
 
 use std::sync::Arc;
@@ -18,69 +19,69 @@ use tokio::sync::oneshot;
 
 use super::boundary_sampler::BoundarySampler;
 use super::metrics::Metrics;
-use super::raft::Node;
+use super::raft::RaftNode;
 use super::status::SharedStatus;
-use crate::core::{Command, Event, InitialConfig, Leadership, Now, Plan, RaftRole, Refusal, Request, Role};
+use crate::core::{Command, Event, InitialConfig, Leadership, Now, Plan, PlanRequest, RaftRole, Refusal, Role};
 
-/// Whether claims were lost under us is looked at this often, at least.
-const IDLE: Duration = Duration::from_secs(1);
+/// The longest wait for an input, so that a lost topic is noticed in time.
+const MAX_WAIT: Duration = Duration::from_secs(1);
 
-/// What the conductor hears.
+/// An input of the conductor.
 pub(crate) enum ConductorInput {
     Event(Event),
-    /// An operator's request, to be checked; what is executed is for the asker to have agreed on.
-    Propose(Request, oneshot::Sender<Result<Plan, Refusal>>),
-    /// It was not.
+    /// Checks an operator's request; the sender must propose the resulting plan to Raft.
+    Propose(PlanRequest, oneshot::Sender<Result<Plan, Refusal>>),
+    /// Raft did not commit the proposed plan.
     GiveUpProposal,
-    /// The end.
     Shutdown,
 }
 
 /// Runs the core on a thread of its own.
 pub(crate) struct Conductor {
-    /// What the flags say; the frames are the authority.
+    /// The configuration from the flags, to compare with that of the frames, which are the authority.
     pub(crate) flags: InitialConfig,
     pub(crate) clock: Clock,
     pub(crate) leadership: Leadership,
     pub(crate) boundary_sampler: Arc<BoundarySampler>,
-    pub(crate) raft: Node,
+    pub(crate) raft: RaftNode,
     pub(crate) runtime: Handle,
-    /// To answer ourselves from other threads.
-    pub(crate) own: Sender<ConductorInput>,
+    /// The sending end of the conductor's own inputs, for tasks that it starts.
+    pub(crate) inputs: Sender<ConductorInput>,
     pub(crate) publisher: Sender<Command>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) status: SharedStatus,
 }
 
-/// What a takeover is measured and compared by.
+/// State that metrics and logs need besides the core's, above all to measure takeovers.
 #[derive(Default)]
 struct TakeoverStatistics {
-    /// When Raft made this node its leader, until the first beat after it.
+    /// When Raft elected this node, until the first beat after that.
     elected: Option<Instant>,
-    compared: bool,
-    /// When the next beat's boundary was asked for.
+    /// The flags were compared with a frame.
+    flags_compared: bool,
+    /// When the next beat's boundary was requested.
     boundary_requested: Option<Instant>,
     raft_role: Option<RaftRole>,
-    /// Who led last, as far as this node knows.
+    /// The last known leader.
     leader: Option<String>,
     role: Option<Role>,
 }
 
 impl Conductor {
-    /// Beats until it is told to stop, or cannot go on. Blocks.
-    pub(crate) fn run(mut self, messages: &Receiver<ConductorInput>) -> anyhow::Result<()> {
+    /// Runs until [`ConductorInput::Shutdown`], or until pulse cannot continue. Blocks.
+    pub(crate) fn run(mut self, inputs: &Receiver<ConductorInput>) -> anyhow::Result<()> {
         let mut takeover = TakeoverStatistics::default();
         loop {
-            let message = match self.leadership.deadline() {
-                Some(at) => messages.recv_timeout(at.saturating_sub(self.clock.monotonic())),
-                None => messages.recv_timeout(IDLE),
+            let input = match self.leadership.deadline() {
+                Some(at) => inputs.recv_timeout(at.saturating_sub(self.clock.monotonic())),
+                None => inputs.recv_timeout(MAX_WAIT),
             };
-            self.boundary_sampler.check()?;
-            let event = match message {
+            self.boundary_sampler.check_for_lost_log()?;
+            let event = match input {
                 Ok(ConductorInput::Event(event)) => event,
-                Ok(ConductorInput::Propose(request, answer)) => {
+                Ok(ConductorInput::Propose(request, reply)) => {
                     let proposed = self.leadership.propose(request);
-                    if let Err(Ok(_)) = answer.send(proposed) {
+                    if let Err(Ok(_)) = reply.send(proposed) {
                         self.leadership.give_up_proposal();
                     }
                     continue;
@@ -92,27 +93,28 @@ impl Conductor {
                 Err(RecvTimeoutError::Timeout) => Event::Elapsed,
                 Ok(ConductorInput::Shutdown) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             };
-            self.note(&event, &mut takeover);
+            self.record(&event, &mut takeover);
             let boundary = self.boundary_sampler.current();
             for command in self.leadership.on(event, self.clock.now(), &boundary) {
-                self.perform(command, &mut takeover)?;
+                self.execute(command, &mut takeover)?;
             }
-            self.tell(&mut takeover);
+            self.publish_status(&mut takeover);
         }
     }
 
-    fn perform(&self, command: Command, takeover: &mut TakeoverStatistics) -> anyhow::Result<()> {
-        tracing::debug!(?command, "command");
+    fn execute(&self, command: Command, takeover: &mut TakeoverStatistics) -> anyhow::Result<()> {
+        tracing::debug!(?command, "executing a command of the core");
         match command {
             Command::ConfirmQuorum { ticket } => {
-                let (raft, own) = (self.raft.clone(), self.own.clone());
+                let (raft, inputs) = (self.raft.clone(), self.inputs.clone());
                 self.runtime.spawn(async move {
-                    let confirmed = raft.confirm().await;
-                    // What was agreed on before the answer is known before it. At the end nobody waits for it.
+                    let confirmed = raft.confirm_leadership().await;
+                    // A plan committed before the confirmation must be known before it. During shutdown nobody
+                    // receives these inputs.
                     if let Some(plan) = *raft.plan().borrow() {
-                        let _ = own.send(ConductorInput::Event(Event::Planned(plan)));
+                        let _ = inputs.send(ConductorInput::Event(Event::PlanApplied(plan)));
                     }
-                    let _ = own.send(ConductorInput::Event(Event::Quorum { ticket, confirmed }));
+                    let _ = inputs.send(ConductorInput::Event(Event::QuorumChecked { ticket, confirmed }));
                 });
             }
             Command::RefreshBoundary => {
@@ -120,27 +122,27 @@ impl Conductor {
                 self.boundary_sampler.refresh();
             }
             Command::StepDown => {
-                tracing::warn!("no beat could be committed for long: letting another node lead");
-                self.raft.set_stepped_down(true);
+                tracing::warn!("cannot commit beats: stepping down so that another node is elected");
+                self.raft.set_heartbeats(false);
             }
-            Command::Rejoin => self.raft.set_stepped_down(false),
+            Command::Rejoin => self.raft.set_heartbeats(true),
             Command::Stop(reason) => return Err(reason.into()),
-            kafkas => {
-                let asked = takeover.boundary_requested.take_if(|_| matches!(kafkas, Command::Publish(_)));
-                if asked.is_some_and(|asked| !self.boundary_sampler.is_fresh(asked)) {
-                    self.metrics.stale_boundary();
+            command => {
+                let requested = takeover.boundary_requested.take_if(|_| matches!(command, Command::Publish(_)));
+                if requested.is_some_and(|requested| !self.boundary_sampler.is_fresh(requested)) {
+                    self.metrics.record_stale_boundary();
                 }
-                self.publisher.send(kafkas).context("the publishing thread has ended")?;
+                self.publisher.send(command).context("the publisher thread has ended")?;
             }
         }
         Ok(())
     }
 
-    /// What metrics and logs want to know of an event.
-    fn note(&self, event: &Event, takeover: &mut TakeoverStatistics) {
+    /// Records an event in metrics and logs.
+    fn record(&self, event: &Event, takeover: &mut TakeoverStatistics) {
         match event {
-            Event::Raft(raft_role) => {
-                tracing::info!(?raft_role, "raft");
+            Event::RaftRoleChanged(raft_role) => {
+                tracing::info!(?raft_role, "raft role changed");
                 let leads = |raft_role: &RaftRole| matches!(raft_role, RaftRole::Leader { .. });
                 if !leads(raft_role) {
                     takeover.elected = None;
@@ -156,20 +158,24 @@ impl Conductor {
                 if let Some(leader) = leader
                     && takeover.leader.as_deref() != Some(leader)
                 {
-                    let known = takeover.leader.replace(leader.to_owned());
-                    self.metrics.leader_changes_by(known.is_some().into());
+                    let previous = takeover.leader.replace(leader.to_owned());
+                    if previous.is_some() {
+                        self.metrics.record_leader_change();
+                    }
                 }
             }
             Event::Fenced => {
-                tracing::warn!("fenced: quiet for a while, and looking out for another pulse of this cluster");
+                tracing::warn!(
+                    "fenced by another producer: pausing, and looking out for another pulse of this cluster"
+                );
             }
             Event::Committed => {
                 if let Some(elected) = takeover.elected.take() {
-                    self.metrics.took_over(elected.elapsed());
+                    self.metrics.record_takeover(elected.elapsed());
                 }
             }
-            Event::Tail { frame: Some(frame), .. } if !takeover.compared => {
-                takeover.compared = true;
+            Event::Tail { frame: Some(frame), .. } if !takeover.flags_compared => {
+                takeover.flags_compared = true;
                 self.compare_flags(frame);
             }
             _ => {}
@@ -183,35 +189,40 @@ impl Conductor {
                 flags = format!("{tempo}, bars of {bar_length}"),
                 in_force = format!("{}, bars of {}", last.tempo_bpm, last.bar_length),
                 change_by = format!("backbeat tempo {} --bar-length {bar_length} --ramp", tempo.bpm()),
-                "the cluster has beaten before and goes on as it did; flags are for new clusters only"
+                "the flags differ from the plan in force and are ignored: they apply to new clusters only"
             );
         }
         if grace_beats != last.grace_beats {
-            tracing::warn!(flag = grace_beats, in_force = last.grace_beats, "a cluster's grace never changes");
+            tracing::warn!(
+                flag = grace_beats,
+                in_force = last.grace_beats,
+                "the flag --grace differs from the cluster's grace and is ignored: a cluster's grace never changes"
+            );
         }
     }
 
-    /// Says how things are.
-    fn tell(&self, takeover: &mut TakeoverStatistics) {
+    /// Publishes the role and the plan in status, metrics and logs.
+    fn publish_status(&self, takeover: &mut TakeoverStatistics) {
         let role = self.leadership.role();
         if takeover.role.replace(role) != Some(role) {
             let last = self.leadership.metronome().last();
             let (beat, node) = (last.map(|last| last.beat_index), last.map(|last| &last.node));
-            tracing::info!(?role, last_beat = ?beat, by = ?node, "role");
+            tracing::info!(?role, last_beat = ?beat, by = ?node, "role changed");
         }
-        let led = self.leadership.is_led(self.clock.now());
-        self.metrics.stands(matches!(role, Role::Leader | Role::DegradedLeader), role == Role::DegradedLeader, led);
+        let knows_leader = self.leadership.knows_leader(self.clock.now());
+        let leads = matches!(role, Role::Leader | Role::DegradedLeader);
+        self.metrics.set_role(leads, role == Role::DegradedLeader, knows_leader);
         let plan = self.leadership.plan().copied();
         self.status.update(|status| {
             status.role = role.into();
-            status.is_led = led;
+            status.knows_leader = knows_leader;
             status.plan = plan;
             status.waiting_for = None;
         });
     }
 }
 
-/// The clocks and the random.
+/// The wall clock, the monotonic clock and the random numbers of [`Now`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Clock {
     started: Instant,

@@ -1,4 +1,4 @@
-//! What operators ask for: any node takes it, the leader does it.
+//! Operators' commands: any node accepts them, and the leader executes them.
 
 use std::sync::mpsc::Sender;
 use std::time::Duration;
@@ -13,21 +13,28 @@ use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::conductor::ConductorInput;
-use super::raft::{Client, Member, MembershipError, Node, NodeError, NodeName};
-use crate::core::{Event, Plan, Refusal, Request};
+use super::raft::{Client, MembershipError, NodeError, NodeInfo, NodeName, RaftNode};
+use crate::core::{Event, Plan, PlanRequest, Refusal};
 
-/// Where the leader takes what followers pass on.
+/// The leader's path for commands that other nodes forward; fixed, since nodes of different versions use it.
 const FORWARDED: &str = "/raft/passed-on";
-/// A new member may take its time.
-const LEADER_WITHIN: Duration = Duration::from_secs(30);
+/// Limits a forwarded command; adding a node may take its time.
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// An operator's command.
+/// An operator's command. Nodes forward it to each other as JSON, so its names are part of the wire format.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) enum AdminCommand {
     ChangeTempo(TempoChange),
     CancelChange,
-    AddMember { node: NodeName, address: String },
-    RemoveMember { node: NodeName },
+    #[serde(rename = "AddMember")]
+    AddNode {
+        node: NodeName,
+        address: String,
+    },
+    #[serde(rename = "RemoveMember")]
+    RemoveNode {
+        node: NodeName,
+    },
 }
 
 /// The body of `POST /api/v1/tempo`.
@@ -36,28 +43,28 @@ pub(crate) enum AdminCommand {
 pub(crate) struct TempoChange {
     #[serde(default)]
     tempo_bpm: Option<Tempo>,
-    /// In steps of 10 % a bar.
+    /// Allow a tempo more than 10 % away, reached in steps of 10 % a bar.
     #[serde(default)]
     ramp: bool,
     #[serde(default)]
     bar_length: Option<u16>,
 }
 
-/// What came of it: an HTTP status and a JSON body.
+/// The HTTP response to an operator's command: a status and a JSON body.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Answer {
+pub(crate) struct AdminResponse {
     status: u16,
     body: Value,
 }
 
-impl IntoResponse for Answer {
+impl IntoResponse for AdminResponse {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         (status, Json(self.body)).into_response()
     }
 }
 
-impl Answer {
+impl AdminResponse {
     fn ok(body: Value) -> Self {
         Self { status: 200, body }
     }
@@ -66,40 +73,40 @@ impl Answer {
         Self { status: status.as_u16(), body: json!({ "error": reason.to_string() }) }
     }
 
-    /// 503 with who leads, as far as we know.
-    fn unavailable(reason: &impl ToString, leader: Option<(NodeName, Member)>) -> Self {
-        let leader = leader.map(|(node, member)| json!({ "node": node, "address": member.address }));
+    /// A 503 that names the leader, as far as this node knows it.
+    fn unavailable(reason: &impl ToString, leader: Option<(NodeName, NodeInfo)>) -> Self {
+        let leader = leader.map(|(node, info)| json!({ "node": node, "address": info.address }));
         let body = json!({ "error": reason.to_string(), "leader": leader });
         Self { status: StatusCode::SERVICE_UNAVAILABLE.as_u16(), body }
     }
 }
 
-/// Grants wishes; clones are the same.
+/// Executes operators' commands, here or on the leader.
 #[derive(Clone)]
 pub(crate) struct Control {
-    pub(crate) raft: Node,
+    pub(crate) raft: RaftNode,
     pub(crate) client: Client,
     pub(crate) conductor: Sender<ConductorInput>,
 }
 
 impl Control {
-    /// Here, or where the leader is. Goes on if whoever asked does not wait: what was begun is ended.
-    pub(crate) async fn execute(&self, command: AdminCommand) -> Answer {
+    /// Executes `command` on this node or on the leader. It is carried through even if the caller disconnects.
+    pub(crate) async fn execute(&self, command: AdminCommand) -> AdminResponse {
         let control = self.clone();
         let executed = tokio::spawn(async move { control.execute_or_forward(command).await }).await;
-        executed.unwrap_or_else(|error| Answer::unavailable(&error, self.raft.leader()))
+        executed.unwrap_or_else(|error| AdminResponse::unavailable(&error, self.raft.leader()))
     }
 
-    async fn execute_or_forward(&self, command: AdminCommand) -> Answer {
-        let Some((leader, member)) = self.raft.leader() else { return self.execute_locally(command).await };
-        tracing::info!(?command, %leader, "passed on to the leader");
-        let forwarded = self.client.call(leader, &member.address, FORWARDED, &command, LEADER_WITHIN).await;
+    async fn execute_or_forward(&self, command: AdminCommand) -> AdminResponse {
+        let Some((leader, info)) = self.raft.leader() else { return self.execute_locally(command).await };
+        tracing::info!(?command, %leader, "forwarding an operator's command to the leader");
+        let forwarded = self.client.call(leader, &info.address, FORWARDED, &command, FORWARD_TIMEOUT).await;
         forwarded.unwrap_or_else(|error| {
-            Answer::unavailable(&format!("the leader, {leader}, cannot be asked: {error}"), Some((leader, member)))
+            AdminResponse::unavailable(&format!("cannot reach the leader, {leader}: {error}"), Some((leader, info)))
         })
     }
 
-    /// The routes for what other nodes pass on; they must have shown who they are.
+    /// The routes for commands that other nodes forward; the caller must already be authenticated.
     pub(crate) fn routes(&self, accepts_forwarded: bool) -> Router {
         let control = self.clone();
         Router::new().route(
@@ -107,75 +114,75 @@ impl Control {
             post(async move |Json(command): Json<AdminCommand>| {
                 if !accepts_forwarded {
                     let reason =
-                        "the leader takes no changes from other nodes without a --raft-secret-file; ask it itself";
-                    return Json(Answer::refused(StatusCode::FORBIDDEN, &reason));
+                        "the leader accepts no changes from other nodes without a --raft-secret-file; send the change to the leader itself";
+                    return Json(AdminResponse::refused(StatusCode::FORBIDDEN, &reason));
                 }
-                // Only one hop: if we do not lead, the caller is told.
+                // Not forwarded again: if this node does not lead, the caller learns it from the response.
                 let executed = tokio::spawn(async move { control.execute_locally(command).await }).await;
-                Json(executed.unwrap_or_else(|error| Answer::unavailable(&error, None)))
+                Json(executed.unwrap_or_else(|error| AdminResponse::unavailable(&error, None)))
             }),
         )
     }
 
-    async fn execute_locally(&self, command: AdminCommand) -> Answer {
-        tracing::info!(?command, "asked for");
+    async fn execute_locally(&self, command: AdminCommand) -> AdminResponse {
+        tracing::info!(?command, "executing an operator's command");
         match command {
             AdminCommand::ChangeTempo(TempoChange { tempo_bpm, ramp, bar_length }) => {
                 if tempo_bpm.is_none() && bar_length.is_none() {
                     let reason = "nothing to change: give tempo_bpm, bar_length or both";
-                    return Answer::refused(StatusCode::BAD_REQUEST, &reason);
+                    return AdminResponse::refused(StatusCode::BAD_REQUEST, &reason);
                 }
-                self.plan(Request::Change { tempo: tempo_bpm, ramp, bar_length }).await
+                self.change_plan(PlanRequest::Change { tempo: tempo_bpm, ramp, bar_length }).await
             }
-            AdminCommand::CancelChange => self.plan(Request::Cancel).await,
-            AdminCommand::AddMember { node, address } => {
-                self.members(self.raft.add_member(node, Member { address }).await)
+            AdminCommand::CancelChange => self.change_plan(PlanRequest::Cancel).await,
+            AdminCommand::AddNode { node, address } => {
+                self.membership_response(self.raft.add_node(node, NodeInfo { address }).await)
             }
-            AdminCommand::RemoveMember { node } => self.members(self.raft.remove_member(node).await),
+            AdminCommand::RemoveNode { node } => self.membership_response(self.raft.remove_node(node).await),
         }
     }
 
-    async fn plan(&self, request: Request) -> Answer {
-        let (answer, proposed) = oneshot::channel();
-        let asked = self.conductor.send(ConductorInput::Propose(request, answer));
-        let proposed = match asked {
+    async fn change_plan(&self, request: PlanRequest) -> AdminResponse {
+        let (reply, proposed) = oneshot::channel();
+        let sent = self.conductor.send(ConductorInput::Propose(request, reply));
+        let proposed = match sent {
             Ok(()) => proposed.await.ok(),
             Err(_) => None,
         };
         let plan = match proposed {
             Some(Ok(plan)) => plan,
-            Some(Err(refusal)) => return self.refusal(&refusal),
-            None => return Answer::unavailable(&"this node is shutting down", self.raft.leader()),
+            Some(Err(refusal)) => return self.refusal_response(&refusal),
+            None => return AdminResponse::unavailable(&"this node is shutting down", self.raft.leader()),
         };
         if let Err(error) = self.raft.propose(plan).await {
-            // At the end there is nobody to tell.
+            // During shutdown the conductor is gone.
             let _ = self.conductor.send(ConductorInput::GiveUpProposal);
-            return Answer::unavailable(&error, self.raft.leader());
+            return AdminResponse::unavailable(&error, self.raft.leader());
         }
-        // The next request is checked against it. At the end there is nobody to tell.
-        let _ = self.conductor.send(ConductorInput::Event(Event::Planned(plan)));
+        // Sent here too, so that the next request is checked against it. During shutdown the conductor is gone.
+        let _ = self.conductor.send(ConductorInput::Event(Event::PlanApplied(plan)));
         let Plan { from, tempo, bar_length } = plan;
-        tracing::info!(from_beat = %from, %tempo, bar_length, "agreed on");
-        Answer::ok(json!({ "from_beat": from, "tempo_bpm": tempo, "bar_length": bar_length }))
+        tracing::info!(from_beat = %from, %tempo, bar_length, "committed a plan");
+        AdminResponse::ok(json!({ "from_beat": from, "tempo_bpm": tempo, "bar_length": bar_length }))
     }
 
-    fn refusal(&self, refusal: &Refusal) -> Answer {
+    fn refusal_response(&self, refusal: &Refusal) -> AdminResponse {
         match refusal {
             Refusal::OutOfBounds { .. } | Refusal::TooFar { .. } | Refusal::BarLength(..) => {
-                Answer::refused(StatusCode::BAD_REQUEST, refusal)
+                AdminResponse::refused(StatusCode::BAD_REQUEST, refusal)
             }
-            Refusal::Pending { .. } | Refusal::NothingPending => Answer::refused(StatusCode::CONFLICT, refusal),
-            Refusal::NotNow(_) => Answer::unavailable(refusal, self.raft.leader()),
+            Refusal::Pending { .. } | Refusal::NothingPending => AdminResponse::refused(StatusCode::CONFLICT, refusal),
+            Refusal::Unavailable(_) => AdminResponse::unavailable(refusal, self.raft.leader()),
         }
     }
 
-    fn members(&self, outcome: Result<(), MembershipError>) -> Answer {
+    fn membership_response(&self, outcome: Result<(), MembershipError>) -> AdminResponse {
         match outcome {
-            Ok(()) => Answer::ok(json!({ "members": self.raft.members() })),
-            Err(error @ MembershipError::Conflict(_)) => Answer::refused(StatusCode::CONFLICT, &error),
-            Err(error @ MembershipError::DoesNotJoin { .. }) => Answer::refused(StatusCode::BAD_REQUEST, &error),
+            Ok(()) => AdminResponse::ok(json!({ "members": self.raft.nodes() })),
+            Err(error @ MembershipError::Conflict(_)) => AdminResponse::refused(StatusCode::CONFLICT, &error),
+            Err(error @ MembershipError::DoesNotJoin { .. }) => AdminResponse::refused(StatusCode::BAD_REQUEST, &error),
             Err(MembershipError::Node(error @ (NodeError::NotLeader | NodeError::InDoubt | NodeError::Raft(_)))) => {
-                Answer::unavailable(&error, self.raft.leader())
+                AdminResponse::unavailable(&error, self.raft.leader())
             }
         }
     }

@@ -1,16 +1,16 @@
-//! Pulse's metrics. Some have the prototype's names, and twins with the service's prefix.
+//! Pulse's metrics. Some exist twice: under the prototype's name and under one with the service's prefix.
 
 use std::time::Duration;
 
 use backbeat_schemas::BeatFrame;
 use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
 
-/// From 0.1 ms to 1 s, finest around the requirement of 20 ms.
+/// From 0.1 ms to 1 s, finest around the SLO of 20 ms.
 const JITTER_BUCKETS: [f64; 13] = [0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0];
 
-/// From a warm start to the time after which agents beat by themselves.
+/// From a warm start to the delay after which agents use local beats.
 const TAKEOVER_BUCKETS: [f64; 10] = [0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
-/// A beat later than this is late: the requirement on jitter.
+/// A beat sent more than this after its schedule counts as late: the SLO on jitter.
 const LATE_MS: i64 = 20;
 
 pub(crate) struct Metrics {
@@ -22,7 +22,7 @@ pub(crate) struct Metrics {
     late_beats: IntCounter,
     degraded_beats: IntCounter,
     re_anchors: IntCounter,
-    retries: IntCounter,
+    failed_transactions: IntCounter,
     stale_boundaries: IntCounter,
     commit: Histogram,
     leader_changes: IntCounter,
@@ -35,18 +35,21 @@ impl Metrics {
     pub(crate) fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         let metrics = Self {
-            beats: both("backbeat_beats_total", "backbeat_pulse_beats_total", |name| {
+            beats: under_both_names("backbeat_beats_total", "backbeat_pulse_beats_total", |name| {
                 IntCounter::new(name, "Beats published by this node")
             })?,
             jitter: Histogram::with_opts(
-                HistogramOpts::new("backbeat_pulse_jitter_seconds", "Distance of a beat's sending from its schedule")
-                    .buckets(JITTER_BUCKETS.to_vec()),
+                HistogramOpts::new(
+                    "backbeat_pulse_jitter_seconds",
+                    "Absolute difference between a beat's emission and its schedule",
+                )
+                .buckets(JITTER_BUCKETS.to_vec()),
             )?,
-            is_leader: both("backbeat_is_leader", "backbeat_pulse_is_leader", |name| {
+            is_leader: under_both_names("backbeat_is_leader", "backbeat_pulse_is_leader", |name| {
                 IntGauge::new(name, "1 while this node publishes the beats")
             })?,
-            tempo: both("backbeat_current_tempo_bpm", "backbeat_pulse_current_tempo_bpm", |name| {
-                Gauge::new(name, "Tempo of the last beat that this node published, in beats per minute")
+            tempo: under_both_names("backbeat_current_tempo_bpm", "backbeat_pulse_current_tempo_bpm", |name| {
+                Gauge::new(name, "Tempo of the last beat published by this node, in beats per minute")
             })?,
             late_beats: IntCounter::new(
                 "backbeat_pulse_late_beats_total",
@@ -55,30 +58,33 @@ impl Metrics {
             degraded_beats: IntCounter::new("backbeat_pulse_degraded_beats_total", "Beats published without a quorum")?,
             re_anchors: IntCounter::new(
                 "backbeat_pulse_re_anchors_total",
-                "Beats more than a period off, which began a new schedule",
+                "Beats more than a period off schedule, which re-anchored it",
             )?,
-            retries: IntCounter::new(
+            failed_transactions: IntCounter::new(
                 "backbeat_pulse_transaction_failures_total",
                 "Transactions that failed or were fenced",
             )?,
             stale_boundaries: IntCounter::new(
                 "backbeat_pulse_stale_lines_total",
-                "Beats whose boundary could not be sampled afresh in time: answers to ListOffsets came too late",
+                "Beats published with a stale boundary, because ListOffsets was not answered in time",
             )?,
             commit: Histogram::with_opts(HistogramOpts::new(
                 "backbeat_pulse_commit_seconds",
-                "From a beat's sending to its commit",
+                "Time from a beat's emission to its commit",
             ))?,
             leader_changes: IntCounter::new(
                 "backbeat_pulse_leader_changes_total",
-                "Changes of who leads, as this node saw them",
+                "Leader changes observed by this node",
             )?,
             takeover: Histogram::with_opts(
-                HistogramOpts::new("backbeat_pulse_takeover_seconds", "From this node's election to its first beat")
-                    .buckets(TAKEOVER_BUCKETS.to_vec()),
+                HistogramOpts::new(
+                    "backbeat_pulse_takeover_seconds",
+                    "Time from this node's election to its first beat",
+                )
+                .buckets(TAKEOVER_BUCKETS.to_vec()),
             )?,
-            degraded: IntGauge::new("backbeat_pulse_degraded", "1 while this node beats without a quorum")?,
-            has_leader: IntGauge::new("backbeat_pulse_has_leader", "1 while this node knows of a Raft leader")?,
+            degraded: IntGauge::new("backbeat_pulse_degraded", "1 while this node publishes beats without a quorum")?,
+            has_leader: IntGauge::new("backbeat_pulse_has_leader", "1 while this node knows a Raft leader")?,
             registry,
         };
         let registry = &metrics.registry;
@@ -93,13 +99,13 @@ impl Metrics {
         registry.register(Box::new(metrics.degraded.clone()))?;
         registry.register(Box::new(metrics.has_leader.clone()))?;
         registry.register(Box::new(metrics.re_anchors.clone()))?;
-        registry.register(Box::new(metrics.retries.clone()))?;
+        registry.register(Box::new(metrics.failed_transactions.clone()))?;
         registry.register(Box::new(metrics.stale_boundaries.clone()))?;
         registry.register(Box::new(metrics.commit.clone()))?;
         Ok(metrics)
     }
 
-    pub(crate) fn beat(&self, frame: &BeatFrame, commit: Duration) {
+    pub(crate) fn record_beat(&self, frame: &BeatFrame, commit: Duration) {
         let off_ms = frame.emitted_at.millis_since(frame.scheduled_at);
         self.beats.iter().for_each(IntCounter::inc);
         self.jitter.observe(off_ms.saturating_abs() as f64 / 1_000.0);
@@ -110,30 +116,34 @@ impl Metrics {
         self.re_anchors.inc_by(frame.re_anchored().into());
     }
 
-    pub(crate) fn stands(&self, beats: bool, degraded: bool, has_leader: bool) {
-        self.is_leader.iter().for_each(|is_leader| is_leader.set(beats.into()));
+    pub(crate) fn set_role(&self, is_leader: bool, degraded: bool, has_leader: bool) {
+        self.is_leader.iter().for_each(|gauge| gauge.set(is_leader.into()));
         self.degraded.set(degraded.into());
         self.has_leader.set(has_leader.into());
     }
 
-    pub(crate) fn leader_changes_by(&self, changes: u64) {
-        self.leader_changes.inc_by(changes);
+    pub(crate) fn record_leader_change(&self) {
+        self.leader_changes.inc();
     }
 
-    pub(crate) fn took_over(&self, after: Duration) {
+    pub(crate) fn record_takeover(&self, after: Duration) {
         self.takeover.observe(after.as_secs_f64());
     }
 
-    pub(crate) fn transaction_failed(&self) {
-        self.retries.inc();
+    pub(crate) fn record_failed_transaction(&self) {
+        self.failed_transactions.inc();
     }
 
-    pub(crate) fn stale_boundary(&self) {
+    pub(crate) fn record_stale_boundary(&self) {
         self.stale_boundaries.inc();
     }
 }
 
-/// The same metric under the prototype's name and under one with the service's prefix.
-fn both<M>(prototype: &str, prefixed: &str, new: impl Fn(&str) -> prometheus::Result<M>) -> prometheus::Result<[M; 2]> {
+/// Creates a metric under the prototype's name and again under the name with the service's prefix.
+fn under_both_names<M>(
+    prototype: &str,
+    prefixed: &str,
+    new: impl Fn(&str) -> prometheus::Result<M>,
+) -> prometheus::Result<[M; 2]> {
     Ok([new(prototype)?, new(prefixed)?])
 }

@@ -1,4 +1,4 @@
-//! What touches Kafka, Raft, threads, clocks and sockets.
+//! The shell: everything that touches Kafka, Raft, threads, clocks and sockets.
 
 mod args;
 mod boundary_sampler;

@@ -1,4 +1,4 @@
-//! The thread that talks to Kafka: one blocking operation at a time, each answered by an event.
+//! The publisher thread: executes the blocking Kafka commands one at a time, and answers each with an event.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender};
@@ -14,15 +14,15 @@ use super::metrics::Metrics;
 use super::status::SharedStatus;
 use crate::core::{Boundary, Command, Event};
 
-/// Bounds opening the transactional id and every commit.
+/// Limits opening the transactional id, and every commit.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long attempts to open the transactional id may take, in milliseconds; the last has the whole time.
-/// librdkafka waits for half a second where Kafka was still settling the transaction that a leader left behind,
-/// which takes it 2 ms, or where the coordinator's connection was not up when it looked; a new producer asks
-/// at once.
+/// Timeouts of the first attempts to open the transactional id, in milliseconds; a last attempt has the whole
+/// [`TRANSACTION_TIMEOUT`]. librdkafka waits for half a second if Kafka was still completing the transaction that the
+/// previous leader left open, which takes Kafka 2 ms, or if the connection to the coordinator was not up yet; a new
+/// producer retries at once.
 const QUICK_ATTEMPTS_MS: [u64; 5] = [100, 100, 100, 200, 500];
-/// A first boundary that cannot be sampled in this time stays the last frame's (DESIGN, "Pulse").
-const FIRST_BOUNDARY_WITHIN: Duration = Duration::from_secs(2);
+/// Limits sampling the first boundary; after that a leadership starts from the last frame's (docs/design.md, "Pulse").
+const FIRST_BOUNDARY_TIMEOUT: Duration = Duration::from_secs(2);
 const BOUNDARY_POLL: Duration = Duration::from_millis(2);
 
 pub(crate) struct Publisher {
@@ -37,7 +37,7 @@ pub(crate) struct Publisher {
 }
 
 impl Publisher {
-    /// Call inside a runtime.
+    /// Creates the publisher; call inside a Tokio runtime.
     pub(crate) fn new(
         broker: Broker,
         registry: &Registry,
@@ -52,30 +52,30 @@ impl Publisher {
         Ok(Self { broker, frames, reports, schema_id, boundary_sampler, producer: None, metrics, status })
     }
 
-    /// Works until the other end of `commands` is gone.
-    pub(crate) fn run(mut self, commands: &Receiver<Command>, answers: &Sender<ConductorInput>) {
+    /// Executes commands until the sending end of `commands` is dropped.
+    pub(crate) fn run(mut self, commands: &Receiver<Command>, conductor: &Sender<ConductorInput>) {
         while let Ok(command) = commands.recv() {
-            let Some(event) = self.perform(command) else { continue };
-            if answers.send(ConductorInput::Event(event)).is_err() {
+            let Some(event) = self.execute(command) else { continue };
+            if conductor.send(ConductorInput::Event(event)).is_err() {
                 return;
             }
         }
     }
 
-    fn perform(&mut self, command: Command) -> Option<Event> {
+    fn execute(&mut self, command: Command) -> Option<Event> {
         match command {
             Command::ReadTail => Some(self.read_tail().unwrap_or_else(|error| {
-                tracing::warn!(%error, "the last beat cannot be read");
+                tracing::warn!(%error, "cannot read the tail of beatframes");
                 Event::KafkaUnavailable
             })),
             Command::InitTransactions => Some(self.init_transactions()),
             Command::SampleBoundary => Some(self.sample_first_boundary()),
             Command::Publish(frame) => Some(self.publish(&frame)),
-            Command::Close => {
+            Command::CloseProducer => {
                 self.producer = None;
                 None
             }
-            other => unreachable!("{other:?} is not Kafka's"),
+            other => unreachable!("{other:?} is not a command for the publisher"),
         }
     }
 
@@ -85,56 +85,56 @@ impl Publisher {
         self.frames.pause()?;
         self.reports.pause()?;
         if let Some(frame) = &frame {
-            self.boundary_sampler.at_least(Boundary::new(frame.claim_offsets.clone()));
+            self.boundary_sampler.raise_to(Boundary::new(frame.claim_offsets.clone()));
         }
         Ok(Event::Tail { frame, no_reports })
     }
 
     fn init_transactions(&mut self) -> Event {
-        // Two with one id would fence each other.
+        // Two producers with one transactional id would fence each other.
         self.producer = None;
         let id = self.broker.topics().pulse_transactional_id();
-        let open = |patience| TransactionalProducer::open(&self.broker, &id, TRANSACTION_TIMEOUT, patience);
-        let quick = QUICK_ATTEMPTS_MS.iter().map(|millis| open(Duration::from_millis(*millis)));
-        let mut settled = quick.filter(|opened| matches!(opened, Ok(_) | Err(TransactionError::Fenced(_))));
-        match settled.next().unwrap_or_else(|| open(TRANSACTION_TIMEOUT)) {
+        let open = |timeout| TransactionalProducer::open(&self.broker, &id, TRANSACTION_TIMEOUT, timeout);
+        let attempts = QUICK_ATTEMPTS_MS.iter().map(|millis| open(Duration::from_millis(*millis)));
+        let mut decisive = attempts.filter(|opened| matches!(opened, Ok(_) | Err(TransactionError::Fenced(_))));
+        match decisive.next().unwrap_or_else(|| open(TRANSACTION_TIMEOUT)) {
             Ok(producer) => {
                 self.producer = Some(producer);
                 Event::TransactionsInitialized
             }
             Err(error) => {
-                self.metrics.transaction_failed();
-                tracing::warn!(%error, "the transactional id cannot be opened");
+                self.metrics.record_failed_transaction();
+                tracing::warn!(%error, "cannot open the transactional id");
                 if matches!(error, TransactionError::Fenced(_)) { Event::Fenced } else { Event::KafkaUnavailable }
             }
         }
     }
 
     fn sample_first_boundary(&self) -> Event {
-        let asked = Instant::now();
+        let requested = Instant::now();
         self.boundary_sampler.refresh();
-        while asked.elapsed() < FIRST_BOUNDARY_WITHIN && !self.boundary_sampler.is_fresh(asked) {
+        while requested.elapsed() < FIRST_BOUNDARY_TIMEOUT && !self.boundary_sampler.is_fresh(requested) {
             std::thread::sleep(BOUNDARY_POLL);
         }
-        if !self.boundary_sampler.is_fresh(asked) {
-            self.metrics.stale_boundary();
-            tracing::warn!("no first boundary within 2 s: starting from the last frame's");
+        if !self.boundary_sampler.is_fresh(requested) {
+            self.metrics.record_stale_boundary();
+            tracing::warn!("cannot sample a first boundary within 2 s: starting from the last frame's");
         }
         Event::BoundarySampled
     }
 
     fn publish(&mut self, frame: &BeatFrame) -> Event {
-        let began = Instant::now();
+        let started = Instant::now();
         match self.send(frame) {
             Ok(()) => {
-                self.metrics.beat(frame, began.elapsed());
-                self.status.update(|status| status.beat(frame));
-                tracing::debug!(beat = %frame.beat_index, window_id = %frame.window_id, "beat");
+                self.metrics.record_beat(frame, started.elapsed());
+                self.status.update(|status| status.record_beat(frame));
+                tracing::debug!(beat = %frame.beat_index, window_id = %frame.window_id, "published a beat");
                 Event::Committed
             }
             Err(error) => {
-                self.metrics.transaction_failed();
-                tracing::warn!(%error, beat = %frame.beat_index, "a beat's transaction failed; reading back whether it is there");
+                self.metrics.record_failed_transaction();
+                tracing::warn!(%error, beat = %frame.beat_index, "a beat's transaction failed; reading the tail to see whether it was committed");
                 if matches!(error, TransactionError::Fenced(_)) { Event::Fenced } else { Event::InDoubt }
             }
         }
@@ -143,7 +143,7 @@ impl Publisher {
     fn send(&mut self, frame: &BeatFrame) -> Result<(), TransactionError> {
         let topic = self.broker.topics().name(TopicName::BeatFrames);
         let value = wire(self.schema_id, frame);
-        let producer = self.producer.as_mut().expect("the core publishes only behind its own fence");
+        let producer = self.producer.as_mut().expect("the core publishes only with an open transactional id");
         let mut transaction = producer.begin()?;
         transaction.send(&topic, &frame.cluster_id, &value, frame.emitted_at.millis())?;
         transaction.commit()

@@ -1,4 +1,4 @@
-//! Starts the parts and joins them.
+//! Starts pulse's components, connects them, and stops them.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -19,26 +19,30 @@ use tokio::time::timeout;
 use super::boundary_sampler::BoundarySampler;
 use super::conductor::{Clock, Conductor, ConductorInput};
 use super::control::Control;
-use super::http::{Api, Parts, Writers};
+use super::http::{Api, Components, WriteAuthorization};
 use super::metrics::Metrics;
 use super::publisher::Publisher;
-use super::raft::{self, Client, Member, Node, NodeName, Store};
+use super::raft::{self, Client, NodeInfo, NodeName, RaftNode, Store};
 use super::secret::Secret;
 use super::status::SharedStatus;
 use super::watcher::Watcher;
 use super::{Args, http};
-use crate::core::{Bounds, Event, InitialConfig, Leadership, Metronome};
+use crate::core::{Event, InitialConfig, Leadership, Metronome, TempoBounds};
 
-/// A client that is slow, or a Kafka that does not answer, holds nothing up for longer.
-const STOP_WITHIN: Duration = Duration::from_secs(3);
+/// Limits the wait for slow HTTP clients and for Raft when pulse stops.
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Runs pulse until `shutdown`, or until it must not go on.
+/// Runs pulse until `shutdown`, or until it cannot continue.
 pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
-    let (initial_config, bounds, bootstrap_members, writers) =
-        (args.initial_config()?, args.bounds()?, args.bootstrap_members()?, args.writers()?);
-    let setup =
-        Setup { initial_config, bounds, bootstrap_members, writers_are_local: matches!(writers, Writers::Local) };
-    args.warn_of_bounds();
+    let (initial_config, bounds, bootstrap_nodes, write_authorization) =
+        (args.initial_config()?, args.bounds()?, args.bootstrap_nodes()?, args.write_authorization()?);
+    let setup = Setup {
+        initial_config,
+        bounds,
+        bootstrap_nodes,
+        writes_are_loopback_only: matches!(write_authorization, WriteAuthorization::Loopback),
+    };
+    args.warn_about_bounds();
     let metrics = Arc::new(Metrics::new()?);
     let status = SharedStatus::default();
     status.update(|status| {
@@ -46,40 +50,40 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
         status.node = args.node().to_string();
         status.waiting_for = Some("kafka, its topics and the schema registry".to_owned());
     });
-    let api = Api { status: status.clone(), parts: Arc::new(OnceLock::new()) };
+    let api = Api { status: status.clone(), components: Arc::new(OnceLock::new()) };
     let stop_serving = shutdown.child_token();
-    let routes = http::routes(&metrics, api.clone(), writers);
+    let routes = http::routes(&metrics, api.clone(), write_authorization);
     let server = tokio::spawn(serve(listener, routes, stop_serving.clone()));
     let outcome = tokio::select! {
         prepared = prepare(&args) => match prepared {
-            Ok(prepared) => beat(&args, setup, prepared, &metrics, &api, &shutdown).await,
+            Ok(prepared) => run_node(&args, setup, prepared, &metrics, &api, &shutdown).await,
             Err(error) => Err(error),
         },
         () = shutdown.cancelled() => Ok(()),
     };
     stop_serving.cancel();
-    if let Ok(ended) = timeout(STOP_WITHIN, server).await {
+    if let Ok(ended) = timeout(STOP_TIMEOUT, server).await {
         ended.context("the http server panicked")??;
     } else {
-        tracing::warn!("a client held the http server up");
+        tracing::warn!("the http server did not stop in time: a client kept a connection open");
     }
     outcome
 }
 
-/// What the flags come to.
+/// The settings derived from the flags.
 struct Setup {
     initial_config: InitialConfig,
-    bounds: Bounds,
-    bootstrap_members: BTreeMap<NodeName, Member>,
-    /// Only who is on this machine may change something, and without a token.
-    writers_are_local: bool,
+    bounds: TempoBounds,
+    bootstrap_nodes: BTreeMap<NodeName, NodeInfo>,
+    /// Changes need no token, and are accepted on loopback only.
+    writes_are_loopback_only: bool,
 }
 
-/// What there is before Raft starts: a node that cannot reach Kafka does not stand for election.
+/// Everything prepared before Raft starts: a node that cannot reach Kafka takes no part in elections.
 struct Prepared {
     broker: Broker,
     registry: Registry,
-    /// The schema id of our frames.
+    /// The schema id of the frames that this node writes.
     schema_id: u32,
     raft_listener: Option<TcpListener>,
     secret: Option<Secret>,
@@ -87,7 +91,7 @@ struct Prepared {
 
 async fn prepare(args: &Args) -> anyhow::Result<Prepared> {
     let secret = args.raft_secret()?;
-    let raft_listener = match args.raft_listens_on() {
+    let raft_listener = match args.raft_listen_address() {
         Some(address) => {
             let listener =
                 TcpListener::bind(&address).await.with_context(|| format!("raft: listening on {address}"))?;
@@ -105,8 +109,8 @@ async fn prepare(args: &Args) -> anyhow::Result<Prepared> {
     Ok(Prepared { broker, registry, schema_id, raft_listener, secret })
 }
 
-/// Takes part in the cluster until `shutdown`, or until it cannot go on.
-async fn beat(
+/// Takes part in the cluster until `shutdown`, or until pulse cannot continue.
+async fn run_node(
     args: &Args,
     setup: Setup,
     prepared: Prepared,
@@ -115,26 +119,26 @@ async fn beat(
     shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
     let Prepared { broker, registry, schema_id, raft_listener, secret } = prepared;
-    let Setup { initial_config, bounds, bootstrap_members, writers_are_local } = setup;
-    let (own, messages) = channel();
+    let Setup { initial_config, bounds, bootstrap_nodes, writes_are_loopback_only } = setup;
+    let (conductor_sender, inputs) = channel();
     let (publisher, commands) = channel();
 
     let client = Client::new(initial_config.cluster_id.clone(), args.node(), secret.clone())?;
     let store = Store::open(&args.store_dir(), &initial_config.cluster_id, args.node())?;
-    let raft = Node::start(args.node(), store, client.clone()).await?;
-    let control = Control { raft: raft.clone(), client, conductor: own.clone() };
+    let raft = RaftNode::start(args.node(), store, client.clone()).await?;
+    let control = Control { raft: raft.clone(), client, conductor: conductor_sender.clone() };
     let stop_raft = Shutdown::new();
-    // Without a secret, Raft's port would be a way around the token.
-    let accepts_forwarded = secret.is_some() || writers_are_local;
+    // Without a secret, commands sent to Raft's port would bypass the token.
+    let accepts_forwarded = secret.is_some() || writes_are_loopback_only;
     let raft_routes =
         raft::routes(raft.raft(), control.routes(accepts_forwarded), &initial_config.cluster_id, args.node(), secret);
     let raft_server = raft_listener.map(|listener| tokio::spawn(serve(listener, raft_routes, stop_raft.clone())));
     if !args.join {
-        raft.bootstrap(bootstrap_members).await?;
+        raft.bootstrap(bootstrap_nodes).await?;
     }
 
     let boundary_sampler = Arc::new(BoundarySampler::start(ClaimEnds::new(&broker)?)?);
-    let ours = Publisher::new(
+    let publisher_thread = Publisher::new(
         broker.clone(),
         &registry,
         schema_id,
@@ -142,17 +146,17 @@ async fn beat(
         Arc::clone(metrics),
         api.status.clone(),
     )?;
-    let answers = own.clone();
-    thread::Builder::new().name("publisher".into()).spawn(move || ours.run(&commands, &answers))?;
+    let to_conductor = conductor_sender.clone();
+    thread::Builder::new().name("publisher".into()).spawn(move || publisher_thread.run(&commands, &to_conductor))?;
     let watcher = Watcher::new(&broker, &registry, api.status.clone())?;
-    let (heard, stop_watching) = (own.clone(), shutdown.child_token());
-    let watching = stop_watching.clone();
-    thread::Builder::new().name("watcher".into()).spawn(move || watcher.run(&heard, &watching))?;
+    let (to_conductor, stop_watcher) = (conductor_sender.clone(), shutdown.child_token());
+    let watcher_stopped = stop_watcher.clone();
+    thread::Builder::new().name("watcher".into()).spawn(move || watcher.run(&to_conductor, &watcher_stopped))?;
 
     let clock = Clock::start();
-    // The node part of our HLC readings: any number that a rival is unlikely to have.
+    // The node part of this node's HLC readings: random, so that other nodes are unlikely to have the same.
     let metronome = Metronome::new(initial_config.clone(), args.node().to_string(), rand::random());
-    let leadership = Leadership::new(metronome, bounds, Node::ELECTION_TIMEOUT, clock.now());
+    let leadership = Leadership::new(metronome, bounds, RaftNode::ELECTION_TIMEOUT, clock.now());
     let conductor = Conductor {
         flags: initial_config,
         clock,
@@ -160,27 +164,27 @@ async fn beat(
         boundary_sampler: Arc::clone(&boundary_sampler),
         raft: raft.clone(),
         runtime: Handle::current(),
-        own: own.clone(),
+        inputs: conductor_sender.clone(),
         publisher,
         metrics: Arc::clone(metrics),
         status: api.status.clone(),
     };
     let (ended, mut conductor_ended) = oneshot::channel();
     thread::Builder::new().name("conductor".into()).spawn(move || {
-        // Whoever waited has gone when it was told to end.
-        let _ = ended.send(conductor.run(&messages));
+        // After a shutdown nobody waits for the outcome.
+        let _ = ended.send(conductor.run(&inputs));
     })?;
-    // Only set here.
-    let _ = api.parts.set(Parts { control, boundary_sampler });
+    // Set only here, so this cannot fail.
+    let _ = api.components.set(Components { control, boundary_sampler });
 
     let outcome = tokio::select! {
-        ended = &mut conductor_ended => ended.context("the beating thread panicked").flatten(),
-        told = tell(&raft, &own) => told.context("raft has stopped"),
+        ended = &mut conductor_ended => ended.context("the conductor thread panicked").flatten(),
+        forwarded = forward_raft_events(&raft, &conductor_sender) => forwarded.context("raft has stopped"),
         () = shutdown.cancelled() => Ok(()),
     };
-    // Whoever has ended already does not mind.
-    let _ = own.send(ConductorInput::Shutdown);
-    stop_watching.cancel();
+    // Fails only if the conductor has ended already.
+    let _ = conductor_sender.send(ConductorInput::Shutdown);
+    stop_watcher.cancel();
     let stopping = async {
         raft.stop().await;
         stop_raft.cancel();
@@ -189,7 +193,7 @@ async fn beat(
         }
         anyhow::Ok(())
     };
-    if let Ok(stopped) = timeout(STOP_WITHIN, stopping).await {
+    if let Ok(stopped) = timeout(STOP_TIMEOUT, stopping).await {
         stopped?;
     } else {
         tracing::warn!("raft did not stop in time");
@@ -197,27 +201,27 @@ async fn beat(
     outcome
 }
 
-/// Tells the conductor what Raft says, for ever; an error when Raft has stopped.
-async fn tell(raft: &Node, conductor: &Sender<ConductorInput>) -> anyhow::Result<()> {
-    let (mut news, mut plans) = (raft.news(), raft.plan());
+/// Sends changes of the Raft role and the plan to the conductor, until Raft stops with an error.
+async fn forward_raft_events(raft: &RaftNode, conductor: &Sender<ConductorInput>) -> anyhow::Result<()> {
+    let (mut metrics, mut plans) = (raft.metrics(), raft.plan());
     let (mut raft_role, mut plan) = (None, None);
     loop {
-        let now = raft.raft_role()?;
-        if raft_role.as_ref() != Some(&now) {
-            raft_role = Some(now.clone());
-            // At the end there is nobody to tell.
-            let _ = conductor.send(ConductorInput::Event(Event::Raft(now)));
+        let new_role = raft.raft_role()?;
+        if raft_role.as_ref() != Some(&new_role) {
+            raft_role = Some(new_role.clone());
+            // During shutdown the conductor is gone.
+            let _ = conductor.send(ConductorInput::Event(Event::RaftRoleChanged(new_role)));
         }
-        let agreed = *plans.borrow_and_update();
-        if agreed != plan {
-            plan = agreed;
-            if let Some(agreed) = agreed {
-                let _ = conductor.send(ConductorInput::Event(Event::Planned(agreed)));
+        let new_plan = *plans.borrow_and_update();
+        if new_plan != plan {
+            plan = new_plan;
+            if let Some(new_plan) = new_plan {
+                let _ = conductor.send(ConductorInput::Event(Event::PlanApplied(new_plan)));
             }
         }
         tokio::select! {
-            changed = news.changed() => changed.context("raft's metrics have ended")?,
-            changed = plans.changed() => changed.context("raft's store has ended")?,
+            changed = metrics.changed() => changed.context("raft's metrics channel is closed")?,
+            changed = plans.changed() => changed.context("raft's plan channel is closed")?,
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What pulse tells of itself over HTTP.
+//! The status that pulse publishes over HTTP.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -6,28 +6,28 @@ use std::sync::{Arc, Mutex, PoisonError};
 use backbeat_schemas::{BeatFrame, BeatIndex, Tempo};
 use serde::Serialize;
 
-use super::raft::Peer;
+use super::raft::NodeStatus;
 use crate::core::{Plan, Role};
 
-/// Percentiles of jitter are over this many of a node's last beats.
+/// The number of this node's last beats that the jitter percentiles cover.
 const RECENT_BEATS: usize = 1_000;
 
-/// A shared snapshot, written by the threads that know.
+/// The status, shared by the threads that update it and the HTTP server.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SharedStatus(Arc<Mutex<Status>>);
 
-/// How things are.
+/// The node's current status.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Status {
     pub(crate) cluster_id: String,
     pub(crate) node: String,
     pub(crate) role: RoleName,
-    /// Whether Raft has a leader, as far as this node knows.
-    pub(crate) is_led: bool,
-    /// The newest committed frame, whoever wrote it.
+    /// Raft has a leader, as far as this node knows.
+    pub(crate) knows_leader: bool,
+    /// The newest committed frame, from any node.
     pub(crate) last_beat: Option<BeatFrame>,
     pub(crate) plan: Option<Plan>,
-    /// What it waits for before it can take part.
+    /// The services that must answer before this node can take part.
     pub(crate) waiting_for: Option<String>,
     jitter_ms: VecDeque<i64>,
 }
@@ -38,33 +38,33 @@ pub(crate) struct StatusBody {
     cluster_id: String,
     node: String,
     role: RoleName,
-    /// The node that leads, as far as this one knows.
+    /// The leader's name, as far as this node knows.
     leader: Option<String>,
     /// The term of the newest beat.
     term: Option<i64>,
     beat: Option<BeatIndex>,
     tempo_bpm: Option<Tempo>,
     bar_length: Option<u16>,
-    /// A change that is agreed on and not yet carried out.
+    /// A committed change that is not yet carried out.
     pending: Option<Pending>,
-    /// Of this node's own last beats.
+    /// The jitter of the last beats that this node published.
     jitter_ms: Option<Jitter>,
-    members: Vec<Peer>,
+    members: Vec<NodeStatus>,
     last_beat: Option<BeatFrame>,
     waiting_for: Option<String>,
 }
 
-/// A change on its way.
+/// A committed change that is not yet carried out.
 #[derive(Debug, Serialize)]
 pub(crate) struct Pending {
     from_beat: BeatIndex,
     tempo_bpm: Tempo,
     bar_length: u16,
-    /// It takes more than one step.
+    /// It takes more than one step of 10 %.
     ramp: bool,
 }
 
-/// Distances of `emitted_at` from `scheduled_at`, in milliseconds.
+/// Percentiles of the absolute difference between `emitted_at` and `scheduled_at`, in milliseconds.
 #[derive(Debug, Serialize)]
 pub(crate) struct Jitter {
     beats: usize,
@@ -80,7 +80,7 @@ pub(crate) enum RoleName {
     Starting,
     Follower,
     Leaderless,
-    /// The API has called it so since its first version.
+    /// Named so in the API since its first version.
     #[serde(rename = "outsider")]
     NonMember,
     TakingOver,
@@ -112,15 +112,15 @@ impl SharedStatus {
 }
 
 impl Status {
-    /// Notes a beat of our own.
-    pub(crate) fn beat(&mut self, frame: &BeatFrame) {
+    /// Records the jitter of a beat that this node published.
+    pub(crate) fn record_beat(&mut self, frame: &BeatFrame) {
         if self.jitter_ms.len() == RECENT_BEATS {
             self.jitter_ms.pop_front();
         }
         self.jitter_ms.push_back(frame.emitted_at.millis_since(frame.scheduled_at).saturating_abs());
     }
 
-    pub(crate) fn body(self, members: Vec<Peer>) -> StatusBody {
+    pub(crate) fn body(self, nodes: Vec<NodeStatus>) -> StatusBody {
         let jitter_ms = self.jitter();
         let last = self.last_beat.as_ref();
         let pending = self.plan.zip(last).filter(|(plan, last)| plan.is_pending(last)).map(|(plan, last)| Pending {
@@ -130,14 +130,14 @@ impl Status {
             ramp: !last.tempo_bpm.allowed_next().contains(&plan.tempo),
         });
         StatusBody {
-            leader: members.iter().find(|peer| peer.leader).map(|peer| peer.node.to_string()),
+            leader: nodes.iter().find(|node| node.leader).map(|node| node.node.to_string()),
             term: last.map(|last| last.term),
             beat: last.map(|last| last.beat_index),
             tempo_bpm: last.map(|last| last.tempo_bpm),
             bar_length: last.map(|last| last.bar_length),
             pending,
             jitter_ms,
-            members,
+            members: nodes,
             cluster_id: self.cluster_id,
             node: self.node,
             role: self.role,
@@ -149,7 +149,7 @@ impl Status {
     fn jitter(&self) -> Option<Jitter> {
         let mut sorted: Vec<i64> = self.jitter_ms.iter().copied().collect();
         sorted.sort_unstable();
-        // The smallest value that so many percent do not exceed.
+        // The smallest value that `percent` of the values do not exceed.
         let percentile = |percent: usize| sorted[(sorted.len() * percent).div_ceil(100) - 1];
         (!sorted.is_empty()).then(|| Jitter {
             beats: sorted.len(),

@@ -1,5 +1,5 @@
-//! The thread that reads every committed frame, whoever wrote it: a node without a leader must know
-//! whether the beats go on, and every node can tell of the newest.
+//! The watcher thread: reads every committed frame, no matter which node wrote it. A node without a leader must know
+//! whether beats still come, and every node's status shows the newest.
 
 use std::sync::mpsc::Sender;
 use std::time::Duration;
@@ -22,40 +22,40 @@ pub(crate) struct Watcher {
 }
 
 impl Watcher {
-    /// Call inside a runtime.
+    /// Creates the watcher; call inside a Tokio runtime.
     pub(crate) fn new(broker: &Broker, registry: &Registry, status: SharedStatus) -> Result<Self, ReadError> {
         Ok(Self { frames: LogReader::new(broker, registry, &Handle::current(), TopicName::BeatFrames)?, status })
     }
 
     /// Reads until `shutdown`.
-    pub(crate) fn run(mut self, heard: &Sender<ConductorInput>, shutdown: &Shutdown) {
+    pub(crate) fn run(mut self, conductor: &Sender<ConductorInput>, shutdown: &Shutdown) {
         while !shutdown.is_cancelled() {
-            if let Err(error) = self.follow(heard, shutdown) {
-                tracing::warn!(%error, "beats cannot be read now");
+            if let Err(error) = self.follow(conductor, shutdown) {
+                tracing::warn!(%error, "cannot read beatframes");
                 std::thread::sleep(RETRY_PAUSE);
             }
         }
     }
 
-    fn follow(&mut self, heard: &Sender<ConductorInput>, shutdown: &Shutdown) -> Result<(), ReadError> {
+    fn follow(&mut self, conductor: &Sender<ConductorInput>, shutdown: &Shutdown) -> Result<(), ReadError> {
         match self.frames.last()? {
             Some(last) => {
                 self.frames.seek(last.offset + 1)?;
-                self.hear(last.record, heard);
+                self.report(last.record, conductor);
             }
             None => self.frames.seek(0)?,
         }
         while !shutdown.is_cancelled() {
             if let Some(entry) = self.frames.poll(POLL)? {
-                self.hear(entry.record, heard);
+                self.report(entry.record, conductor);
             }
         }
         Ok(())
     }
 
-    fn hear(&self, frame: BeatFrame, heard: &Sender<ConductorInput>) {
+    fn report(&self, frame: BeatFrame, conductor: &Sender<ConductorInput>) {
         self.status.update(|status| status.last_beat = Some(frame.clone()));
-        // Nobody listens any more: shutdown comes next.
-        let _ = heard.send(ConductorInput::Event(Event::Heard(Box::new(frame))));
+        // If the conductor has ended, a shutdown follows.
+        let _ = conductor.send(ConductorInput::Event(Event::FrameRead(Box::new(frame))));
     }
 }

@@ -1,24 +1,24 @@
-//! What must hold, whatever fails.
+//! The invariants, which must hold under all faults.
 
 use backbeat_pulse::core::{Boundary, Plan};
 use backbeat_schemas::{BeatFrame, Phase, WindowId};
 use backbeat_simulation::{Violation, ensure};
 
-pub(crate) const INDICES: &str = "indices without gap or repeat";
+pub(crate) const INDICES: &str = "beat indices never skip and never repeat";
 pub(crate) const ONE_LEADER: &str = "never two unfenced leaders";
 pub(crate) const TERMS: &str = "a term has one node, and terms rise";
-pub(crate) const HLC: &str = "hlc strictly rising";
-pub(crate) const SCHEDULE: &str = "scheduled_at strictly rising, and the deadline before it";
-pub(crate) const BOUNDARIES: &str = "boundaries never back, and never ahead of the log";
-pub(crate) const TEMPO: &str = "tempo within the guard, from downbeats on";
-pub(crate) const BARS: &str = "bars as long as they say";
-pub(crate) const DEGRADED: &str = "a beat that is not degraded has a quorum's recent word";
-pub(crate) const EVEN: &str = "beats evenly spaced and boundaries fresh once faults end";
-pub(crate) const PLANNED: &str = "tempo and bars change as agreed, no sooner";
-pub(crate) const PROGRESS: &str = "progress once faults end";
-pub(crate) const PLANS: &str = "an agreed plan is carried out once faults end";
+pub(crate) const HLC: &str = "hlc rises strictly";
+pub(crate) const SCHEDULE: &str = "scheduled_at rises strictly and is the previous deadline_at";
+pub(crate) const BOUNDARIES: &str = "boundaries never go back, and are never ahead of the log";
+pub(crate) const TEMPO: &str = "the tempo changes at downbeats only, by at most 10 %";
+pub(crate) const BARS: &str = "bars have the length that their downbeat announces";
+pub(crate) const DEGRADED: &str = "a beat that is not degraded has a recent quorum confirmation";
+pub(crate) const EVEN: &str = "beats are evenly spaced and boundaries fresh once faults end";
+pub(crate) const PLANNED: &str = "tempo and bar length change as committed, and no sooner";
+pub(crate) const PROGRESS: &str = "beats continue once faults end";
+pub(crate) const PLANS: &str = "a committed plan is carried out once faults end";
 
-/// Checks that what `frame` changes after `before` was agreed on in one of `plans`.
+/// Checks that a change from `before` to `frame` follows one of the committed `plans`.
 pub(crate) fn as_planned(before: &BeatFrame, frame: &BeatFrame, plans: &[Plan]) -> Result<(), Violation> {
     let changed = (before.tempo_bpm, before.bar_length) != (frame.tempo_bpm, frame.bar_length);
     let follows = |plan: &Plan| {
@@ -26,11 +26,11 @@ pub(crate) fn as_planned(before: &BeatFrame, frame: &BeatFrame, plans: &[Plan]) 
         tempo && plan.bar_length == frame.bar_length && plan.from <= frame.beat_index
     };
     ensure(!changed || plans.iter().any(follows), PLANNED, || {
-        format!("{frame:?} after {before:?}, agreed on {plans:?}")
+        format!("{frame:?} after {before:?}, committed plans {plans:?}")
     })
 }
 
-/// Checks the frames of a time without faults, with the true times of their commits in microseconds.
+/// Checks the frames of a period without faults, each with the true time of its commit in microseconds.
 pub(crate) fn even(log: &[(BeatFrame, u64)]) -> Result<(), Violation> {
     for pair in log.windows(2) {
         let [(before, committed), (after, committed_after)] = pair else { unreachable!("windows of two") };
@@ -45,7 +45,7 @@ pub(crate) fn even(log: &[(BeatFrame, u64)]) -> Result<(), Violation> {
     Ok(())
 }
 
-/// Checks `frame`, about to be committed behind `log` while the claims end at `ends`.
+/// Checks `frame`, about to be committed after `log`, with the ends of `statusclaims` at `ends`.
 pub(crate) fn frame(log: &[BeatFrame], frame: &BeatFrame, ends: &Boundary) -> Result<(), Violation> {
     let index = frame.beat_index.get();
     let expected = log.len() as i64;

@@ -1,5 +1,5 @@
-//! Kafka, as far as pulse depends on it: a log, one transactional id with its fence, and claims that
-//! keep coming.
+//! A model of Kafka, as far as pulse depends on it: a log, one transactional id with its fence, and `statusclaims`,
+//! which grows steadily.
 
 use backbeat_pulse::core::Boundary;
 use backbeat_schemas::BeatFrame;
@@ -16,15 +16,15 @@ pub(crate) struct Kafka {
     pub(crate) log: Vec<BeatFrame>,
     /// The producer epoch of the transactional id.
     epoch: u64,
-    /// The newest frame is there, and nobody can read it: only sabotage does that.
+    /// The newest frame is committed but not readable; only sabotage sets this.
     pub(crate) hides_last: bool,
     sabotage: Option<Sabotage>,
 }
 
-/// What came of a transaction.
+/// The outcome of a transaction.
 pub(crate) enum Commit {
     Done,
-    Unknown,
+    InDoubt,
     Fenced,
 }
 
@@ -55,18 +55,18 @@ impl Kafka {
         Some(tail)
     }
 
-    /// Commits `frame` of the producer that opened with `epoch`, at true time `at` in microseconds.
+    /// Commits `frame` from the producer with `epoch`, at true time `at` in microseconds.
     pub(crate) fn commit(&mut self, epoch: u64, mut frame: BeatFrame, at: u64) -> Result<Commit, Violation> {
         if epoch != self.epoch {
             return Ok(Commit::Fenced);
         }
         if let Some(before) = self.log.last() {
             match self.sabotage {
-                Some(Sabotage::HlcStands) => frame.hlc = before.hlc,
-                Some(Sabotage::ScheduleTurnsBack) => frame.scheduled_at = before.scheduled_at,
-                Some(Sabotage::TermStands) => frame.term = 1,
-                Some(Sabotage::LineAhead) => frame.claim_offsets[0] += 1_000_000,
-                Some(Sabotage::TempoLeaps) if frame.downbeat => {
+                Some(Sabotage::HlcFrozen) => frame.hlc = before.hlc,
+                Some(Sabotage::ScheduleGoesBack) => frame.scheduled_at = before.scheduled_at,
+                Some(Sabotage::TermFrozen) => frame.term = 1,
+                Some(Sabotage::BoundaryAhead) => frame.claim_offsets[0] += 1_000_000,
+                Some(Sabotage::TempoJumps) if frame.downbeat => {
                     for _ in 0..3 {
                         frame.tempo_bpm = *frame.tempo_bpm.allowed_next().end();
                     }
@@ -75,20 +75,20 @@ impl Kafka {
                 _ => {}
             }
         }
-        checks::frame(&self.log, &frame, &boundary(at))?;
+        checks::frame(&self.log, &frame, &claim_ends(at))?;
         self.log.push(frame);
         self.hides_last = self.is(Sabotage::HiddenCommit) && self.log.len().is_multiple_of(20);
         Ok(Commit::Done)
     }
 
-    /// Settles a transaction that took too long: its producer is fenced.
+    /// Aborts a transaction that took too long, which fences its producer.
     pub(crate) fn time_out(&mut self) {
         self.epoch += 1;
     }
 }
 
-/// The ends of `statusclaims` at true time `at`: each partition grows at its own pace.
-pub(crate) fn boundary(at: u64) -> Boundary {
+/// The ends of `statusclaims` at true time `at`: each partition grows at its own rate.
+pub(crate) fn claim_ends(at: u64) -> Boundary {
     let mut boundary = Boundary::default();
     for partition in 0..PARTITIONS {
         boundary.advance(partition, (at / 100_000) as i64 * i64::from(partition));

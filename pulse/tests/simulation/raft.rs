@@ -1,5 +1,5 @@
-//! Raft, as far as pulse depends on it: at most one leader a term, elected by a majority; a quorum's word
-//! is true when it is given; nodes learn of leaders late, and a leader that is cut off does not notice.
+//! A model of Raft, as far as pulse depends on it: at most one leader a term, elected by a majority; a quorum
+//! confirmation is true when it is given; nodes learn of leaders late, and a partitioned leader does not notice.
 
 use backbeat_pulse::core::RaftRole;
 use rand::Rng;
@@ -7,18 +7,18 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::world::NODES;
 
-/// Between the loss of a leader and the next election, in microseconds.
+/// Time from the loss of a leader to the next election, in microseconds.
 const ELECTION: std::ops::Range<u64> = 250_000..600_000;
 
-/// Who can take part, and reach whom.
+/// The nodes that are up, and their connections.
 #[derive(Clone)]
 pub(crate) struct Links {
-    /// The cluster's nodes are the first so many.
-    pub(crate) members: usize,
+    /// The number of voters, which are the first nodes.
+    pub(crate) voters: usize,
     pub(crate) alive: [bool; NODES],
     pub(crate) cut: [[bool; NODES]; NODES],
-    /// A leader that keeps quiet.
-    pub(crate) quiet: [bool; NODES],
+    /// Nodes that have stepped down: they send no heartbeats.
+    pub(crate) stepped_down: [bool; NODES],
 }
 
 impl Links {
@@ -27,16 +27,16 @@ impl Links {
     }
 
     fn has_majority(&self, node: usize) -> bool {
-        (0..self.members).filter(|other| self.reaches(node, *other)).count() > self.members / 2
+        (0..self.voters).filter(|other| self.reaches(node, *other)).count() > self.voters / 2
     }
 }
 
 pub(crate) struct Raft {
     pub(crate) term: u64,
     pub(crate) leader: Option<usize>,
-    /// What each node believes.
+    /// Each node's view of its role.
     pub(crate) views: [RaftRole; NODES],
-    /// When the next leader is elected, if the present one stays lost.
+    /// When the next leader is elected, if the current one stays lost.
     election_at: Option<u64>,
 }
 
@@ -45,38 +45,38 @@ impl Raft {
         Self { term: 0, leader: None, views: std::array::from_fn(|_| RaftRole::Leaderless), election_at: None }
     }
 
-    /// Whether a majority says that `node` leads.
+    /// Returns true if a majority confirms that `node` leads.
     pub(crate) fn confirms(&self, node: usize, links: &Links) -> bool {
         self.leader == Some(node) && links.has_majority(node)
     }
 
-    /// Lets Raft go on until `now`; the nodes whose view changed.
+    /// Advances Raft to `now`, and returns the nodes whose view changed.
     pub(crate) fn step(&mut self, now: u64, links: &Links, rng: &mut ChaCha8Rng) -> Vec<usize> {
-        let holds = self.leader.is_some_and(|leader| links.has_majority(leader) && !links.quiet[leader]);
-        if holds {
+        let is_stable = self.leader.is_some_and(|leader| links.has_majority(leader) && !links.stepped_down[leader]);
+        if is_stable {
             self.election_at = None;
         } else if self.election_at.is_none() {
             self.election_at = Some(now + rng.random_range(ELECTION));
         } else if self.election_at.is_some_and(|at| at <= now) {
             self.election_at = None;
-            let able: Vec<usize> =
-                (0..links.members).filter(|node| links.has_majority(*node) && !links.quiet[*node]).collect();
-            if !able.is_empty() {
+            let candidates: Vec<usize> =
+                (0..links.voters).filter(|node| links.has_majority(*node) && !links.stepped_down[*node]).collect();
+            if !candidates.is_empty() {
                 self.term += 1;
-                self.leader = Some(able[rng.random_range(0..able.len())]);
+                self.leader = Some(candidates[rng.random_range(0..candidates.len())]);
             }
         }
-        (0..NODES).filter(|node| links.alive[*node] && self.look(*node, links)).collect()
+        (0..NODES).filter(|node| links.alive[*node] && self.update_view(*node, links)).collect()
     }
 
-    /// `node` looks around; whether its view changed.
-    fn look(&mut self, node: usize, links: &Links) -> bool {
+    /// Updates the view of `node`, and returns true if it changed.
+    fn update_view(&mut self, node: usize, links: &Links) -> bool {
         let view = match self.leader {
-            Some(leader) if leader == node => RaftRole::Leader { term: self.term, alone: links.members == 1 },
-            Some(leader) if links.reaches(leader, node) && !links.quiet[leader] => {
+            Some(leader) if leader == node => RaftRole::Leader { term: self.term, sole_voter: links.voters == 1 },
+            Some(leader) if links.reaches(leader, node) && !links.stepped_down[leader] => {
                 RaftRole::Follower { leader: name(leader) }
             }
-            // Cut off, a leader goes on believing in itself.
+            // A partitioned leader does not notice that it was replaced.
             _ if matches!(self.views[node], RaftRole::Leader { .. }) => return false,
             _ => RaftRole::Leaderless,
         };
@@ -85,7 +85,7 @@ impl Raft {
         changed
     }
 
-    /// What a node that starts believes: one that led does so still.
+    /// The view of a node that starts: one that led still believes that it leads.
     pub(crate) fn restarted(&mut self, node: usize) -> RaftRole {
         if !matches!(self.views[node], RaftRole::Leader { .. }) {
             self.views[node] = RaftRole::Leaderless;

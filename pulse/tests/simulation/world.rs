@@ -1,11 +1,11 @@
-//! The world: time, nodes, what is on its way between them, and what fails.
+//! The simulated world: time, nodes, messages in flight, and faults.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
 use backbeat_pulse::core::{
-    Boundary, Bounds, Command, Event, InitialConfig, Leadership, Metronome, Now, Plan, RaftRole, Request, Role,
+    Boundary, Command, Event, InitialConfig, Leadership, Metronome, Now, Plan, PlanRequest, RaftRole, Role, TempoBounds,
 };
 use backbeat_schemas::{BeatFrame, Tempo};
 use backbeat_simulation::{Violation, ensure};
@@ -13,47 +13,48 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::checks;
-use crate::kafka::{Commit, Kafka, boundary};
+use crate::kafka::{Commit, Kafka, claim_ends};
 use crate::raft::{Links, Raft, name};
 
 pub(crate) const NODES: usize = 3;
-/// Beats per minute.
-const SLOWEST: u32 = 4;
-const FASTEST: u32 = 600;
+const SLOWEST_BPM: u32 = 4;
+const FASTEST_BPM: u32 = 600;
+/// In microseconds, as all times here.
 const SECOND: u64 = 1_000_000;
 const ELECTION_TIMEOUT: Duration = Duration::from_millis(240);
-/// Raft is looked at this often.
+/// The interval between two steps of Raft.
 const RAFT_STEP: u64 = 20_000;
-/// Faults begin and end this often, on average, while there are any.
-const FAULT_EVERY: u64 = 2 * SECOND;
-const FAULTS_FOR: u64 = 90 * SECOND;
-/// Once faults end, beats must go on within this, and two periods: an abdication, an election, a takeover, a long
-/// commit, two contenders that fence each other for a while.
+/// The average interval between two changes of the faults.
+const FAULT_INTERVAL: u64 = 2 * SECOND;
+/// The time during which there are faults.
+const FAULTS_DURATION: u64 = 90 * SECOND;
+/// Once faults end, beats must continue within this time and two periods: it covers a leader that steps down, an
+/// election, a takeover, a long commit, and two nodes that fence each other for a while.
 const RECOVERY: u64 = 30 * SECOND;
-/// A schedule that a wild clock moved ahead has been caught up with after this many seconds.
+/// The longest time, in seconds, until the clock catches up with a schedule that a wrong clock moved ahead.
 const SECONDS_TO_CATCH_UP: u64 = 600;
-/// Then a plan has this long to be carried out: from 4 to 600 BPM in bars of 5 takes half an hour.
+/// The longest time, in seconds, to carry out a plan: from 4 to 600 BPM in bars of 5 takes half an hour.
 const SECONDS_FOR_A_PLAN: u64 = 3_600;
-/// How old a quorum's word may be for a beat that is not degraded.
-const QUORUM_LASTS: u64 = 1_200_000;
+/// The longest age of a quorum confirmation for a beat that is not degraded.
+const QUORUM_VALIDITY: u64 = 1_200_000;
 /// The wall clock at the beginning, in microseconds since the Unix epoch.
 const EPOCH: i64 = 1_790_000_000_000_000;
 
-/// An invariant, broken on purpose.
+/// A violation of an invariant, made on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sabotage {
     NoFence,
     PhantomTail,
     HiddenCommit,
-    QuorumLies,
-    PlanUnagreed,
+    FalseQuorum,
+    PlanNotCommitted,
     TimersLost,
-    HlcStands,
-    ScheduleTurnsBack,
-    TermStands,
-    LinesForgotten,
-    LineAhead,
-    TempoLeaps,
+    HlcFrozen,
+    ScheduleGoesBack,
+    TermFrozen,
+    BoundariesForgotten,
+    BoundaryAhead,
+    TempoJumps,
     DownbeatLost,
     NoElections,
     PlansLost,
@@ -63,97 +64,100 @@ impl Sabotage {
     pub(crate) const ALL: [Self; 15] = [
         Self::PhantomTail,
         Self::HiddenCommit,
-        Self::QuorumLies,
-        Self::PlanUnagreed,
+        Self::FalseQuorum,
+        Self::PlanNotCommitted,
         Self::TimersLost,
         Self::NoFence,
-        Self::HlcStands,
-        Self::ScheduleTurnsBack,
-        Self::TermStands,
-        Self::LinesForgotten,
-        Self::LineAhead,
-        Self::TempoLeaps,
+        Self::HlcFrozen,
+        Self::ScheduleGoesBack,
+        Self::TermFrozen,
+        Self::BoundariesForgotten,
+        Self::BoundaryAhead,
+        Self::TempoJumps,
         Self::DownbeatLost,
         Self::NoElections,
         Self::PlansLost,
     ];
 
+    /// The check that must report it.
     pub(crate) fn caught_by(self) -> &'static str {
         match self {
             Self::PhantomTail | Self::HiddenCommit => checks::INDICES,
             Self::NoElections => checks::PROGRESS,
-            Self::QuorumLies => checks::DEGRADED,
-            Self::PlanUnagreed => checks::PLANNED,
+            Self::FalseQuorum => checks::DEGRADED,
+            Self::PlanNotCommitted => checks::PLANNED,
             Self::TimersLost => checks::EVEN,
             Self::NoFence => checks::ONE_LEADER,
-            Self::HlcStands => checks::HLC,
-            Self::ScheduleTurnsBack => checks::SCHEDULE,
-            Self::TermStands => checks::TERMS,
-            Self::LinesForgotten | Self::LineAhead => checks::BOUNDARIES,
-            Self::TempoLeaps => checks::TEMPO,
+            Self::HlcFrozen => checks::HLC,
+            Self::ScheduleGoesBack => checks::SCHEDULE,
+            Self::TermFrozen => checks::TERMS,
+            Self::BoundariesForgotten | Self::BoundaryAhead => checks::BOUNDARIES,
+            Self::TempoJumps => checks::TEMPO,
             Self::DownbeatLost => checks::BARS,
             Self::PlansLost => checks::PLANS,
         }
     }
 }
 
-/// What comes to pass at its time.
+/// A scheduled event of the simulation.
 #[derive(Debug, Clone)]
-enum Happening {
-    /// An event reaches a node's core.
+enum SimEvent {
+    /// A node's core receives an event.
     Deliver(Event),
-    /// The time of its deadline.
+    /// The deadline of a node's core has come; with the number of the timer.
     Timer(u64),
-    /// A question reaches the quorum.
-    Ask(u64),
-    /// A command reaches Kafka, of the producer with this epoch.
-    Reach(Box<Command>, u64),
-    /// A request reaches Kafka after it was given up: nobody waits for an answer.
-    Stray(Box<Command>, u64),
-    /// The ends of `statusclaims` are known to a node.
-    BoundaryKnown(Boundary),
-    /// A node hears what Raft has agreed on by then.
-    PlanKnown,
+    /// A quorum check, with its ticket, reaches the other nodes.
+    QuorumRequest(u64),
+    /// A command, from the producer with this epoch, reaches Kafka.
+    KafkaRequest(Box<Command>, u64),
+    /// A command reaches Kafka after its node gave it up, so that its response is lost.
+    Orphan(Box<Command>, u64),
+    /// A node receives the ends of `statusclaims`.
+    BoundaryResponse(Boundary),
+    /// A node receives the newest plan that Raft has committed.
+    PlanResponse,
 }
 
 struct Node {
     core: Option<Leadership>,
-    /// Happenings of earlier lives are void.
-    life: u64,
-    booted: u64,
-    clock_off_by: i64,
+    /// The number of its starts; events for an earlier incarnation are dropped.
+    incarnation: u64,
+    booted_at: u64,
+    clock_offset: i64,
     is_paused: bool,
-    /// What a paused node finds when it wakes.
-    found: Vec<Happening>,
+    /// The events that a paused node processes when it resumes.
+    deferred: Vec<SimEvent>,
+    /// The number of its current timer; earlier timers are void.
     timer: u64,
     boundary: Boundary,
     /// The epoch of its open producer.
     epoch: Option<u64>,
-    kafka_is_busy: bool,
-    kafka_is_cut: bool,
-    /// When a quorum's word for it was true, last.
-    confirmed: Option<u64>,
+    /// A command is under way to Kafka.
+    awaits_kafka: bool,
+    is_cut_off_from_kafka: bool,
+    /// When a quorum last confirmed that it leads.
+    confirmed_at: Option<u64>,
     /// When it last opened the transactional id.
-    opened: u64,
+    opened_at: u64,
 }
 
 pub(crate) struct World {
     rng: ChaCha8Rng,
     sabotage: Option<Sabotage>,
     now: u64,
-    queue: BTreeMap<(u64, u64), (usize, u64, Happening)>,
+    /// By time and sequence number: the node, its incarnation, and the event.
+    queue: BTreeMap<(u64, u64), (usize, u64, SimEvent)>,
     sequence: u64,
     nodes: Vec<Node>,
     kafka: Kafka,
     raft: Raft,
     links: Links,
-    /// All that were agreed on.
+    /// All plans that Raft has committed.
     plans: Vec<Plan>,
-    /// What was committed since faults ended, and when.
-    since_calm: Vec<(BeatFrame, u64)>,
+    /// The frames committed since faults ended, each with its time.
+    since_faults: Vec<(BeatFrame, u64)>,
     initial_config: InitialConfig,
-    /// Faults have ended.
-    is_calm: bool,
+    faults_ended: bool,
     trace: String,
 }
 
@@ -161,27 +165,27 @@ impl World {
     pub(crate) fn new(seed: u64, sabotage: Option<Sabotage>) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let slow = rng.random_bool(0.2);
-        let bounds = if slow { [SLOWEST, 30] } else { [60, FASTEST] };
+        let bounds = if slow { [SLOWEST_BPM, 30] } else { [60, FASTEST_BPM] };
         let tempo = tempo(f64::from(rng.random_range(bounds[0]..bounds[1])));
         let initial_config =
             InitialConfig { cluster_id: "sim".into(), tempo, bar_length: rng.random_range(1..6), grace_beats: 0 };
         let node = |_| Node {
             core: None,
-            life: 0,
-            booted: 0,
-            clock_off_by: 0,
+            incarnation: 0,
+            booted_at: 0,
+            clock_offset: 0,
             is_paused: false,
-            found: Vec::new(),
+            deferred: Vec::new(),
             timer: 0,
             boundary: Boundary::default(),
             epoch: None,
-            kafka_is_busy: false,
-            kafka_is_cut: false,
-            confirmed: None,
-            opened: 0,
+            awaits_kafka: false,
+            is_cut_off_from_kafka: false,
+            confirmed_at: None,
+            opened_at: 0,
         };
-        let members = if rng.random_bool(0.15) { 1 } else { NODES };
-        let links = Links { members, alive: [false; NODES], cut: [[false; NODES]; NODES], quiet: [false; NODES] };
+        let voters = if rng.random_bool(0.15) { 1 } else { NODES };
+        let links = Links { voters, alive: [false; NODES], cut: [[false; NODES]; NODES], stepped_down: [false; NODES] };
         let nodes = (0..NODES).map(node).collect();
         let (kafka, raft) = (Kafka::new(sabotage), Raft::new());
         let (queue, trace) = (BTreeMap::new(), String::new());
@@ -196,9 +200,9 @@ impl World {
             raft,
             links,
             plans: Vec::new(),
-            since_calm: Vec::new(),
+            since_faults: Vec::new(),
             initial_config,
-            is_calm: false,
+            faults_ended: false,
             trace,
         }
     }
@@ -207,64 +211,64 @@ impl World {
         self.trace
     }
 
-    /// Faults for a while, then none; the beats that were committed.
+    /// Runs a period with faults, then one without, and returns the number of committed beats.
     pub(crate) fn run(&mut self) -> Result<u64, Violation> {
-        (0..self.links.members).for_each(|node| self.boot(node));
-        self.go_on(5 * SECOND)?;
-        let faults_end = self.now + FAULTS_FOR;
+        (0..self.links.voters).for_each(|node| self.boot(node));
+        self.advance(5 * SECOND)?;
+        let faults_end = self.now + FAULTS_DURATION;
         while self.now < faults_end {
             self.fault();
-            let pause = self.rng.random_range(0..2 * FAULT_EVERY);
-            self.go_on(pause)?;
+            let pause = self.rng.random_range(0..2 * FAULT_INTERVAL);
+            self.advance(pause)?;
         }
         self.heal();
-        if self.links.members == NODES && !self.kafka.log.is_empty() && self.rng.random_bool(0.5) {
-            self.leave_one();
-            self.go_on_beating()?;
+        if self.links.voters == NODES && !self.kafka.log.is_empty() && self.rng.random_bool(0.5) {
+            self.crash_all_but_one();
+            self.check_beats_continue()?;
             let degraded = self.kafka.log.last().is_some_and(|frame| frame.degraded);
-            ensure(degraded, checks::DEGRADED, || "one of three nodes beats, and not degraded".to_owned())?;
+            ensure(degraded, checks::DEGRADED, || "one of three nodes publishes beats, not degraded".to_owned())?;
             self.heal();
         }
-        self.go_on_beating()?;
+        self.check_beats_continue()?;
         let leaders = self.roles().into_iter().filter(|role| *role == Some(Role::Leader)).count();
-        ensure(leaders == 1, checks::ONE_LEADER, || format!("in the end {:?}", self.roles()))?;
+        ensure(leaders == 1, checks::ONE_LEADER, || format!("roles at the end: {:?}", self.roles()))?;
         for _ in 0..SECONDS_TO_CATCH_UP {
             if self.kafka.log.last().is_some_and(|last| last.emitted_at >= last.scheduled_at && !last.re_anchored()) {
                 break;
             }
-            self.go_on(SECOND)?;
+            self.advance(SECOND)?;
         }
-        self.go_on(2 * self.period())?;
-        self.since_calm.clear();
+        self.advance(2 * self.period())?;
+        self.since_faults.clear();
         self.check_plan()?;
-        self.go_on(5 * self.period())?;
-        checks::even(&self.since_calm)?;
+        self.advance(5 * self.period())?;
+        checks::even(&self.since_faults)?;
         Ok(self.kafka.log.len() as u64)
     }
 
-    /// Beats go on after the time that it may take.
-    fn go_on_beating(&mut self) -> Result<(), Violation> {
-        self.go_on(RECOVERY + 2 * self.period())?;
+    /// Checks that beats continue after the time that a recovery may take.
+    fn check_beats_continue(&mut self) -> Result<(), Violation> {
+        self.advance(RECOVERY + 2 * self.period())?;
         let before = self.kafka.log.len();
-        self.go_on(4 * self.period() + SECOND)?;
+        self.advance(4 * self.period() + SECOND)?;
         let beats = self.kafka.log.len() - before;
         ensure(beats >= 3, checks::PROGRESS, || format!("{beats} beats in 4 periods, {:?}", self.roles()))
     }
 
-    /// The longest period that may come: a plan may be on its way to a slower tempo.
+    /// The longest period to expect: a plan may lead to a slower tempo.
     fn period(&self) -> u64 {
         let newest = self.kafka.log.last().map_or(self.initial_config.tempo, |frame| frame.tempo_bpm);
         let planned = self.plans.last().map_or(newest, |plan| plan.tempo.min(newest));
         planned.period_ms() as u64 * 1_000
     }
 
-    /// Two of three nodes die, and stay dead.
-    fn leave_one(&mut self) {
+    /// Crashes two of three nodes, without a restart.
+    fn crash_all_but_one(&mut self) {
         let survivor = self.rng.random_range(0..NODES);
         (0..NODES).filter(|node| *node != survivor).for_each(|node| self.crash(node));
     }
 
-    /// Gives the plan the time that it may take, then looks whether it was carried out.
+    /// Checks that the last plan is carried out in the time that it may take.
     fn check_plan(&mut self) -> Result<(), Violation> {
         let Some(plan) = self.plans.last().copied() else { return Ok(()) };
         let mut is_done = false;
@@ -275,7 +279,7 @@ impl World {
             if is_done {
                 break;
             }
-            self.go_on(SECOND)?;
+            self.advance(SECOND)?;
         }
         ensure(is_done, checks::PLANS, || format!("{plan:?}, not {:?}", self.kafka.log.last()))
     }
@@ -284,41 +288,41 @@ impl World {
         self.nodes.iter().map(|node| node.core.as_ref().map(Leadership::role)).collect()
     }
 
-    /// Lets time pass.
-    fn go_on(&mut self, micros: u64) -> Result<(), Violation> {
+    /// Advances time, and processes the events that are due.
+    fn advance(&mut self, micros: u64) -> Result<(), Violation> {
         let until = self.now + micros;
         while self.now < until {
             let next_step = (self.now / RAFT_STEP + 1) * RAFT_STEP;
             while let Some(entry) = self.queue.first_entry().filter(|entry| entry.key().0 < next_step.min(until)) {
                 self.now = entry.key().0.max(self.now);
-                let (node, life, happening) = entry.remove();
-                self.happen(node, life, happening)?;
+                let (node, incarnation, sim_event) = entry.remove();
+                self.process(node, incarnation, sim_event)?;
             }
             self.now = next_step.min(until);
             if self.now == next_step && self.sabotage != Some(Sabotage::NoElections) {
                 for node in self.raft.step(self.now, &self.links, &mut self.rng) {
                     let raft_role = self.raft.views[node].clone();
-                    self.later(node, 0..10_000, Happening::Deliver(Event::Raft(raft_role)));
+                    self.schedule(node, 0..10_000, SimEvent::Deliver(Event::RaftRoleChanged(raft_role)));
                 }
             }
         }
         Ok(())
     }
 
-    /// Whether a small fault comes to pass.
-    fn happens(&mut self, probability: f64) -> bool {
-        !self.is_calm && self.rng.random_bool(probability)
+    /// Returns true, with this probability, if there are faults.
+    fn small_fault(&mut self, probability: f64) -> bool {
+        !self.faults_ended && self.rng.random_bool(probability)
     }
 
-    fn later(&mut self, node: usize, delay: std::ops::Range<u64>, happening: Happening) {
+    fn schedule(&mut self, node: usize, delay: std::ops::Range<u64>, sim_event: SimEvent) {
         let at = self.now + self.rng.random_range(delay);
         self.sequence += 1;
-        self.queue.insert((at, self.sequence), (node, self.nodes[node].life, happening));
+        self.queue.insert((at, self.sequence), (node, self.nodes[node].incarnation, sim_event));
     }
 
-    fn happen(&mut self, node: usize, of_life: u64, happening: Happening) -> Result<(), Violation> {
-        if let Happening::Stray(command, epoch) = happening {
-            // It left its node long ago, which may be dead by now.
+    fn process(&mut self, node: usize, of_incarnation: u64, sim_event: SimEvent) -> Result<(), Violation> {
+        if let SimEvent::Orphan(command, epoch) = sim_event {
+            // Its node sent it earlier, and may have crashed since.
             match *command {
                 Command::Publish(frame) if self.kafka.up => {
                     self.commit(epoch, *frame)?;
@@ -330,62 +334,64 @@ impl World {
             }
             return Ok(());
         }
-        if of_life != self.nodes[node].life || self.nodes[node].core.is_none() {
+        if of_incarnation != self.nodes[node].incarnation || self.nodes[node].core.is_none() {
             return Ok(());
         }
-        // Kafka and the others go on while a node is paused; only what it would do itself waits.
-        let is_its_own = matches!(
-            happening,
-            Happening::Deliver(_) | Happening::Timer(_) | Happening::BoundaryKnown(_) | Happening::PlanKnown
+        // Kafka and the other nodes continue while a node is paused; only what the node itself would process waits.
+        let is_processed_by_node = matches!(
+            sim_event,
+            SimEvent::Deliver(_) | SimEvent::Timer(_) | SimEvent::BoundaryResponse(_) | SimEvent::PlanResponse
         );
-        if self.nodes[node].is_paused && is_its_own {
-            self.nodes[node].found.push(happening);
+        if self.nodes[node].is_paused && is_processed_by_node {
+            self.nodes[node].deferred.push(sim_event);
             return Ok(());
         }
-        match happening {
-            Happening::Deliver(event) => self.deliver(node, event),
-            Happening::Timer(timer) if timer == self.nodes[node].timer => self.deliver(node, Event::Elapsed),
-            Happening::Timer(_) => Ok(()),
-            Happening::BoundaryKnown(ends) => {
+        match sim_event {
+            SimEvent::Deliver(event) => self.deliver(node, event),
+            SimEvent::Timer(timer) if timer == self.nodes[node].timer => self.deliver(node, Event::Elapsed),
+            SimEvent::Timer(_) => Ok(()),
+            SimEvent::BoundaryResponse(ends) => {
                 self.nodes[node].boundary.advance_to(&ends);
                 Ok(())
             }
-            Happening::PlanKnown => match self.heard_plan() {
-                Some(plan) if self.sabotage != Some(Sabotage::PlansLost) => self.deliver(node, Event::Planned(plan)),
+            SimEvent::PlanResponse => match self.visible_plan() {
+                Some(plan) if self.sabotage != Some(Sabotage::PlansLost) => {
+                    self.deliver(node, Event::PlanApplied(plan))
+                }
                 _ => Ok(()),
             },
-            Happening::Ask(ticket) => {
+            SimEvent::QuorumRequest(ticket) => {
                 let is_true = self.raft.confirms(node, &self.links);
                 if is_true {
-                    self.nodes[node].confirmed = Some(self.now);
+                    self.nodes[node].confirmed_at = Some(self.now);
                 }
-                let confirmed = is_true || self.sabotage == Some(Sabotage::QuorumLies);
+                let confirmed = is_true || self.sabotage == Some(Sabotage::FalseQuorum);
                 let delay = if confirmed { 100..5_000 } else { 1_000..480_000 };
-                self.later(node, delay, Happening::Deliver(Event::Quorum { ticket, confirmed }));
+                self.schedule(node, delay, SimEvent::Deliver(Event::QuorumChecked { ticket, confirmed }));
                 Ok(())
             }
-            Happening::Reach(command, epoch) => self.reach(node, *command, epoch),
-            Happening::Stray(..) => unreachable!("handled above"),
+            SimEvent::KafkaRequest(command, epoch) => self.process_kafka_request(node, *command, epoch),
+            SimEvent::Orphan(..) => unreachable!("handled above"),
         }
     }
 
-    /// A command of `node` reaches Kafka.
-    fn reach(&mut self, node: usize, command: Command, epoch: u64) -> Result<(), Violation> {
-        let is_away = !self.kafka.up || self.nodes[node].kafka_is_cut;
-        let answer_is_lost = self.happens(0.02);
-        let answer = match command {
-            Command::ReadTail | Command::InitTransactions if is_away || answer_is_lost => {
-                if matches!(command, Command::InitTransactions) && !self.nodes[node].kafka_is_cut {
-                    // It arrives all the same, now or later.
-                    self.later(node, 0..10 * SECOND, Happening::Stray(Box::new(command), 0));
+    /// Processes a command of `node` that reaches Kafka.
+    fn process_kafka_request(&mut self, node: usize, command: Command, epoch: u64) -> Result<(), Violation> {
+        let is_unavailable = !self.kafka.up || self.nodes[node].is_cut_off_from_kafka;
+        let response_is_lost = self.small_fault(0.02);
+        let response = match command {
+            Command::ReadTail | Command::InitTransactions if is_unavailable || response_is_lost => {
+                if matches!(command, Command::InitTransactions) && !self.nodes[node].is_cut_off_from_kafka {
+                    // Kafka executes it all the same, now or later.
+                    self.schedule(node, 0..10 * SECOND, SimEvent::Orphan(Box::new(command), 0));
                 }
-                self.later(node, SECOND..10 * SECOND, Happening::Deliver(Event::KafkaUnavailable));
+                self.schedule(node, SECOND..10 * SECOND, SimEvent::Deliver(Event::KafkaUnavailable));
                 return Ok(());
             }
             Command::ReadTail => {
                 let frame = self.kafka.tail();
                 if let Some(frame) = &frame
-                    && self.sabotage != Some(Sabotage::LinesForgotten)
+                    && self.sabotage != Some(Sabotage::BoundariesForgotten)
                 {
                     self.nodes[node].boundary.advance_to(&Boundary::new(frame.claim_offsets.clone()));
                 }
@@ -394,76 +400,76 @@ impl World {
             Command::InitTransactions => {
                 let epoch = self.kafka.open();
                 self.nodes[node].epoch = Some(epoch);
-                self.nodes[node].opened = self.now;
+                self.nodes[node].opened_at = self.now;
                 let holders = self.nodes.iter().filter(|node| node.epoch == Some(epoch)).count();
                 ensure(holders == 1, checks::ONE_LEADER, || format!("{holders} producers of epoch {epoch}"))?;
                 Event::TransactionsInitialized
             }
             Command::SampleBoundary => {
-                if !is_away && self.sabotage != Some(Sabotage::LinesForgotten) {
-                    self.nodes[node].boundary.advance_to(&boundary(self.now));
+                if !is_unavailable && self.sabotage != Some(Sabotage::BoundariesForgotten) {
+                    self.nodes[node].boundary.advance_to(&claim_ends(self.now));
                 }
                 Event::BoundarySampled
             }
-            Command::Publish(frame) if is_away => {
-                // Sent when Kafka is back, or never; the node knows neither.
+            Command::Publish(frame) if is_unavailable => {
+                // Kafka may execute it later or never; the node does not know.
                 if self.rng.random_bool(0.5) {
-                    self.later(node, 0..20 * SECOND, Happening::Stray(Box::new(Command::Publish(frame)), epoch));
+                    self.schedule(node, 0..20 * SECOND, SimEvent::Orphan(Box::new(Command::Publish(frame)), epoch));
                 }
-                self.later(node, SECOND..10 * SECOND, Happening::Deliver(Event::InDoubt));
+                self.schedule(node, SECOND..10 * SECOND, SimEvent::Deliver(Event::InDoubt));
                 return Ok(());
             }
             Command::Publish(frame) => match self.commit(epoch, *frame)? {
-                Commit::Done if answer_is_lost => Event::InDoubt,
-                Commit::Unknown => Event::InDoubt,
+                Commit::Done if response_is_lost => Event::InDoubt,
+                Commit::InDoubt => Event::InDoubt,
                 Commit::Done => Event::Committed,
                 Commit::Fenced => Event::Fenced,
             },
-            other => unreachable!("{other:?} is not Kafka's"),
+            other => unreachable!("{other:?} is not a command for Kafka"),
         };
-        let delay = if answer_is_lost { SECOND..10 * SECOND } else { 500..20_000 };
-        self.later(node, delay, Happening::Deliver(answer));
+        let delay = if response_is_lost { SECOND..10 * SECOND } else { 500..20_000 };
+        self.schedule(node, delay, SimEvent::Deliver(response));
         Ok(())
     }
 
     fn commit(&mut self, epoch: u64, frame: BeatFrame) -> Result<Commit, Violation> {
         let before = self.kafka.log.last().cloned();
-        let fate = self.kafka.commit(epoch, frame, self.now)?;
-        if let (Commit::Done, Some(frame)) = (&fate, self.kafka.log.last().cloned()) {
+        let outcome = self.kafka.commit(epoch, frame, self.now)?;
+        if let (Commit::Done, Some(frame)) = (&outcome, self.kafka.log.last().cloned()) {
             if let Some(before) = before {
                 checks::as_planned(&before, &frame, &self.plans)?;
             }
-            self.since_calm.push((frame.clone(), self.now));
+            self.since_faults.push((frame.clone(), self.now));
             if self.kafka.hides_last {
-                return Ok(Commit::Unknown);
+                return Ok(Commit::InDoubt);
             }
-            self.committed(&frame);
+            self.deliver_frame(&frame);
         }
-        Ok(fate)
+        Ok(outcome)
     }
 
-    /// What nodes hear of the newest plan.
-    fn heard_plan(&self) -> Option<Plan> {
+    /// The newest plan, as nodes receive it.
+    fn visible_plan(&self) -> Option<Plan> {
         let plan = self.plans.last().copied()?;
-        let is_another = self.sabotage == Some(Sabotage::PlanUnagreed);
-        Some(if is_another { Plan { bar_length: plan.bar_length + 1, ..plan } } else { plan })
+        let is_wrong = self.sabotage == Some(Sabotage::PlanNotCommitted);
+        Some(if is_wrong { Plan { bar_length: plan.bar_length + 1, ..plan } } else { plan })
     }
 
-    /// Every node reads what was committed, sooner or later.
-    fn committed(&mut self, frame: &BeatFrame) {
+    /// Schedules the reading of a committed frame by every node.
+    fn deliver_frame(&mut self, frame: &BeatFrame) {
         let (beat, node, emitted) = (frame.beat_index, &frame.node, frame.emitted_at.millis());
         let mark = if frame.degraded { " degraded" } else { "" };
         writeln!(self.trace, "{:>10} committed {beat} by {node} at {emitted} {}{mark}", self.now, frame.hlc)
             .expect("a string");
         for node in 0..NODES {
-            if !self.nodes[node].kafka_is_cut {
-                self.later(node, 500..50_000, Happening::Deliver(Event::Heard(Box::new(frame.clone()))));
+            if !self.nodes[node].is_cut_off_from_kafka {
+                self.schedule(node, 500..50_000, SimEvent::Deliver(Event::FrameRead(Box::new(frame.clone()))));
             }
         }
     }
 
     fn deliver(&mut self, node: usize, event: Event) -> Result<(), Violation> {
-        let is_kafkas = matches!(
+        let is_kafka_response = matches!(
             event,
             Event::Tail { .. }
                 | Event::TransactionsInitialized
@@ -473,59 +479,59 @@ impl World {
                 | Event::Fenced
                 | Event::KafkaUnavailable
         );
-        if is_kafkas {
-            self.nodes[node].kafka_is_busy = false;
+        if is_kafka_response {
+            self.nodes[node].awaits_kafka = false;
         }
-        self.note(node, &event);
-        let now = self.moment(node);
+        self.trace_event(node, &event);
+        let now = self.now_of(node);
         let Node { core, boundary, .. } = &mut self.nodes[node];
         let Some(core) = core else { return Ok(()) };
         let commands = core.on(event, now, boundary);
         for command in commands {
-            self.obey(node, command)?;
+            self.execute(node, command)?;
         }
         self.set_timer(node);
         Ok(())
     }
 
-    fn note(&mut self, node: usize, event: &Event) {
+    fn trace_event(&mut self, node: usize, event: &Event) {
         let what = match event {
             Event::Tail { frame, .. } => format!("tail {:?}", frame.as_ref().map(|frame| frame.beat_index.get())),
-            Event::Heard(frame) => format!("heard {}", frame.beat_index),
+            Event::FrameRead(frame) => format!("read {}", frame.beat_index),
             other => format!("{other:?}"),
         };
         writeln!(self.trace, "{:>10} n{node} {what}", self.now).expect("a string");
     }
 
-    fn moment(&mut self, node: usize) -> Now {
-        let Node { booted, clock_off_by, .. } = self.nodes[node];
+    fn now_of(&mut self, node: usize) -> Now {
+        let Node { booted_at, clock_offset, .. } = self.nodes[node];
         Now {
-            wall_micros: EPOCH + self.now as i64 + clock_off_by,
-            monotonic: Duration::from_micros(self.now - booted),
+            wall_micros: EPOCH + self.now as i64 + clock_offset,
+            monotonic: Duration::from_micros(self.now - booted_at),
             random: self.rng.random(),
         }
     }
 
     fn set_timer(&mut self, node: usize) {
         self.nodes[node].timer += 1;
-        let Node { core: Some(core), booted, timer, .. } = &self.nodes[node] else { return };
+        let Node { core: Some(core), booted_at, timer, .. } = &self.nodes[node] else { return };
         let Some(deadline) = core.deadline() else { return };
-        let at = (booted + deadline.as_micros() as u64).max(self.now);
-        let happening = Happening::Timer(*timer);
-        let life = self.nodes[node].life;
-        // A scheduler is late, now and then.
-        if self.is_calm && self.sabotage == Some(Sabotage::TimersLost) && self.rng.random_bool(0.2) {
+        let at = (booted_at + deadline.as_micros() as u64).max(self.now);
+        let sim_event = SimEvent::Timer(*timer);
+        let incarnation = self.nodes[node].incarnation;
+        if self.faults_ended && self.sabotage == Some(Sabotage::TimersLost) && self.rng.random_bool(0.2) {
             self.sequence += 1;
-            self.queue.insert((at + 300_000, self.sequence), (node, life, happening));
+            self.queue.insert((at + 300_000, self.sequence), (node, incarnation, sim_event));
             return;
         }
-        let late = if self.happens(0.01) { self.rng.random_range(0..200_000) } else { 0 };
+        // Now and then the scheduler wakes a thread late.
+        let late = if self.small_fault(0.01) { self.rng.random_range(0..200_000) } else { 0 };
         self.sequence += 1;
-        // Rounded up: to the microsecond before its time, it would come again at once.
-        self.queue.insert((at + late + 1, self.sequence), (node, life, happening));
+        // Rounded up: a microsecond before its deadline, it would be set again at once.
+        self.queue.insert((at + late + 1, self.sequence), (node, incarnation, sim_event));
     }
 
-    fn obey(&mut self, node: usize, command: Command) -> Result<(), Violation> {
+    fn execute(&mut self, node: usize, command: Command) -> Result<(), Violation> {
         if !matches!(command, Command::ConfirmQuorum { .. } | Command::RefreshBoundary) {
             let what = match &command {
                 Command::Publish(frame) => format!("publish {} of term {}", frame.beat_index, frame.term),
@@ -534,132 +540,134 @@ impl World {
             writeln!(self.trace, "{:>10} n{node} -> {what}", self.now).expect("a string");
         }
         match command {
-            Command::ConfirmQuorum { ticket } => self.later(node, 0..2_000, Happening::Ask(ticket)),
+            Command::ConfirmQuorum { ticket } => self.schedule(node, 0..2_000, SimEvent::QuorumRequest(ticket)),
             Command::RefreshBoundary => {
-                if self.kafka.up && !self.nodes[node].kafka_is_cut {
-                    self.later(node, 500..20_000, Happening::BoundaryKnown(boundary(self.now)));
+                if self.kafka.up && !self.nodes[node].is_cut_off_from_kafka {
+                    self.schedule(node, 500..20_000, SimEvent::BoundaryResponse(claim_ends(self.now)));
                 }
             }
-            Command::Close => self.nodes[node].epoch = None,
-            Command::StepDown => self.links.quiet[node] = true,
-            Command::Rejoin => self.links.quiet[node] = false,
+            Command::CloseProducer => self.nodes[node].epoch = None,
+            Command::StepDown => self.links.stepped_down[node] = true,
+            Command::Rejoin => self.links.stepped_down[node] = false,
             Command::Stop(reason) => {
                 ensure(false, checks::PROGRESS, || format!("n{node} stopped: {reason}"))?;
             }
-            kafkas => {
-                let is_busy = std::mem::replace(&mut self.nodes[node].kafka_is_busy, true);
-                ensure(!is_busy, checks::PROGRESS, || format!("n{node} has two of Kafka's commands under way"))?;
-                if matches!(kafkas, Command::InitTransactions) {
+            command => {
+                let awaits_kafka = std::mem::replace(&mut self.nodes[node].awaits_kafka, true);
+                ensure(!awaits_kafka, checks::PROGRESS, || format!("n{node} has two commands under way to Kafka"))?;
+                if matches!(command, Command::InitTransactions) {
                     self.nodes[node].epoch = None;
                 }
-                if let Command::Publish(frame) = &kafkas {
-                    self.check_right(node, frame)?;
+                if let Command::Publish(frame) = &command {
+                    self.check_may_publish(node, frame)?;
                 }
                 let epoch = self.nodes[node].epoch.unwrap_or(u64::MAX);
-                let slow = self.happens(0.02);
+                let slow = self.small_fault(0.02);
                 let delay = if slow { 100_000..2 * SECOND } else { 200..5_000 };
-                self.later(node, delay, Happening::Reach(Box::new(kafkas), epoch));
+                self.schedule(node, delay, SimEvent::KafkaRequest(Box::new(command), epoch));
             }
         }
         Ok(())
     }
 
-    /// What a node may publish: behind its own fence, and as not degraded only with a quorum's word.
-    fn check_right(&self, node: usize, frame: &BeatFrame) -> Result<(), Violation> {
-        let Node { epoch, confirmed, opened, is_paused, .. } = &self.nodes[node];
+    /// Checks that a node may publish `frame`: with an open producer, and if it is not degraded with a quorum.
+    fn check_may_publish(&self, node: usize, frame: &BeatFrame) -> Result<(), Violation> {
+        let Node { epoch, confirmed_at, opened_at, is_paused, .. } = &self.nodes[node];
         ensure(epoch.is_some() && !is_paused, checks::ONE_LEADER, || format!("n{node} publishes without a producer"))?;
-        // The word was given a little before it was heard.
-        let has_word = confirmed.is_some_and(|at| self.now <= at + QUORUM_LASTS + SECOND / 2);
-        ensure(frame.degraded || has_word, checks::DEGRADED, || format!("n{node} at {}: {frame:?}", self.now))?;
-        // The word that counts for a new leader is one that was given behind its fence.
+        // The confirmation was given a little before the node received it.
+        let has_quorum = confirmed_at.is_some_and(|at| self.now <= at + QUORUM_VALIDITY + SECOND / 2);
+        ensure(frame.degraded || has_quorum, checks::DEGRADED, || format!("n{node} at {}: {frame:?}", self.now))?;
+        // For the first beat of a leader only a confirmation after its fence counts.
         let is_first = self.kafka.log.last().is_none_or(|last| last.term != frame.term);
-        let after_fence = confirmed.is_some_and(|at| at >= *opened);
-        ensure(frame.degraded || !is_first || after_fence, checks::DEGRADED, || format!("n{node} began: {frame:?}"))
+        let after_fence = confirmed_at.is_some_and(|at| at >= *opened_at);
+        ensure(frame.degraded || !is_first || after_fence, checks::DEGRADED, || {
+            format!("first beat of n{node}: {frame:?}")
+        })
     }
 
     fn boot(&mut self, node: usize) {
-        let life = self.nodes[node].life + 1;
+        let incarnation = self.nodes[node].incarnation + 1;
         let random = self.rng.random();
         let initial_config = self.initial_config.clone();
-        let booted = &mut self.nodes[node];
-        booted.life = life;
-        booted.booted = self.now;
-        booted.is_paused = false;
-        booted.found.clear();
-        booted.boundary = Boundary::default();
-        booted.epoch = None;
-        booted.kafka_is_busy = false;
+        let state = &mut self.nodes[node];
+        state.incarnation = incarnation;
+        state.booted_at = self.now;
+        state.is_paused = false;
+        state.deferred.clear();
+        state.boundary = Boundary::default();
+        state.epoch = None;
+        state.awaits_kafka = false;
         let metronome = Metronome::new(initial_config, name(node), node as u16);
-        booted.confirmed = None;
-        let bounds = Bounds { min: tempo(f64::from(SLOWEST)), max: tempo(f64::from(FASTEST)) };
+        state.confirmed_at = None;
+        let bounds = TempoBounds { min: tempo(f64::from(SLOWEST_BPM)), max: tempo(f64::from(FASTEST_BPM)) };
         let now = Now { wall_micros: EPOCH, monotonic: Duration::ZERO, random };
-        booted.core = Some(Leadership::new(metronome, bounds, ELECTION_TIMEOUT, now));
+        state.core = Some(Leadership::new(metronome, bounds, ELECTION_TIMEOUT, now));
         self.links.alive[node] = true;
-        self.links.quiet[node] = false;
+        self.links.stepped_down[node] = false;
         writeln!(self.trace, "{:>10} n{node} boots", self.now).expect("a string");
         let raft_role = self.raft.restarted(node);
         if raft_role != RaftRole::Leaderless {
-            self.later(node, 0..10_000, Happening::Deliver(Event::Raft(raft_role)));
+            self.schedule(node, 0..10_000, SimEvent::Deliver(Event::RaftRoleChanged(raft_role)));
         }
-        self.later(node, 0..10_000, Happening::PlanKnown);
+        self.schedule(node, 0..10_000, SimEvent::PlanResponse);
         self.read_newest(node);
     }
 
-    /// A node that can read Kafka again reads the newest frame.
+    /// Schedules the reading of the newest frame by a node that can read Kafka again.
     fn read_newest(&mut self, node: usize) {
         if let Some(last) = self.kafka.log.last().cloned() {
-            self.later(node, 1_000..50_000, Happening::Deliver(Event::Heard(Box::new(last))));
+            self.schedule(node, 1_000..50_000, SimEvent::Deliver(Event::FrameRead(Box::new(last))));
         }
     }
 
     fn crash(&mut self, node: usize) {
         writeln!(self.trace, "{:>10} n{node} crashes", self.now).expect("a string");
-        // What it has sent may still arrive.
-        let life = self.nodes[node].life;
-        let sent: Vec<_> = self.queue.iter().filter(|(_, (n, l, _))| (*n, *l) == (node, life)).collect();
-        let strays: Vec<(Box<Command>, u64)> = sent
+        // The commands that it has sent may still arrive.
+        let incarnation = self.nodes[node].incarnation;
+        let sent: Vec<_> = self.queue.iter().filter(|(_, (n, i, _))| (*n, *i) == (node, incarnation)).collect();
+        let orphans: Vec<(Box<Command>, u64)> = sent
             .into_iter()
-            .filter_map(|(_, (_, _, happening))| match happening {
-                Happening::Reach(command, epoch) => Some((command.clone(), *epoch)),
+            .filter_map(|(_, (_, _, sim_event))| match sim_event {
+                SimEvent::KafkaRequest(command, epoch) => Some((command.clone(), *epoch)),
                 _ => None,
             })
             .collect();
-        for (command, epoch) in strays {
-            self.later(node, 0..5_000, Happening::Stray(command, epoch));
+        for (command, epoch) in orphans {
+            self.schedule(node, 0..5_000, SimEvent::Orphan(command, epoch));
         }
         self.nodes[node].core = None;
         self.nodes[node].is_paused = false;
         self.nodes[node].epoch = None;
         self.links.alive[node] = false;
-        self.links.quiet[node] = false;
+        self.links.stepped_down[node] = false;
     }
 
-    fn wake(&mut self, node: usize) {
+    fn resume(&mut self, node: usize) {
         writeln!(self.trace, "{:>10} n{node} wakes", self.now).expect("a string");
         self.nodes[node].is_paused = false;
         self.links.alive[node] = true;
-        for (place, happening) in (1..).zip(std::mem::take(&mut self.nodes[node].found)) {
-            // In the order in which it was found.
-            self.later(node, place..place + 1, happening);
+        for (place, sim_event) in (1..).zip(std::mem::take(&mut self.nodes[node].deferred)) {
+            // In the order in which they were deferred.
+            self.schedule(node, place..place + 1, sim_event);
         }
     }
 
-    /// Something breaks, or is mended, or somebody wants something.
+    /// Starts or ends a fault, or makes an operator's request.
     fn fault(&mut self) {
-        let node = self.rng.random_range(0..self.links.members);
+        let node = self.rng.random_range(0..self.links.voters);
         let other = (node + self.rng.random_range(1..NODES)) % NODES;
         match self.rng.random_range(0..13) {
             12 => {
-                writeln!(self.trace, "{:>10} kafka settles a transaction", self.now).expect("a string");
+                writeln!(self.trace, "{:>10} kafka aborts a transaction", self.now).expect("a string");
                 self.kafka.time_out();
             }
             0 | 1 => match (self.nodes[node].core.is_some(), self.nodes[node].is_paused) {
-                (true, true) => self.wake(node),
+                (true, true) => self.resume(node),
                 (true, false) => self.crash(node),
                 (false, _) => self.boot(node),
             },
             2 | 3 => match (self.nodes[node].core.is_some(), self.nodes[node].is_paused) {
-                (true, true) => self.wake(node),
+                (true, true) => self.resume(node),
                 (true, false) => {
                     writeln!(self.trace, "{:>10} n{node} pauses", self.now).expect("a string");
                     self.nodes[node].is_paused = true;
@@ -674,8 +682,8 @@ impl World {
                 self.links.cut[other][node] = cut;
             }
             6 => {
-                self.nodes[node].kafka_is_cut ^= true;
-                let cut = self.nodes[node].kafka_is_cut;
+                self.nodes[node].is_cut_off_from_kafka ^= true;
+                let cut = self.nodes[node].is_cut_off_from_kafka;
                 if !cut {
                     self.read_newest(node);
                 }
@@ -686,57 +694,57 @@ impl World {
                 writeln!(self.trace, "{:>10} kafka up {}", self.now, self.kafka.up).expect("a string");
             }
             8 | 9 => {
-                let wild = self.rng.random_bool(0.3);
-                let most = if wild { 300 * SECOND as i64 } else { SECOND as i64 };
-                self.nodes[node].clock_off_by = self.rng.random_range(-most..most);
-                let off_by = self.nodes[node].clock_off_by;
+                let large = self.rng.random_bool(0.3);
+                let most = if large { 300 * SECOND as i64 } else { SECOND as i64 };
+                self.nodes[node].clock_offset = self.rng.random_range(-most..most);
+                let off_by = self.nodes[node].clock_offset;
                 writeln!(self.trace, "{:>10} n{node} clock off by {off_by}", self.now).expect("a string");
             }
-            _ => self.want(),
+            _ => self.request_change(),
         }
     }
 
-    /// An operator asks the leader for another tempo or bar.
-    fn want(&mut self) {
+    /// Makes an operator's request to the leader: another tempo or bar length, or a cancellation.
+    fn request_change(&mut self) {
         let Some(leader) = self.raft.leader else { return };
-        let wanted = Request::Change {
-            tempo: Some(tempo(f64::from(self.rng.random_range(SLOWEST..FASTEST)))),
+        let change = PlanRequest::Change {
+            tempo: Some(tempo(f64::from(self.rng.random_range(SLOWEST_BPM..FASTEST_BPM)))),
             ramp: self.rng.random_bool(0.8),
             bar_length: self.rng.random_bool(0.3).then(|| self.rng.random_range(1..6)),
         };
-        let request = if self.rng.random_bool(0.2) { Request::Cancel } else { wanted };
+        let request = if self.rng.random_bool(0.2) { PlanRequest::Cancel } else { change };
         let Some(core) = self.nodes[leader].core.as_mut() else { return };
         let Ok(plan) = core.propose(request) else { return };
         if !self.raft.confirms(leader, &self.links) {
             core.give_up_proposal();
             return;
         }
-        writeln!(self.trace, "{:>10} agreed on {plan:?}", self.now).expect("a string");
+        writeln!(self.trace, "{:>10} committed plan {plan:?}", self.now).expect("a string");
         self.plans.push(plan);
         for node in 0..NODES {
-            self.later(node, 0..50_000, Happening::PlanKnown);
+            self.schedule(node, 0..50_000, SimEvent::PlanResponse);
         }
     }
 
-    /// All faults end; clocks may be wrong for ever, but not by minutes.
+    /// Ends all faults; clocks stay wrong, but by a second at most.
     fn heal(&mut self) {
         writeln!(self.trace, "{:>10} faults end", self.now).expect("a string");
-        self.is_calm = true;
+        self.faults_ended = true;
         self.kafka.up = true;
         self.links.cut = [[false; NODES]; NODES];
-        for node in 0..self.links.members {
-            self.nodes[node].kafka_is_cut = false;
+        for node in 0..self.links.voters {
+            self.nodes[node].is_cut_off_from_kafka = false;
             self.read_newest(node);
-            self.nodes[node].clock_off_by = self.nodes[node].clock_off_by.clamp(-(SECOND as i64), SECOND as i64);
+            self.nodes[node].clock_offset = self.nodes[node].clock_offset.clamp(-(SECOND as i64), SECOND as i64);
             if self.nodes[node].core.is_none() {
                 self.boot(node);
             } else if self.nodes[node].is_paused {
-                self.wake(node);
+                self.resume(node);
             }
         }
     }
 }
 
 fn tempo(bpm: f64) -> Tempo {
-    Tempo::try_from(bpm).expect("in range")
+    Tempo::try_from(bpm).expect("a valid tempo")
 }

@@ -1,4 +1,4 @@
-//! Calls to other nodes, over HTTP.
+//! The HTTP client for calls to other nodes.
 
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::server;
-use super::types::{Member, NodeName, Types};
+use super::types::{NodeInfo, NodeName, Types};
 use crate::shell::secret::Secret;
 
-/// The pause before a node that could not be reached is tried again: an election takes longer.
+/// The backoff for a node that could not be reached; shorter than an election takes.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
-/// What calls other nodes; clones share their connections.
+/// Calls other nodes; clones share their connections.
 #[derive(Clone)]
 pub(crate) struct Client {
     http: reqwest::Client,
@@ -27,23 +27,23 @@ pub(crate) struct Client {
     secret: Option<Secret>,
 }
 
-/// A call that brought no answer.
+/// A call to another node failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CallError {
-    /// Nothing came in time, or no connection.
+    /// There was no connection, or no response in time.
     #[error("{address} does not answer: {source}")]
     Unreachable {
-        /// Who was called.
+        /// The address that was called.
         address: String,
-        /// Why.
+        /// The cause.
         source: reqwest::Error,
     },
-    /// It answered with an error.
+    /// The node answered with an error.
     #[error("{address} refused: {reason}")]
     Refused {
-        /// Who was called.
+        /// The address that was called.
         address: String,
-        /// Its words.
+        /// The status and body of the response.
         reason: String,
     },
 }
@@ -54,15 +54,15 @@ impl Client {
         Ok(Self { http, cluster, node, secret })
     }
 
-    /// Posts `request` to `target`, which should be at `address`.
-    pub(crate) async fn call<A: DeserializeOwned>(
+    /// Posts `request` to the node `target` at `address`.
+    pub(crate) async fn call<R: DeserializeOwned>(
         &self,
         target: NodeName,
         address: &str,
         path: &str,
         request: &impl Serialize,
         timeout: Duration,
-    ) -> Result<A, CallError> {
+    ) -> Result<R, CallError> {
         let unreachable = |source| CallError::Unreachable { address: address.to_owned(), source };
         let mut post = self.http.post(format!("http://{address}{path}")).timeout(timeout).json(request);
         post = post.header(server::CLUSTER, &self.cluster).header(server::NODE, self.node.to_string());
@@ -70,43 +70,43 @@ impl Client {
         if let Some(secret) = &self.secret {
             post = post.bearer_auth(secret.expose());
         }
-        let answer = post.send().await.map_err(unreachable)?;
-        if !answer.status().is_success() {
-            let status = answer.status();
-            let reason = answer.text().await.unwrap_or_default();
-            return Err(CallError::Refused { address: address.to_owned(), reason: format!("{status} {reason}") });
+        let response = post.send().await.map_err(unreachable)?;
+        if !response.status().is_success() {
+            let status = response.status();
+            let body = response.text().await.unwrap_or_default();
+            return Err(CallError::Refused { address: address.to_owned(), reason: format!("{status} {body}") });
         }
-        answer.json().await.map_err(unreachable)
+        response.json().await.map_err(unreachable)
     }
 }
 
-/// The way to one node.
+/// Raft's connection to one node.
 pub(crate) struct Connection {
     client: Client,
     target: NodeName,
     address: String,
-    /// Why it refused last: said once.
-    refused: Option<String>,
+    /// The reason of the last refusal, so that it is logged once.
+    last_refusal: Option<String>,
 }
 
-type Failed<E> = RPCError<NodeName, Member, RaftError<NodeName, E>>;
+type RpcError<E> = RPCError<NodeName, NodeInfo, RaftError<NodeName, E>>;
 
 impl Connection {
-    async fn rpc<A, E>(
+    async fn rpc<R, E>(
         &mut self,
         action: RPCTypes,
         path: &str,
         request: &impl Serialize,
         option: &RPCOption,
-    ) -> Result<A, Failed<E>>
+    ) -> Result<R, RpcError<E>>
     where
-        A: DeserializeOwned,
+        R: DeserializeOwned,
         E: std::error::Error + DeserializeOwned,
     {
         let timeout = option.hard_ttl();
-        let answer: Result<Result<A, RaftError<NodeName, E>>, CallError> =
+        let response: Result<Result<R, RaftError<NodeName, E>>, CallError> =
             self.client.call(self.target, &self.address, path, request, timeout).await;
-        match answer {
+        match response {
             Ok(outcome) => outcome.map_err(|error| RPCError::RemoteError(RemoteError::new(self.target, error))),
             Err(CallError::Unreachable { source, .. }) if source.is_timeout() => {
                 Err(RPCError::Timeout(Timeout { action, id: self.client.node, target: self.target, timeout }))
@@ -114,9 +114,9 @@ impl Connection {
             Err(error @ CallError::Unreachable { .. }) => Err(RPCError::Unreachable(Unreachable::new(&error))),
             Err(error) => {
                 let reason = error.to_string();
-                if self.refused.as_ref() != Some(&reason) {
-                    tracing::warn!(reason, node = %self.target, "raft");
-                    self.refused = Some(reason);
+                if self.last_refusal.as_ref() != Some(&reason) {
+                    tracing::warn!(reason, node = %self.target, "a node refused a raft call");
+                    self.last_refusal = Some(reason);
                 }
                 Err(RPCError::Network(NetworkError::new(&error)))
             }
@@ -127,8 +127,8 @@ impl Connection {
 impl RaftNetworkFactory<Types> for Client {
     type Network = Connection;
 
-    async fn new_client(&mut self, target: NodeName, node: &Member) -> Connection {
-        Connection { client: self.clone(), target, address: node.address.clone(), refused: None }
+    async fn new_client(&mut self, target: NodeName, node: &NodeInfo) -> Connection {
+        Connection { client: self.clone(), target, address: node.address.clone(), last_refusal: None }
     }
 }
 
@@ -137,7 +137,7 @@ impl RaftNetwork<Types> for Connection {
         &mut self,
         request: AppendEntriesRequest<Types>,
         option: RPCOption,
-    ) -> Result<AppendEntriesResponse<NodeName>, Failed<openraft::error::Infallible>> {
+    ) -> Result<AppendEntriesResponse<NodeName>, RpcError<openraft::error::Infallible>> {
         self.rpc(RPCTypes::AppendEntries, server::APPEND, &request, &option).await
     }
 
@@ -145,7 +145,7 @@ impl RaftNetwork<Types> for Connection {
         &mut self,
         request: InstallSnapshotRequest<Types>,
         option: RPCOption,
-    ) -> Result<InstallSnapshotResponse<NodeName>, Failed<InstallSnapshotError>> {
+    ) -> Result<InstallSnapshotResponse<NodeName>, RpcError<InstallSnapshotError>> {
         self.rpc(RPCTypes::InstallSnapshot, server::SNAPSHOT, &request, &option).await
     }
 
@@ -153,7 +153,7 @@ impl RaftNetwork<Types> for Connection {
         &mut self,
         request: VoteRequest<NodeName>,
         option: RPCOption,
-    ) -> Result<VoteResponse<NodeName>, Failed<openraft::error::Infallible>> {
+    ) -> Result<VoteResponse<NodeName>, RpcError<openraft::error::Infallible>> {
         self.rpc(RPCTypes::Vote, server::VOTE, &request, &option).await
     }
 

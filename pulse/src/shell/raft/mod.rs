@@ -1,9 +1,9 @@
-//! Raft: who leads, and the plan. Only this folder knows openraft.
+//! Raft: the leader election and the replicated plan. Only this folder knows openraft.
 //!
 //! ```text
 //!   other nodes ──▶ server ──▶ openraft ──▶ store (redb, fsynced)
 //!               ◀── client ◀──    │
-//!                                 └──▶ node: Raft role, quorum, plan, members
+//!                                 └──▶ node: Raft role, quorum, plan, membership
 //! ```
 
 mod client;
@@ -13,7 +13,7 @@ mod store;
 mod types;
 
 pub(crate) use client::Client;
-pub(crate) use node::{MembershipError, Node, NodeError, Peer};
+pub(crate) use node::{MembershipError, NodeError, NodeStatus, RaftNode};
 pub(crate) use server::routes;
 pub(crate) use store::Store;
-pub(crate) use types::{Member, NodeName};
+pub(crate) use types::{NodeInfo, NodeName};

@@ -1,4 +1,4 @@
-//! The HTTP server for other nodes: Raft's calls, and operators' requests that a follower passes on.
+//! The HTTP server for other nodes: Raft's calls, and operators' commands that a follower forwards.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -22,20 +22,20 @@ pub(crate) const SNAPSHOT: &str = "/raft/snapshot";
 pub(crate) const CLUSTER: &str = "x-backbeat-cluster";
 /// The header that names the caller.
 pub(crate) const NODE: &str = "x-backbeat-node";
-/// The header that names who is meant: an address may be another's by mistake.
+/// The header that names the node the call is meant for, since an address may belong to another node by mistake.
 pub(crate) const TARGET: &str = "x-backbeat-target";
-/// Callers without the secret are told of this often.
-const WARN_EVERY: Duration = Duration::from_secs(10);
+/// The shortest interval between two warnings about callers without the secret.
+const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Who may call.
-struct Guard {
+/// Authenticates callers, and refuses calls meant for another cluster or node.
+struct CallerCheck {
     cluster: String,
     node: NodeName,
     secret: Option<Secret>,
-    warned: Mutex<Option<Instant>>,
+    last_warning: Mutex<Option<Instant>>,
 }
 
-/// Raft's routes and `others`, all for nodes of `cluster` that mean `node` and show `secret`.
+/// Raft's routes and `others`, all of them only for nodes of `cluster` that call `node` with `secret`.
 pub(crate) fn routes(
     raft: &Raft<Types>,
     others: Router,
@@ -43,7 +43,8 @@ pub(crate) fn routes(
     node: NodeName,
     secret: Option<Secret>,
 ) -> Router {
-    let guard = Arc::new(Guard { cluster: cluster.to_owned(), node, secret, warned: Mutex::default() });
+    let caller_check =
+        Arc::new(CallerCheck { cluster: cluster.to_owned(), node, secret, last_warning: Mutex::default() });
     Router::new()
         .route(APPEND, post(async |State(raft): State<Raft<Types>>, Json(body)| Json(raft.append_entries(body).await)))
         .route(VOTE, post(async |State(raft): State<Raft<Types>>, Json(body)| Json(raft.vote(body).await)))
@@ -53,35 +54,39 @@ pub(crate) fn routes(
         )
         .with_state(raft.clone())
         .merge(others)
-        .layer(from_fn_with_state(guard, check))
+        .layer(from_fn_with_state(caller_check, check_caller))
 }
 
-async fn check(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Result<Response, ApiError> {
+async fn check_caller(
+    State(check): State<Arc<CallerCheck>>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
     let value = |headers: &HeaderMap, name: &str| headers.get(name).map(|value| value.as_bytes().to_vec());
     let headers = request.headers();
-    if let Some(secret) = &guard.secret
-        && !secret.is_shown_by(value(headers, header::AUTHORIZATION.as_str()).as_deref())
+    if let Some(secret) = &check.secret
+        && !secret.matches(value(headers, header::AUTHORIZATION.as_str()).as_deref())
     {
         let node = String::from_utf8_lossy(&value(headers, NODE).unwrap_or_default()).into_owned();
-        let mut warned = guard.warned.lock().unwrap_or_else(PoisonError::into_inner);
-        if warned.is_none_or(|at| at.elapsed() > WARN_EVERY) {
-            *warned = Some(Instant::now());
+        let mut last_warning = check.last_warning.lock().unwrap_or_else(PoisonError::into_inner);
+        if last_warning.is_none_or(|at| at.elapsed() > WARN_INTERVAL) {
+            *last_warning = Some(Instant::now());
             tracing::warn!(
                 node,
-                "refuses calls without the right secret; do all nodes have the same --raft-secret-file?"
+                "refused a call without the right secret; do all nodes have the same --raft-secret-file?"
             );
         }
         return Err(ApiError::unauthorized("the secret is missing or wrong: see --raft-secret-file"));
     }
     let cluster = value(headers, CLUSTER).unwrap_or_default();
-    if cluster != guard.cluster.as_bytes() {
-        let (theirs, ours) = (String::from_utf8_lossy(&cluster), &guard.cluster);
-        return Err(ApiError::bad_request(format!("this is cluster {ours:?}, not {theirs:?}")));
+    if cluster != check.cluster.as_bytes() {
+        let (called, own) = (String::from_utf8_lossy(&cluster), &check.cluster);
+        return Err(ApiError::bad_request(format!("this is cluster {own:?}, not {called:?}")));
     }
     let target = value(headers, TARGET).unwrap_or_default();
-    if !target.is_empty() && target != guard.node.to_string().as_bytes() {
-        let (meant, ours) = (String::from_utf8_lossy(&target), guard.node);
-        return Err(ApiError::bad_request(format!("this is node {ours}, not {meant}: look at the members' addresses")));
+    if !target.is_empty() && target != check.node.to_string().as_bytes() {
+        let (called, own) = (String::from_utf8_lossy(&target), check.node);
+        return Err(ApiError::bad_request(format!("this is node {own}, not {called}: check the nodes' addresses")));
     }
     Ok(next.run(request).await)
 }

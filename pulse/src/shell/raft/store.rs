@@ -1,6 +1,6 @@
 //! Raft's log, vote and state on disk, in one redb file. Every write is fsynced before it is acknowledged.
 
-#![expect(clippy::result_large_err, reason = "openraft's errors are as large as they are")]
+#![expect(clippy::result_large_err, reason = "the size of openraft's errors is given")]
 
 use std::fmt::Debug;
 use std::fs;
@@ -19,44 +19,44 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
-use super::types::{Member, NodeName, Types};
+use super::types::{NodeInfo, NodeName, Types};
 use crate::core::Plan;
 
-/// Entries by index, as JSON.
+/// Log entries by index, as JSON.
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
-/// The rest, as JSON.
+/// The identity, the vote, the last purged log id and the state, as JSON.
 const META: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("meta");
 const IDENTITY: &str = "identity";
 const VOTE: &str = "vote";
 const PURGED: &str = "purged";
 const STATE: &str = "state";
 
-/// Raft's store; clones are the same store.
+/// Raft's store; clones share it.
 #[derive(Clone)]
 pub(crate) struct Store {
     database: Arc<Database>,
     plan: Arc<watch::Sender<Option<Plan>>>,
 }
 
-/// What the log's applied part amounts to.
+/// The state machine: the result of all applied entries.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct State {
     last_applied: Option<LogId<NodeName>>,
-    membership: StoredMembership<NodeName, Member>,
+    membership: StoredMembership<NodeName, NodeInfo>,
     plan: Option<Plan>,
 }
 
-/// Whose store it is.
+/// The cluster and node that a store belongs to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Identity {
     cluster: String,
     node: NodeName,
 }
 
-/// A store that cannot be used.
+/// Raft's store failed, or belongs to another node.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
-    #[error("making the directory {path}: {source}")]
+    #[error("creating the directory {path}: {source}")]
     Directory { path: String, source: std::io::Error },
     #[error("{path} is in use: another pulse runs with this --node and --data-dir")]
     InUse { path: String },
@@ -72,14 +72,14 @@ pub(crate) enum StoreError {
     Access(#[from] redb::StorageError),
     #[error("committing to raft's store: {0}")]
     Commit(#[from] redb::CommitError),
-    #[error("raft's store holds what this version cannot read: {0}")]
+    #[error("raft's store contains data that this version cannot decode: {0}")]
     Json(#[from] serde_json::Error),
     #[error("raft's store: a write panicked")]
     Panicked,
 }
 
 impl Store {
-    /// Opens the store of `node`, or makes it, in `directory`.
+    /// Opens the store of `node` in `directory`, and creates it if it does not exist.
     pub(crate) fn open(directory: &Path, cluster: &str, node: NodeName) -> Result<Self, StoreError> {
         fs::create_dir_all(directory)
             .map_err(|source| StoreError::Directory { path: directory.display().to_string(), source })?;
@@ -90,16 +90,16 @@ impl Store {
             other => other.into(),
         })?;
         let store = Self::new(database)?;
-        let ours = Identity { cluster: cluster.to_owned(), node };
-        let found = write_now(&store.database, |tables| {
+        let own = Identity { cluster: cluster.to_owned(), node };
+        let found = write_blocking(&store.database, |tables| {
             let found: Option<Identity> = get(&tables.meta, IDENTITY)?;
             if found.is_none() {
-                tables.put(IDENTITY, &ours)?;
+                tables.put(IDENTITY, &own)?;
             }
             Ok(found)
         })?;
         match found {
-            Some(Identity { cluster, node }) if (&cluster, node) != (&ours.cluster, ours.node) => {
+            Some(Identity { cluster, node }) if (&cluster, node) != (&own.cluster, own.node) => {
                 Err(StoreError::Foreign { path, node, cluster })
             }
             _ => Ok(store),
@@ -107,36 +107,36 @@ impl Store {
     }
 
     fn new(database: Database) -> Result<Self, StoreError> {
-        // Makes the tables where they are missing.
-        let state: Option<State> = write_now(&database, |tables| get(&tables.meta, STATE))?;
+        // A write transaction, because it creates missing tables.
+        let state: Option<State> = write_blocking(&database, |tables| get(&tables.meta, STATE))?;
         let plan = state.and_then(|state| state.plan);
         Ok(Self { database: Arc::new(database), plan: Arc::new(watch::Sender::new(plan)) })
     }
 
-    /// The plan that was agreed on last, and every later one.
+    /// The plan that was committed last, and every later one.
     pub(crate) fn plan(&self) -> watch::Receiver<Option<Plan>> {
         self.plan.subscribe()
     }
 
-    /// Runs `change` in a transaction that is on disk when this returns.
+    /// Runs `change` in a transaction that is fsynced when this returns.
     async fn write<T: Send + 'static>(
         &self,
         subject: ErrorSubject<NodeName>,
         change: impl FnOnce(&mut Tables<'_>) -> Result<T, StoreError> + Send + 'static,
     ) -> Result<T, StorageError<NodeName>> {
         let database = Arc::clone(&self.database);
-        let done = tokio::task::spawn_blocking(move || write_now(&database, change)).await;
-        done.unwrap_or(Err(StoreError::Panicked)).map_err(|error| failed(subject, ErrorVerb::Write, &error))
+        let written = tokio::task::spawn_blocking(move || write_blocking(&database, change)).await;
+        written.unwrap_or(Err(StoreError::Panicked)).map_err(|error| storage_error(subject, ErrorVerb::Write, &error))
     }
 
-    /// What is read is in memory, or will be: not worth a thread.
+    /// Runs `query` in a read transaction, on the calling thread: the data is small, and cached in memory.
     fn read<T>(
         &self,
         subject: ErrorSubject<NodeName>,
-        look: impl FnOnce(&redb::ReadTransaction) -> Result<T, StoreError>,
+        query: impl FnOnce(&redb::ReadTransaction) -> Result<T, StoreError>,
     ) -> Result<T, StorageError<NodeName>> {
-        let looked = self.database.begin_read().map_err(StoreError::from).and_then(|transaction| look(&transaction));
-        looked.map_err(|error| failed(subject, ErrorVerb::Read, &error))
+        let found = self.database.begin_read().map_err(StoreError::from).and_then(|transaction| query(&transaction));
+        found.map_err(|error| storage_error(subject, ErrorVerb::Read, &error))
     }
 
     fn meta<T: DeserializeOwned>(
@@ -164,15 +164,15 @@ impl Tables<'_> {
     }
 }
 
-fn write_now<T>(
+fn write_blocking<T>(
     database: &Database,
     change: impl FnOnce(&mut Tables<'_>) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
-    // redb's default durability: the commit returns when it is on disk.
+    // With redb's default durability the commit returns when it is fsynced.
     let transaction = database.begin_write()?;
-    let done = change(&mut Tables { log: transaction.open_table(LOG)?, meta: transaction.open_table(META)? })?;
+    let result = change(&mut Tables { log: transaction.open_table(LOG)?, meta: transaction.open_table(META)? })?;
     transaction.commit()?;
-    Ok(done)
+    Ok(result)
 }
 
 fn get<T: DeserializeOwned>(
@@ -183,7 +183,7 @@ fn get<T: DeserializeOwned>(
     Ok(Some(serde_json::from_slice(found.value())?))
 }
 
-fn failed(subject: ErrorSubject<NodeName>, verb: ErrorVerb, error: &StoreError) -> StorageError<NodeName> {
+fn storage_error(subject: ErrorSubject<NodeName>, verb: ErrorVerb, error: &StoreError) -> StorageError<NodeName> {
     StorageIOError::new(subject, verb, AnyError::new(error)).into()
 }
 
@@ -263,7 +263,7 @@ impl RaftStateMachine<Types> for Store {
 
     async fn applied_state(
         &mut self,
-    ) -> Result<(Option<LogId<NodeName>>, StoredMembership<NodeName, Member>), StorageError<NodeName>> {
+    ) -> Result<(Option<LogId<NodeName>>, StoredMembership<NodeName, NodeInfo>), StorageError<NodeName>> {
         self.state().map(|state| (state.last_applied, state.membership))
     }
 
@@ -273,18 +273,20 @@ impl RaftStateMachine<Types> for Store {
         I::IntoIter: OptionalSend,
     {
         let mut state = self.state()?;
-        let mut answers = Vec::new();
+        let mut responses = Vec::new();
         for Entry { log_id, payload } in entries {
             state.last_applied = Some(log_id);
             match payload {
                 EntryPayload::Blank => {}
                 EntryPayload::Normal(plan) => state.plan = Some(plan),
-                EntryPayload::Membership(members) => state.membership = StoredMembership::new(Some(log_id), members),
+                EntryPayload::Membership(membership) => {
+                    state.membership = StoredMembership::new(Some(log_id), membership);
+                }
             }
-            answers.push(());
+            responses.push(());
         }
-        self.replace(state).await?;
-        Ok(answers)
+        self.replace_state(state).await?;
+        Ok(responses)
     }
 
     async fn get_snapshot_builder(&mut self) -> Self::SnapshotBuilder {
@@ -297,13 +299,13 @@ impl RaftStateMachine<Types> for Store {
 
     async fn install_snapshot(
         &mut self,
-        meta: &SnapshotMeta<NodeName, Member>,
+        meta: &SnapshotMeta<NodeName, NodeInfo>,
         snapshot: Box<Cursor<Vec<u8>>>,
     ) -> Result<(), StorageError<NodeName>> {
         let plan = serde_json::from_slice(snapshot.get_ref())
-            .map_err(|error| failed(ErrorSubject::Snapshot(None), ErrorVerb::Read, &error.into()))?;
+            .map_err(|error| storage_error(ErrorSubject::Snapshot(None), ErrorVerb::Read, &error.into()))?;
         let membership = meta.last_membership.clone();
-        self.replace(State { last_applied: meta.last_log_id, membership, plan }).await
+        self.replace_state(State { last_applied: meta.last_log_id, membership, plan }).await
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<Types>>, StorageError<NodeName>> {
@@ -315,7 +317,7 @@ impl RaftStateMachine<Types> for Store {
 }
 
 impl Store {
-    async fn replace(&self, state: State) -> Result<(), StorageError<NodeName>> {
+    async fn replace_state(&self, state: State) -> Result<(), StorageError<NodeName>> {
         let plan = state.plan;
         self.write(ErrorSubject::StateMachine, move |tables| tables.put(STATE, &state)).await?;
         self.plan.send_if_modified(|known| std::mem::replace(known, plan) != plan);
@@ -323,13 +325,12 @@ impl Store {
     }
 }
 
-/// The state is on disk with every entry that is applied, and smaller than most entries: a snapshot is the
-/// state as it is now.
+/// A snapshot is the current state, which is stored with every applied entry and smaller than most entries.
 impl RaftSnapshotBuilder<Types> for Store {
     async fn build_snapshot(&mut self) -> Result<Snapshot<Types>, StorageError<NodeName>> {
         let State { last_applied, membership, plan } = self.state()?;
         let data = serde_json::to_vec(&plan)
-            .map_err(|error| failed(ErrorSubject::Snapshot(None), ErrorVerb::Write, &error.into()))?;
+            .map_err(|error| storage_error(ErrorSubject::Snapshot(None), ErrorVerb::Write, &error.into()))?;
         let snapshot_id = last_applied.map(|id| id.to_string()).unwrap_or_default();
         let meta = SnapshotMeta { last_log_id: last_applied, last_membership: membership, snapshot_id };
         Ok(Snapshot { meta, snapshot: Box::new(Cursor::new(data)) })

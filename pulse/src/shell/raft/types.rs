@@ -1,4 +1,4 @@
-//! What openraft is made of here.
+//! The types that openraft is configured with.
 
 use std::fmt;
 use std::io::Cursor;
@@ -10,36 +10,36 @@ use serde::{Deserialize, Serialize};
 use crate::core::Plan;
 
 openraft::declare_raft_types!(
-    /// Raft agrees on plans.
+    /// Raft replicates plans.
     pub(crate) Types:
         D = Plan,
         R = (),
         NodeId = NodeName,
-        Node = Member,
+        Node = NodeInfo,
 );
 
-/// Kubernetes' limit for the name of a pod.
+/// Kubernetes' length limit for a pod's host name.
 const MAX_NAME: usize = 63;
 
-/// A node's name, as `--node` says it. openraft writes an empty one into the log, for no node.
+/// A node's name, from `--node`. openraft writes an empty one into the log where there is no node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 pub(crate) struct NodeName(ArrayString<MAX_NAME>);
 
-/// A text that is no node's name.
+/// A text is not a valid node name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no node name; allowed are 1 to 63 letters, digits, '-', '_' and '.'")]
+#[error("{0:?} is not a node name; allowed are 1 to 63 letters, digits, '-', '_' and '.'")]
 pub(crate) struct NameError(String);
 
 impl FromStr for NodeName {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let wrong = || NameError(text.chars().take(100).collect());
+        let invalid = || NameError(text.chars().take(100).collect());
         let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if text.is_empty() || !text.chars().all(allowed) {
-            return Err(wrong());
+            return Err(invalid());
         }
-        ArrayString::from(text).map(Self).map_err(|_| wrong())
+        ArrayString::from(text).map(Self).map_err(|_| invalid())
     }
 }
 
@@ -49,7 +49,7 @@ impl fmt::Display for NodeName {
     }
 }
 
-/// What openraft's test suite names nodes by; it takes 0 for no node.
+/// openraft's test suite names nodes by numbers, with 0 for no node.
 #[cfg(test)]
 impl From<u64> for NodeName {
     fn from(number: u64) -> Self {
@@ -57,9 +57,9 @@ impl From<u64> for NodeName {
     }
 }
 
-/// Where a node is reached by the others.
+/// The data that Raft's membership holds of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub(crate) struct Member {
+pub(crate) struct NodeInfo {
     /// host:port of its Raft server.
     pub(crate) address: String,
 }
@@ -69,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_are_checked_where_they_enter() {
+    fn node_name_with_invalid_characters_or_length_is_refused() {
         assert_eq!("pulse-1.a_b".parse::<NodeName>().expect("a name").to_string(), "pulse-1.a_b");
         for text in ["", "a b", "a=b", "ä", &"x".repeat(64)] {
             assert!(text.parse::<NodeName>().is_err(), "{text:?}");

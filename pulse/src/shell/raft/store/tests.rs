@@ -35,23 +35,24 @@ impl StoreBuilder<Types, Store, Store, TempDir> for OnDisk {
 }
 
 #[test]
-fn it_passes_openrafts_own_suite() {
-    Suite::test_all(OnDisk).expect("the store is as openraft wants it");
+fn store_passes_openrafts_own_suite() {
+    Suite::test_all(OnDisk).expect("the store fulfils openraft's contract");
 }
 
 #[test]
-fn it_serves_one_node_of_one_cluster_at_a_time() {
+fn store_in_use_or_of_another_cluster_is_refused() {
     let dir = TempDir::new().expect("a directory");
     let store = Store::open(dir.path(), "c", name(1)).expect("a new store");
-    let twice = Store::open(dir.path(), "c", name(1)).err().expect("it is open").to_string();
+    let twice = Store::open(dir.path(), "c", name(1)).err().expect("the store is in use").to_string();
     assert!(twice.ends_with("is in use: another pulse runs with this --node and --data-dir"), "{twice}");
     drop(store);
     assert!(Store::open(dir.path(), "c", name(1)).is_ok());
-    let foreign = Store::open(dir.path(), "other", name(1)).err().expect("another cluster's").to_string();
+    let foreign =
+        Store::open(dir.path(), "other", name(1)).err().expect("the store belongs to another cluster").to_string();
     assert!(foreign.ends_with("belongs to node n1 of cluster \"c\": choose another --data-dir"), "{foreign}");
 }
 
-/// A disk that remembers every write, to be cut off after any of them.
+/// A disk that records every write, so that a crash after any of them can be simulated.
 #[derive(Debug, Clone, Default)]
 struct Disk(Arc<Mutex<Vec<Operation>>>);
 
@@ -62,17 +63,17 @@ enum Operation {
         bytes: Vec<u8>,
     },
     Resize(usize),
-    /// What the test had been promised by then.
+    /// The store has acknowledged this step of the test.
     Acknowledged(usize),
 }
 
 impl Disk {
-    fn note(&self, operation: Operation) {
-        self.0.lock().expect("nobody panicked").push(operation);
+    fn record(&self, operation: Operation) {
+        self.0.lock().expect("not poisoned").push(operation);
     }
 
     fn operations(&self) -> Vec<Operation> {
-        self.0.lock().expect("nobody panicked").clone()
+        self.0.lock().expect("not poisoned").clone()
     }
 
     fn bytes(&self) -> Vec<u8> {
@@ -104,7 +105,7 @@ impl StorageBackend for Disk {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.note(Operation::Resize(len as usize));
+        self.record(Operation::Resize(len as usize));
         Ok(())
     }
 
@@ -113,19 +114,19 @@ impl StorageBackend for Disk {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.note(Operation::Write { at: offset as usize, bytes: data.to_vec() });
+        self.record(Operation::Write { at: offset as usize, bytes: data.to_vec() });
         Ok(())
     }
 }
 
 fn open(disk: Disk) -> Store {
     let builder = &mut Database::builder();
-    let database = builder.create_with_backend(disk).expect("redb repairs what a crash leaves");
+    let database = builder.create_with_backend(disk).expect("redb recovers from a crash");
     Store::new(database).expect("a store")
 }
 
-/// What a store holds, for comparison.
-async fn found(store: &mut Store) -> (Option<Vote<NodeName>>, Vec<u64>, Option<LogId<NodeName>>, Option<Plan>) {
+/// The content of a store, for comparison.
+async fn content_of(store: &mut Store) -> (Option<Vote<NodeName>>, Vec<u64>, Option<LogId<NodeName>>, Option<Plan>) {
     let vote = store.read_vote().await.expect("reads");
     let entries = store.try_get_log_entries(..).await.expect("reads");
     let log = entries.iter().map(|entry| entry.log_id.index).collect();
@@ -134,13 +135,13 @@ async fn found(store: &mut Store) -> (Option<Vote<NodeName>>, Vec<u64>, Option<L
 }
 
 #[tokio::test]
-async fn killed_at_any_write_it_has_all_that_it_had_acknowledged() {
+async fn store_after_a_crash_at_any_write_has_all_that_was_acknowledged() {
     let disk = Disk::default();
     let mut store = open(disk.clone());
-    let members = Membership::new(vec![[name(1)].into()], BTreeMap::from([(name(1), Member::default())]));
-    let member_entry = Entry { log_id: entry(1, 0).log_id, payload: EntryPayload::Membership(members) };
-    let mut steps = vec![found(&mut store).await];
-    disk.note(Operation::Acknowledged(0));
+    let membership = Membership::new(vec![[name(1)].into()], BTreeMap::from([(name(1), NodeInfo::default())]));
+    let member_entry = Entry { log_id: entry(1, 0).log_id, payload: EntryPayload::Membership(membership) };
+    let mut steps = vec![content_of(&mut store).await];
+    disk.record(Operation::Acknowledged(0));
     for step in 1..=9 {
         match step {
             1 => store.save_vote(&Vote::new(1, name(1))).await.expect("saves"),
@@ -153,27 +154,27 @@ async fn killed_at_any_write_it_has_all_that_it_had_acknowledged() {
             8 => store.blocking_append([entry(2, 3)]).await.expect("appends"),
             _ => store.purge(entry(1, 1).log_id).await.expect("purges"),
         }
-        steps.push(found(&mut store).await);
-        disk.note(Operation::Acknowledged(step));
+        steps.push(content_of(&mut store).await);
+        disk.record(Operation::Acknowledged(step));
     }
     assert_eq!(steps[9].1, [2, 3]);
     let operations = disk.operations();
     let start = operations.iter().position(|operation| matches!(operation, Operation::Acknowledged(0)));
     let mut acknowledged = 0;
     let mut checked = 0;
-    for cut in start.expect("it began")..operations.len() {
+    for cut in start.expect("step 0 is acknowledged")..operations.len() {
         match operations[cut] {
             Operation::Acknowledged(step) => acknowledged = step,
             _ => checked += 1,
         }
-        // The disk as it is when the process dies just after this write.
+        // The disk after a crash just after this write.
         let after = content(&operations[..=cut]);
-        let revived = Disk::default();
-        revived.note(Operation::Resize(after.len()));
-        revived.note(Operation::Write { at: 0, bytes: after });
-        let got = found(&mut open(revived)).await;
+        let reopened = Disk::default();
+        reopened.record(Operation::Resize(after.len()));
+        reopened.record(Operation::Write { at: 0, bytes: after });
+        let got = content_of(&mut open(reopened)).await;
         let next = (acknowledged + 1).min(9);
         assert!(got == steps[acknowledged] || got == steps[next], "cut {cut}, after step {acknowledged}: {got:?}");
     }
-    assert!(checked > 50, "only {checked} writes were cut");
+    assert!(checked > 50, "only {checked} writes were checked");
 }
