@@ -1,4 +1,4 @@
-//! Client settings: what the user gave, and what our guarantees need.
+//! Client settings: the user's properties, and on top of them the settings that BACKBEAT's guarantees require.
 
 use std::fs;
 use std::io;
@@ -9,14 +9,14 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaResult;
 
-use crate::client_log::show_client_errors;
+use crate::client_log::init_error_counter;
 use crate::{ClientLog, KafkaArgs, Reader, Topics};
 
-/// The largest record that we send: a claim of Kafka's default limit (1 MB) still fits the
+/// The largest record that a producer sends: a claim of Kafka's default limit (1 MB) must still fit into the
 /// dead-letter topic with its headers.
 pub(crate) const MAX_RECORD_BYTES: usize = 2 * 1024 * 1024;
 
-/// A Kafka cluster and how to reach it.
+/// A Kafka cluster: the settings to connect to it, and the names of its topics.
 #[derive(Debug, Clone)]
 pub struct Broker {
     base: ClientConfig,
@@ -24,15 +24,15 @@ pub struct Broker {
     topics: Topics,
 }
 
-/// The properties file cannot be used.
+/// An error in the Kafka properties file.
 #[derive(Debug, thiserror::Error)]
 pub enum SettingsError {
-    /// It cannot be read.
-    #[error("reading the Kafka properties file {path}: {source}")]
+    /// The file cannot be read.
+    #[error("cannot read the Kafka properties file {path}: {source}")]
     Read {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// A line is not `key=value`.
@@ -40,17 +40,18 @@ pub enum SettingsError {
     Line {
         /// The file.
         path: PathBuf,
-        /// From 1.
+        /// The line number, from 1.
         line: usize,
-        /// What stands there.
+        /// The line's text.
         text: String,
     },
 }
 
 impl Broker {
-    /// The cluster that `args` name; `client_id` shows in its logs.
+    /// Creates the settings of the cluster that `args` name; connects to nothing yet. `client_id` appears in the
+    /// brokers' logs.
     pub fn new(args: &KafkaArgs, client_id: &str) -> Result<Self, SettingsError> {
-        show_client_errors();
+        init_error_counter();
         let mut base = ClientConfig::new();
         if let Some(path) = &args.kafka_config {
             for (key, value) in read_properties(path)? {
@@ -59,33 +60,34 @@ impl Broker {
         }
         base.set("bootstrap.servers", &args.bootstrap_servers);
         base.set("client.id", client_id);
-        // Added partitions are seen soon (the default is 5 minutes).
+        // Discovers added partitions soon (the default is 5 minutes).
         base.set("topic.metadata.refresh.interval.ms", "5000");
         Ok(Self { base, bootstrap_servers: args.bootstrap_servers.clone(), topics: Topics::new(&args.topic_prefix) })
     }
 
-    /// The brokers, for messages.
+    /// Returns the bootstrap servers, as host:port,...
     pub fn bootstrap_servers(&self) -> &str {
         &self.bootstrap_servers
     }
 
-    /// The cluster's topics.
+    /// Returns the names of the cluster's topics.
     pub fn topics(&self) -> &Topics {
         &self.topics
     }
 
-    /// Settings of an administrative client.
-    pub(crate) fn admin(&self) -> ClientConfig {
+    /// Returns the settings of an admin client.
+    pub(crate) fn admin_settings(&self) -> ClientConfig {
         self.base.clone()
     }
 
-    /// A reader of committed records outside any group.
+    /// Creates a `read_committed` consumer that belongs to no consumer group.
     pub fn reader(&self) -> KafkaResult<Reader> {
         self.reader_settings().create_with_context(ClientLog)
     }
 
-    /// A reader that jumps about instead of following: it does not linger at the end of the log.
-    pub(crate) fn searcher(&self) -> KafkaResult<Reader> {
+    /// Creates a reader for random access: a fetch at the end of the log returns at once, instead of waiting for new
+    /// records and so delaying the next seek.
+    pub(crate) fn random_access_reader(&self) -> KafkaResult<Reader> {
         let mut config = self.reader_settings();
         config.set("fetch.wait.max.ms", "2");
         config.create_with_context(ClientLog)
@@ -93,20 +95,20 @@ impl Broker {
 
     fn reader_settings(&self) -> ClientConfig {
         let mut config = self.base.clone();
-        // librdkafka wants a group even for manual assignment; nothing is ever committed to it.
+        // librdkafka requires a group id even for manual assignment; nothing is ever committed to it.
         config.set("group.id", format!("{}readers", self.topics.prefix()));
         config.set("enable.auto.commit", "false");
         config.set("isolation.level", "read_committed");
         config.set("enable.partition.eof", "true");
         config.set("auto.offset.reset", "earliest");
-        // A seek waits for the fetch before it, at most this long.
+        // A seek waits for the fetch in flight, at most this long.
         config.set("fetch.wait.max.ms", "50");
         config.set("fetch.queue.backoff.ms", "10");
         config.set("fetch.message.max.bytes", MAX_RECORD_BYTES.to_string());
         config
     }
 
-    /// Settings of a member of reverb's group, which reads `statusclaims`.
+    /// Returns the settings of a member of reverb's consumer group, which reads `statusclaims`.
     pub fn group_member(&self, protocol: GroupProtocol) -> ClientConfig {
         let mut config = self.reader_settings();
         config.set("group.id", self.topics.group());
@@ -114,24 +116,24 @@ impl Broker {
         match protocol {
             GroupProtocol::Classic => {
                 config.set("partition.assignment.strategy", "cooperative-sticky");
-                // A member that died is noticed in 6 s, the least that Kafka allows by default.
+                // A dead member is detected within 6 s, the minimum that Kafka allows by default.
                 config.set("session.timeout.ms", "6000");
-                // A rebalance is told of in the answer to a heartbeat, and takes two rounds.
+                // Members learn of a rebalance from the response to a heartbeat, and a rebalance takes two rounds.
                 config.set("heartbeat.interval.ms", "1000");
             }
-            // The broker assigns, and knows the timeouts (group.consumer.session.timeout.ms).
+            // The timeouts are the broker's settings (group.consumer.session.timeout.ms).
             GroupProtocol::Consumer => {
                 config.set("group.protocol", "consumer");
             }
         }
-        // A cold replay is bound by the fetch queue, not by the network.
+        // The throughput of a cold replay is limited by the fetch queue, not by the network.
         config.set("queued.min.messages", "200000");
         config.set("queued.max.messages.kbytes", "65536");
         config
     }
 
-    /// Settings of an idempotent producer that places keys as Java clients do.
-    pub(crate) fn producer(&self) -> ClientConfig {
+    /// Returns the settings of an idempotent producer that partitions keys as Java clients do.
+    pub(crate) fn producer_settings(&self) -> ClientConfig {
         let mut config = self.base.clone();
         config.set("enable.idempotence", "true");
         config.set("partitioner", "murmur2_random");
@@ -156,48 +158,49 @@ fn read_properties(path: &Path) -> Result<Vec<(String, String)>, SettingsError> 
     Ok(properties)
 }
 
-/// The id of the Kafka cluster at `bootstrap_servers`, if it answers in time. Blocks.
+/// Returns the id of the Kafka cluster at `bootstrap_servers`, or `None` if it does not answer within `timeout`.
+/// Blocks.
 pub fn cluster_id(bootstrap_servers: &str, timeout: Duration) -> Option<String> {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", bootstrap_servers);
-    // A probe of a port that nobody listens on yet is no news.
+    // Callers probe ports that nothing listens on yet: connection errors are expected.
     config.set("log_level", "0");
-    let client: BaseConsumer<Quiet> = config.create_with_context(Quiet).ok()?;
+    let client: BaseConsumer<SilentContext> = config.create_with_context(SilentContext).ok()?;
     client.client().fetch_cluster_id(timeout)
 }
 
-/// How the members of a group agree on who reads what.
+/// The protocol by which a consumer group assigns partitions to its members.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum GroupProtocol {
-    /// Cooperative rebalances among the members, as every Kafka knows them.
+    /// Cooperative rebalances by the members, supported by every Kafka version.
     Classic,
-    /// Assignments by the broker (KIP-848), from Kafka 4.0 on.
+    /// Assignment by the broker (KIP-848), from Kafka 4.0 on.
     Consumer,
 }
 
-/// Says nothing of connections that fail.
-struct Quiet;
+/// A client context that logs nothing.
+struct SilentContext;
 
-impl rdkafka::ClientContext for Quiet {
+impl rdkafka::ClientContext for SilentContext {
     fn error(&self, _: rdkafka::error::KafkaError, _: &str) {}
     fn log(&self, _: rdkafka::config::RDKafkaLogLevel, _: &str, _: &str) {}
 }
 
-impl rdkafka::consumer::ConsumerContext for Quiet {}
+impl rdkafka::consumer::ConsumerContext for SilentContext {}
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn properties_are_read_and_bad_lines_named() {
-        let dir = std::env::temp_dir().join(format!("backbeat-properties-{}", std::process::id()));
-        fs::write(&dir, "# TLS\nsecurity.protocol = SSL\n\nssl.ca.location=/ca.pem\n").expect("writes");
-        let read = read_properties(&dir).expect("well formed");
+    fn read_properties_with_a_malformed_line_names_it() {
+        let path = std::env::temp_dir().join(format!("backbeat-properties-{}", std::process::id()));
+        fs::write(&path, "# TLS\nsecurity.protocol = SSL\n\nssl.ca.location=/ca.pem\n").expect("the file is written");
+        let read = read_properties(&path).expect("well formed");
         assert_eq!(read, [("security.protocol".into(), "SSL".into()), ("ssl.ca.location".into(), "/ca.pem".into())]);
-        fs::write(&dir, "a=b\nnonsense\n").expect("writes");
-        let error = read_properties(&dir).expect_err("line 2 is wrong").to_string();
+        fs::write(&path, "a=b\nnonsense\n").expect("the file is written");
+        let error = read_properties(&path).expect_err("line 2 is malformed").to_string();
         assert!(error.ends_with("line 2: \"nonsense\" is not key=value"), "{error}");
-        fs::remove_file(&dir).expect("removes");
+        fs::remove_file(&path).expect("the file is removed");
     }
 }

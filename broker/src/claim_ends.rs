@@ -1,4 +1,4 @@
-//! The last stable offsets of `statusclaims`: where a line is drawn.
+//! The end offsets of `statusclaims`' partitions, from which a boundary is sampled.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,19 +9,19 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::{Broker, Reader, TopicName};
 
-/// Asks for the ends of `statusclaims`. All its calls block.
+/// A client that fetches the last stable offsets of `statusclaims`. All its calls block.
 pub struct ClaimEnds {
     consumer: Reader,
     topic: String,
 }
 
 impl ClaimEnds {
-    /// A client of its own for the questions.
+    /// Creates the client.
     pub fn new(broker: &Broker) -> Result<Self, KafkaError> {
         Ok(Self { consumer: broker.reader()?, topic: broker.topics().name(TopicName::StatusClaims) })
     }
 
-    /// The partitions of `statusclaims`, by the broker that leads them.
+    /// Returns the partitions of `statusclaims`, grouped by the id of the broker that is their partition leader.
     pub fn partitions(&self, timeout: Duration) -> Result<BTreeMap<i32, Vec<i32>>, KafkaError> {
         let metadata = self.consumer.fetch_metadata(Some(&self.topic), timeout)?;
         let mut by_leader = BTreeMap::<i32, Vec<i32>>::new();
@@ -31,7 +31,8 @@ impl ClaimEnds {
         Ok(by_leader)
     }
 
-    /// The ends of `partitions`, all led by one broker, as (partition, offset); none if it does not answer.
+    /// Fetches the last stable offsets of `partitions`, which should all have the same partition leader. Returns
+    /// (partition, offset) pairs, without the partitions whose offset cannot be fetched.
     pub fn read(&self, partitions: &[i32], timeout: Duration) -> Vec<(i32, i64)> {
         let mut list = TopicPartitionList::new();
         let added = partitions.iter().try_for_each(|p| list.add_partition_offset(&self.topic, *p, Offset::End));
@@ -42,13 +43,14 @@ impl ClaimEnds {
                 .filter_map(|found| match (found.offset(), found.error()) {
                     (Offset::Offset(offset), Ok(())) => Some((found.partition(), offset)),
                     (offset, error) => {
-                        tracing::warn!(partition = found.partition(), ?offset, ?error, "this end is not to be had now");
+                        let partition = found.partition();
+                        tracing::warn!(partition, ?offset, ?error, "cannot fetch the end offset of a partition");
                         None
                     }
                 })
                 .collect(),
             Err(error) => {
-                tracing::warn!(%error, topic = self.topic, ?partitions, "the ends of these partitions are not to be had now");
+                tracing::warn!(%error, topic = self.topic, ?partitions, "cannot fetch the end offsets of partitions");
                 Vec::new()
             }
         }

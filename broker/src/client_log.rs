@@ -1,4 +1,4 @@
-//! What librdkafka says of itself.
+//! Errors that librdkafka reports outside of any call: logged, and counted in a metric.
 
 use std::sync::LazyLock;
 
@@ -9,19 +9,20 @@ use rdkafka::consumer::Consumer;
 use rdkafka::consumer::{BaseConsumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 
-/// A reader of committed records, outside any group.
+/// A `read_committed` consumer that belongs to no consumer group.
 pub type Reader = BaseConsumer<ClientLog>;
 
-/// Sends `reader` to the partitions and offsets of `assignment`.
+/// Replaces the assignment of `reader` by the partitions and offsets of `assignment`.
 ///
-/// librdkafka (up to 2.15 at least: its issue 5573) aborts the process where a partition is taken away for the second
-/// time before it has stopped for the first. A question that its main thread answers comes back after the stop.
+/// librdkafka (up to 2.15 at least: its issue 5573) aborts the process if a partition is removed from the assignment
+/// again before it has stopped after the first removal. A query of the current assignment is answered by librdkafka's
+/// main thread, and so returns only after the stop.
 pub fn assign(reader: &Reader, assignment: &TopicPartitionList) -> KafkaResult<()> {
     reader.assignment()?;
     reader.assign(assignment)
 }
 
-/// Logs what librdkafka reports, but for the end of a partition, which our readers look for.
+/// A client context that logs and counts errors, except for the end of a partition, which readers handle themselves.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ClientLog;
 
@@ -33,17 +34,18 @@ impl ClientContext for ClientLog {
 
 impl ConsumerContext for ClientLog {}
 
-/// What [`ClientLog`] does, for other contexts.
+/// Logs and counts an error as [`ClientLog`] does; for other client contexts.
 ///
-/// librdkafka goes on trying after these; what cannot go on is an error of the call that needs it.
+/// librdkafka retries after these errors by itself. An error that it cannot recover from is returned by the call that
+/// it affects.
 pub fn log_client_error(error: &KafkaError, reason: &str) {
     if error.rdkafka_error_code() != Some(RDKafkaErrorCode::PartitionEOF) {
         count_client_error(error);
-        tracing::warn!(%error, reason, "kafka client");
+        tracing::warn!(%error, reason, "kafka client error");
     }
 }
 
-/// Counts an error that its caller logs.
+/// Counts an error that the caller logs.
 pub(crate) fn count_client_error(error: &KafkaError) {
     let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
     if let Some(errors) = &*ERRORS {
@@ -51,11 +53,12 @@ pub(crate) fn count_client_error(error: &KafkaError) {
     }
 }
 
-/// Errors of this process's Kafka clients, in Prometheus' default registry; `None` if another took the name.
+/// The counter of errors of this process's Kafka clients, in Prometheus' default registry; `None` if the name is
+/// already registered.
 static ERRORS: LazyLock<Option<IntCounterVec>> = LazyLock::new(|| {
-    let help = "What librdkafka reported: brokers out of reach, refused credentials or certificates, ...";
+    let help = "Errors reported by librdkafka, such as unreachable brokers and rejected credentials or certificates.";
     let errors = register_int_counter_vec!("backbeat_kafka_client_errors_total", help, &["error"]).ok()?;
-    // A counter that first shows itself at 1 has not risen, for Prometheus: what alerts look at begins at 0.
+    // Prometheus sees no increase in a series that first appears with 1: those that alerts use start at 0.
     for code in [
         RDKafkaErrorCode::SSL,
         RDKafkaErrorCode::Authentication,
@@ -72,13 +75,13 @@ static ERRORS: LazyLock<Option<IntCounterVec>> = LazyLock::new(|| {
     Some(errors)
 });
 
-/// Shows the count of errors, though there were none yet.
-pub(crate) fn show_client_errors() {
+/// Registers the counter of errors, so that it is exported before the first error.
+pub(crate) fn init_error_counter() {
     LazyLock::force(&ERRORS);
 }
 
-/// Whether a consumer's poll only says that a broker cannot be reached just now. librdkafka goes on
-/// trying, and [`log_client_error`] has logged it.
+/// Returns true if an error of a consumer's poll is transient: a broker is unreachable at the moment. librdkafka
+/// retries by itself, and [`log_client_error`] has logged the error.
 pub fn is_transient(error: &KafkaError) -> bool {
     use RDKafkaErrorCode::{AllBrokersDown, BrokerTransportFailure, OperationTimedOut, Resolve};
     let code = error.rdkafka_error_code();

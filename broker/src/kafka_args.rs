@@ -1,8 +1,9 @@
-//! The flags about Kafka that every program has.
+//! The Kafka flags of every program.
 
 use std::path::PathBuf;
 
-/// Where Kafka and the registry are. Flag, then environment, then default.
+/// The addresses of Kafka and of the schema registry, and how to connect to them. A flag takes precedence over its
+/// environment variable, and that over the default.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Kafka")]
 pub struct KafkaArgs {
@@ -10,7 +11,7 @@ pub struct KafkaArgs {
     #[arg(long, env = "KAFKA_BOOTSTRAP_SERVERS", default_value = "localhost:9092", value_name = "HOST:PORT,...")]
     pub bootstrap_servers: String,
 
-    /// Base URL of the schema registry's Confluent API; credentials may stand in it.
+    /// Base URL of the schema registry's Confluent API; it may contain credentials.
     #[arg(
         long,
         env = "SCHEMA_REGISTRY_URL",
@@ -19,16 +20,16 @@ pub struct KafkaArgs {
     )]
     pub schema_registry: String,
 
-    /// A PEM file with the authority that signed the schema registry's certificate, if it is not one that this machine
-    /// trusts.
+    /// PEM file with the CA certificate that signed the schema registry's certificate, if this machine does not trust
+    /// it already.
     #[arg(long, env = "SCHEMA_REGISTRY_CA", value_name = "FILE")]
     pub schema_registry_ca: Option<PathBuf>,
 
-    /// A file of librdkafka properties (key=value lines), as for SASL and TLS.
+    /// File of librdkafka properties (key=value lines), such as those for SASL and TLS.
     #[arg(long, env = "KAFKA_CONFIG", value_name = "FILE")]
     pub kafka_config: Option<PathBuf>,
 
-    /// Put before every topic, group and transactional id, so that clusters can share a Kafka.
+    /// Prefix of every topic, consumer group and transactional id, so that several clusters can share one Kafka.
     #[arg(long, env = "BACKBEAT_TOPIC_PREFIX", default_value = "", value_name = "PREFIX")]
     pub topic_prefix: String,
 }

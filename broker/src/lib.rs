@@ -1,6 +1,7 @@
-//! The one place that knows Kafka: client settings, topics, transactions, readers, the registry.
+//! The only crate that creates Kafka clients: client settings, topics, transactions, readers, the idempotent producer,
+//! and the schema registry.
 //!
-//! Everything that blocks says so; call it from a thread of its own, never from an async worker.
+//! Functions that block are documented as such; call them from a dedicated thread, never from an async worker.
 
 mod broker;
 mod claim_ends;

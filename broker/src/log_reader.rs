@@ -1,4 +1,4 @@
-//! Reads one of our single-partition topics, outside any group.
+//! A reader of a single-partition topic, outside any consumer group.
 
 use std::time::{Duration, Instant};
 
@@ -14,87 +14,87 @@ use crate::{Broker, Lookup, Reader, Registry, SchemaCache, TopicName, assign, is
 const PARTITION: i32 = 0;
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
-/// A read is given up after this long without a record or the end of the log.
-const GIVE_UP_AFTER: Duration = Duration::from_secs(15);
+/// A read fails after this long without a record or the end of the log.
+const READ_TIMEOUT: Duration = Duration::from_secs(15);
 const SCHEMA_POLL: Duration = Duration::from_millis(10);
 
-/// A reader of the committed records of a topic of `R`s. All its calls block.
+/// A reader of the committed records, of type `R`, of a single-partition topic. All its calls block.
 pub struct LogReader<R> {
     consumer: Reader,
     topic: String,
     schemas: SchemaCache<R>,
-    /// A record whose schema is not there yet.
-    waiting: Option<Raw>,
-    /// Records that are none of ours, since the reader was made.
+    /// A record whose schema is still being fetched.
+    pending: Option<RawRecord>,
+    /// The number of undecodable records skipped since the reader was created.
     skipped: u64,
 }
 
-/// One record of the log.
+/// A decoded record of the log.
 #[derive(Debug, Clone)]
 pub struct Entry<R> {
-    /// Its offset.
+    /// The record's offset.
     pub offset: i64,
     /// The record.
     pub record: R,
-    /// Its Avro body, without the wire format's header.
+    /// The record's Avro body, without the wire format's header.
     pub body: Vec<u8>,
 }
 
-struct Raw {
+struct RawRecord {
     offset: i64,
     value: Vec<u8>,
 }
 
-/// What a poll may find.
+/// The result of one poll.
 enum Polled<R> {
     Entry(Entry<R>),
     /// The end of the committed log, as of a fetch after the last seek.
     End,
-    /// A record that is none of ours.
+    /// An undecodable record.
     Skipped,
     Nothing,
 }
 
-/// A read that failed.
+/// An error of reading a topic.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// Kafka said no.
-    #[error("reading {topic}: {source}")]
+    /// Kafka returned an error.
+    #[error("cannot read {topic}: {source}")]
     Kafka {
         /// The topic.
         topic: String,
-        /// Why.
+        /// Kafka's error.
         source: KafkaError,
     },
-    /// Nothing came for 15 s: Kafka, or the registry with the schema of the next record, is away.
-    #[error("reading {topic}: nothing came within 15 s, from Kafka or from the schema registry")]
+    /// No record arrived within 15 s: Kafka is unavailable, or the registry that has the next record's schema is.
+    #[error("cannot read {topic}: no answer within 15 s from Kafka or from the schema registry")]
     TimedOut {
         /// The topic.
         topic: String,
     },
-    /// There are records, but none that the registry's schemas make ours.
-    #[error("{topic} has records and none is ours: has the schema registry lost or renumbered its schemas?")]
-    Foreign {
+    /// The topic has records, but none that can be decoded with the registry's schemas.
+    #[error("{topic} has records, and none can be decoded: has the schema registry lost or renumbered its schemas?")]
+    Undecodable {
         /// The topic.
         topic: String,
     },
 }
 
 impl<R: Record + 'static> LogReader<R> {
-    /// A reader of `topic`, which reads nothing before it is told where to start.
+    /// Creates a reader of `topic`. It reads nothing before the first [`LogReader::seek`].
     pub fn new(broker: &Broker, registry: &Registry, runtime: &Handle, topic: TopicName) -> Result<Self, ReadError> {
         Self::with(broker, registry, runtime, topic, Broker::reader)
     }
 
-    /// A reader for [`LogReader::last`], [`LogReader::first_where`] and [`LogReader::read`] alone: it finds sooner
-    /// and rests in between.
+    /// Creates a reader with low latency for random access: [`LogReader::last`], [`LogReader::first_where`] and
+    /// [`LogReader::read`]. Following the end of the log with it would poll Kafka needlessly often.
     pub fn for_searches(
         broker: &Broker,
         registry: &Registry,
         runtime: &Handle,
         topic: TopicName,
     ) -> Result<Self, ReadError> {
-        Self::with(broker, registry, runtime, topic, Broker::searcher)
+        Self::with(broker, registry, runtime, topic, Broker::random_access_reader)
     }
 
     fn with(
@@ -102,33 +102,34 @@ impl<R: Record + 'static> LogReader<R> {
         registry: &Registry,
         runtime: &Handle,
         topic: TopicName,
-        make: impl FnOnce(&Broker) -> KafkaResult<Reader>,
+        create: impl FnOnce(&Broker) -> KafkaResult<Reader>,
     ) -> Result<Self, ReadError> {
         let topic = broker.topics().name(topic);
-        let consumer = make(broker).map_err(|source| ReadError::Kafka { topic: topic.clone(), source })?;
+        let consumer = create(broker).map_err(|source| ReadError::Kafka { topic: topic.clone(), source })?;
         Ok(Self {
             consumer,
             topic,
             schemas: SchemaCache::new(registry.clone(), runtime.clone()),
-            waiting: None,
+            pending: None,
             skipped: 0,
         })
     }
 
-    /// Stops reading ahead, until the next seek.
+    /// Pauses the reader: it fetches nothing until the next [`LogReader::seek`].
     pub fn pause(&mut self) -> Result<(), ReadError> {
         assign(&self.consumer, &TopicPartitionList::new()).map_err(|source| self.failed(source))
     }
 
-    /// Reads on from `offset`.
+    /// Sets the position to `offset`.
     pub fn seek(&mut self, offset: i64) -> Result<(), ReadError> {
-        self.waiting = None;
+        self.pending = None;
         let mut assignment = TopicPartitionList::new();
         let added = assignment.add_partition_offset(&self.topic, PARTITION, Offset::Offset(offset));
         added.and_then(|()| assign(&self.consumer, &assignment)).map_err(|source| self.failed(source))
     }
 
-    /// The next record, if one comes within `timeout`.
+    /// Returns the next record, or `None` if none arrives within `timeout`. Undecodable records are skipped with a
+    /// warning in the log.
     pub fn poll(&mut self, timeout: Duration) -> Result<Option<Entry<R>>, ReadError> {
         Ok(match self.poll_event(timeout)? {
             Polled::Entry(entry) => Some(entry),
@@ -136,18 +137,19 @@ impl<R: Record + 'static> LogReader<R> {
         })
     }
 
-    /// The offset of the first record that is retained.
+    /// Fetches the log start offset: the first offset that is retained.
     pub fn low(&self) -> Result<i64, ReadError> {
         let watermarks = self.consumer.fetch_watermarks(&self.topic, PARTITION, QUERY_TIMEOUT);
         watermarks.map(|(low, _)| low).map_err(|source| self.failed(source))
     }
 
-    /// The end of the committed log.
+    /// Fetches the end of the committed log: the last stable offset.
     pub fn end(&self) -> Result<i64, ReadError> {
         Ok(self.offset_for(Offset::End)?.unwrap_or(0))
     }
 
-    /// The first record whose timestamp is `millis` or later; the end if there is none.
+    /// Fetches the offset of the first record whose timestamp is `millis` (milliseconds since the Unix epoch) or later;
+    /// the end of the committed log if there is none.
     pub fn offset_at(&self, millis: i64) -> Result<i64, ReadError> {
         match self.offset_for(Offset::Offset(millis))? {
             Some(offset) => Ok(offset),
@@ -167,48 +169,48 @@ impl<R: Record + 'static> LogReader<R> {
         })
     }
 
-    /// The last record of the log. Steps back, doubling, since what ends the log may be any number of
-    /// aborted records and control markers.
+    /// Returns the last record of the log, or `None` if it has none. Searches backwards in steps that double, since the
+    /// log may end with any number of aborted records and control records.
     pub fn last(&mut self) -> Result<Option<Entry<R>>, ReadError> {
         self.last_where(|_| true)
     }
 
-    /// The last record that `wanted` accepts, found in the same way.
-    pub fn last_where(&mut self, wanted: impl Fn(&R) -> bool) -> Result<Option<Entry<R>>, ReadError> {
+    /// Returns the last record that matches `predicate`. Searches backwards like [`LogReader::last`].
+    pub fn last_where(&mut self, predicate: impl Fn(&R) -> bool) -> Result<Option<Entry<R>>, ReadError> {
         let (low, mut end) = (self.low()?, self.end()?);
         let skipped = self.skipped;
         let mut found = None;
         let mut step = 8;
         while end > low && found.is_none() {
             let start = (end - step).max(low);
-            // Each stretch is read once: up to where the one before began.
+            // Each range ends where the one before started, so that no record is read twice.
             self.read(start, end, |entry| {
-                if wanted(&entry.record) {
+                if predicate(&entry.record) {
                     found = Some(entry);
                 }
             })?;
             end = start;
             step *= 2;
         }
-        // To take an unreadable log for an empty one would be to begin again at beat 0.
-        let unreadable = found.is_none() && self.skipped > skipped;
-        if unreadable { Err(ReadError::Foreign { topic: self.topic.clone() }) } else { Ok(found) }
+        // An undecodable log must not pass for an empty one: pulse would start again at beat 0.
+        let undecodable = found.is_none() && self.skipped > skipped;
+        if undecodable { Err(ReadError::Undecodable { topic: self.topic.clone() }) } else { Ok(found) }
     }
 
-    /// Reads the records of the offsets `[start, end)` that are there.
-    pub fn read(&mut self, start: i64, end: i64, mut take: impl FnMut(Entry<R>)) -> Result<(), ReadError> {
+    /// Calls `on_entry` with each record in the offsets `[start, end)`, in order.
+    pub fn read(&mut self, start: i64, end: i64, mut on_entry: impl FnMut(Entry<R>)) -> Result<(), ReadError> {
         if start >= end {
             return Ok(());
         }
         self.seek(start)?;
         let mut last = Instant::now();
-        while last.elapsed() < GIVE_UP_AFTER {
+        while last.elapsed() < READ_TIMEOUT {
             match self.poll_event(POLL)? {
                 Polled::Entry(entry) => {
                     last = Instant::now();
                     let offset = entry.offset;
                     if offset < end {
-                        take(entry);
+                        on_entry(entry);
                     }
                     if offset + 1 >= end {
                         return Ok(());
@@ -222,15 +224,15 @@ impl<R: Record + 'static> LogReader<R> {
         Err(ReadError::TimedOut { topic: self.topic.clone() })
     }
 
-    /// The first record that `reached` accepts, where it accepts all later ones too: a binary search,
-    /// so it costs some 20 fetches however long the log is.
-    pub fn first_where(&mut self, reached: impl Fn(&R) -> bool) -> Result<Option<Entry<R>>, ReadError> {
+    /// Returns the first record that matches `predicate`, by a binary search of about 20 fetches. Every record after a
+    /// matching one must match, too.
+    pub fn first_where(&mut self, predicate: impl Fn(&R) -> bool) -> Result<Option<Entry<R>>, ReadError> {
         let (mut low, mut high) = (self.low()?, self.end()?);
         let mut found = None;
         while low < high {
             let middle = low + (high - low) / 2;
             match self.first_in(middle, high)? {
-                Some(entry) if reached(&entry.record) => {
+                Some(entry) if predicate(&entry.record) => {
                     high = middle;
                     found = Some(entry);
                 }
@@ -244,7 +246,7 @@ impl<R: Record + 'static> LogReader<R> {
     fn first_in(&mut self, start: i64, end: i64) -> Result<Option<Entry<R>>, ReadError> {
         self.seek(start)?;
         let mut last = Instant::now();
-        while last.elapsed() < GIVE_UP_AFTER {
+        while last.elapsed() < READ_TIMEOUT {
             match self.poll_event(POLL)? {
                 Polled::Entry(entry) => return Ok((entry.offset < end).then_some(entry)),
                 Polled::End => return Ok(None),
@@ -256,7 +258,7 @@ impl<R: Record + 'static> LogReader<R> {
     }
 
     fn poll_event(&mut self, timeout: Duration) -> Result<Polled<R>, ReadError> {
-        let raw = match self.waiting.take() {
+        let raw = match self.pending.take() {
             Some(raw) => raw,
             None => match self.consumer.poll(timeout) {
                 None => return Ok(Polled::Nothing),
@@ -264,36 +266,36 @@ impl<R: Record + 'static> LogReader<R> {
                 Some(Err(error)) if is_transient(&error) => return Ok(Polled::Nothing),
                 Some(Err(source)) => return Err(self.failed(source)),
                 Some(Ok(message)) => {
-                    Raw { offset: message.offset(), value: message.payload().unwrap_or_default().to_vec() }
+                    RawRecord { offset: message.offset(), value: message.payload().unwrap_or_default().to_vec() }
                 }
             },
         };
         Ok(self.decode(raw, timeout))
     }
 
-    fn decode(&mut self, raw: Raw, timeout: Duration) -> Polled<R> {
+    fn decode(&mut self, raw: RawRecord, timeout: Duration) -> Polled<R> {
         match self.try_decode(&raw) {
             Ok(Some(record)) => {
                 let body = Header::split(&raw.value).map(|(_, body)| body.to_vec()).unwrap_or_default();
                 Polled::Entry(Entry { offset: raw.offset, record, body })
             }
             Ok(None) => {
-                self.waiting = Some(raw);
-                // The registry is asked in the background; nothing can be read past this record.
+                self.pending = Some(raw);
+                // The schema is fetched in the background; no record after this one can be returned before it.
                 std::thread::sleep(timeout.min(SCHEMA_POLL));
                 Polled::Nothing
             }
             Err(error) => {
                 self.skipped += 1;
-                tracing::warn!(topic = self.topic, offset = raw.offset, %error, "skipping a record that is none of ours");
+                tracing::warn!(topic = self.topic, offset = raw.offset, %error, "skipping an undecodable record");
                 Polled::Skipped
             }
         }
     }
 
-    /// `None` while the schema is not to be had: only we write here, so the registry must know it, or
-    /// will again.
-    fn try_decode(&self, raw: &Raw) -> Result<Option<R>, ForeignRecord> {
+    /// Decodes `raw`; returns `None` while its schema cannot be fetched. That includes an id unknown to the registry:
+    /// only BACKBEAT's programs write to these topics, so the registry knew the schema and must know it again.
+    fn try_decode(&self, raw: &RawRecord) -> Result<Option<R>, UndecodableRecord> {
         let (header, body) = Header::split(&raw.value)?;
         match self.schemas.lookup(header.schema_id) {
             Lookup::Known(schema) => Ok(Some(schema.decode(body)?)),
@@ -308,7 +310,7 @@ impl<R: Record + 'static> LogReader<R> {
 }
 
 #[derive(Debug, thiserror::Error)]
-enum ForeignRecord {
+enum UndecodableRecord {
     #[error(transparent)]
     Header(#[from] HeaderError),
     #[error(transparent)]

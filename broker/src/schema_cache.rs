@@ -1,4 +1,4 @@
-//! Writer schemas by id, fetched in the background.
+//! A cache of writer schemas by id, which are fetched in the background.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,35 +10,36 @@ use tokio::time::Instant;
 
 use crate::{FetchError, Registry};
 
-/// How long an id that the registry does not know is asked again before its records are given up:
-/// a schema may be on its way to this replica of the registry (DESIGN, "Reverb").
-const UNKNOWN_FOR: Duration = Duration::from_mins(1);
+/// How long the fetch of an id that the registry does not know is retried before the id counts as unknown: the schema
+/// may not have been replicated to this instance of the registry yet (DESIGN, "Reverb"). Also how often an unknown id
+/// is fetched again.
+const UNKNOWN_AFTER: Duration = Duration::from_mins(1);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// Ids are written by anyone: a flood of made-up ones must not fill the memory.
+/// The largest number of cached ids: any writer may write any id, and a flood of invented ones must not exhaust memory.
 const MAX_IDS: usize = 10_000;
 
-/// The schemas that `R`s were written with, by the registry's ids.
+/// A cache of the schemas that records of type `R` were written with, by the registry's ids.
 pub struct SchemaCache<R> {
     registry: Registry,
     runtime: Handle,
-    schemas: Arc<Mutex<HashMap<u32, Known<R>>>>,
+    schemas: Arc<Mutex<HashMap<u32, CachedLookup<R>>>>,
 }
 
-struct Known<R> {
+struct CachedLookup<R> {
     lookup: Lookup<R>,
-    /// When the registry was asked.
-    asked: Instant,
+    /// The time of the last fetch.
+    fetched_at: Instant,
 }
 
-/// What is known of a schema id.
+/// The result of looking up a schema id.
 pub enum Lookup<R> {
     /// The schema.
     Known(Arc<WriterSchema<R>>),
-    /// A schema that is not of `R`.
+    /// The schema is not one of `R`, or does not parse.
     Wrong(DecodeError),
-    /// The registry said for a minute that there is none; it is asked again every minute.
+    /// The registry has answered for a minute that it has no such schema; it is asked again every minute.
     Unknown,
-    /// Not known yet: ask again.
+    /// The schema is still being fetched; look it up again later.
     Pending,
 }
 
@@ -54,37 +55,37 @@ impl<R> Clone for Lookup<R> {
 }
 
 impl<R: Record + 'static> SchemaCache<R> {
-    /// An empty cache that fetches from `registry` on `runtime`.
+    /// Creates an empty cache that fetches from `registry` on `runtime`.
     pub fn new(registry: Registry, runtime: Handle) -> Self {
         Self { registry, runtime, schemas: Arc::default() }
     }
 
-    /// What is known of `id`; starts to fetch it if nothing is. Never blocks.
+    /// Looks up `id`, and starts to fetch its schema if the cache lacks it. Never blocks.
     pub fn lookup(&self, id: u32) -> Lookup<R> {
         let mut schemas = lock(&self.schemas);
         let now = Instant::now();
-        let answer = match schemas.get_mut(&id) {
-            Some(Known { lookup: Lookup::Unknown, asked }) if asked.elapsed() >= UNKNOWN_FOR => {
-                *asked = now;
+        let current = match schemas.get_mut(&id) {
+            Some(CachedLookup { lookup: Lookup::Unknown, fetched_at }) if fetched_at.elapsed() >= UNKNOWN_AFTER => {
+                *fetched_at = now;
                 Lookup::Unknown
             }
-            Some(known) => return known.lookup.clone(),
+            Some(cached) => return cached.lookup.clone(),
             None => Lookup::Pending,
         };
         if schemas.len() >= MAX_IDS {
-            schemas.retain(|_, known| matches!(known.lookup, Lookup::Known(_) | Lookup::Pending));
+            schemas.retain(|_, cached| matches!(cached.lookup, Lookup::Known(_) | Lookup::Pending));
         }
-        schemas.insert(id, Known { lookup: answer.clone(), asked: now });
+        schemas.insert(id, CachedLookup { lookup: current.clone(), fetched_at: now });
         let (registry, schemas) = (self.registry.clone(), Arc::clone(&self.schemas));
         self.runtime.spawn(async move {
             let lookup = fetch(&registry, id).await;
-            lock(&schemas).insert(id, Known { lookup, asked: Instant::now() });
+            lock(&schemas).insert(id, CachedLookup { lookup, fetched_at: Instant::now() });
         });
-        answer
+        current
     }
 }
 
-/// Asks until the registry answers, and a minute longer if it answers that there is no such schema.
+/// Fetches a schema. Retries until the registry answers, and for a minute if it answers that it has no such schema.
 async fn fetch<R: Record>(registry: &Registry, id: u32) -> Lookup<R> {
     let mut unknown_since = None;
     loop {
@@ -97,14 +98,14 @@ async fn fetch<R: Record>(registry: &Registry, id: u32) -> Lookup<R> {
             }
             Err(FetchError::Unknown(_)) => {
                 let since = *unknown_since.get_or_insert_with(Instant::now);
-                if since.elapsed() >= UNKNOWN_FOR {
-                    tracing::warn!(schema_id = id, "the registry does not know this schema; its records are invalid");
+                if since.elapsed() >= UNKNOWN_AFTER {
+                    tracing::warn!(schema_id = id, "schema id is not known to the registry");
                     return Lookup::Unknown;
                 }
             }
             Err(error @ FetchError::Unavailable(_)) => {
                 unknown_since = None;
-                tracing::warn!(%error, schema_id = id, "waiting for a schema");
+                tracing::warn!(%error, schema_id = id, "cannot fetch a schema; retrying");
             }
         }
         tokio::time::sleep(RETRY_PAUSE).await;
@@ -112,6 +113,6 @@ async fn fetch<R: Record>(registry: &Registry, id: u32) -> Lookup<R> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A panic under this lock leaves a whole map behind.
+    // A panic while the lock is held leaves the map consistent.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -13,11 +13,12 @@ use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer}
 use crate::client_log::count_client_error;
 use crate::{Broker, log_client_error};
 
-/// Latencies are told apart up to here, an hour, to 1 %.
-const LONGEST_LATENCY_US: u64 = 3_600_000_000;
+/// The largest latency that the histogram distinguishes: an hour.
+const MAX_LATENCY_US: u64 = 3_600_000_000;
+/// The histogram's precision: 1 %.
 const SIGNIFICANT_DIGITS: u8 = 2;
 
-/// What became of a group of records.
+/// The delivery counts of a group of records.
 #[derive(Debug, Default)]
 pub struct Deliveries {
     outstanding: AtomicI64,
@@ -26,17 +27,17 @@ pub struct Deliveries {
 }
 
 impl Deliveries {
-    /// Sent and neither acknowledged nor failed yet.
+    /// Returns the number of records sent that are neither acknowledged nor failed yet.
     pub fn outstanding(&self) -> i64 {
         self.outstanding.load(Ordering::Acquire)
     }
 
-    /// Acknowledged by Kafka.
+    /// Returns the number of records that Kafka acknowledged.
     pub fn acknowledged(&self) -> u64 {
         self.acknowledged.load(Ordering::Acquire)
     }
 
-    /// Given up.
+    /// Returns the number of records that could not be delivered.
     pub fn failed(&self) -> u64 {
         self.failed.load(Ordering::Acquire)
     }
@@ -45,52 +46,52 @@ impl Deliveries {
 /// A record to send.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Outgoing<'a> {
-    /// The topic.
+    /// The topic's full name.
     pub topic: &'a str,
     /// The key.
     pub key: Option<&'a [u8]>,
     /// The value.
     pub value: &'a [u8],
-    /// Headers.
+    /// The headers, as (name, value).
     pub headers: &'a [(&'a str, String)],
 }
 
-/// The local queue is full: try again when some of it has gone out.
+/// The producer's local queue is full: retry when some of its records were delivered.
 #[derive(Debug, thiserror::Error)]
 #[error("the local queue of records to send is full")]
 pub struct QueueFull;
 
-/// An idempotent producer. Sending never blocks; what became of it shows in its [`Deliveries`].
+/// An idempotent producer. Sending never blocks; the outcome is counted in the record's [`Deliveries`].
 #[derive(Clone)]
 pub struct Sender {
-    producer: ThreadedProducer<Counts>,
+    producer: ThreadedProducer<DeliveryContext>,
 }
 
-struct Counts {
-    /// Of what was acknowledged, in microseconds from sending.
+struct DeliveryContext {
+    /// The time from sending to acknowledgement, in microseconds.
     latency: Mutex<Histogram<u64>>,
 }
 
-/// A record on its way.
-struct Sent {
-    at: Instant,
+/// A record in flight.
+struct InFlight {
+    sent_at: Instant,
     deliveries: Arc<Deliveries>,
 }
 
-impl ClientContext for Counts {
+impl ClientContext for DeliveryContext {
     fn error(&self, error: KafkaError, reason: &str) {
         log_client_error(&error, reason);
     }
 }
 
-impl ProducerContext for Counts {
-    type DeliveryOpaque = Box<Sent>;
+impl ProducerContext for DeliveryContext {
+    type DeliveryOpaque = Box<InFlight>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, sent: Box<Sent>) {
-        let Sent { at, deliveries } = *sent;
+    fn delivery(&self, result: &DeliveryResult<'_>, in_flight: Box<InFlight>) {
+        let InFlight { sent_at, deliveries } = *in_flight;
         match result {
             Ok(_) => {
-                let micros = u64::try_from(at.elapsed().as_micros()).unwrap_or(u64::MAX);
+                let micros = u64::try_from(sent_at.elapsed().as_micros()).unwrap_or(u64::MAX);
                 self.latency.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(micros);
                 deliveries.acknowledged.fetch_add(1, Ordering::AcqRel)
             }
@@ -105,21 +106,22 @@ impl ProducerContext for Counts {
 }
 
 impl Sender {
-    /// A producer that tries each record for `give_up_after`; `None` means for ever.
-    pub fn new(broker: &Broker, give_up_after: Option<Duration>) -> Result<Self, KafkaError> {
-        let mut config = broker.producer();
-        config.set("message.timeout.ms", give_up_after.map_or(0, |limit| limit.as_millis()).to_string());
+    /// Creates a producer that retries each record for at most `delivery_timeout`; `None` is without limit.
+    pub fn new(broker: &Broker, delivery_timeout: Option<Duration>) -> Result<Self, KafkaError> {
+        let mut config = broker.producer_settings();
+        config.set("message.timeout.ms", delivery_timeout.map_or(0, |limit| limit.as_millis()).to_string());
         config.set("linger.ms", "2");
         config.set("queue.buffering.max.messages", "200000");
         config.set("compression.type", "lz4");
-        let latency = Histogram::new_with_max(LONGEST_LATENCY_US, SIGNIFICANT_DIGITS).expect("bounds that it takes");
-        Ok(Self { producer: config.create_with_context(Counts { latency: Mutex::new(latency) })? })
+        let latency = Histogram::new_with_max(MAX_LATENCY_US, SIGNIFICANT_DIGITS).expect("the bounds are valid");
+        Ok(Self { producer: config.create_with_context(DeliveryContext { latency: Mutex::new(latency) })? })
     }
 
-    /// Queues `record`, counted in `deliveries`.
+    /// Queues `record`, and counts its outcome in `deliveries`. A record that can never be sent, such as one that is
+    /// too large, counts as failed at once.
     pub fn send(&self, record: Outgoing<'_>, deliveries: &Arc<Deliveries>) -> Result<(), QueueFull> {
-        let sent = Box::new(Sent { at: Instant::now(), deliveries: Arc::clone(deliveries) });
-        let mut message = BaseRecord::<[u8], [u8], _>::with_opaque_to(record.topic, sent).payload(record.value);
+        let in_flight = Box::new(InFlight { sent_at: Instant::now(), deliveries: Arc::clone(deliveries) });
+        let mut message = BaseRecord::<[u8], [u8], _>::with_opaque_to(record.topic, in_flight).payload(record.value);
         if let Some(key) = record.key {
             message = message.key(key);
         }
@@ -131,32 +133,33 @@ impl Sender {
                 }));
         }
         deliveries.outstanding.fetch_add(1, Ordering::AcqRel);
-        let refused = match self.producer.send(message) {
+        let error = match self.producer.send(message) {
             Ok(()) => return Ok(()),
             Err((error, _)) => error,
         };
         deliveries.outstanding.fetch_sub(1, Ordering::AcqRel);
-        if refused.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) {
+        if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) {
             return Err(QueueFull);
         }
-        // Too large, or a fatal producer: no later try would end otherwise.
-        tracing::error!(error = %refused, topic = record.topic, bytes = record.value.len(), "a record cannot be sent");
+        // The record is too large, or the producer has a fatal error: a retry would fail as well.
+        tracing::error!(%error, topic = record.topic, bytes = record.value.len(), "a record cannot be sent");
         deliveries.failed.fetch_add(1, Ordering::AcqRel);
         Ok(())
     }
 
-    /// Why this producer can send nothing any more, if so: make another.
+    /// Returns the producer's fatal error, if it has one. Such a producer cannot send any more: create another one.
     pub fn fatal_error(&self) -> Option<String> {
         self.producer.client().fatal_error().map(|(code, reason)| format!("{code}: {reason}"))
     }
 
-    /// How long records took from [`Sender::send`] to Kafka's acknowledgement, at `quantile` (0 to 1) of those so far.
+    /// Returns the time from [`Sender::send`] to Kafka's acknowledgement at `quantile` (0 to 1), over all records so
+    /// far. Zero if none was acknowledged.
     pub fn latency(&self, quantile: f64) -> Duration {
         let latency = &self.producer.client().context().latency;
         Duration::from_micros(latency.lock().unwrap_or_else(PoisonError::into_inner).value_at_quantile(quantile))
     }
 
-    /// Waits until everything queued was acknowledged or given up, at most `timeout`. Blocks.
+    /// Waits until all queued records are acknowledged or failed, at most `timeout`. Blocks.
     pub fn flush(&self, timeout: Duration) -> Result<(), KafkaError> {
         self.producer.flush(timeout)
     }

@@ -1,4 +1,4 @@
-//! Reads all partitions of a topic, as an onlooker.
+//! A reader of all partitions of a topic, outside any consumer group.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -16,49 +16,49 @@ use crate::{Broker, Lookup, Reader, Registry, SchemaCache, TopicName, is_transie
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 const SCHEMA_POLL: Duration = Duration::from_millis(10);
 
-/// Where an onlooker begins.
+/// The position at which a topic reader starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TailFrom {
-    /// The first retained record.
+    /// The log start offset of each partition.
     Beginning,
     /// This many offsets before the end of each partition.
     Last(i64),
-    /// These offsets, by partition; 0 where there is none.
+    /// The given offsets, by partition; the log start offset for partitions without one, and for offsets below it.
     Offsets(Vec<i64>),
 }
 
-/// What an onlooker sees.
+/// An event of a topic reader.
 #[derive(Debug)]
 pub enum Tailed<R> {
     /// A record.
     Record(Seen<R>),
-    /// Every partition was read to its end, for the first time.
+    /// Every partition has been read to its end. Returned once.
     End,
 }
 
-/// A record, wherever it came from.
+/// A record and its position.
 #[derive(Debug)]
 pub struct Seen<R> {
-    /// Its partition.
+    /// The record's partition.
     pub partition: i32,
-    /// Its offset.
+    /// The record's offset.
     pub offset: i64,
-    /// Its key.
+    /// The record's key.
     pub key: Option<Vec<u8>>,
-    /// The record; if it is none of ours, what is wrong with it.
+    /// The decoded record; the reason if it is undecodable.
     pub record: Result<R, String>,
 }
 
-/// An onlooker of a topic of `R`s. All its calls block.
+/// A reader of all partitions of a topic of records of type `R`. All its calls block.
 pub struct TopicTail<R> {
     consumer: Reader,
     schemas: SchemaCache<R>,
-    /// Partitions not read to their end yet.
+    /// The partitions that have not been read to their end yet.
     unread: BTreeSet<i32>,
 }
 
 impl<R: Record + 'static> TopicTail<R> {
-    /// Begins to read `topic`.
+    /// Creates a reader of `topic` that starts at `from`. Partitions added later are not read.
     pub fn new(
         broker: &Broker,
         registry: &Registry,
@@ -70,7 +70,7 @@ impl<R: Record + 'static> TopicTail<R> {
         let consumer = broker.reader()?;
         let metadata = consumer.fetch_metadata(Some(&topic), QUERY_TIMEOUT)?;
         let found = metadata.topics().first();
-        // Not there, or not ours to see.
+        // The topic does not exist, or ACLs do not allow to describe it.
         if let Some(code) = found.and_then(MetadataTopic::error) {
             return Err(KafkaError::MetadataFetch(code.into()));
         }
@@ -90,7 +90,7 @@ impl<R: Record + 'static> TopicTail<R> {
         Ok(Self { consumer, schemas: SchemaCache::new(registry.clone(), runtime.clone()), unread: partitions })
     }
 
-    /// What comes next, if anything does within `timeout`.
+    /// Returns the next event, or `None` if none arrives within `timeout`. Waits longer for a record's schema.
     pub fn next(&mut self, timeout: Duration) -> Result<Option<Tailed<R>>, KafkaError> {
         match self.consumer.poll(timeout) {
             None => Ok(None),

@@ -1,4 +1,4 @@
-//! The topics of a BACKBEAT cluster: their names, their settings, and whether those hold.
+//! The topics of a BACKBEAT cluster: their names and settings, their creation and their verification.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,18 +13,18 @@ use crate::{Broker, ClientLog};
 
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// Of one failure: librdkafka may have tried several brokers.
-const MAX_REASONS: usize = 16;
+/// The largest number of errors logged for one failed request, since librdkafka may have tried several brokers.
+const MAX_ERRORS: usize = 16;
 const LEADER_POLL: Duration = Duration::from_millis(20);
 const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
 
-/// The names of a cluster's topics, group and transactional ids.
+/// The names of a cluster's topics, consumer group and transactional ids.
 #[derive(Debug, Clone)]
 pub struct Topics {
     prefix: String,
 }
 
-/// One of the topics.
+/// A topic of a BACKBEAT cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TopicName {
     /// Beats, written by pulse.
@@ -33,18 +33,18 @@ pub enum TopicName {
     StatusClaims,
     /// Reports, written by the merge.
     BarReports,
-    /// What reverb's members tell each other.
+    /// Reverb's internal records: partitions' shares of windows, and the marks of finished windows.
     BarPartials,
-    /// Records of `statusclaims` that are no valid claims.
+    /// Invalid records of `statusclaims`, written by reverb.
     DeadLetters,
 }
 
 impl TopicName {
-    /// All of them.
+    /// All topics.
     pub const ALL: [Self; 5] =
         [Self::BeatFrames, Self::StatusClaims, Self::BarReports, Self::BarPartials, Self::DeadLetters];
 
-    /// The name without a prefix.
+    /// Returns the name without prefix.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::BeatFrames => "beatframes",
@@ -55,9 +55,10 @@ impl TopicName {
         }
     }
 
-    /// The settings that our guarantees rest on: a topic with others is refused.
-    fn required(self) -> &'static [(&'static str, &'static str)] {
-        // By default Kafka refuses records of a leader whose clock is an hour ahead.
+    /// Returns the settings that BACKBEAT's guarantees rest on: an existing topic with other values is refused.
+    fn required_settings(self) -> &'static [(&'static str, &'static str)] {
+        // By default Kafka rejects records with timestamps more than an hour ahead, which a pulse leader with a wrong
+        // clock would write.
         const WRITERS_TIME: &[(&str, &str)] = &[
             ("cleanup.policy", "delete"),
             ("message.timestamp.type", "CreateTime"),
@@ -81,8 +82,8 @@ impl TopicName {
         }
     }
 
-    /// Settings of a new topic that an operator may change.
-    fn initial(self) -> Vec<(&'static str, String)> {
+    /// Returns further settings of a new topic, which an operator may change later.
+    fn initial_settings(self) -> Vec<(&'static str, String)> {
         match self {
             Self::BeatFrames | Self::BarReports => {
                 vec![("retention.ms", "-1".into()), ("retention.bytes", "-1".into())]
@@ -99,65 +100,65 @@ impl Topics {
         Self { prefix: prefix.to_owned() }
     }
 
-    /// What stands before every name.
+    /// Returns the prefix of every name.
     pub fn prefix(&self) -> &str {
         &self.prefix
     }
 
-    /// A topic's full name.
+    /// Returns a topic's full name.
     pub fn name(&self, topic: TopicName) -> String {
         format!("{}{}", self.prefix, topic.as_str())
     }
 
-    /// The registry's subject of a topic's values (`TopicNameStrategy`).
+    /// Returns the registry's subject for a topic's values (`TopicNameStrategy`).
     pub fn subject(&self, topic: TopicName) -> String {
         format!("{}-value", self.name(topic))
     }
 
-    /// Reverb's consumer group.
+    /// Returns the name of reverb's consumer group.
     pub fn group(&self) -> String {
         format!("{}reverb", self.prefix)
     }
 
-    /// The transactional id that fences pulse leaders.
+    /// Returns the transactional id of the pulse leader, by which a new leader fences earlier ones.
     pub fn pulse_transactional_id(&self) -> String {
         format!("{}pulse", self.prefix)
     }
 
-    /// The transactional id that fences merges.
+    /// Returns the transactional id of the merge, by which a new merge fences earlier ones.
     pub fn merge_transactional_id(&self) -> String {
         format!("{}reverb-merge", self.prefix)
     }
 }
 
-/// What is wrong with the topics.
+/// An error of creating or verifying topics.
 #[derive(Debug, thiserror::Error)]
 pub enum TopicError {
-    /// Kafka did not answer.
-    #[error("asking Kafka at {brokers} about topics: {source}")]
+    /// An admin or metadata request failed; a retry may succeed.
+    #[error("a topic request to Kafka at {brokers} failed: {source}")]
     Kafka {
-        /// The brokers.
+        /// The bootstrap servers.
         brokers: String,
-        /// Why.
+        /// Kafka's error.
         source: KafkaError,
     },
-    /// Kafka refused to create one.
-    #[error("creating topic {topic}: {code}")]
+    /// Kafka refused to create a topic.
+    #[error("cannot create topic {topic}: {code}")]
     Create {
-        /// Its name.
+        /// The topic's full name.
         topic: String,
-        /// Kafka's reason.
+        /// Kafka's error code.
         code: RDKafkaErrorCode,
     },
-    /// Some are not there.
+    /// Topics do not exist; their full names.
     #[error("these topics are missing: {}; `backbeat topics` creates them", .0.join(", "))]
     Missing(Vec<String>),
-    /// Some exist with settings that our guarantees do not survive.
+    /// Topics exist with settings that break BACKBEAT's guarantees.
     #[error("topics exist with wrong settings:\n{}", .0.iter().map(|w| format!("  {w}")).collect::<Vec<_>>().join("\n"))]
     Wrong(Vec<WrongSetting>),
 }
 
-/// One setting of an existing topic that is wrong.
+/// A wrong setting of an existing topic.
 #[derive(Debug, PartialEq, Eq)]
 pub struct WrongSetting {
     topic: String,
@@ -173,10 +174,10 @@ impl fmt::Display for WrongSetting {
     }
 }
 
-/// Creates the topics that are missing and checks those that exist; returns the names of the new ones.
+/// Creates the topics that are missing and verifies those that exist; returns the full names of the new ones.
 ///
-/// `claim_partitions` is what `statusclaims` must have at least; more are welcome, since partitions
-/// may be added.
+/// `claim_partitions` is the number of partitions of a new `statusclaims`, and the minimum for an existing one, since
+/// partitions may be added. `replication` is the replication factor of new topics.
 pub async fn ensure_topics(
     broker: &Broker,
     claim_partitions: i32,
@@ -188,7 +189,7 @@ pub async fn ensure_topics(
         TopicName::ALL.into_iter().filter(|topic| !existing.contains_key(topic.as_str())).collect();
     let names: Vec<String> = missing.iter().map(|topic| broker.topics().name(*topic)).collect();
     let min_isr = (replication - 1).max(1).to_string();
-    let settings: Vec<Vec<(&str, String)>> = missing.iter().map(|topic| topic.initial()).collect();
+    let settings: Vec<Vec<(&str, String)>> = missing.iter().map(|topic| topic.initial_settings()).collect();
     let new: Vec<NewTopic<'_>> = missing
         .iter()
         .zip(&names)
@@ -197,7 +198,7 @@ pub async fn ensure_topics(
             let partitions = if *topic == TopicName::StatusClaims { claim_partitions } else { 1 };
             let new = NewTopic::new(name, partitions, TopicReplication::Fixed(replication))
                 .set("min.insync.replicas", &min_isr);
-            let new = topic.required().iter().fold(new, |new, (key, value)| new.set(key, value));
+            let new = topic.required_settings().iter().fold(new, |new, (key, value)| new.set(key, value));
             initial.iter().fold(new, |new, (key, value)| new.set(key, value))
         })
         .collect();
@@ -208,18 +209,19 @@ pub async fn ensure_topics(
     let results = admin(broker)?.create_topics(&new, &options).await.map_err(|source| kafka(broker, source))?;
     for result in results {
         match result {
-            // Another program was faster: it created what we would have.
+            // Another process created the topic first, with the same settings.
             Ok(_) | Err((_, RDKafkaErrorCode::TopicAlreadyExists)) => {}
             Err((topic, code)) => return Err(TopicError::Create { topic, code }),
         }
     }
-    let (waiting, new) = (broker.clone(), names.clone());
-    let led = tokio::task::spawn_blocking(move || wait_until_led(&waiting, &new, claim_partitions));
-    led.await.expect("asking for offsets does not panic").map_err(|source| kafka(broker, source))?;
+    let (own_broker, new_names) = (broker.clone(), names.clone());
+    let waiting = tokio::task::spawn_blocking(move || wait_for_leaders(&own_broker, &new_names, claim_partitions));
+    waiting.await.expect("fetching offsets does not panic").map_err(|source| kafka(broker, source))?;
     Ok(names)
 }
 
-/// Creates a topic with one partition that is not BACKBEAT's own, such as one that a connector coordinates itself by.
+/// Creates a topic with one partition that is not one of [`TopicName`], such as a connector's control topic. Succeeds
+/// if it exists already.
 pub async fn ensure_topic(broker: &Broker, topic: &str, replication: i32) -> Result<(), TopicError> {
     let new = [NewTopic::new(topic, 1, TopicReplication::Fixed(replication))];
     let options = AdminOptions::new().operation_timeout(Some(ADMIN_TIMEOUT));
@@ -232,8 +234,8 @@ pub async fn ensure_topic(broker: &Broker, topic: &str, replication: i32) -> Res
     }
 }
 
-/// Waits until the leaders of new topics answer: for a moment they do not know yet that they lead.
-fn wait_until_led(broker: &Broker, topics: &[String], claim_partitions: i32) -> KafkaResult<()> {
+/// Waits until the partition leaders of new topics answer: for a moment they do not know yet that they lead.
+fn wait_for_leaders(broker: &Broker, topics: &[String], claim_partitions: i32) -> KafkaResult<()> {
     let consumer = broker.reader()?;
     let deadline = Instant::now() + ADMIN_TIMEOUT;
     let claims = broker.topics().name(TopicName::StatusClaims);
@@ -250,7 +252,7 @@ fn wait_until_led(broker: &Broker, topics: &[String], claim_partitions: i32) -> 
     Ok(())
 }
 
-/// Waits until all of `needed` exist, saying so in the log, and checks what we may see of them.
+/// Waits until all of `needed` exist, with log lines, and verifies their settings as far as ACLs allow to read them.
 pub async fn wait_for_topics(broker: &Broker, needed: &[TopicName]) -> Result<(), TopicError> {
     loop {
         let error = match verify(broker, needed).await {
@@ -276,14 +278,15 @@ async fn verify(broker: &Broker, needed: &[TopicName]) -> Result<(), TopicError>
     check(broker, &existing, 1).await
 }
 
-/// The number of partitions of each of our topics that exists, by its name without the prefix.
+/// Fetches the number of partitions of each existing topic, by its name without prefix.
 async fn partitions(broker: &Broker) -> Result<HashMap<&'static str, usize>, TopicError> {
     let reader = broker.reader().map_err(|source| kafka(broker, source))?;
     let metadata = tokio::task::spawn_blocking(move || {
         let metadata = reader.fetch_metadata(None, ADMIN_TIMEOUT);
         if metadata.is_err() {
-            // Why, such as a password that is wrong, librdkafka tells whoever polls; it is logged and counted there.
-            (0..MAX_REASONS).map_while(|_| reader.poll(Duration::ZERO)).for_each(drop);
+            // librdkafka reports the cause, such as a wrong password, in a poll, whose client context logs and counts
+            // it.
+            (0..MAX_ERRORS).map_while(|_| reader.poll(Duration::ZERO)).for_each(drop);
         }
         metadata
     });
@@ -298,7 +301,7 @@ async fn partitions(broker: &Broker) -> Result<HashMap<&'static str, usize>, Top
         .collect())
 }
 
-/// Refuses existing topics with wrong settings.
+/// Verifies the partition counts and the settings of existing topics.
 async fn check(
     broker: &Broker,
     existing: &HashMap<&'static str, usize>,
@@ -336,11 +339,12 @@ async fn check(
     for ((topic, _), described) in found.iter().zip(described) {
         let config = described.map_err(|code| kafka(broker, KafkaError::AdminOp(code)))?;
         if config.entries.is_empty() {
-            // So the client shows that it has no right to see them, as an agent need not have.
-            tracing::debug!(topic = topic.as_str(), "its settings are not ours to see: `backbeat topics` checks them");
+            // The client's way to report that ACLs do not allow to read the settings; an agent does not need to.
+            let topic = topic.as_str();
+            tracing::debug!(topic, "no ACL to read the topic's settings; `backbeat topics` verifies them");
             continue;
         }
-        for (setting, required) in topic.required() {
+        for (setting, required) in topic.required_settings() {
             let value = config.get(setting).and_then(|entry| entry.value.as_deref()).unwrap_or("unset");
             if value != *required {
                 wrong.push(WrongSetting {
@@ -356,7 +360,7 @@ async fn check(
 }
 
 fn admin(broker: &Broker) -> Result<AdminClient<ClientLog>, TopicError> {
-    broker.admin().create_with_context(ClientLog).map_err(|source| kafka(broker, source))
+    broker.admin_settings().create_with_context(ClientLog).map_err(|source| kafka(broker, source))
 }
 
 fn kafka(broker: &Broker, source: KafkaError) -> TopicError {

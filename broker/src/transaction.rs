@@ -1,4 +1,4 @@
-//! Transactions: what is written in one is there as a whole, or not at all.
+//! A transactional producer: the records of a transaction are all visible to committed readers, or none is.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,41 +11,41 @@ use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 
 use crate::Broker;
 
-const POLL: Duration = Duration::from_millis(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// A producer that holds a transactional id. All its calls block.
+/// A producer with a transactional id. All its calls block.
 ///
-/// After any error the producer is of no more use: drop it and open another, which settles what was
-/// left in doubt (librdkafka has no KIP-890), then read back what is there.
+/// After any error the producer must not be used again: drop it and open another, which resolves a transaction that is
+/// in doubt (librdkafka lacks KIP-890), then read back the log to see what was committed.
 pub struct TransactionalProducer {
-    producer: BaseProducer<Failures>,
+    producer: BaseProducer<DeliveryFailures>,
     timeout: Duration,
 }
 
-/// Why a transaction is not known to be committed.
+/// An error after which a transaction is not known to be committed.
 #[derive(Debug, thiserror::Error)]
 pub enum TransactionError {
     /// Another producer has opened the same transactional id.
-    #[error("another producer has taken over the transactional id: {0}")]
+    #[error("fenced: another producer has opened the transactional id: {0}")]
     Fenced(KafkaError),
-    /// Anything else. Whether a commit that failed took effect is in doubt.
+    /// Any other error. A failed commit is in doubt.
     #[error("the transaction failed: {0}")]
     Failed(KafkaError),
-    /// The records were not acknowledged in time.
-    #[error("Kafka did not acknowledge the records within {0:?}")]
+    /// Kafka did not answer in time, or did not acknowledge the records in time.
+    #[error("timed out: no answer from Kafka within {0:?}")]
     TimedOut(Duration),
 }
 
 impl TransactionError {
-    /// `error`, and what librdkafka's client says of itself: a producer that was fenced while it had
-    /// records to send reports them as purged, and only its fatal error says why.
-    fn new(error: KafkaError, client: Option<&Client<Failures>>) -> Self {
+    /// Classifies `error` and the fatal error of `client`: a producer that is fenced while it has records in flight
+    /// reports them as purged, and only its fatal error has the cause.
+    fn new(error: KafkaError, client: Option<&Client<DeliveryFailures>>) -> Self {
         let code = match &error {
             KafkaError::Transaction(error) => Some(error.code()),
             other => other.rdkafka_error_code(),
         };
         let fatal = client.and_then(Client::fatal_error).map(|(code, _)| code);
-        // Whatever flag comes with it: fenced is fenced.
+        // The code decides, whether or not librdkafka marks the error as fatal or abortable.
         let fenced = [code, fatal].into_iter().flatten().any(|code| {
             matches!(
                 code,
@@ -56,15 +56,15 @@ impl TransactionError {
     }
 }
 
-/// Keeps the first delivery that failed.
+/// A producer context that keeps the error of the first failed delivery.
 #[derive(Default)]
-struct Failures {
+struct DeliveryFailures {
     first: Arc<Mutex<Option<KafkaError>>>,
 }
 
-impl ClientContext for Failures {}
+impl ClientContext for DeliveryFailures {}
 
-impl ProducerContext for Failures {
+impl ProducerContext for DeliveryFailures {
     type DeliveryOpaque = ();
 
     fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
@@ -76,28 +76,29 @@ impl ProducerContext for Failures {
 }
 
 impl TransactionalProducer {
-    /// Opens `transactional_id`, which fences every producer that held it and settles what they left
-    /// open, within `patience`. `timeout` bounds every commit, and is how long Kafka keeps a transaction open.
+    /// Opens `transactional_id`, which fences every producer that has it open and aborts or completes their
+    /// transactions, within `init_timeout`. `timeout` bounds each send and commit, and is the transaction timeout,
+    /// after which Kafka aborts an open transaction.
     pub fn open(
         broker: &Broker,
         transactional_id: &str,
         timeout: Duration,
-        patience: Duration,
+        init_timeout: Duration,
     ) -> Result<Self, TransactionError> {
-        let mut config = broker.producer();
+        let mut config = broker.producer_settings();
         config.set("transactional.id", transactional_id);
         config.set("transaction.timeout.ms", timeout.as_millis().to_string());
         config.set("message.timeout.ms", timeout.as_millis().to_string());
         config.set("linger.ms", "0");
-        let created = config.create_with_context(Failures::default());
-        let producer: BaseProducer<Failures> = created.map_err(|error| TransactionError::new(error, None))?;
-        // librdkafka looks for the coordinator at once, and again only after half a second: it must be connected
-        // by then.
-        let connected = producer.client().fetch_cluster_id(patience).is_some();
+        let created = config.create_with_context(DeliveryFailures::default());
+        let producer: BaseProducer<DeliveryFailures> = created.map_err(|error| TransactionError::new(error, None))?;
+        // Connect first: librdkafka looks up the coordinator at once, and if it is not connected yet, again only after
+        // half a second.
+        let connected = producer.client().fetch_cluster_id(init_timeout).is_some();
         if !connected {
-            return Err(TransactionError::TimedOut(patience));
+            return Err(TransactionError::TimedOut(init_timeout));
         }
-        let opened = producer.init_transactions(patience);
+        let opened = producer.init_transactions(init_timeout);
         opened.map_err(|error| TransactionError::new(error, Some(producer.client())))?;
         Ok(Self { producer, timeout })
     }
@@ -113,38 +114,38 @@ impl TransactionalProducer {
 /// An open transaction.
 #[must_use = "a transaction that is not committed writes nothing"]
 pub struct Transaction<'p> {
-    producer: &'p BaseProducer<Failures>,
+    producer: &'p BaseProducer<DeliveryFailures>,
     timeout: Duration,
 }
 
 impl Transaction<'_> {
-    /// Adds a record; `timestamp_ms` becomes its `CreateTime`.
+    /// Sends a record in this transaction; `timestamp_ms` becomes its `CreateTime`.
     pub fn send(&mut self, topic: &str, key: &str, value: &[u8], timestamp_ms: i64) -> Result<(), TransactionError> {
         let deadline = Instant::now() + self.timeout;
         let mut record = BaseRecord::to(topic).key(key).payload(value).timestamp(timestamp_ms);
         loop {
             match self.producer.send(record) {
                 Ok(()) => return Ok(()),
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), back))
+                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), returned))
                     if Instant::now() < deadline =>
                 {
-                    record = back;
-                    self.producer.poll(POLL);
+                    record = returned;
+                    self.producer.poll(POLL_INTERVAL);
                 }
                 Err((error, _)) => return Err(TransactionError::new(error, Some(self.producer.client()))),
             }
         }
     }
 
-    /// Commits; when it returns, readers of committed records have all of it.
+    /// Commits the transaction; on success, its records are visible to `read_committed` consumers.
     pub fn commit(self) -> Result<(), TransactionError> {
-        // Waiting here first spares the 100 ms that the commit's own flush takes at least.
+        // Waiting for the deliveries first saves the 100 ms that the flush within the commit takes at least.
         let deadline = Instant::now() + self.timeout;
         while self.producer.in_flight_count() > 0 {
             if Instant::now() >= deadline {
                 return Err(TransactionError::TimedOut(self.timeout));
             }
-            self.producer.poll(POLL);
+            self.producer.poll(POLL_INTERVAL);
         }
         let failed = self.producer.context().first.lock().unwrap_or_else(PoisonError::into_inner).take();
         let outcome = failed.map_or_else(|| self.producer.commit_transaction(self.timeout), Err);

@@ -1,11 +1,11 @@
-//! What reverb's members tell each other of a window.
+//! Reverb's internal records: one partition's share of a window, or the mark that a window is finished.
 
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{Record, RecordSchema, record_schema};
 use crate::{BeatIndex, WindowId};
 
-/// One record of `barpartials`. Fields are documented in `bar_partial.avsc`.
+/// A record of `barpartials`. The fields are documented in `bar_partial.avsc`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "documented in the schema, which the registry shows")]
 pub struct BarPartial {
@@ -15,7 +15,7 @@ pub struct BarPartial {
     done: Option<Done>,
 }
 
-/// What a record of `barpartials` says.
+/// The content of a record of `barpartials`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum PartialBody {
     /// One partition's share of the window.
@@ -25,7 +25,7 @@ pub enum PartialBody {
 }
 
 impl BarPartial {
-    /// A record that says `body` of the window.
+    /// Creates the record with content `body` for a window.
     pub fn new(window_id: WindowId, from_beat: BeatIndex, body: PartialBody) -> Self {
         let (partial, done) = match body {
             PartialBody::Partial(partial) => (Some(partial), None),
@@ -34,7 +34,7 @@ impl BarPartial {
         Self { window_id, from_beat, partial, done }
     }
 
-    /// The same partial, as `member`'s record number `counter`.
+    /// Sets the partial's sender and its sequence number at that sender. A `done` is returned unchanged.
     #[must_use]
     pub fn sent_by(mut self, member: &str, counter: i64) -> Self {
         if let Some(partial) = &mut self.partial {
@@ -44,17 +44,18 @@ impl BarPartial {
         self
     }
 
-    /// One partition's share, if that is what the record says.
+    /// Returns the partition's share, or `None` if the record is a `done`.
     pub fn partial(&self) -> Option<&Partial> {
         self.partial.as_ref()
     }
 
-    /// Whether the record says that the window is finished.
+    /// Returns true if the record marks the window as finished.
     pub fn is_done(&self) -> bool {
         self.done.is_some()
     }
 
-    /// What the record says; `None` if it says both or neither, as only a foreign writer would.
+    /// Returns the content, or `None` if the record has both `partial` and `done` or neither; reverb writes no such
+    /// record.
     pub fn into_body(self) -> Option<PartialBody> {
         match (self.partial, self.done) {
             (Some(partial), None) => Some(PartialBody::Partial(partial)),
@@ -93,7 +94,7 @@ pub struct Partial {
     pub unknown_schema_claims: i64,
 }
 
-/// A window is finished.
+/// The mark that a window is finished.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "documented in the schema, which the registry shows")]
 pub struct Done {
@@ -105,20 +106,20 @@ pub struct Done {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// There was no report; there is one now.
+    /// There was no report, and one was written.
     Written,
-    /// The last report differed; a new one follows it.
+    /// The last report differed, and a new one was written.
     Rewritten,
-    /// The last report has the same bytes.
+    /// The last report has the same Avro body.
     Verified,
-    /// The partials could not become a set and the report exists.
+    /// The set of partials could not complete, and the report exists.
     Dropped,
-    /// The claims are no longer wholly retained: no report.
+    /// The window's claims are no longer all retained, so no report was written.
     Skipped,
 }
 
 impl Verdict {
-    /// The name, as in metrics and logs.
+    /// Returns the name used in metrics and logs.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Written => "written",

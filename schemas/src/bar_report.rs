@@ -6,7 +6,7 @@ use crate::codec::{Record, RecordSchema, record_schema};
 use crate::record_type::BarReportType;
 use crate::{BeatIndex, Timestamp, WindowId};
 
-/// One report. Fields are documented in `bar_report.avsc`.
+/// The report of one window. The fields are documented in `bar_report.avsc`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[allow(missing_docs, reason = "documented in the schema, which the registry shows")]
 pub struct BarReport {

@@ -1,10 +1,10 @@
-//! The number of a beat.
+//! The index of a beat.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// The number of a beat, from 0, without gap or repeat over the life of a cluster.
+/// The index of a beat: from 0, without gaps or repeats over the life of a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(try_from = "i64", into = "i64")]
 pub struct BeatIndex(i64);
@@ -13,24 +13,24 @@ impl BeatIndex {
     /// The first beat of a cluster.
     pub const ZERO: Self = Self(0);
 
-    /// The beat `beats` after this one.
+    /// Returns the index `beats` beats later.
     #[must_use]
     pub fn plus(self, beats: u32) -> Self {
         Self(self.0.saturating_add(beats.into()))
     }
 
-    /// The beat before this one, `None` before beat 0.
+    /// Returns the index of the beat before this one, or `None` for beat 0.
     #[must_use]
     pub fn previous(self) -> Option<Self> {
         (self.0 > 0).then(|| Self(self.0 - 1))
     }
 
-    /// How many beats lie between `earlier` and this one; negative if it is later.
+    /// Returns the number of beats from `earlier` to this one; negative if `earlier` comes after this one.
     pub fn since(self, earlier: Self) -> i64 {
         self.0 - earlier.0
     }
 
-    /// The plain number.
+    /// Returns the index as an integer.
     pub fn get(self) -> i64 {
         self.0
     }

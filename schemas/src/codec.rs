@@ -9,13 +9,13 @@ use apache_avro::writer::datum::GenericDatumWriter;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// A record with a schema of ours.
+/// A record type with an embedded Avro schema.
 pub trait Record: Serialize + DeserializeOwned {
-    /// The schema that this program writes, and into which it resolves what others wrote.
+    /// Returns the schema that this program writes with, and into which it resolves records of other writer schemas.
     fn schema() -> &'static RecordSchema;
 }
 
-/// One of our schemas, with its text and a reader and a writer made once.
+/// An embedded schema: its text, and a reader and a writer that are built once.
 pub struct RecordSchema {
     text: &'static str,
     schema: &'static Schema,
@@ -29,12 +29,12 @@ impl RecordSchema {
         Self {
             text,
             schema,
-            reader: GenericDatumReader::builder(schema).build().expect("our schema resolves"),
-            writer: GenericDatumWriter::builder(schema).build().expect("our schema resolves"),
+            reader: GenericDatumReader::builder(schema).build().expect("an embedded schema resolves"),
+            writer: GenericDatumWriter::builder(schema).build().expect("an embedded schema resolves"),
         }
     }
 
-    /// The schema as the registry gets it.
+    /// Returns the schema's JSON text, which is registered with the schema registry.
     pub fn text(&self) -> &'static str {
         self.text
     }
@@ -48,12 +48,12 @@ fn full_name(schema: &Schema) -> String {
     schema.name().map_or_else(|| "not a named type".to_owned(), |name| name.fullname(None).clone())
 }
 
-/// Parses the schema file once and gives it a reader and a writer.
+/// Embeds the schema file, and on first use parses it and builds its reader and writer.
 macro_rules! record_schema {
     ($file:literal) => {{
         use std::sync::LazyLock;
         static SCHEMA: LazyLock<apache_avro::Schema> =
-            LazyLock::new(|| apache_avro::Schema::parse_str(include_str!($file)).expect("our schema parses"));
+            LazyLock::new(|| apache_avro::Schema::parse_str(include_str!($file)).expect("an embedded schema parses"));
         static RECORD: LazyLock<$crate::RecordSchema> =
             LazyLock::new(|| $crate::RecordSchema::new(include_str!($file), &SCHEMA));
         &RECORD
@@ -61,38 +61,40 @@ macro_rules! record_schema {
 }
 pub(crate) use record_schema;
 
-/// The schema that a record was written with.
+/// The schema that records were written with.
 ///
-/// A foreign schema costs a resolution for each record; our own does not.
+/// A schema that differs from this program's costs a schema resolution for each record.
 pub struct WriterSchema<R> {
-    foreign: Option<Schema>,
+    /// The schema, if it differs from this program's.
+    different: Option<Schema>,
     record: PhantomData<fn() -> R>,
 }
 
 impl<R: Record> WriterSchema<R> {
-    /// Our own schema.
+    /// Returns this program's own schema.
     pub fn ours() -> Self {
-        Self { foreign: None, record: PhantomData }
+        Self { different: None, record: PhantomData }
     }
 
-    /// The schema of the registry's `text`, which must be of a record with `R`'s name.
+    /// Parses a schema's JSON text; it must describe a record with `R`'s full name.
     pub fn parse(text: &str) -> Result<Self, DecodeError> {
         let schema = Schema::parse_str(text).map_err(|error| DecodeError::Schema(error.to_string()))?;
-        let ours = R::schema();
-        if full_name(&schema) != ours.name() {
-            return Err(DecodeError::OtherRecord { found: full_name(&schema), expected: ours.name() });
+        let own = R::schema();
+        if full_name(&schema) != own.name() {
+            return Err(DecodeError::OtherRecord { found: full_name(&schema), expected: own.name() });
         }
-        Ok(Self { foreign: (&schema != ours.schema).then_some(schema), record: PhantomData })
+        Ok(Self { different: (&schema != own.schema).then_some(schema), record: PhantomData })
     }
 
-    pub(crate) fn is_ours(&self) -> bool {
-        self.foreign.is_none()
+    /// Returns true if this is this program's own schema.
+    pub(crate) fn is_own(&self) -> bool {
+        self.different.is_none()
     }
 
-    /// The record in `body`, resolved into our schema.
+    /// Decodes the record in `body`, resolved into this program's schema.
     pub fn decode(&self, body: &[u8]) -> Result<R, DecodeError> {
         let mut rest = body;
-        let record = match &self.foreign {
+        let record = match &self.different {
             None => R::schema().reader.read_deser(&mut rest),
             Some(writer) => GenericDatumReader::builder(writer)
                 .reader_schema(R::schema().schema)
@@ -105,45 +107,45 @@ impl<R: Record> WriterSchema<R> {
     }
 }
 
-/// Why a body could not be read.
+/// An error of decoding an Avro body.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
-    /// The registry's text is not an Avro schema.
+    /// The text of the writer's schema is not an Avro schema.
     #[error("the writer's schema does not parse: {0}")]
     Schema(String),
-    /// The schema is of another record.
+    /// The writer's schema describes another record.
     #[error("the writer's schema is of {found}, expected {expected}")]
     OtherRecord {
-        /// Its full name.
+        /// The full name of the writer's schema.
         found: String,
-        /// The full name that it should have.
+        /// The full name of the expected record.
         expected: String,
     },
-    /// The bytes are not a record of the writer's schema.
+    /// The body is not a valid datum of the writer's schema.
     #[error("the body does not decode: {0}")]
     Body(String),
-    /// The record ends before its bytes do.
+    /// Bytes follow the record.
     #[error("{bytes} bytes are left over after the record")]
     LeftOver {
-        /// How many.
+        /// The number of bytes left over.
         bytes: usize,
     },
 }
 
-/// The five bytes before every body.
+/// The header of the Confluent wire format: the five bytes before every body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// The registry's id of the writer's schema.
+    /// The writer schema's id in the schema registry.
     pub schema_id: u32,
 }
 
-/// A value that is not in the Confluent wire format.
+/// An error of parsing the Confluent wire format.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HeaderError {
-    /// Fewer than five bytes.
+    /// The value has fewer than five bytes.
     #[error("{0} bytes are too few for the wire format: magic 0, schema id, body")]
     TooShort(usize),
-    /// Another first byte than 0.
+    /// The first byte is not 0.
     #[error("magic byte is {0}, expected 0")]
     Magic(u8),
 }
@@ -159,14 +161,14 @@ impl Header {
     }
 }
 
-/// `record` in the wire format, written with our schema under the registry's `schema_id`.
+/// Encodes `record` in the Confluent wire format. `schema_id` is the registry's id of `R`'s embedded schema.
 ///
-/// Our own types always fit our own schemas: a failure here is a defect of this crate, shown by its
-/// round-trip tests.
+/// Every record type matches its embedded schema: a failure to encode would be a bug of this crate, which its
+/// round-trip tests would show.
 pub fn wire<R: Record>(schema_id: u32, record: &R) -> Vec<u8> {
     let mut value = Vec::with_capacity(256);
     value.push(0);
     value.extend(schema_id.to_be_bytes());
-    R::schema().writer.write_ser(&mut value, record).expect("our types fit our schemas");
+    R::schema().writer.write_ser(&mut value, record).expect("a record type matches its embedded schema");
     value
 }

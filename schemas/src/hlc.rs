@@ -7,13 +7,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::Timestamp;
 
-/// Physical parts beyond 48 bits lie 8,900 years ahead; none is honest.
+/// The largest physical part. 48 bits of milliseconds reach 8,900 years ahead; a larger value is corrupt.
 const MAX_PHYSICAL: u64 = (1 << 48) - 1;
 
-/// One reading: `<physical>:<logical>:<node>` in lower-case hex; physical is in milliseconds since
-/// the Unix epoch.
+/// One reading of a hybrid logical clock: `<physical>:<logical>:<node>` in lower-case hex. The physical part is in
+/// milliseconds since the Unix epoch.
 ///
-/// Order is by physical and logical part; the node only breaks ties.
+/// Readings are ordered by physical and logical part; the node part only breaks ties.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Hlc {
     physical: u64,
@@ -22,7 +22,7 @@ pub struct Hlc {
 }
 
 impl Hlc {
-    /// Whether this reading is after `other` whatever nodes made them.
+    /// Returns true if this reading is later than `other`, the node parts disregarded.
     pub fn is_after(self, other: Self) -> bool {
         (self.physical, self.logical) > (other.physical, other.logical)
     }
@@ -34,7 +34,7 @@ impl fmt::Display for Hlc {
     }
 }
 
-/// A text that is not a reading.
+/// The error of parsing text that is not a reading.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("hlc {0:?} is not <1 to 12 hex digits>:<4 hex digits>:<4 hex digits> in lower case")]
 pub struct HlcError(String);
@@ -44,7 +44,7 @@ impl FromStr for Hlc {
 
     fn from_str(text: &str) -> Result<Self, HlcError> {
         let parse = || {
-            // The last two parts have a fixed length, and every claim has its reading checked.
+            // Split from the end, since the last two parts have a fixed length: this runs for every claim.
             let (physical, rest) = text.as_bytes().split_at_checked(text.len().checked_sub(10)?)?;
             let ([b':', logical @ ..], [b':', node @ ..]) = rest.split_at(5) else { return None };
             let physical = (1..=12).contains(&physical.len()).then(|| hex(physical))??;
@@ -54,7 +54,7 @@ impl FromStr for Hlc {
     }
 }
 
-/// The number that at most 12 lower-case digits make.
+/// Parses at most 12 lower-case hex digits.
 fn hex(digits: &[u8]) -> Option<u64> {
     digits.iter().try_fold(0, |number, digit| {
         let value = match digit {
@@ -66,7 +66,7 @@ fn hex(digits: &[u8]) -> Option<u64> {
     })
 }
 
-/// Errors quote what they refuse, but not a megabyte of it.
+/// Truncates `text` to 64 characters: errors quote the refused input, which may be a megabyte long.
 fn shortened(text: &str) -> String {
     text.chars().take(64).collect()
 }
@@ -83,19 +83,19 @@ impl<'de> Deserialize<'de> for Hlc {
     }
 }
 
-/// A node's clock: every reading is after all that the node has read or heard before.
+/// A hybrid logical clock: every reading is later than all that this clock has returned or observed before.
 #[derive(Debug, Clone)]
 pub struct HlcClock {
     last: Hlc,
 }
 
 impl HlcClock {
-    /// The clock of `node` (any number that tells writers apart), before its first reading.
+    /// Creates a clock. `node` may be any number that distinguishes the writers.
     pub fn new(node: u16) -> Self {
         Self { last: Hlc { physical: 0, logical: 0, node } }
     }
 
-    /// The next reading, at the wall clock's `now`.
+    /// Returns the next reading; `now` is the wall clock's time.
     pub fn tick(&mut self, now: Timestamp) -> Hlc {
         let physical = u64::try_from(now.millis()).unwrap_or(0).min(MAX_PHYSICAL);
         if physical > self.last.physical {
@@ -103,17 +103,17 @@ impl HlcClock {
         } else if let Some(logical) = self.last.logical.checked_add(1) {
             self.last.logical = logical;
         } else {
-            // More than 65,536 readings in a millisecond, or a clock that stands still: borrow
-            // from the physical part rather than repeat a reading.
+            // More than 65,536 readings in one millisecond, or a wall clock that stands still: carry into the physical
+            // part, so that no reading repeats.
             self.last = Hlc { physical: self.last.physical + 1, logical: 0, ..self.last };
         }
         self.last
     }
 
-    /// Takes note of another node's reading: all later readings here are after it.
-    pub fn observe(&mut self, heard: Hlc) {
-        if heard.is_after(self.last) {
-            self.last = Hlc { node: self.last.node, ..heard };
+    /// Advances this clock past another clock's reading: all later readings of this clock are after it.
+    pub fn observe(&mut self, other: Hlc) {
+        if other.is_after(self.last) {
+            self.last = Hlc { node: self.last.node, ..other };
         }
     }
 }
@@ -127,13 +127,13 @@ mod tests {
     }
 
     #[test]
-    fn the_prototypes_form_is_read_and_written_back() {
+    fn parse_of_the_prototypes_form_round_trips() {
         let hlc: Hlc = "7ffd:0001:beef".parse().expect("the prototype's example");
         assert_eq!(hlc.to_string(), "7ffd:0001:beef");
     }
 
     #[test]
-    fn refuses_other_forms() {
+    fn parse_of_other_forms_fails() {
         for text in [
             "",
             "7ffd",
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn rises_while_the_wall_clock_stands_still_or_goes_back() {
+    fn clock_with_a_wall_clock_that_stands_still_or_goes_back_rises() {
         let mut clock = HlcClock::new(7);
         let mut last = clock.tick(at(1_000));
         for step in 0..70_000 {
@@ -160,11 +160,11 @@ mod tests {
     }
 
     #[test]
-    fn is_after_what_it_heard_even_from_a_clock_minutes_ahead() {
+    fn clock_that_observed_a_reading_minutes_ahead_continues_after_it() {
         let mut clock = HlcClock::new(1);
         clock.tick(at(1_000));
-        let heard = HlcClock::new(2).tick(at(601_000));
-        clock.observe(heard);
-        assert!(clock.tick(at(1_001)).is_after(heard));
+        let other = HlcClock::new(2).tick(at(601_000));
+        clock.observe(other);
+        assert!(clock.tick(at(1_001)).is_after(other));
     }
 }

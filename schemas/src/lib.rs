@@ -1,7 +1,14 @@
-//! The contract between pulse, agents and reverb: records, their Avro codec, identifiers and validity.
+//! The contract between pulse, agents and reverb: records, their Avro codec, identifiers, and the validity rules of
+//! claims.
 //!
-//! Nothing here knows Kafka or an async runtime. The `.avsc` files beside `src/` are what the
-//! registry gets; the Rust types mirror them field by field.
+//! - [`BeatFrame`]: one beat of a cluster, written by pulse. Its `claim_offsets` are the *boundary*: for every
+//!   partition of `statusclaims`, its end just before that beat.
+//! - [`StatusClaim`]: an agent's status of one task on one beat (a *claim*).
+//! - [`BarReport`]: the report of one *window*, which is the claims' offset range of one bar.
+//! - [`BarPartial`]: internal to reverb: one partition's share of a window, or the mark that a window is finished.
+//!
+//! This crate depends neither on Kafka nor on an async runtime. The `.avsc` files in its folder are registered with
+//! the schema registry; the Rust types mirror them field by field.
 
 mod bar_partial;
 mod bar_report;

@@ -1,7 +1,7 @@
-//! The `type` field, which says in JSON what a record is.
+//! The `type` field, which names a record's type in JSON.
 
-/// Defines a unit type that serializes as `$text` and reads any string: what a record is follows
-/// from its schema, so the field is checked nowhere.
+/// Defines a unit type that serializes as `$text` and deserializes from any string: a record's type follows from its
+/// schema, so the field is not checked.
 macro_rules! record_type {
     ($name:ident, $text:literal) => {
         #[doc = concat!("The constant `", $text, "`.")]

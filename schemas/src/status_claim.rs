@@ -1,4 +1,4 @@
-//! What an agent says of a task on a beat.
+//! The record of an agent's status of one task on one beat.
 
 use std::borrow::Cow;
 
@@ -8,25 +8,38 @@ use crate::codec::{DecodeError, Record, RecordSchema, WriterSchema, record_schem
 use crate::json;
 use crate::record_type::StatusClaimType;
 
-/// One claim, as it was sent: nothing in it is checked yet (see [`crate::check_claim`]). Fields are
-/// documented in `status_claim.avsc`.
+/// A claim: an agent's status of one task on one beat. The key of its record is `agent_id`.
+///
+/// A decoded claim is not validated (see `check_claim` in `backbeat-schemas`): a claim that breaks one of the limits
+/// below counts as invalid.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "documented in the schema, which the registry shows")]
 pub struct StatusClaim {
+    /// The constant `backbeat.statusclaim.v1`.
     pub r#type: StatusClaimType,
+    /// The agent's id: 1 to 256 bytes.
     pub agent_id: String,
+    /// The task's id: 1 to 256 bytes.
     pub task_id: String,
+    /// The index of the last beat that the agent heard.
     pub beat_index: i64,
+    /// The task's state.
     pub state: State,
+    /// The rest of the task's beat budget, in beats; negative once overdrawn.
     pub beats_left: i32,
+    /// The completed part of the task, 0 to 1.
     #[serde(serialize_with = "json::number")]
     pub progress: f64,
+    /// A note for people: at most 4,096 bytes.
     pub notes: String,
+    /// A hybrid logical clock reading, later than that of the beat's frame.
     pub hlc: String,
+    /// The status of the task's request for help; `None` without one.
     #[serde(default)]
     pub help: Option<Help>,
+    /// The outcome of the agent's secret rotation; `None` without one.
     #[serde(default)]
     pub secret_rotation: Option<SecretRotation>,
+    /// True if the claim was made while the agent heard no beats.
     #[serde(default)]
     pub degraded: bool,
 }
@@ -37,7 +50,7 @@ impl Record for StatusClaim {
     }
 }
 
-/// A claim whose texts lie in the record that it was read from, if it was written with our schema.
+/// A claim whose strings borrow from the body that it was decoded from, if it was written with this program's schema.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(missing_docs, reason = "documented in the schema, which the registry shows")]
 pub struct BorrowedClaim<'r> {
@@ -75,26 +88,27 @@ impl From<StatusClaim> for BorrowedClaim<'static> {
 }
 
 impl WriterSchema<StatusClaim> {
-    /// The claim in `body`, as [`WriterSchema::decode`] gives it, but without copying its texts where it was
-    /// written with our schema: there are many claims, and this is several times as fast.
+    /// Decodes the claim in `body` like [`WriterSchema::decode`], but without copying its strings if it was written
+    /// with this program's schema. This is several times as fast, which matters since claims are by far the most
+    /// frequent records.
     pub fn decode_borrowed<'r>(&self, body: &'r [u8]) -> Result<BorrowedClaim<'r>, DecodeError> {
-        if !self.is_ours() {
+        if !self.is_own() {
             return self.decode(body).map(Into::into);
         }
         let mut rest = Datum(body);
         let claim = rest.claim().ok_or_else(|| {
-            // Which of its bytes is wrong, in the words of the library.
+            // Decode again with the Avro library for its error text.
             self.decode(body).err().unwrap_or_else(|| DecodeError::Body("not a claim of our schema".to_owned()))
         })?;
         if rest.0.is_empty() { Ok(claim) } else { Err(DecodeError::LeftOver { bytes: rest.0.len() }) }
     }
 }
 
-/// What is left of an Avro datum of our schema; `None` is for bytes that are none.
+/// The undecoded rest of a claim's Avro datum. Every method returns `None` for malformed bytes.
 struct Datum<'r>(&'r [u8]);
 
 impl<'r> Datum<'r> {
-    /// The fields in the order of `status_claim.avsc`.
+    /// Decodes all fields, in the order of `status_claim.avsc`.
     fn claim(&mut self) -> Option<BorrowedClaim<'r>> {
         const STATES: [State; 7] = [
             State::Planning,
@@ -106,21 +120,21 @@ impl<'r> Datum<'r> {
             State::Unknown,
         ];
         Some(BorrowedClaim {
-            r#type: self.text().map(|_| StatusClaimType)?,
-            agent_id: self.text()?.into(),
-            task_id: self.text()?.into(),
+            r#type: self.string().map(|_| StatusClaimType)?,
+            agent_id: self.string()?.into(),
+            task_id: self.string()?.into(),
             beat_index: self.long()?,
             state: self.symbol(&STATES)?,
             beats_left: self.long()?.try_into().ok()?,
             progress: f64::from_le_bytes(self.bytes(8)?.try_into().ok()?),
-            notes: self.text()?.into(),
-            hlc: self.text()?.into(),
-            help: if self.is_there()? {
+            notes: self.string()?.into(),
+            hlc: self.string()?.into(),
+            help: if self.is_present()? {
                 Some(self.symbol(&[Help::Requested, Help::Promised, Help::Fulfilled])?)
             } else {
                 None
             },
-            secret_rotation: if self.is_there()? {
+            secret_rotation: if self.is_present()? {
                 Some(self.symbol(&[SecretRotation::Ok, SecretRotation::Failed])?)
             } else {
                 None
@@ -139,7 +153,7 @@ impl<'r> Datum<'r> {
         Some(bytes)
     }
 
-    /// A zigzag integer in groups of seven bits, at most ten of them.
+    /// Decodes a zigzag varint: at most ten groups of seven bits.
     fn long(&mut self) -> Option<i64> {
         let mut zigzag = 0_u64;
         for group in 0..10 {
@@ -152,7 +166,7 @@ impl<'r> Datum<'r> {
         None
     }
 
-    fn text(&mut self) -> Option<&'r str> {
+    fn string(&mut self) -> Option<&'r str> {
         let length = self.long()?.try_into().ok()?;
         std::str::from_utf8(self.bytes(length)?).ok()
     }
@@ -162,8 +176,8 @@ impl<'r> Datum<'r> {
         symbols.get(index).copied()
     }
 
-    /// Which branch of a union of null and a value follows.
-    fn is_there(&mut self) -> Option<bool> {
+    /// Decodes the branch of a union of null and a value; true if a value follows.
+    fn is_present(&mut self) -> Option<bool> {
         match self.long()? {
             0 => Some(false),
             1 => Some(true),
@@ -175,33 +189,42 @@ impl<'r> Datum<'r> {
 /// The state of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[allow(missing_docs, reason = "the names say it")]
 pub enum State {
+    /// The task is being planned.
     Planning,
+    /// The task is in progress.
     Executing,
+    /// The task waits for something.
     Waiting,
+    /// The task's result is under review.
     Review,
+    /// The task has succeeded.
     Done,
+    /// The task has failed.
     Failed,
+    /// The state is unknown; also a state of a newer schema that this program does not know.
     Unknown,
 }
 
-/// Where a task's request for help stands.
+/// The status of a task's request for help.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[allow(missing_docs, reason = "the names say it")]
 pub enum Help {
+    /// Help was requested.
     Requested,
+    /// Help was promised.
     Promised,
+    /// The promise of help was fulfilled.
     Fulfilled,
 }
 
-/// How an agent's rotation of its secrets ended.
+/// The outcome of an agent's secret rotation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-#[allow(missing_docs, reason = "the names say it")]
 pub enum SecretRotation {
+    /// The rotation succeeded.
     Ok,
+    /// The rotation failed.
     Failed,
 }
 
@@ -232,7 +255,7 @@ mod tests {
         crate::wire(1, claim)[5..].to_vec()
     }
 
-    /// Both ways of decoding, without their words for what is wrong.
+    /// Decodes `body` with both decoders; `None` for an error, since their error texts may differ.
     fn both(body: &[u8]) -> (Option<BorrowedClaim<'static>>, Option<BorrowedClaim<'_>>) {
         let schema = WriterSchema::<StatusClaim>::ours();
         (schema.decode(body).ok().map(Into::into), schema.decode_borrowed(body).ok())
@@ -240,19 +263,21 @@ mod tests {
 
     proptest! {
         #[test]
-        fn claims_come_back_without_copies(agent in ".*", task in ".*", notes in ".*", beat: i64, left: i32) {
+        fn decode_borrowed_of_a_valid_claim_equals_decode(
+            agent in ".*", task in ".*", notes in ".*", beat: i64, left: i32,
+        ) {
             let claim = claim(agent, task, notes, beat, left);
             let body = body(&claim);
             let (owned, borrowed) = both(&body);
-            let borrowed = borrowed.expect("our own record");
+            let borrowed = borrowed.expect("an encoded claim decodes");
             prop_assert!(matches!((&borrowed.agent_id, &borrowed.notes), (Cow::Borrowed(_), Cow::Borrowed(_))));
             prop_assert_eq!(Some(&borrowed), owned.as_ref());
             prop_assert_eq!(borrowed, BorrowedClaim::from(claim));
         }
 
-        /// Whatever bytes come from outside, nothing panics, and one decoder takes what the other takes.
+        /// Neither decoder panics on corrupted bytes, and one accepts exactly what the other accepts.
         #[test]
-        fn both_decoders_take_the_same_of_broken_records(
+        fn decode_borrowed_of_a_corrupted_claim_equals_decode(
             changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..4),
             cut in prop::option::of(any::<prop::sample::Index>()),
             more in prop::collection::vec(any::<u8>(), 0..3),
@@ -272,7 +297,7 @@ mod tests {
         }
 
         #[test]
-        fn both_decoders_take_the_same_of_any_bytes(body in prop::collection::vec(any::<u8>(), 0..80)) {
+        fn decode_borrowed_of_random_bytes_equals_decode(body in prop::collection::vec(any::<u8>(), 0..80)) {
             let (owned, borrowed) = both(&body);
             prop_assert_eq!(format!("{owned:?}"), format!("{borrowed:?}"));
         }

@@ -1,4 +1,4 @@
-//! How fast a cluster beats.
+//! The tempo of a cluster.
 
 use std::fmt;
 use std::ops::RangeInclusive;
@@ -7,24 +7,24 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-/// Beats per minute, in whole thousandths so that every node computes the same deadlines.
+/// A tempo in beats per minute, kept in whole thousandths so that every node computes the same deadlines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
 #[serde(try_from = "f64")]
 pub struct Tempo(u32);
 
-/// The fastest tempo that a deadline in milliseconds can show.
+/// The fastest tempo, at which a beat lasts one millisecond, the resolution of a deadline.
 const MAX_MILLI_BPM: u32 = 60_000_000;
 
 impl Tempo {
-    /// The tempo of a new cluster: one beat per minute (the prototype's default).
+    /// The default tempo of a new cluster: one beat per minute, as in the prototype.
     pub const DEFAULT: Self = Self(1_000);
 
-    /// Beats per minute.
+    /// Returns the tempo in beats per minute.
     pub fn bpm(self) -> f64 {
         f64::from(self.0) / 1_000.0
     }
 
-    /// The tempi that one change may lead to: at most 10 % away, rounded towards this one.
+    /// Returns the tempos that one change may set: at most 10 % from this one, both ends rounded towards it.
     pub fn allowed_next(self) -> RangeInclusive<Self> {
         let milli = u64::from(self.0);
         let slowest = (milli * 9).div_ceil(10);
@@ -32,38 +32,39 @@ impl Tempo {
         Self(slowest as u32)..=Self(fastest as u32)
     }
 
-    /// The tempo after one change towards `target`, which may be further away than one change leads.
+    /// Returns the tempo after one change towards `target`: `target` itself, or the nearest tempo that one change may
+    /// set.
     #[must_use]
     pub fn towards(self, target: Self) -> Self {
         let allowed = self.allowed_next();
         target.clamp(*allowed.start(), *allowed.end())
     }
 
-    /// The length of `beats` beats, in milliseconds, rounded to the nearest.
+    /// Returns the duration of `beats` beats in milliseconds, rounded to the nearest.
     pub fn beats_ms(self, beats: i64) -> i64 {
         let milli_bpm = i128::from(self.0);
         let numerator = i128::from(beats) * 60_000_000;
         ((numerator * 2 + milli_bpm) / (milli_bpm * 2)) as i64
     }
 
-    /// The length of one beat, to the nanosecond below.
+    /// Returns the duration of one beat, rounded down to a whole nanosecond.
     pub fn period(self) -> Duration {
         Duration::from_nanos(60_000_000_000_000 / u64::from(self.0))
     }
 
-    /// The length of one beat, in milliseconds, rounded to the nearest.
+    /// Returns the duration of one beat in milliseconds, rounded to the nearest.
     pub fn period_ms(self) -> i64 {
         self.beats_ms(1)
     }
 }
 
-/// A tempo that no cluster can have.
+/// An invalid tempo.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum TempoError {
-    /// Not a number between 0.001 and 60,000.
+    /// The number is not between 0.001 and 60,000 BPM.
     #[error("tempo {0} BPM is out of range; allowed are 0.001 to 60000 BPM")]
     OutOfRange(f64),
-    /// Not a number at all.
+    /// The text is not a number.
     #[error("tempo {0:?} is not a number")]
     NotANumber(String),
 }
@@ -107,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn beats_round_to_the_nearest_millisecond_without_drift() {
+    fn beats_ms_of_many_beats_rounds_without_drift() {
         let seven: Tempo = "7".parse().expect("in range");
         assert_eq!(seven.beats_ms(1), 8_571);
         assert_eq!(seven.beats_ms(7), 60_000);
@@ -117,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn one_change_leads_at_most_a_tenth_away() {
+    fn allowed_next_is_within_ten_percent() {
         let tempo = |text: &str| text.parse::<Tempo>().expect("in range");
         assert_eq!(tempo("5").allowed_next(), tempo("4.5")..=tempo("5.5"));
         assert_eq!(tempo("1.331").allowed_next(), tempo("1.198")..=tempo("1.464"));
@@ -129,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_tempo() {
+    fn parse_of_an_invalid_tempo_fails() {
         for text in ["0", "-1", "NaN", "inf", "60001", "fast"] {
             assert!(text.parse::<Tempo>().is_err(), "{text}");
         }

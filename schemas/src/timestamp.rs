@@ -1,4 +1,4 @@
-//! Instants of the log.
+//! Instants in records.
 
 use std::fmt;
 
@@ -10,23 +10,23 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 pub struct Timestamp(i64);
 
 impl Timestamp {
-    /// The instant `millis` milliseconds after the Unix epoch.
+    /// Creates the instant `millis` milliseconds after the Unix epoch.
     pub fn from_millis(millis: i64) -> Self {
         Self(millis)
     }
 
-    /// Milliseconds since the Unix epoch.
+    /// Returns the milliseconds since the Unix epoch.
     pub fn millis(self) -> i64 {
         self.0
     }
 
-    /// The instant `millis` later (earlier if negative).
+    /// Returns the instant `millis` milliseconds later (earlier if negative).
     #[must_use]
     pub fn plus_millis(self, millis: i64) -> Self {
         Self(self.0.saturating_add(millis))
     }
 
-    /// Milliseconds from `earlier` to this instant; negative if it is later.
+    /// Returns the milliseconds from `earlier` to this instant; negative if `earlier` is after this instant.
     pub fn millis_since(self, earlier: Self) -> i64 {
         self.0.saturating_sub(earlier.0)
     }

@@ -1,5 +1,5 @@
-//! The rules that a claim must keep to count (DESIGN, "Validity of a claim"), but for the one that
-//! needs its arrival beat.
+//! The validity rules of a claim (DESIGN, "Validity of a claim"), except the one on its beat, which needs the claim's
+//! arrival beat.
 
 use crate::{BorrowedClaim, DecodeError, HeaderError, Hlc, HlcError};
 
@@ -8,58 +8,60 @@ pub const MAX_ID_BYTES: usize = 256;
 /// The longest notes, in bytes.
 pub const MAX_NOTES_BYTES: usize = 4_096;
 
-/// Why a record of `statusclaims` is no valid claim.
+/// The reason why a record of `statusclaims` is not a valid claim.
+///
+/// The error's text goes into the header of the dead letter.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum InvalidClaim {
-    /// A record without a value.
+    /// The record has no value (a tombstone).
     #[error("the record has no value; claims are never deleted")]
     NoValue,
-    /// Not in the wire format.
+    /// The value is not in the Confluent wire format.
     #[error(transparent)]
     WireFormat(#[from] HeaderError),
     /// The registry does not know the schema id.
     #[error("schema id {0} is not known to the registry")]
     UnknownSchema(u32),
-    /// Not a record of a `StatusClaim` schema, or bytes left over.
+    /// The value is not a record of a `StatusClaim` schema, or bytes follow the record.
     #[error(transparent)]
     Undecodable(#[from] DecodeError),
-    /// The record's key is not the agent.
+    /// The record's key is not the claim's `agent_id`.
     #[error("the record's key is {key}, expected the agent_id {agent_id:?}")]
     Key {
         /// The key, as text.
         key: String,
-        /// The claim's agent.
+        /// The claim's `agent_id`.
         agent_id: String,
     },
-    /// An id that is empty or too long.
+    /// An id is empty or too long.
     #[error("{field} has {bytes} bytes; allowed are 1 to 256")]
     IdLength {
         /// `agent_id` or `task_id`.
         field: &'static str,
-        /// Its length.
+        /// The id's length in bytes.
         bytes: usize,
     },
-    /// A beat below 0 or one that was not issued when the claim arrived.
+    /// The beat is below 0, or after the beat on which the claim arrived.
     #[error("beat_index is {beat}; allowed are 0 to {arrival}, the beat on which the claim arrived")]
     Beat {
         /// The claim's beat.
         beat: i64,
-        /// The beat on which it arrived.
+        /// The beat on which the claim arrived.
         arrival: i64,
     },
-    /// NaN, infinite or out of range.
+    /// The progress is NaN, infinite or out of range.
     #[error("progress is {0}; allowed are 0 to 1")]
     Progress(f64),
-    /// Notes that are too long.
+    /// The notes are too long.
     #[error("notes have {0} bytes; allowed are at most 4096")]
     Notes(usize),
-    /// An hlc that does not parse.
+    /// The hlc does not parse.
     #[error(transparent)]
     Hlc(#[from] HlcError),
 }
 
 impl InvalidClaim {
-    /// Every [`InvalidClaim::reason`].
+    /// All values of [`InvalidClaim::reason`].
     pub const REASONS: [&str; 11] = [
         "no_value",
         "wire_format",
@@ -74,7 +76,7 @@ impl InvalidClaim {
         "hlc",
     ];
 
-    /// A short name for headers, metrics and logs.
+    /// Returns a short name for headers, metrics and logs.
     pub fn reason(&self) -> &'static str {
         match self {
             Self::NoValue => "no_value",
@@ -92,7 +94,7 @@ impl InvalidClaim {
     }
 }
 
-/// Checks everything about `claim` but its beat.
+/// Checks every validity rule of `claim` and its record's `key`, except the one on its beat.
 pub fn check_claim(key: Option<&[u8]>, claim: &BorrowedClaim<'_>) -> Result<(), InvalidClaim> {
     if key != Some(claim.agent_id.as_bytes()) {
         let shown = key.map_or_else(|| "null".to_owned(), |key| format!("{:?}", lossy(key)));
@@ -103,7 +105,7 @@ pub fn check_claim(key: Option<&[u8]>, claim: &BorrowedClaim<'_>) -> Result<(), 
             return Err(InvalidClaim::IdLength { field, bytes: id.len() });
         }
     }
-    // NaN is in no range.
+    // No range contains NaN.
     if !(0.0..=1.0).contains(&claim.progress) {
         return Err(InvalidClaim::Progress(claim.progress));
     }
@@ -114,7 +116,7 @@ pub fn check_claim(key: Option<&[u8]>, claim: &BorrowedClaim<'_>) -> Result<(), 
     Ok(())
 }
 
-/// At most 64 characters of it: errors travel in record headers.
+/// Returns at most 64 characters of `bytes`, since errors go into record headers.
 fn lossy(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).chars().take(64).collect()
 }
@@ -151,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn an_honest_claim_is_valid() {
+    fn check_claim_of_a_valid_claim_passes() {
         assert_eq!(reason_of(|_| ()), None);
         assert_eq!(reason_of(|c| c.progress = 1.0), None);
         assert_eq!(reason_of(|c| c.notes = "x".repeat(MAX_NOTES_BYTES).into()), None);
@@ -159,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn each_rule_refuses_what_breaks_it() {
+    fn check_claim_of_an_invalid_claim_names_the_broken_rule() {
         assert_eq!(reason_of(|c| c.agent_id = "".into()), Some("id_length"));
         assert_eq!(reason_of(|c| c.task_id = "".into()), Some("id_length"));
         assert_eq!(reason_of(|c| c.task_id = "x".repeat(257).into()), Some("id_length"));

@@ -1,4 +1,4 @@
-//! The name of a window.
+//! The identifier of a window.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,15 +8,15 @@ use sha2::{Digest, Sha256};
 
 use crate::BeatIndex;
 
-/// The first 32 hex digits of SHA-256 of `<cluster_id>:<from_beat>`.
+/// The identifier of a window: the first 32 hex digits of SHA-256 of `<cluster_id>:<from_beat>`.
 ///
-/// It depends on nothing but the cluster and the window's downbeat, so every replay of a window
-/// writes the same key.
+/// It depends only on the cluster and the window's downbeat, so every replay of a window writes its report under the
+/// same key.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WindowId([u8; 16]);
 
 impl WindowId {
-    /// The window of `cluster_id` that opens at `from_beat`.
+    /// Returns the id of the window of `cluster_id` that opens at `from_beat`.
     pub fn new(cluster_id: &str, from_beat: BeatIndex) -> Self {
         let digest = Sha256::digest(format!("{cluster_id}:{from_beat}"));
         let mut id = [0; 16];
@@ -37,7 +37,7 @@ impl fmt::Debug for WindowId {
     }
 }
 
-/// A text that is not 32 lower-case hex digits.
+/// The error of parsing text that is not 32 lower-case hex digits.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("window id {0:?} is not 32 lower-case hex digits")]
 pub struct WindowIdError(String);
@@ -72,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn is_the_head_of_the_sha256_of_cluster_and_downbeat() {
+    fn window_id_is_the_prefix_of_the_sha256_of_cluster_and_downbeat() {
         // printf 'chorus-production:240' | sha256sum | cut -c1-32
         let beat = BeatIndex::try_from(240).expect("not negative");
         let id = WindowId::new("chorus-production", beat);
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_other_texts() {
+    fn parse_of_other_text_fails() {
         for text in ["", "7e9b", "7E9B0E6C4C9A4E59B7F2D9A3C1B2E4D5", "+e9b0e6c4c9a4e59b7f2d9a3c1b2e4d5"] {
             assert!(text.parse::<WindowId>().is_err(), "{text:?}");
         }

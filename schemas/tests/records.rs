@@ -1,4 +1,4 @@
-//! Records against the prototype's JSON, against golden bytes, and through round trips.
+//! The records' encodings: the prototype's JSON, golden bytes, schema evolution, and round trips.
 
 use backbeat_schemas::{
     BarPartial, BarReport, BeatFrame, BeatIndex, DecodeError, Done, Header, HeaderError, Help, Partial, PartialBody,
@@ -11,36 +11,37 @@ const CLAIM: &str = r#"{"type":"backbeat.statusclaim.v1","agent_id":"agent:xyz",
 const REPORT: &str = r#"{"type":"backbeat.barreport.v1","window_id":"7e9b0e6c4c9a4e59b7f2d9a3c1b2e4d5","from_beat":240,"to_beat":359,"agents_reporting":978,"on_time_reviews":842,"help_promises_fulfilled":91,"secret_rotations_ok":true,"tempo_drift_ms":7,"issues":[]}"#;
 
 fn from_json<R: Record>(text: &str) -> R {
-    serde_json::from_str(text).expect("the prototype's record parses")
+    serde_json::from_str(text).expect("a record in the prototype's JSON parses")
 }
 
 fn to_json<R: Record>(record: &R) -> String {
-    serde_json::to_string(record).expect("records are JSON")
+    serde_json::to_string(record).expect("a record serializes as JSON")
 }
 
-/// The prototype's fields come first, in its order and form; ours follow.
-fn keeps_the_prototypes_form<R: Record>(text: &str) {
-    let ours = to_json(&from_json::<R>(text));
-    let prototypes = text.strip_suffix('}').expect("an object");
-    assert_eq!(ours.get(..prototypes.len()), Some(prototypes), "{ours}");
+/// Asserts that the JSON of a record starts with the prototype's fields, in the prototype's order and form; further
+/// fields follow them.
+fn assert_starts_with_prototype<R: Record>(text: &str) {
+    let json = to_json(&from_json::<R>(text));
+    let prototype = text.strip_suffix('}').expect("an object");
+    assert_eq!(json.get(..prototype.len()), Some(prototype), "{json}");
 }
 
 #[test]
-fn json_is_in_the_prototypes_form() {
-    keeps_the_prototypes_form::<BeatFrame>(FRAME);
-    keeps_the_prototypes_form::<StatusClaim>(CLAIM);
-    keeps_the_prototypes_form::<BarReport>(REPORT);
+fn json_of_records_starts_with_the_prototypes_fields() {
+    assert_starts_with_prototype::<BeatFrame>(FRAME);
+    assert_starts_with_prototype::<StatusClaim>(CLAIM);
+    assert_starts_with_prototype::<BarReport>(REPORT);
 }
 
 fn round_trip<R: Record>(record: &R) -> R {
     let value = wire(7, record);
     let (header, body) = Header::split(&value).expect("the wire format");
     assert_eq!(header.schema_id, 7);
-    WriterSchema::ours().decode(body).expect("our own bytes")
+    WriterSchema::ours().decode(body).expect("an encoded record decodes")
 }
 
 #[test]
-fn golden_bytes_of_a_claim() {
+fn wire_of_a_claim_equals_the_golden_bytes() {
     let bytes = wire(258, &from_json::<StatusClaim>(CLAIM));
     let mut expected = vec![0, 0, 0, 1, 2];
     for text in ["backbeat.statusclaim.v1", "agent:xyz", "task:123"] {
@@ -60,20 +61,20 @@ fn golden_bytes_of_a_claim() {
 }
 
 #[test]
-fn left_over_and_missing_bytes_are_errors() {
+fn decode_with_left_over_or_missing_bytes_fails() {
     let value = wire(1, &from_json::<StatusClaim>(CLAIM));
     let (_, body) = Header::split(&value).expect("the wire format");
-    let ours = WriterSchema::<StatusClaim>::ours();
+    let schema = WriterSchema::<StatusClaim>::ours();
     let longer = [body, &[0]].concat();
-    assert_eq!(ours.decode(&longer), Err(DecodeError::LeftOver { bytes: 1 }));
+    assert_eq!(schema.decode(&longer), Err(DecodeError::LeftOver { bytes: 1 }));
     for length in 0..body.len() {
-        assert!(matches!(ours.decode(&body[..length]), Err(DecodeError::Body(_))), "{length} bytes");
+        assert!(matches!(schema.decode(&body[..length]), Err(DecodeError::Body(_))), "{length} bytes");
     }
     assert_eq!(Header::split(b"\0\0\0\0"), Err(HeaderError::TooShort(4)));
     assert_eq!(Header::split(b"{\"a\":1}"), Err(HeaderError::Magic(b'{')));
 }
 
-/// Our claim schema after `change` to its fields.
+/// Returns the schema of claims after `change` to its fields.
 fn evolved(change: impl FnOnce(&mut Vec<serde_json::Value>)) -> String {
     let mut schema: serde_json::Value = serde_json::from_str(StatusClaim::schema().text()).expect("a schema is JSON");
     change(schema["fields"].as_array_mut().expect("a record has fields"));
@@ -81,18 +82,18 @@ fn evolved(change: impl FnOnce(&mut Vec<serde_json::Value>)) -> String {
 }
 
 #[test]
-fn an_older_writer_without_a_defaulted_field_decodes() {
+fn decode_of_an_older_writer_without_a_defaulted_field_fills_in_the_default() {
     let older = evolved(|fields| fields.retain(|f| f["name"] != "degraded" && f["name"] != "help"));
     let claim = from_json::<StatusClaim>(CLAIM);
     let value = wire(1, &claim);
-    // help (one byte before secret_rotation) and degraded (the last byte) are not there.
+    // Cut out help (one byte before secret_rotation) and degraded (the last byte).
     let body = [&value[5..value.len() - 3], &value[value.len() - 2..value.len() - 1]].concat();
     let decoded = WriterSchema::parse(&older).and_then(|schema| schema.decode(&body));
     assert_eq!(decoded, Ok(claim));
 }
 
 #[test]
-fn a_newer_writer_with_a_further_defaulted_field_decodes() {
+fn decode_of_a_newer_writer_with_a_further_defaulted_field_ignores_it() {
     let newer = evolved(|fields| fields.push(serde_json::json!({"name": "mood", "type": "string", "default": "calm"})));
     let claim =
         StatusClaim { help: Some(Help::Promised), secret_rotation: Some(SecretRotation::Failed), ..from_json(CLAIM) };
@@ -103,7 +104,7 @@ fn a_newer_writer_with_a_further_defaulted_field_decodes() {
 }
 
 #[test]
-fn a_newer_writers_further_state_reads_as_unknown() {
+fn decode_of_a_newer_writer_with_a_further_state_gives_unknown() {
     let newer = evolved(|fields| {
         fields[4]["type"]["symbols"].as_array_mut().expect("an enum has symbols").push("paused".into());
     });
@@ -117,7 +118,7 @@ fn a_newer_writers_further_state_reads_as_unknown() {
 }
 
 #[test]
-fn a_schema_of_another_record_is_refused() {
+fn parse_of_another_records_schema_fails() {
     let refused = WriterSchema::<StatusClaim>::parse(BarReport::schema().text()).err();
     assert_eq!(
         refused,
@@ -172,7 +173,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn claims_survive_avro_and_json(claim in any_claim()) {
+    fn claim_round_trips_through_avro_and_json(claim in any_claim()) {
         prop_assert_eq!(&round_trip(&claim), &claim);
         let again: StatusClaim = from_json(&to_json(&claim));
         prop_assert!((again.progress - claim.progress).abs() <= f64::EPSILON * claim.progress.abs());
@@ -180,13 +181,13 @@ proptest! {
     }
 
     #[test]
-    fn frames_survive_avro_and_json(frame in any_frame()) {
+    fn frame_round_trips_through_avro_and_json(frame in any_frame()) {
         prop_assert_eq!(&round_trip(&frame), &frame);
         prop_assert_eq!(&from_json::<BeatFrame>(&to_json(&frame)), &frame);
     }
 
     #[test]
-    fn reports_survive_avro_and_json(
+    fn report_round_trips_through_avro_and_json(
         counts in prop::array::uniform9(0i64..i64::MAX), rotations_ok: bool, issues in prop::collection::vec(".{0,30}", 0..5),
         offsets in prop::collection::vec(0i64..i64::MAX, 0..20), millis in 0i64..4_000_000_000_000,
     ) {
@@ -204,7 +205,7 @@ proptest! {
     }
 
     #[test]
-    fn no_bytes_make_a_decoder_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn decode_of_random_bytes_does_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ = WriterSchema::<StatusClaim>::ours().decode(&bytes);
         let _ = WriterSchema::<BeatFrame>::ours().decode(&bytes);
         let _ = WriterSchema::<BarPartial>::ours().decode(&bytes);
@@ -212,7 +213,7 @@ proptest! {
 }
 
 #[test]
-fn partials_and_dones_survive() {
+fn partial_and_done_round_trip_through_avro() {
     let window = WindowId::new("c", BeatIndex::ZERO);
     let partial = Partial {
         partition: 3,

@@ -1,6 +1,6 @@
-//! An agent with two tasks: one that is done within its beat budget, and one that is not.
+//! An agent with two tasks: one completes within its beat budget, the other exceeds it.
 //!
-//! `cargo run -p backbeat-sdk --example agent` beside `make run-dev`.
+//! Run `cargo run -p backbeat-sdk --example agent` while `make run-dev` is running.
 
 use std::time::Duration;
 
@@ -16,21 +16,23 @@ struct Args {
 }
 
 #[tokio::main]
-#[allow(clippy::print_stdout, reason = "it is an example")]
+#[allow(clippy::print_stdout, reason = "the example prints its outcome")]
 async fn main() -> anyhow::Result<()> {
     let args = Args::parse();
     let connection = Connection::open(&args.kafka, "example-agent").await?;
     let mut beats = connection.beats()?;
     let tasks = connection.tasks(&beats);
-    beats.next().await.context("the runtime shuts down")?;
+    // Start the work with a beat.
+    beats.next().await.context("the runtime is shutting down")?;
 
     let build = tasks.task("example-agent", "build", Some(4));
     build.state(State::Executing);
     build.secret_rotation(Some(SecretRotation::Ok));
-    let mut heard = beats.clone();
+    let mut steps = beats.clone();
+    // Two steps of one beat each, within a budget of four beats.
     let outcome = beats.with_beat_budget(4, async {
         for step in 1..=2 {
-            heard.next().await;
+            steps.next().await;
             build.progress(f64::from(step) / 2.0);
         }
     });
@@ -40,14 +42,15 @@ async fn main() -> anyhow::Result<()> {
     let train = tasks.task("example-agent", "train", Some(3));
     train.state(State::Executing);
     train.help(Some(Help::Requested));
-    // The outer budget ends the inner one.
-    let trained = beats.with_beat_budget(3, beats.with_beat_budget(100, std::future::pending::<()>())).await;
-    if let Err(spent) = trained {
+    // Work that never completes. Of nested budgets, the smaller one stops it.
+    let outcome = beats.with_beat_budget(3, beats.with_beat_budget(100, std::future::pending::<()>())).await;
+    if let Err(spent) = outcome {
         println!("train: {spent}");
         train.notes(&spent.to_string());
         train.finish(State::Failed);
     }
 
+    // Wait until Kafka has acknowledged the claims.
     let claims = tasks.flush(Duration::from_secs(10)).await;
     println!("{} claims reported, {} lost", claims.acknowledged, claims.lost);
     Ok(())

@@ -1,23 +1,25 @@
-//! Work that may take so many beats.
+//! Beat budgets: work that may take a given number of beats.
 
 use std::future::Future;
 
 use crate::Beats;
 
-/// A beat budget was spent before the work was done. The work was dropped where it waited.
+/// The error of work that did not complete within its beat budget. Its future was dropped at the await point that it
+/// had reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the budget of {budget} beats is spent: the work ran for {ran} beats and was stopped")]
 pub struct BudgetSpent {
-    /// What it was given.
+    /// The budget, in beats.
     pub budget: u32,
-    /// How many beats it ran: its budget, or more where beats came in a burst.
+    /// The number of beats that the work ran for: the budget, or more if one beat stood for several periods.
     pub ran: u32,
 }
 
 impl Beats {
-    /// Runs `task` for at most `budget` beats, heard or local. When they have gone by, `task` is dropped.
+    /// Runs `task` for at most `budget` beats, heard or local, counted from the last beat. After these, `task` is
+    /// dropped at its current await point, and the error is [`BudgetSpent`].
     ///
-    /// A budget inside another one ends with the outer one at the latest: the outer one drops it.
+    /// Budgets nest: when the outer budget is spent, it drops the inner one with its work.
     ///
     /// ```no_run
     /// # async fn example(beats: backbeat_sdk::Beats) {
@@ -29,19 +31,20 @@ impl Beats {
     /// ```
     pub async fn with_beat_budget<T>(&self, budget: u32, task: impl Future<Output = T>) -> Result<T, BudgetSpent> {
         let mut periods = self.periods();
-        // The listener may have been told of a beat that is just being counted.
-        let began = self.told().max(*periods.borrow());
-        let spent_at = began + u64::from(budget);
+        // The newest count: beats that were counted before this call do not consume the budget, received or not.
+        let started = self.received_periods().max(*periods.borrow());
+        let spent_at = started + u64::from(budget);
         let spent = async {
-            // The stream ends with the runtime: then nobody waits any more.
+            // The watch closes only when the runtime shuts down.
             let total = periods.wait_for(|total| *total >= spent_at).await.map_or(spent_at, |total| *total);
-            BudgetSpent { budget, ran: u32::try_from(total.saturating_sub(began)).unwrap_or(u32::MAX) }
+            BudgetSpent { budget, ran: u32::try_from(total.saturating_sub(started)).unwrap_or(u32::MAX) }
         };
         tokio::select! {
-            // First, so that of two budgets that end at once the outer one says so.
+            // The budget is polled first, so that of two nested budgets spent on the same beat the outer one returns
+            // the error.
             biased;
             spent = spent => Err(spent),
-            done = task => Ok(done),
+            output = task => Ok(output),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The way to a cluster.
+//! The connection to a cluster.
 
 use std::time::Duration;
 
@@ -12,79 +12,98 @@ use tokio::runtime::Handle;
 
 use crate::{Beats, Reporter, Tasks};
 
-/// How long a claim is tried to be sent: it is of no use to anyone much later.
-const GIVE_UP_AFTER: Duration = Duration::from_mins(5);
+/// The time for which the delivery of a claim is retried: a much later claim would be late anyway.
+const DELIVERY_TIMEOUT: Duration = Duration::from_mins(5);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
-/// A connection to a BACKBEAT cluster.
+/// A connection to a BACKBEAT cluster: its Kafka and its schema registry. The entry point of the SDK.
 #[derive(Debug, Clone)]
 pub struct Connection {
     broker: Broker,
     registry: Registry,
 }
 
-/// Why there is no connection.
+/// An error of connecting to a cluster that a retry does not resolve.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// The properties file cannot be used.
+    /// The Kafka properties file cannot be read or is malformed.
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    /// The topics are not as they must be.
+    /// The cluster's topics have wrong settings.
     #[error(transparent)]
     Topics(#[from] TopicError),
-    /// The registry refuses our schema.
+    /// The CA certificate of the registry cannot be used, or the registry rejects the schema of claims.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// A Kafka client cannot be made.
-    #[error("making a Kafka client: {0}")]
+    /// A Kafka client cannot be created.
+    #[error("cannot create a Kafka client: {0}")]
     Kafka(#[from] KafkaError),
-    /// The frames cannot be read.
+    /// The reader of beats cannot be created.
     #[error(transparent)]
     Read(#[from] ReadError),
 }
 
 impl Connection {
-    /// The way to a cluster, whether its Kafka is there or not. `client_id` names the agent in Kafka's logs.
+    /// Creates a connection without waiting for Kafka or the registry: it may be used while they are unavailable.
+    /// `client_id` identifies the agent in the brokers' logs.
+    ///
+    /// Fails only if the settings are wrong ([`ConnectError::Settings`], [`ConnectError::Registry`]).
     pub fn new(args: &KafkaArgs, client_id: &str) -> Result<Self, ConnectError> {
         Ok(Self { broker: Broker::new(args, client_id)?, registry: Registry::new(args)? })
     }
 
-    /// The same, once Kafka, its topics and the registry have answered; waits, with log lines, for one that is away.
+    /// Creates a connection, and waits until Kafka, the topics and the registry are available; logs what it waits for.
+    ///
+    /// Fails if the settings are wrong, if topics have wrong settings, or if the registry rejects the schema of claims.
     pub async fn open(args: &KafkaArgs, client_id: &str) -> Result<Self, ConnectError> {
         let connection = Self::new(args, client_id)?;
         wait_for_topics(&connection.broker, &[TopicName::BeatFrames, TopicName::StatusClaims]).await?;
-        connection.claim_schema().await?;
+        connection.register_claim_schema().await?;
         Ok(connection)
     }
 
-    /// The beats, from the newest on; local ones while none is heard. Call inside a tokio runtime.
+    /// Starts a stream of beats, from the newest one on, with local beats while none is heard. Call it once, and clone
+    /// the stream for each listener.
+    ///
+    /// Fails only if a Kafka client cannot be created.
+    ///
+    /// # Panics
+    ///
+    /// If called outside a tokio runtime.
     pub fn beats(&self) -> Result<Beats, ConnectError> {
         Ok(Beats::start(&self.broker, &self.registry, &Handle::current())?)
     }
 
-    /// The agent's tasks, claimed for on each of `beats`. Call inside a tokio runtime.
+    /// Starts to send a claim on each of `beats` for every task that is then created with [`Tasks::task`].
+    ///
+    /// # Panics
+    ///
+    /// If called outside a tokio runtime.
     pub fn tasks(&self, beats: &Beats) -> Tasks {
         Tasks::start(self.clone(), beats.clone())
     }
 
-    /// A reporter of claims, for agents that want to make each of them themselves. Waits for a registry that is away.
+    /// Creates a reporter, for agents that make each claim themselves instead of using [`Tasks`]. Waits while the
+    /// registry is unavailable.
+    ///
+    /// Fails if the registry rejects the schema of claims, or if a Kafka client cannot be created.
     pub async fn reporter(&self) -> Result<Reporter, ConnectError> {
-        let schema = self.claim_schema().await?;
-        let sender = Sender::new(&self.broker, Some(GIVE_UP_AFTER))?;
-        Ok(Reporter::new(sender, self.broker.topics().name(TopicName::StatusClaims), schema))
+        let schema_id = self.register_claim_schema().await?;
+        let sender = Sender::new(&self.broker, Some(DELIVERY_TIMEOUT))?;
+        Ok(Reporter::new(sender, self.broker.topics().name(TopicName::StatusClaims), schema_id))
     }
 
-    /// The registry's id of our claims' schema.
-    async fn claim_schema(&self) -> Result<u32, RegistryError> {
+    /// Registers the schema of claims and returns its id.
+    async fn register_claim_schema(&self) -> Result<u32, RegistryError> {
         self.registry.register::<StatusClaim>(&self.broker.topics().subject(TopicName::StatusClaims)).await
     }
 
-    /// The same, whatever it takes.
+    /// Creates a reporter; retries after every error.
     pub(crate) async fn wait_for_reporter(&self) -> Reporter {
         loop {
             match self.reporter().await {
                 Ok(reporter) => return reporter,
-                Err(error) => tracing::warn!(%error, "no way to report yet"),
+                Err(error) => tracing::warn!(%error, "cannot create the reporter of claims; retrying"),
             }
             tokio::time::sleep(RETRY_PAUSE).await;
         }

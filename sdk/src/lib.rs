@@ -1,4 +1,22 @@
-//! For agents: keep the beat, spend beat budgets, report the state of each task.
+//! The SDK for agents of a BACKBEAT cluster: follow the cluster's beats, bound work by beat budgets, and report the
+//! status of each task on every beat.
+//!
+//! # Terms
+//!
+//! - **Beat**: one tick of the cluster's tempo. The pulse leader publishes one [`BeatFrame`] per beat to the topic
+//!   `beatframes`; beat indices start at 0, without gaps or repeats. The tempo is given in beats per minute (BPM), and
+//!   the time from one beat to the next is a *period*: 60 s at 1 BPM.
+//! - **Bar**: a fixed number of beats ([`BeatFrame::bar_length`]); its first beat is the *downbeat*. BACKBEAT publishes
+//!   one report per bar.
+//! - **Claim**: a [`StatusClaim`], the record by which an agent reports the status of one task on one beat. Claims go
+//!   to the topic `statusclaims`, and the reports are computed from them.
+//! - **Heard beat**: a beat that the agent read from Kafka. **Local beat**: a beat of the agent's own clock, made when
+//!   a beat is overdue.
+//! - **Beat budget**: the number of beats that a task may take. Heard and local beats consume it alike, one per period.
+//! - **Degraded**: an agent that hears no beats is degraded. It continues on local beats, and its claims carry the last
+//!   beat that it heard and are marked `degraded`.
+//!
+//! # Example
 //!
 //! ```no_run
 //! # async fn example(args: backbeat_sdk::KafkaArgs) -> Result<(), backbeat_sdk::ConnectError> {
@@ -6,12 +24,12 @@
 //!
 //! use backbeat_sdk::{Connection, State};
 //!
-//! // Returns at once, whether Kafka is there or not.
+//! // Returns at once, even if Kafka is unavailable.
 //! let connection = Connection::new(&args, "my-agent")?;
 //! let mut beats = connection.beats()?;
 //! let tasks = connection.tasks(&beats);
 //!
-//! // Claimed for on every beat from here on, with the newest of what is said of it.
+//! // From here on, a claim with the task's current status goes out on every beat.
 //! let task = tasks.task("my-agent", "build", Some(4));
 //! task.state(State::Executing);
 //! let outcome = beats.with_beat_budget(4, async {
@@ -28,7 +46,7 @@
 //! let claims = tasks.flush(Duration::from_secs(5)).await;
 //! println!("{} claims reported, {} lost", claims.acknowledged, claims.lost);
 //!
-//! // The beats themselves, heard or, where none is heard in time, local ones.
+//! // The beats themselves: heard ones, and local ones while none is heard.
 //! while let Some(beat) = beats.next().await {
 //!     println!("{beat:?}");
 //! }
@@ -36,8 +54,16 @@
 //! # }
 //! ```
 //!
-//! A beat that is overdue is kept locally, at the last tempo that was heard (1 BPM if none was): the work goes on without
-//! Kafka, its budget runs, and its claims say `degraded` and carry the last beat that was heard. See [`BeatClock`].
+//! # Without Kafka
+//!
+//! No work waits for Kafka. When a beat is overdue, the agent beats locally at the last tempo that it heard, or at 1
+//! BPM if it has heard none: work continues and its budget runs. [`BeatClock`] has the rules. Claims are queued, and
+//! lost only once the queue is full or Kafka has been unavailable for 5 minutes; [`Tasks::claims`] counts them.
+//!
+//! # Runtime
+//!
+//! The SDK runs in a tokio runtime and logs with `tracing`. To control each claim yourself, see [`Reporter`]; for
+//! programs that are not written in Rust, see the command `backbeat run`.
 
 mod beats;
 mod budget;
@@ -46,7 +72,9 @@ mod connection;
 mod reporter;
 mod tasks;
 
+#[doc(inline)]
 pub use backbeat_broker::{Deliveries, KafkaArgs, QueueFull};
+#[doc(inline)]
 pub use backbeat_schemas::{BeatFrame, BeatIndex, Help, SecretRotation, State, StatusClaim};
 pub use beats::Beats;
 pub use budget::BudgetSpent;

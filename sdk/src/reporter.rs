@@ -1,4 +1,4 @@
-//! Claims on their way to Kafka.
+//! The sender of claims.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,29 +7,31 @@ use backbeat_broker::{Deliveries, Outgoing, QueueFull, Sender};
 use backbeat_schemas::{BeatFrame, Help, HlcClock, SecretRotation, State, StatusClaim, Timestamp, wire};
 use rdkafka::error::KafkaError;
 
-/// What an agent says of a task on a beat.
+/// The status of a task, as an agent reports it in a claim.
+///
+/// Kafka accepts a claim that exceeds the limits below, but it counts as invalid in the report.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Status {
-    /// The agent, 1 to 256 bytes.
+    /// The agent's id: 1 to 256 bytes.
     pub agent_id: String,
-    /// The task, 1 to 256 bytes.
+    /// The task's id: 1 to 256 bytes.
     pub task_id: String,
     /// The task's state.
     pub state: State,
-    /// What is left of its beat budget; negative once overdrawn.
+    /// The rest of the task's beat budget, in beats; negative once overdrawn. [`Tasks`](crate::Tasks) computes it.
     pub beats_left: i32,
-    /// 0 to 1.
+    /// The completed part of the task, 0 to 1.
     pub progress: f64,
-    /// At most 4,096 bytes.
+    /// A note for people: at most 4,096 bytes.
     pub notes: String,
-    /// Where a request for help stands.
+    /// The status of the task's request for help; `None` without one.
     pub help: Option<Help>,
-    /// How a rotation of secrets ended.
+    /// The outcome of the agent's secret rotation; `None` without one.
     pub secret_rotation: Option<SecretRotation>,
 }
 
 impl Status {
-    /// A status without budget, progress or notes.
+    /// Creates a status without beats left, progress, notes, help or secret rotation.
     pub fn new(agent_id: &str, task_id: &str, state: State) -> Self {
         Self {
             agent_id: agent_id.to_owned(),
@@ -44,7 +46,10 @@ impl Status {
     }
 }
 
-/// Sends claims. Never blocks: what does not fit the queue is refused.
+/// A sender of claims, for agents that make each claim themselves. Use [`Tasks`](crate::Tasks) unless you need that.
+///
+/// Sending never blocks: claims go into a local queue, from which they are delivered in the background. The delivery of
+/// each is retried for 5 minutes; [`Reporter::deliveries`] counts the outcomes.
 pub struct Reporter {
     sender: Sender,
     topic: String,
@@ -55,17 +60,20 @@ pub struct Reporter {
 
 impl Reporter {
     pub(crate) fn new(sender: Sender, topic: String, schema_id: u32) -> Self {
-        // The node part only breaks ties between readings of different clocks.
+        // A random node part suffices: it only breaks ties between readings of different clocks.
         Self { sender, topic, schema_id, clock: HlcClock::new(rand::random()), deliveries: Arc::default() }
     }
 
-    /// Claims `status` for the beat of `frame`. The claim's clock is after the frame's.
+    /// Sends a claim of `status` for the beat of `frame`. The claim's hybrid logical clock reading is later than the
+    /// frame's.
+    ///
+    /// Fails with [`QueueFull`] if the local queue is full; then the claim is not sent.
     pub fn report(&mut self, frame: &BeatFrame, status: Status) -> Result<(), QueueFull> {
         let claim = self.claim(frame, status);
         self.send(Some(claim.agent_id.as_bytes()), &self.encode(&claim))
     }
 
-    /// The claim of `status` for the beat of `frame`, not sent.
+    /// Makes a claim of `status` for the beat of `frame`, without sending it.
     pub fn claim(&mut self, frame: &BeatFrame, status: Status) -> StatusClaim {
         self.clock.observe(frame.hlc);
         let hlc = self.clock.tick(Timestamp::from_millis(chrono::Utc::now().timestamp_millis()));
@@ -86,27 +94,32 @@ impl Reporter {
         }
     }
 
-    /// `claim` in the wire format.
+    /// Encodes `claim` in the Confluent wire format.
     pub fn encode(&self, claim: &StatusClaim) -> Vec<u8> {
         wire(self.schema_id, claim)
     }
 
-    /// Sends bytes as they are: for simulators of agents that send nonsense.
+    /// Sends a record of any key and value to `statusclaims`, for simulations of agents that send invalid claims.
+    ///
+    /// Fails with [`QueueFull`] if the local queue is full; then the record is not sent.
     pub fn send(&self, key: Option<&[u8]>, value: &[u8]) -> Result<(), QueueFull> {
         self.sender.send(Outgoing { topic: &self.topic, key, value, headers: &[] }, &self.deliveries)
     }
 
-    /// What became of the claims.
+    /// Returns the counts of claims outstanding, acknowledged and failed.
     pub fn deliveries(&self) -> &Deliveries {
         &self.deliveries
     }
 
-    /// How long Kafka took to acknowledge claims, at `quantile` (0 to 1); zero before it has acknowledged one.
+    /// Returns the time from sending a claim to Kafka's acknowledgement, at `quantile` (0 to 1) over all claims so far;
+    /// zero if none was acknowledged yet.
     pub fn latency(&self, quantile: f64) -> Duration {
         self.sender.latency(quantile)
     }
 
-    /// Waits until every claim was acknowledged or given up, at most `timeout`. Blocks.
+    /// Waits until all claims are acknowledged or failed, at most `timeout`. Blocks the thread.
+    ///
+    /// Fails if claims are still outstanding after `timeout`.
     pub fn flush(&self, timeout: Duration) -> Result<(), KafkaError> {
         self.sender.flush(timeout)
     }

@@ -1,4 +1,4 @@
-//! One claim a beat for each task, with the newest of what the agent said.
+//! The tasks of an agent: for each, a claim with its current status on every beat.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,55 +10,62 @@ use tokio::time::timeout;
 
 use crate::{Beat, BeatSource, Beats, Connection, Reporter, Status};
 
-/// Claims that wait for a first beat, or for a registry that was never there. Beyond, the oldest are lost.
-const MAX_WAITING: usize = 1_000;
+/// The number of claims kept until the first beat is heard and the registry was available once. Beyond it, the oldest
+/// are lost.
+const MAX_PENDING_CLAIMS: usize = 1_000;
 
-/// The tasks of an agent, claimed for on every beat, in the background. Nothing here ever waits for Kafka.
+/// The tasks of an agent. On every beat, heard or local, a claim with each task's current status is sent in the
+/// background; no call waits for Kafka, except for [`Tasks::flush`]. Clones share the tasks.
+///
+/// Claims that are made before the first beat is heard are kept, at most 1,000, and then sent for that beat.
 #[derive(Clone)]
 pub struct Tasks {
     shared: Arc<Mutex<Shared>>,
 }
 
 struct Shared {
-    /// That have gone by.
+    /// The number of periods that have passed.
     periods: watch::Receiver<u64>,
-    next: u64,
-    tasks: BTreeMap<u64, Entry>,
+    next_id: u64,
+    tasks: BTreeMap<u64, TaskEntry>,
     last_heard: Option<BeatFrame>,
-    /// Local beats since.
+    /// True if the last beat was a local one.
     is_degraded: bool,
     reporter: Option<Reporter>,
-    /// Made before there was a beat to claim for, or a reporter.
-    waiting: VecDeque<Waiting>,
+    /// Claims made before the first beat was heard, or before the reporter was created.
+    pending: VecDeque<PendingClaim>,
     lost: u64,
 }
 
-struct Waiting {
-    /// The last beat that was heard; `None` waits for the first.
+struct PendingClaim {
+    /// The last beat heard when the claim was made; `None` stands for the first one heard later.
     frame: Option<BeatFrame>,
     status: Status,
     degraded: bool,
 }
 
-struct Entry {
+struct TaskEntry {
     status: Status,
     budget: Option<u32>,
-    /// The period in which it began.
-    began: u64,
+    /// The number of periods that had passed when the task started.
+    started: u64,
 }
 
-/// What became of the claims.
+/// The counts of an agent's claims by outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Claims {
-    /// Kafka has them.
+    /// The number of claims that Kafka acknowledged.
     pub acknowledged: u64,
-    /// On their way.
+    /// The number of claims in flight, or kept until they can be sent.
     pub waiting: u64,
-    /// Given up, or never sent, since the queue was full.
+    /// The number of claims that were not delivered: after 5 minutes, or since a queue was full.
     pub lost: u64,
 }
 
-/// One task. What is said of it goes out on the next beat; what is said at its end, at once.
+/// A task of an agent. Changes of its status are claimed on the next beat.
+///
+/// When it is finished or dropped, a last claim is sent at once, with the status that it has then. A task that is
+/// dropped without [`Task::finish`] keeps its last state, and so is never reported as done or failed.
 pub struct Task {
     id: u64,
     tasks: Tasks,
@@ -68,142 +75,147 @@ impl Tasks {
     pub(crate) fn start(connection: Connection, beats: Beats) -> Self {
         let shared = Shared {
             periods: beats.periods(),
-            next: 0,
+            next_id: 0,
             tasks: BTreeMap::new(),
             last_heard: None,
             is_degraded: false,
             reporter: None,
-            waiting: VecDeque::new(),
+            pending: VecDeque::new(),
             lost: 0,
         };
         let tasks = Self { shared: Arc::new(Mutex::new(shared)) };
-        tokio::spawn(follow(Arc::downgrade(&tasks.shared), beats));
+        tokio::spawn(claim_on_each_beat(Arc::downgrade(&tasks.shared), beats));
         let shared = Arc::downgrade(&tasks.shared);
         tokio::spawn(async move {
             let reporter = connection.wait_for_reporter().await;
             if let Some(shared) = shared.upgrade() {
                 let mut shared = lock(&shared);
                 shared.reporter = Some(reporter);
-                shared.send_waiting();
+                shared.send_pending();
             }
         });
         tasks
     }
 
-    /// A task of `agent`, with a budget of beats if it has one.
+    /// Creates a task in [`State::Planning`], with the ids `agent` and `task` (1 to 256 bytes each).
+    ///
+    /// `budget` is the task's beat budget, in beats from now on, of which claims report the rest in `beats_left`; with
+    /// `None` they report 0. It does not stop the work: see [`Beats::with_beat_budget`].
     pub fn task(&self, agent: &str, task: &str, budget: Option<u32>) -> Task {
         let mut shared = lock(&self.shared);
-        let id = shared.next;
-        shared.next += 1;
-        let began = *shared.periods.borrow();
-        shared.tasks.insert(id, Entry { status: Status::new(agent, task, State::Planning), budget, began });
+        let id = shared.next_id;
+        shared.next_id += 1;
+        let started = *shared.periods.borrow();
+        shared.tasks.insert(id, TaskEntry { status: Status::new(agent, task, State::Planning), budget, started });
         Task { id, tasks: self.clone() }
     }
 
-    /// What became of the claims so far.
+    /// Returns the counts of the claims so far.
     pub fn claims(&self) -> Claims {
         lock(&self.shared).claims()
     }
 
-    /// Waits until every claim was acknowledged or given up, at most `limit`.
+    /// Waits until all claims are acknowledged or lost, at most `limit`, and returns their counts. Claims that are
+    /// still `waiting` are lost if the process then exits.
     pub async fn flush(&self, limit: Duration) -> Claims {
-        let done = async {
+        let settled = async {
             while self.claims().waiting > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
-        // What is left is told.
-        let _ = timeout(limit, done).await;
+        // After a timeout, the counts show what is left.
+        let _ = timeout(limit, settled).await;
         self.claims()
     }
 }
 
 impl Task {
-    /// Changes what is claimed from the next beat on.
+    /// Changes the task's status, as claimed from the next beat on. A change of `beats_left` has no effect.
     pub fn update(&self, change: impl FnOnce(&mut Status)) {
         if let Some(entry) = lock(&self.tasks.shared).tasks.get_mut(&self.id) {
             change(&mut entry.status);
         }
     }
 
-    /// The task's state.
+    /// Sets the task's state.
     pub fn state(&self, state: State) {
         self.update(|status| status.state = state);
     }
 
-    /// How much of it is done, 0 to 1.
+    /// Sets the completed part of the task, 0 to 1; other values are clamped.
     pub fn progress(&self, progress: f64) {
         self.update(|status| status.progress = progress.clamp(0.0, 1.0));
     }
 
-    /// A word for people.
+    /// Sets the note for people: at most 4,096 bytes.
     pub fn notes(&self, notes: &str) {
         self.update(|status| notes.clone_into(&mut status.notes));
     }
 
-    /// Where a request for help stands.
+    /// Sets the status of the task's request for help.
     pub fn help(&self, help: Option<Help>) {
         self.update(|status| status.help = help);
     }
 
-    /// How a rotation of secrets ended.
+    /// Sets the outcome of the agent's secret rotation.
     pub fn secret_rotation(&self, outcome: Option<SecretRotation>) {
         self.update(|status| status.secret_rotation = outcome);
     }
 
-    /// The task has ended: claims its last state at once. See [`Tasks::flush`].
+    /// Finishes the task: sends a last claim, with `state`, at once. Call [`Tasks::flush`] before the process exits.
     pub fn finish(self, state: State) {
         self.state(state);
     }
 }
 
 impl Drop for Task {
-    /// However it ends, its last state is claimed.
+    /// Sends the last claim.
     fn drop(&mut self) {
         let mut shared = lock(&self.tasks.shared);
         if let Some(entry) = shared.tasks.remove(&self.id) {
-            let status = entry.at(*shared.periods.borrow());
+            let status = entry.status_at(*shared.periods.borrow());
             shared.claim(status);
         }
     }
 }
 
-impl Entry {
-    /// What is said of it when so many `periods` have gone by.
-    fn at(&self, periods: u64) -> Status {
-        let ran = i64::try_from(periods.saturating_sub(self.began)).unwrap_or(i64::MAX);
+impl TaskEntry {
+    /// Returns the status to claim when `periods` have passed.
+    fn status_at(&self, periods: u64) -> Status {
+        let ran = i64::try_from(periods.saturating_sub(self.started)).unwrap_or(i64::MAX);
         let left = |budget: u32| i32::try_from(i64::from(budget).saturating_sub(ran)).unwrap_or(i32::MIN);
         Status { beats_left: self.budget.map_or(0, left), ..self.status.clone() }
     }
 }
 
 impl Shared {
-    fn beat(&mut self, beat: Beat) {
+    fn on_beat(&mut self, beat: Beat) {
         self.is_degraded = matches!(beat.source, BeatSource::Local { .. });
         if let BeatSource::Heard(frame) = beat.source {
             self.last_heard = Some(*frame);
-            self.send_waiting();
+            self.send_pending();
         }
         let periods = *self.periods.borrow();
-        let newest: Vec<Status> = self.tasks.values().map(|entry| entry.at(periods)).collect();
-        for status in newest {
+        let statuses: Vec<Status> = self.tasks.values().map(|entry| entry.status_at(periods)).collect();
+        for status in statuses {
             self.claim(status);
         }
     }
 
-    /// Claims for the last beat that was heard: in the log time stands still.
+    /// Sends a claim for the last beat that was heard. On local beats, too: the beat is the clock of the log, which
+    /// stands still without frames.
     fn claim(&mut self, status: Status) {
-        self.waiting.push_back(Waiting { frame: self.last_heard.clone(), status, degraded: self.is_degraded });
-        self.send_waiting();
-        if self.waiting.len() > MAX_WAITING {
-            self.waiting.pop_front();
+        self.pending.push_back(PendingClaim { frame: self.last_heard.clone(), status, degraded: self.is_degraded });
+        self.send_pending();
+        if self.pending.len() > MAX_PENDING_CLAIMS {
+            self.pending.pop_front();
             self.lost += 1;
         }
     }
 
-    fn send_waiting(&mut self) {
+    fn send_pending(&mut self) {
         let (Some(reporter), Some(first)) = (&mut self.reporter, &self.last_heard) else { return };
-        for Waiting { frame, status, degraded } in self.waiting.drain(..) {
+        for PendingClaim { frame, status, degraded } in self.pending.drain(..) {
             let claim = StatusClaim { degraded, ..reporter.claim(frame.as_ref().unwrap_or(first), status) };
             let sent = reporter.send(Some(claim.agent_id.as_bytes()), &reporter.encode(&claim));
             self.lost += u64::from(sent.is_err());
@@ -212,19 +224,19 @@ impl Shared {
 
     fn claims(&self) -> Claims {
         let deliveries = self.reporter.as_ref().map(Reporter::deliveries);
-        let of = |count: fn(&crate::Deliveries) -> u64| deliveries.map_or(0, count);
+        let count_of = |count: fn(&crate::Deliveries) -> u64| deliveries.map_or(0, count);
         Claims {
-            acknowledged: of(crate::Deliveries::acknowledged),
-            waiting: self.waiting.len() as u64 + of(|deliveries| deliveries.outstanding().unsigned_abs()),
-            lost: self.lost + of(crate::Deliveries::failed),
+            acknowledged: count_of(crate::Deliveries::acknowledged),
+            waiting: self.pending.len() as u64 + count_of(|deliveries| deliveries.outstanding().unsigned_abs()),
+            lost: self.lost + count_of(crate::Deliveries::failed),
         }
     }
 }
 
-async fn follow(shared: std::sync::Weak<Mutex<Shared>>, mut beats: Beats) {
+async fn claim_on_each_beat(shared: std::sync::Weak<Mutex<Shared>>, mut beats: Beats) {
     while let Some(beat) = beats.next().await {
         let Some(shared) = shared.upgrade() else { return };
-        lock(&shared).beat(beat);
+        lock(&shared).on_beat(beat);
     }
 }
 

@@ -1,4 +1,4 @@
-//! The HTTP server that every service has: `/health`, `/metrics`, errors as JSON.
+//! The HTTP server of every service: `/health`, `/metrics`, and errors as JSON.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -15,33 +15,34 @@ use tokio::net::TcpListener;
 
 use crate::{Check, Shutdown};
 
-/// Where the HTTP server listens.
+/// Flags of the HTTP server and of the health check.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Operation")]
 pub struct HttpArgs {
-    /// The address that the HTTP server listens on; 0.0.0.0 for all.
+    /// Address that the HTTP server listens on; 0.0.0.0 for all interfaces.
     #[arg(long, env = "BACKBEAT_ADMIN_HOST", default_value = "127.0.0.1")]
     pub admin_host: IpAddr,
 
-    /// Write the address that the HTTP server listens on (`127.0.0.1:8080`) to this file, once it does: for whoever
-    /// starts the program with port 0 and has to find it.
+    /// File to write the HTTP server's address (`127.0.0.1:8080`) to once it listens, for programs that start this one
+    /// with port 0.
     #[arg(long, value_name = "FILE")]
     pub port_file: Option<PathBuf>,
 
-    /// Ask the program that runs here at --admin-port whether it lives or is ready, and exit with 0 or 1.
+    /// Check the health of the instance that runs on this host at --admin-port, and exit with 0 if it is live or ready,
+    /// with 1 if not.
     #[arg(long, value_enum)]
     pub check: Option<Check>,
 }
 
 impl HttpArgs {
-    /// Listens on `port` (0 for a free one), and says where in the log and in the port file.
+    /// Listens on `port` (0 for a free one), and writes the address to the log and to the port file.
     pub async fn listen(&self, port: u16) -> io::Result<TcpListener> {
-        let context = |what: String| move |error: io::Error| io::Error::new(error.kind(), format!("{what}: {error}"));
+        let context = |text: String| move |error: io::Error| io::Error::new(error.kind(), format!("{text}: {error}"));
         let listener = TcpListener::bind((self.admin_host, port))
             .await
             .map_err(context(format!("cannot listen on {}:{port}", self.admin_host)))?;
         let address = listener.local_addr()?;
-        tracing::info!(%address, "http server listens");
+        tracing::info!(%address, "http server is listening");
         if let Some(path) = &self.port_file {
             write_address(path, address).map_err(context(format!("cannot write the port file {}", path.display())))?;
         }
@@ -49,15 +50,15 @@ impl HttpArgs {
     }
 }
 
-/// Writes the whole file or none of it: its readers wait for it to be there.
+/// Writes the port file atomically, by a rename: its readers wait until it exists.
 fn write_address(path: &Path, address: SocketAddr) -> io::Result<()> {
-    let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(".tmp");
-    std::fs::write(&unfinished, format!("{address}\n"))?;
-    std::fs::rename(&unfinished, path)
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    std::fs::write(&temporary, format!("{address}\n"))?;
+    std::fs::rename(&temporary, path)
 }
 
-/// An error of the HTTP API: a status and, as JSON, the reason.
+/// An error response of the HTTP API: a status, and the reason as JSON.
 #[derive(Debug)]
 pub struct ApiError {
     status: StatusCode,
@@ -65,27 +66,27 @@ pub struct ApiError {
 }
 
 impl ApiError {
-    /// 404: there is no such thing.
+    /// Creates a 404 Not Found.
     pub fn not_found(reason: impl Into<String>) -> Self {
         Self { status: StatusCode::NOT_FOUND, reason: reason.into() }
     }
 
-    /// 400: the request is wrong.
+    /// Creates a 400 Bad Request.
     pub fn bad_request(reason: impl Into<String>) -> Self {
         Self { status: StatusCode::BAD_REQUEST, reason: reason.into() }
     }
 
-    /// 401: the request does not show who may do that.
+    /// Creates a 401 Unauthorized: the request has no valid credentials.
     pub fn unauthorized(reason: impl Into<String>) -> Self {
         Self { status: StatusCode::UNAUTHORIZED, reason: reason.into() }
     }
 
-    /// 403: nobody may do that here.
+    /// Creates a 403 Forbidden: the request is not allowed, whatever its credentials.
     pub fn forbidden(reason: impl Into<String>) -> Self {
         Self { status: StatusCode::FORBIDDEN, reason: reason.into() }
     }
 
-    /// 503: not now.
+    /// Creates a 503 Service Unavailable: a retry may succeed.
     pub fn unavailable(reason: impl Into<String>) -> Self {
         Self { status: StatusCode::SERVICE_UNAVAILABLE, reason: reason.into() }
     }
@@ -97,7 +98,7 @@ impl IntoResponse for ApiError {
     }
 }
 
-/// `/health` (the process lives), `/metrics`, and a JSON 404 for the rest.
+/// Returns the routes of every service: `/health` (the process is running), `/metrics`, and a JSON 404 for other paths.
 pub fn base_routes(metrics: Registry) -> Router {
     Router::new()
         .route("/health", get(async || Json(json!({ "status": "ok" }))))
@@ -106,7 +107,7 @@ pub fn base_routes(metrics: Registry) -> Router {
 }
 
 async fn encode(State(metrics): State<Registry>) -> Response {
-    // The clients of Kafka count in the default registry.
+    // The metrics of the Kafka clients are in Prometheus' default registry.
     let families = [metrics.gather(), prometheus::gather()].concat();
     match TextEncoder::new().encode_to_string(&families) {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
@@ -114,7 +115,7 @@ async fn encode(State(metrics): State<Registry>) -> Response {
     }
 }
 
-/// Serves until `shutdown`.
+/// Serves `routes` until `shutdown`, then finishes the requests in progress.
 pub async fn serve(listener: TcpListener, routes: Router, shutdown: Shutdown) -> io::Result<()> {
     axum::serve(listener, routes).with_graceful_shutdown(shutdown.cancelled_owned()).await
 }

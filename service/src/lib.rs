@@ -1,4 +1,4 @@
-//! What every program of BACKBEAT starts with: its command line, its logs, its end and its HTTP server.
+//! The foundation of every BACKBEAT program: command line, logging, shutdown, exit code and HTTP server.
 
 mod check;
 mod command_line;

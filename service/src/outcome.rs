@@ -1,19 +1,19 @@
-//! How a program ends.
+//! The result of a program as its exit code.
 
 use std::process::ExitCode;
 
 use tokio::runtime::Runtime;
 
-/// The exit code of `outcome`; an error is logged, in one line with its causes.
-pub fn conclude(outcome: anyhow::Result<ExitCode>) -> ExitCode {
-    outcome.unwrap_or_else(|error| {
+/// Converts a program's result into its exit code; an error is logged in one line with its causes, and gives 1.
+pub fn conclude(result: anyhow::Result<ExitCode>) -> ExitCode {
+    result.unwrap_or_else(|error| {
         tracing::error!("{error:#}");
         ExitCode::FAILURE
     })
 }
 
-/// Runs a program to its end, on a runtime of its own.
+/// Runs a program to completion on a new tokio runtime, and returns its exit code as [`conclude`] does.
 pub fn block_on(program: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
-    let outcome = Runtime::new().map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(program));
-    conclude(outcome.map(|()| ExitCode::SUCCESS))
+    let result = Runtime::new().map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(program));
+    conclude(result.map(|()| ExitCode::SUCCESS))
 }

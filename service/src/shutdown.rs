@@ -1,11 +1,11 @@
-//! The orderly end of a program.
+//! Graceful shutdown.
 
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Says that the program is to end; clones say the same.
+/// The request to shut down; all clones share it.
 pub type Shutdown = tokio_util::sync::CancellationToken;
 
-/// A [`Shutdown`] that SIGINT and SIGTERM set off. Call inside a runtime.
+/// Returns a [`Shutdown`] that SIGINT and SIGTERM trigger. Call inside a tokio runtime.
 pub fn on_signals() -> std::io::Result<Shutdown> {
     let shutdown = Shutdown::new();
     for kind in [SignalKind::interrupt(), SignalKind::terminate()] {

@@ -1,21 +1,22 @@
-//! What the simulations of pulse and of reverb share: seeds, traces, violations, and checks that are seen to check.
+//! The harness of the simulations of pulse and of reverb: runs over seeds, traces, violations of invariants, and a test
+//! that each check detects the violation that it is meant for.
 //!
-//! `make simulate SEEDS=100000` runs more seeds; `FIRST=17 SEEDS=1` one, whose trace it prints.
+//! `make simulate SEEDS=100000` runs more seeds; `make simulate FIRST=17 SEEDS=1` runs one and prints its trace.
 
-#![allow(clippy::print_stdout, reason = "a trace that was asked for is the output")]
+#![allow(clippy::print_stdout, reason = "the trace of a single seed is the output")]
 
 use std::fmt;
 use std::thread;
 
-/// Trace lines shown of a seed that failed.
-const TRACE_END: usize = 60;
+/// The number of trace lines printed for a seed that failed.
+const TRACE_TAIL_LINES: usize = 60;
 
-/// An invariant, broken.
+/// A violated invariant.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
-    /// Which check says so.
+    /// The name of the check that found it.
     pub check: &'static str,
-    /// What it saw.
+    /// The observed state.
     pub detail: String,
 }
 
@@ -25,20 +26,21 @@ impl fmt::Display for Violation {
     }
 }
 
-/// A violation of `check`, unless it holds.
+/// Returns a violation of `check` unless `holds`.
 pub fn ensure(holds: bool, check: &'static str, detail: impl FnOnce() -> String) -> Result<(), Violation> {
     if holds { Ok(()) } else { Err(Violation { check, detail: detail() }) }
 }
 
-/// A run's trace, and how much came of it or what it broke.
+/// The result of one seed: its trace, and either its count of outputs (such as beats or reports) or the violated
+/// invariant.
 pub type Run = (String, Result<u64, Violation>);
 
-/// Runs seeds on all cores, as many as `SEEDS` says or `default`, and returns their count and the sum of what came
-/// of them.
+/// Runs seeds on all cores, and returns their number and the sum of their counts of outputs. The environment variable
+/// `SEEDS` overrides the `default` number of seeds; `FIRST` is the first seed, 0 by default.
 ///
 /// # Panics
 ///
-/// If one of them breaks something, with the end of its trace.
+/// If a seed violates an invariant; the message has the end of its trace.
 pub fn over_seeds(default: u64, run: impl Fn(u64) -> Run + Sync) -> (u64, u64) {
     let first = number("FIRST").unwrap_or(0);
     let seeds = number("SEEDS").unwrap_or(default);
@@ -48,8 +50,8 @@ pub fn over_seeds(default: u64, run: impl Fn(u64) -> Run + Sync) -> (u64, u64) {
         for seed in (first..first + seeds).filter(|seed| seed % workers == worker) {
             let (trace, outcome) = run(seed);
             match outcome {
-                Ok(came) => sum += came,
-                Err(violation) => panic!("seed {seed}: {violation}\nthe end of its trace:\n{}", end(&trace)),
+                Ok(count) => sum += count,
+                Err(violation) => panic!("seed {seed}: {violation}\nthe end of its trace:\n{}", tail(&trace)),
             }
             if seeds == 1 {
                 println!("{trace}");
@@ -65,20 +67,20 @@ pub fn over_seeds(default: u64, run: impl Fn(u64) -> Run + Sync) -> (u64, u64) {
     (seeds, sum)
 }
 
-/// Checks that a seed gives the same trace twice, byte for byte.
+/// Asserts that each seed gives the same trace twice, byte for byte.
 ///
 /// # Panics
 ///
-/// If it does not.
+/// If the traces of a seed differ, or are too short to show anything.
 pub fn assert_same_trace(seeds: impl IntoIterator<Item = u64>, run: impl Fn(u64) -> Run) {
     for seed in seeds {
         let (first, second) = (run(seed).0, run(seed).0);
-        assert!(first.len() > 10_000, "seed {seed} has hardly a trace");
-        assert!(first == second, "seed {seed} gave two traces");
+        assert!(first.len() > 10_000, "the trace of seed {seed} is too short");
+        assert!(first == second, "seed {seed} gave two different traces");
     }
 }
 
-/// Whether, in one of a few seeds, `run` breaks the invariant of `check`.
+/// Returns true if `check` reports a violation in at least one of the first `seeds` seeds.
 pub fn is_caught(check: &'static str, seeds: u64, run: impl Fn(u64) -> Run) -> bool {
     (0..seeds).filter_map(|seed| run(seed).1.err()).any(|violation| violation.check == check)
 }
@@ -88,7 +90,7 @@ fn number(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error}")))
 }
 
-fn end(trace: &str) -> String {
+fn tail(trace: &str) -> String {
     let lines: Vec<&str> = trace.lines().collect();
-    lines[lines.len().saturating_sub(TRACE_END)..].join("\n")
+    lines[lines.len().saturating_sub(TRACE_TAIL_LINES)..].join("\n")
 }
