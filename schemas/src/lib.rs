@@ -17,6 +17,8 @@ mod beat_index;
 mod codec;
 mod hlc;
 mod json;
+#[cfg(feature = "openapi")]
+mod openapi;
 mod record_type;
 mod status_claim;
 mod tempo;

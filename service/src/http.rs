@@ -7,11 +7,13 @@ use std::path::{Path, PathBuf};
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use axum::{Json, Router};
 use prometheus::{Registry, TextEncoder};
-use serde_json::json;
+use serde::Serialize;
 use tokio::net::TcpListener;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::{Check, Shutdown};
 
@@ -58,6 +60,13 @@ fn write_address(path: &Path, address: SocketAddr) -> io::Result<()> {
     std::fs::rename(&temporary, path)
 }
 
+/// The body of an error response.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ErrorBody {
+    /// Why the request failed, and what is allowed.
+    pub error: String,
+}
+
 /// An error response of the HTTP API: a status, and the reason as JSON.
 #[derive(Debug)]
 pub struct ApiError {
@@ -94,19 +103,37 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        (self.status, Json(json!({ "error": self.reason }))).into_response()
+        (self.status, Json(ErrorBody { error: self.reason })).into_response()
     }
 }
 
-/// Returns the routes of every service: `/health` (the process is running), `/metrics`, and a JSON 404 for other paths.
-pub fn base_routes(metrics: Registry) -> Router {
-    Router::new()
-        .route("/health", get(async || Json(json!({ "status": "ok" }))))
-        .route("/metrics", get(encode).with_state(metrics))
+/// Returns the routes of every service: `/health`, `/metrics`, and a JSON 404 for other paths.
+pub fn base_routes<S: Clone + Send + Sync + 'static>(metrics: Registry) -> OpenApiRouter<S> {
+    OpenApiRouter::new()
+        .routes(routes!(health))
+        .routes(routes!(exposition))
+        .with_state(metrics)
         .fallback(async |request: Request| ApiError::not_found(format!("no such path: {}", request.uri().path())))
 }
 
-async fn encode(State(metrics): State<Registry>) -> Response {
+/// The body of `/health`.
+#[derive(Serialize, ToSchema)]
+struct Health {
+    /// `ok`.
+    status: &'static str,
+}
+
+/// Liveness: the process is running.
+#[utoipa::path(get, path = "/health", responses((status = 200, description = "It is.", body = Health)))]
+async fn health() -> Json<Health> {
+    Json(Health { status: "ok" })
+}
+
+/// Metrics, in Prometheus' text format.
+#[utoipa::path(get, path = "/metrics", responses(
+    (status = 200, description = "The metrics.", body = String, content_type = "text/plain")
+))]
+async fn exposition(State(metrics): State<Registry>) -> Response {
     // The metrics of the Kafka clients are in Prometheus' default registry.
     let families = [metrics.gather(), prometheus::gather()].concat();
     match TextEncoder::new().encode_to_string(&families) {

@@ -4,12 +4,14 @@ mod check;
 mod command_line;
 mod http;
 mod logging;
+mod openapi;
 mod outcome;
 mod shutdown;
 
 pub use check::Check;
 pub use command_line::command_line;
-pub use http::{ApiError, HttpArgs, base_routes, serve};
+pub use http::{ApiError, ErrorBody, HttpArgs, base_routes, serve};
 pub use logging::{DEFAULT_LEVEL, Environment, LogArgs};
+pub use openapi::described;
 pub use outcome::{block_on, conclude};
 pub use shutdown::{Shutdown, on_signals};

@@ -27,7 +27,12 @@ fn check_generated(file: &str, expected: &str) {
         return;
     }
     for (number, (found, expected)) in found.trim_start().lines().zip(expected.lines()).enumerate() {
-        assert_eq!(found, expected, "docs/{file} lags behind the programs at generated line {}; run `make docs`", number + 1);
+        assert_eq!(
+            found,
+            expected,
+            "docs/{file} lags behind the programs at generated line {}; run `make docs`",
+            number + 1
+        );
     }
     assert_eq!(found.trim_start(), expected, "docs/{file} lags behind the programs; run `make docs`");
 }
@@ -76,7 +81,8 @@ fn metrics(exposition: &str) -> BTreeMap<String, Metric> {
         } else if let Some((name, kind)) = line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
             kind.clone_into(&mut metrics.entry(name.to_owned()).or_default().kind);
         } else if let Some((name, rest)) = line.split_once('{') {
-            let base = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name);
+            let base =
+                ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name);
             let known = if metrics.contains_key(name) { name } else { base };
             let (labels, _) = rest.split_once('}').expect("labels end");
             let labels = labels.split(',').filter_map(|label| label.split_once('=')).map(|(label, _)| label.to_owned());
@@ -100,7 +106,8 @@ fn metrics_reference_is_what_the_services_export() {
     let mut reference = String::new();
     for (name, program) in [("pulse", &pulse), ("reverb", &reverb)] {
         let (_, exposition) = program.get("/metrics").expect("it answers");
-        write!(reference, "\n## {name}\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n").expect("strings take all");
+        write!(reference, "\n## {name}\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n")
+            .expect("strings take all");
         for (name, Metric { kind, help, labels }) in metrics(&exposition) {
             let labels = labels.into_iter().map(|label| format!("`{label}`")).collect::<Vec<_>>().join(", ");
             writeln!(reference, "| `{name}` | {kind} | {labels} | {help} |").expect("strings take all");

@@ -11,6 +11,7 @@ use backbeat_schemas::Tempo;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
+use utoipa::ToSchema;
 
 use super::conductor::ConductorInput;
 use super::raft::{Client, MembershipError, NodeError, NodeInfo, NodeName, RaftNode};
@@ -38,15 +39,18 @@ pub(crate) enum AdminCommand {
 }
 
 /// The body of `POST /api/v1/tempo`.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TempoChange {
+    /// The new tempo. Give this, `bar_length`, or both.
     #[serde(default)]
     tempo_bpm: Option<Tempo>,
     /// Allow a tempo more than 10 % away, reached in steps of 10 % a bar.
     #[serde(default)]
     ramp: bool,
+    /// The beats of later bars.
     #[serde(default)]
+    #[schema(minimum = 1, maximum = 1000)]
     bar_length: Option<u16>,
 }
 

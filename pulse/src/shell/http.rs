@@ -7,19 +7,21 @@ use axum::extract::{Path, Request, State};
 use axum::http::{HeaderValue, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
-use axum::routing::{delete, get, post};
 use axum::{Json, Router};
-use backbeat_service::{ApiError, base_routes};
-use serde::Deserialize;
+use backbeat_schemas::{BeatIndex, Tempo};
+use backbeat_service::{ApiError, ErrorBody, base_routes, described};
 use serde::de::DeserializeOwned;
-use serde_json::{Value, json};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::boundary_sampler::BoundarySampler;
-use super::control::{AdminCommand, AdminResponse, Control};
+use super::control::{AdminCommand, AdminResponse, Control, TempoChange};
 use super::metrics::Metrics;
-use super::raft::NodeName;
+use super::raft::{NodeName, NodeStatus};
 use super::secret::Secret;
-use super::status::{SharedStatus, StatusBody};
+use super::status::{RoleName, SharedStatus, StatusBody};
 
 /// The authorization of requests that change something.
 pub(crate) enum WriteAuthorization {
@@ -45,13 +47,13 @@ pub(crate) struct Api {
 }
 
 pub(crate) fn routes(metrics: &Metrics, api: Api, write_authorization: WriteAuthorization) -> Router {
-    let changes = Router::new()
-        .route("/api/v1/tempo", post(change_tempo).delete(cancel_change))
-        .route("/api/v1/members", post(add_node))
-        .route("/api/v1/members/{node}", delete(remove_node))
+    let changes = OpenApiRouter::new()
+        .routes(routes!(change_tempo, cancel_change))
+        .routes(routes!(add_node))
+        .routes(routes!(remove_node))
         .layer(from_fn_with_state(Arc::new(write_authorization), authorize));
-    let reads = Router::new().route("/ready", get(ready)).route("/api/v1/status", get(status));
-    base_routes(metrics.registry.clone()).merge(changes.merge(reads).with_state(api))
+    let reads = OpenApiRouter::new().routes(routes!(ready)).routes(routes!(get_status));
+    described("BACKBEAT pulse", base_routes(metrics.registry.clone()).merge(changes).merge(reads).with_state(api))
 }
 
 async fn authorize(
@@ -91,7 +93,20 @@ impl Api {
     }
 }
 
-async fn ready(State(api): State<Api>) -> Result<Json<Value>, ApiError> {
+/// The body of `/ready`.
+#[derive(Serialize, ToSchema)]
+struct Ready {
+    /// `ready`.
+    status: &'static str,
+    role: RoleName,
+}
+
+/// Readiness: Kafka answers, and Raft has a leader.
+#[utoipa::path(get, path = "/ready", responses(
+    (status = 200, description = "The node is ready.", body = Ready),
+    (status = 503, description = "It is not, and why.", body = ErrorBody),
+))]
+async fn ready(State(api): State<Api>) -> Result<Json<Ready>, ApiError> {
     let components = api.components()?;
     let status = api.status.snapshot();
     if !components.boundary_sampler.is_kafka_answering() {
@@ -100,14 +115,42 @@ async fn ready(State(api): State<Api>) -> Result<Json<Value>, ApiError> {
     if !status.knows_leader {
         return Err(ApiError::unavailable("raft has no leader: no majority of the voters is reachable"));
     }
-    Ok(Json(json!({ "status": "ready", "role": status.role })))
+    Ok(Json(Ready { status: "ready", role: status.role }))
 }
 
-async fn status(State(api): State<Api>) -> Json<StatusBody> {
+/// This node's status.
+#[utoipa::path(get, path = "/api/v1/status", responses((status = 200, description = "The status.", body = StatusBody)))]
+async fn get_status(State(api): State<Api>) -> Json<StatusBody> {
     let nodes = api.components.get().map(|components| components.control.raft.nodes()).unwrap_or_default();
     Json(api.status.snapshot().body(nodes))
 }
 
+/// The response to a change of tempo or bar length that a quorum has agreed on.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it describes the JSON that the leader answers with")]
+struct AgreedPlan {
+    /// The downbeat from which it holds.
+    from_beat: BeatIndex,
+    tempo_bpm: Tempo,
+    bar_length: u16,
+}
+
+/// The nodes of the cluster after a change.
+#[derive(ToSchema)]
+#[expect(dead_code, reason = "it describes the JSON that the leader answers with")]
+struct Nodes {
+    members: Vec<NodeStatus>,
+}
+
+/// Changes the tempo, the bar length or both, from the next downbeat.
+#[utoipa::path(post, path = "/api/v1/tempo", request_body = TempoChange, responses(
+    (status = 200, description = "Agreed.", body = AgreedPlan),
+    (status = 400, description = "The body is invalid, or the change is out of bounds or more than 10 %.", body = ErrorBody),
+    (status = 401, description = "The token is missing or wrong.", body = ErrorBody),
+    (status = 403, description = "Changes are off.", body = ErrorBody),
+    (status = 409, description = "Another change is pending.", body = ErrorBody),
+    (status = 503, description = "Not now; the change may still happen.", body = ErrorBody),
+))]
 async fn change_tempo(State(api): State<Api>, body: Bytes) -> Result<AdminResponse, ApiError> {
     let change = parse(
         &body,
@@ -116,17 +159,39 @@ async fn change_tempo(State(api): State<Api>, body: Bytes) -> Result<AdminRespon
     api.execute(AdminCommand::ChangeTempo(change)).await
 }
 
+/// Cancels the pending change.
+#[utoipa::path(delete, path = "/api/v1/tempo", responses(
+    (status = 200, description = "Cancelled.", body = AgreedPlan),
+    (status = 401, description = "The token is missing or wrong.", body = ErrorBody),
+    (status = 403, description = "Changes are off.", body = ErrorBody),
+    (status = 409, description = "No change is pending.", body = ErrorBody),
+    (status = 503, description = "Not now; the change may still happen.", body = ErrorBody),
+))]
 async fn cancel_change(State(api): State<Api>) -> Result<AdminResponse, ApiError> {
     api.execute(AdminCommand::CancelChange).await
 }
 
-#[derive(Deserialize)]
+/// A node to add, which runs with `--join`.
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct NewNode {
+    /// Its `--node`.
+    #[schema(pattern = "^[A-Za-z0-9._-]{1,63}$")]
     node: String,
+    /// host:port of its Raft server.
+    #[schema(example = "127.0.0.1:9004")]
     address: String,
 }
 
+/// Adds a node to the cluster.
+#[utoipa::path(post, path = "/api/v1/members", request_body = NewNode, responses(
+    (status = 200, description = "Added.", body = Nodes),
+    (status = 400, description = "The body is invalid, or the node does not answer.", body = ErrorBody),
+    (status = 401, description = "The token is missing or wrong.", body = ErrorBody),
+    (status = 403, description = "Changes are off.", body = ErrorBody),
+    (status = 409, description = "The node is in the cluster already.", body = ErrorBody),
+    (status = 503, description = "Not now; the change may still happen.", body = ErrorBody),
+))]
 async fn add_node(State(api): State<Api>, body: Bytes) -> Result<AdminResponse, ApiError> {
     let NewNode { node, address } = parse(&body, r#"{"node": "pulse-4", "address": "host:port"}"#)?;
     if address.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
@@ -135,6 +200,17 @@ async fn add_node(State(api): State<Api>, body: Bytes) -> Result<AdminResponse, 
     api.execute(AdminCommand::AddNode { node: node_name(&node)?, address }).await
 }
 
+/// Removes a node from the cluster.
+#[utoipa::path(delete, path = "/api/v1/members/{node}",
+    params(("node" = String, Path, description = "The node's name.")),
+    responses(
+        (status = 200, description = "Removed.", body = Nodes),
+        (status = 400, description = "That is not a node name.", body = ErrorBody),
+        (status = 401, description = "The token is missing or wrong.", body = ErrorBody),
+        (status = 403, description = "Changes are off.", body = ErrorBody),
+        (status = 409, description = "The node is not in the cluster, or is its only one.", body = ErrorBody),
+        (status = 503, description = "Not now; the change may still happen.", body = ErrorBody),
+    ))]
 async fn remove_node(State(api): State<Api>, Path(node): Path<String>) -> Result<AdminResponse, ApiError> {
     api.execute(AdminCommand::RemoveNode { node: node_name(&node)? }).await
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use backbeat_schemas::{BeatFrame, BeatIndex, Tempo};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::raft::NodeStatus;
 use crate::core::{Plan, Role};
@@ -33,7 +34,7 @@ pub(crate) struct Status {
 }
 
 /// The body of `/api/v1/status`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct StatusBody {
     cluster_id: String,
     node: String,
@@ -49,13 +50,16 @@ pub(crate) struct StatusBody {
     pending: Option<Pending>,
     /// The jitter of the last beats that this node published.
     jitter_ms: Option<Jitter>,
+    /// The nodes of the cluster.
     members: Vec<NodeStatus>,
+    /// The newest committed frame.
     last_beat: Option<BeatFrame>,
+    /// What the node waits for before it can take part.
     waiting_for: Option<String>,
 }
 
 /// A committed change that is not yet carried out.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Pending {
     from_beat: BeatIndex,
     tempo_bpm: Tempo,
@@ -65,7 +69,7 @@ pub(crate) struct Pending {
 }
 
 /// Percentiles of the absolute difference between `emitted_at` and `scheduled_at`, in milliseconds.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Jitter {
     beats: usize,
     p50: i64,
@@ -73,7 +77,8 @@ pub(crate) struct Jitter {
     p99: i64,
 }
 
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+/// What the node does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum RoleName {
     #[default]

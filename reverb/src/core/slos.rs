@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use backbeat_schemas::{BarReport, BeatFrame, BeatIndex, Timestamp};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// Samples kept per SLO: about an hour of beats at 16 BPM.
 const MAX_SAMPLES: usize = 1_000;
@@ -13,7 +14,7 @@ const BEAT_DELIVERY_MS: i64 = 100;
 const PULSE_JITTER_MS: i64 = 20;
 
 /// One SLO and its recent measurements.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Slo {
     /// `rollup_delay`, `beat_delivery` or `pulse_jitter`.
     pub name: &'static str,

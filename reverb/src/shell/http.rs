@@ -2,54 +2,82 @@
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
-use axum::routing::get;
 use axum::{Json, Router};
 use backbeat_schemas::{BeatIndex, WindowId};
-use backbeat_service::{ApiError, base_routes};
+use backbeat_service::{ApiError, ErrorBody, base_routes, described};
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::metrics::Metrics;
-use super::status::{MAX_WINDOWS, SharedStatus, WindowStatus};
+use super::status::{MAX_WINDOWS, SharedStatus, StatusBody, WindowStatus};
 
 const DEFAULT_LIMIT: usize = 100;
 
 pub(crate) fn routes(metrics: &Metrics, status: SharedStatus) -> Router {
-    base_routes(metrics.registry.clone()).merge(
-        Router::new()
-            .route("/ready", get(ready))
-            .route("/api/v1/status", get(async |State(status): State<SharedStatus>| Json(status.body())))
-            .route("/api/v1/windows", get(windows))
-            .route("/api/v1/windows/{id}", get(window))
-            .with_state(status),
-    )
+    let own = OpenApiRouter::new()
+        .routes(routes!(ready))
+        .routes(routes!(get_status))
+        .routes(routes!(windows))
+        .routes(routes!(window))
+        .with_state(status);
+    described("BACKBEAT reverb", base_routes(metrics.registry.clone()).merge(own))
 }
 
+/// The body of `/ready`.
+#[derive(Serialize, ToSchema)]
+struct Ready {
+    /// `ready`.
+    status: &'static str,
+}
+
+/// Readiness.
+///
 /// Ready means: joined the group, and all owned partitions have started and caught up. A member may own none.
-async fn ready(State(status): State<SharedStatus>) -> Result<Json<Value>, ApiError> {
+#[utoipa::path(get, path = "/ready", responses(
+    (status = 200, description = "The member is ready.", body = Ready),
+    (status = 503, description = "It is not, and why.", body = ErrorBody),
+))]
+async fn ready(State(status): State<SharedStatus>) -> Result<Json<Ready>, ApiError> {
     match status.waiting_for() {
-        None => Ok(Json(json!({ "status": "ready" }))),
+        None => Ok(Json(Ready { status: "ready" })),
         Some(reason) => Err(ApiError::unavailable(format!("waiting for {reason}"))),
     }
 }
 
+/// This member's status.
+#[utoipa::path(get, path = "/api/v1/status", responses((status = 200, description = "The status.", body = StatusBody)))]
+async fn get_status(State(status): State<SharedStatus>) -> Json<StatusBody> {
+    Json(status.body())
+}
+
 /// The query of `/api/v1/windows`.
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 struct Page {
     /// Only windows that opened before this beat.
+    #[param(required = false, minimum = 0)]
     before: Option<BeatIndex>,
+    /// The most windows to return; 100 by default.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
 }
 
 /// The body of `/api/v1/windows`: windows, newest first.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 struct Windows {
     windows: Vec<WindowStatus>,
     /// The value of `before` for the next page, if there is one.
     next_before: Option<BeatIndex>,
 }
 
+/// Windows, newest first: open ones, and the last 1,000 that were finished.
+#[utoipa::path(get, path = "/api/v1/windows", params(Page), responses(
+    (status = 200, description = "A page of windows.", body = Windows),
+    (status = 400, description = "A parameter is not allowed.", body = ErrorBody),
+))]
 async fn windows(
     State(status): State<SharedStatus>,
     page: Result<Query<Page>, QueryRejection>,
@@ -66,6 +94,14 @@ async fn windows(
     Ok(Json(Windows { windows, next_before }))
 }
 
+/// One window, with its report once it is published.
+#[utoipa::path(get, path = "/api/v1/windows/{id}",
+    params(("id" = WindowId, Path, description = "The window's id: 32 hex digits.")),
+    responses(
+        (status = 200, description = "The window.", body = WindowStatus),
+        (status = 400, description = "That is not a window id.", body = ErrorBody),
+        (status = 404, description = "This member does not know the window.", body = ErrorBody),
+    ))]
 async fn window(State(status): State<SharedStatus>, Path(id): Path<String>) -> Result<Json<WindowStatus>, ApiError> {
     let id: WindowId =
         id.parse().map_err(|error: backbeat_schemas::WindowIdError| ApiError::bad_request(error.to_string()))?;

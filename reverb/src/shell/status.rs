@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use backbeat_schemas::{BarReport, BeatFrame, BeatIndex, Timestamp, Verdict, WindowId};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::core::{Frames, Slo, Slos, Window};
 
@@ -25,16 +26,19 @@ struct Status {
 }
 
 /// The body of `/api/v1/status`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct StatusBody {
     #[serde(flatten)]
     member: MemberStatus,
+    /// By partition, who sent its newest partial.
     group: BTreeMap<i32, LastPartial>,
+    /// The SLOs: `rollup_delay`, `beat_delivery` and `pulse_jitter`.
+    #[schema(value_type = Vec<Slo>, min_items = 3, max_items = 3)]
     objectives: [Slo; 3],
 }
 
 /// The status of this member.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
 pub(crate) struct MemberStatus {
     pub(crate) cluster_id: String,
     pub(crate) name: String,
@@ -54,7 +58,7 @@ pub(crate) struct MemberStatus {
 }
 
 /// The oldest window that is not done.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct OpenWindow {
     pub(crate) from_beat: BeatIndex,
     /// Beats since its downbeat.
@@ -62,7 +66,7 @@ pub(crate) struct OpenWindow {
 }
 
 /// One owned partition.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct PartitionStatus {
     pub(crate) partition: i32,
     /// The next offset to process; `None` until the start position is known.
@@ -75,7 +79,7 @@ pub(crate) struct PartitionStatus {
 }
 
 /// The owner of a partition, taken from its newest partial.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct LastPartial {
     pub(crate) member: String,
     /// The window of that partial.
@@ -83,7 +87,7 @@ pub(crate) struct LastPartial {
 }
 
 /// One window and what this member knows of it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct WindowStatus {
     pub(crate) window_id: WindowId,
     pub(crate) from_beat: BeatIndex,
@@ -96,7 +100,7 @@ pub(crate) struct WindowStatus {
 }
 
 /// One partition's share of a window.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct Share {
     /// The window's boundary in the partition.
     pub(crate) from_offset: i64,

@@ -9,6 +9,7 @@ use openraft::{ChangeMembers, Config, Raft, ServerState, SnapshotPolicy};
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::timeout;
+use utoipa::ToSchema;
 
 use super::types::{NodeInfo, NodeName, Types};
 use super::{Client, Store};
@@ -75,8 +76,9 @@ pub(crate) enum MembershipError {
 }
 
 /// A node of the cluster, as the API shows it under `members`.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 pub(crate) struct NodeStatus {
+    #[schema(value_type = String)]
     pub(crate) node: NodeName,
     pub(crate) address: String,
     pub(crate) leader: bool,
