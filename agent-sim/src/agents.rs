@@ -1,4 +1,4 @@
-//! Who makes the claims: a seeded fleet, or the tasks of a list.
+//! The simulated agents of a run: a seeded fleet, or the tasks of a task list.
 
 use std::fs::File;
 
@@ -6,7 +6,7 @@ use anyhow::Context;
 
 use crate::{Args, ClaimPlan, Fleet, Trace};
 
-/// The agents of a run. The same ones make the same claims again for the same beats.
+/// The agents of a run. A clone makes the same claims for the same beats.
 #[derive(Debug, Clone)]
 pub(crate) enum Agents {
     Fleet(Fleet),
@@ -23,7 +23,7 @@ impl Agents {
         Ok(Self::Trace(Trace::read(list, args.trace_seconds_per_beat).with_context(|| path.display().to_string())?))
     }
 
-    /// What they claim on the next beat, which is a downbeat or not.
+    /// Returns the claims for the next beat, which may be a downbeat.
     pub(crate) fn beat(&mut self, downbeat: bool) -> Box<dyn Iterator<Item = ClaimPlan> + '_> {
         match self {
             Self::Fleet(fleet) => Box::new(fleet.beat(downbeat)),
@@ -31,7 +31,8 @@ impl Agents {
         }
     }
 
-    pub(crate) fn are_done(&self) -> bool {
-        matches!(self, Self::Trace(trace) if trace.is_over())
+    /// Returns true if no agent will claim any more.
+    pub(crate) fn are_finished(&self) -> bool {
+        matches!(self, Self::Trace(trace) if trace.is_finished())
     }
 }

@@ -1,80 +1,80 @@
-//! A claim that an agent wants to make, before it has a clock or an encoding.
+//! A claim that an agent plans to make, before it has a clock reading and an encoding.
 
 use backbeat_sdk::{Status, StatusClaim};
 
-/// A claim and what becomes of it.
+/// A claim and its delivery.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ClaimPlan {
-    /// What is claimed.
+    /// The content of the claim.
     pub status: Status,
-    /// How it is sent.
-    pub fate: Fate,
+    /// The way in which it is sent.
+    pub delivery: Delivery,
 }
 
-/// How a claim is sent.
+/// The way in which a claim is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
-    /// At once, as it should be.
-    Honest,
-    /// A bar later.
+pub enum Delivery {
+    /// Valid, on its own beat.
+    OnTime,
+    /// Valid, one bar late.
     Late,
-    /// Broken in one way.
+    /// Invalid, on its own beat.
     Malformed(Malformation),
 }
 
-/// One way to break the rules of a valid claim.
+/// One way to violate the validity rules of a claim.
 ///
-/// An unknown schema id is not among them: reverb asks the registry for a minute before it gives a
-/// new one up, and its partition waits.
+/// An unknown schema id is not among them: reverb retries the lookup for up to a minute before such a claim counts as
+/// invalid, and the partition waits meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Malformation {
     /// Text instead of the wire format.
     NotAvro,
-    /// A byte after the record.
-    LeftOverByte,
+    /// A byte after the Avro record.
+    TrailingByte,
     /// Another agent's key.
     WrongKey,
     /// No key.
     NullKey,
     /// Progress that is not a number.
     NanProgress,
-    /// A beat that is not issued yet.
+    /// A beat that has not been published yet.
     FutureBeat,
     /// An empty task id.
     EmptyTask,
     /// 100 KiB of notes.
     LongNotes,
     /// An hlc that does not parse.
-    BrokenHlc,
+    InvalidHlc,
 }
 
 impl Malformation {
-    /// All of them.
+    /// All malformations.
     pub const ALL: [Self; 9] = [
         Self::NotAvro,
-        Self::LeftOverByte,
+        Self::TrailingByte,
         Self::WrongKey,
         Self::NullKey,
         Self::NanProgress,
         Self::FutureBeat,
         Self::EmptyTask,
         Self::LongNotes,
-        Self::BrokenHlc,
+        Self::InvalidHlc,
     ];
 
-    /// The key and the value of `claim`, broken; `encode` gives the wire format.
+    /// Returns the key and the value of `claim` with this malformation; `encode` returns the wire format.
     pub fn apply(self, mut claim: StatusClaim, encode: impl Fn(&StatusClaim) -> Vec<u8>) -> (Option<Vec<u8>>, Vec<u8>) {
         let key = Some(claim.agent_id.clone().into_bytes());
         match self {
             Self::NotAvro => return (key, format!("{} is fine", claim.agent_id).into_bytes()),
-            Self::LeftOverByte => return (key, [encode(&claim), vec![0]].concat()),
+            Self::TrailingByte => return (key, [encode(&claim), vec![0]].concat()),
             Self::WrongKey => return (Some(b"somebody-else".to_vec()), encode(&claim)),
             Self::NullKey => return (None, encode(&claim)),
             Self::NanProgress => claim.progress = f64::NAN,
             Self::FutureBeat => claim.beat_index += 1_000_000,
             Self::EmptyTask => claim.task_id.clear(),
             Self::LongNotes => claim.notes = "x".repeat(100 * 1_024),
-            Self::BrokenHlc => "yesterday".clone_into(&mut claim.hlc),
+            Self::InvalidHlc => "yesterday".clone_into(&mut claim.hlc),
         }
         (key, encode(&claim))
     }

@@ -1,31 +1,31 @@
-//! Agents with one task after another, each with a life of its own.
+//! A seeded fleet of agents, each of which works on one random task after another.
 //!
-//! A fleet may have 100,000 of them: an agent is some 50 bytes, and its claim is made when it is sent.
+//! A fleet may have 100,000 agents: an agent takes about 50 bytes, and its claim is built when it is sent.
 
 use backbeat_sdk::{Help, SecretRotation, State, Status};
 use rand::{Rng, SeedableRng};
 use rand_pcg::{Pcg32, Pcg64};
 
 use crate::Shape;
-use crate::claim_plan::{ClaimPlan, Fate, Malformation};
+use crate::claim_plan::{ClaimPlan, Delivery, Malformation};
 
-/// Chances in a beat that make a task's life.
-const STALLS: f64 = 0.08;
-const RESUMES: f64 = 0.5;
-const ASKS_FOR_HELP: f64 = 0.06;
-/// The chance that an agent rotates its secrets on a downbeat.
-const ROTATES: f64 = 0.05;
+/// Probabilities of a task's state changes, per beat.
+const STALL_PROBABILITY: f64 = 0.08;
+const RESUME_PROBABILITY: f64 = 0.5;
+const HELP_REQUEST_PROBABILITY: f64 = 0.06;
+/// The probability that an agent rotates its secrets on a downbeat.
+const ROTATION_PROBABILITY: f64 = 0.05;
 
-/// How often what goes wrong goes wrong, each from 0 to 1.
+/// Rates at which tasks and claims go wrong, each from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rates {
-    /// Tasks and rotations that fail.
+    /// Tasks and secret rotations that fail.
     pub failure: f64,
-    /// Claims never made.
+    /// Claims that are not sent.
     pub silence: f64,
-    /// Claims sent a bar late.
+    /// Claims that are sent one bar late.
     pub late: f64,
-    /// Claims that break a rule.
+    /// Claims that are invalid.
     pub malformed: f64,
 }
 
@@ -42,50 +42,54 @@ pub struct Fleet {
 #[derive(Debug, Clone)]
 struct Agent {
     rng: Pcg32,
-    /// How many agents had its place before it.
-    predecessors: u32,
+    /// The number of agents that had this index before, under churn.
+    generation: u32,
     task: u32,
     state: State,
-    /// Beats that the task still needs in its present state, while planning, executing or in review.
-    needed: i32,
+    /// Beats until the task leaves its state, while planning or in review.
+    beats_in_state: i32,
+    /// Beats of execution that the task needs.
     work: i32,
+    /// Beats of execution done.
     worked: i32,
+    /// The rest of its beat budget.
     beats_left: i32,
     help: Option<Help>,
 }
 
 impl Fleet {
-    /// `count` agents named `prefix` and a number; `seed` decides all that they do.
+    /// Creates `count` agents whose ids are `prefix` and a number; `seed` determines all their claims.
     pub fn new(prefix: &str, count: u32, seed: u64, rates: Rates, shape: Shape) -> Self {
         let mut seeds = Pcg64::seed_from_u64(seed);
         let agents = (0..count).map(|_| Agent::new(Pcg32::from_rng(&mut seeds), 0)).collect();
         Self { prefix: prefix.to_owned(), agents, rates, shape, beat: 0 }
     }
 
-    /// What the agents claim on the next beat, which is a downbeat or not. They live as the claims are taken.
+    /// Returns the claims for the next beat, which may be a downbeat. An agent's state advances when the iterator
+    /// reaches it.
     pub fn beat(&mut self, downbeat: bool) -> impl Iterator<Item = ClaimPlan> {
         let Self { prefix, agents, rates, shape, beat } = self;
-        let present = shape.present(agents.len(), *beat, downbeat);
+        let active = shape.active_agents(agents.len(), *beat, downbeat);
         *beat += 1;
         let claim = move |(index, agent): (usize, &mut Agent)| {
-            if agent.rng.random_bool(shape.replaced()) {
-                *agent = Agent::new(Pcg32::from_rng(&mut agent.rng), agent.predecessors + 1);
+            if agent.rng.random_bool(shape.churn_rate()) {
+                *agent = Agent::new(Pcg32::from_rng(&mut agent.rng), agent.generation + 1);
             }
-            let id = |predecessors| match predecessors {
+            let id = |generation| match generation {
                 0 => format!("{prefix}{index:05}"),
-                _ => format!("{prefix}{index:05}.{predecessors}"),
+                _ => format!("{prefix}{index:05}.{generation}"),
             };
             agent.beat(id, downbeat, *rates)
         };
-        agents[..present].iter_mut().enumerate().filter_map(claim)
+        agents[..active].iter_mut().enumerate().filter_map(claim)
     }
 }
 
 impl Agent {
-    fn new(rng: Pcg32, predecessors: u32) -> Self {
+    fn new(rng: Pcg32, generation: u32) -> Self {
         let state = State::Done;
         let mut agent =
-            Self { rng, predecessors, task: 0, state, needed: 0, work: 0, worked: 0, beats_left: 0, help: None };
+            Self { rng, generation, task: 0, state, beats_in_state: 0, work: 0, worked: 0, beats_left: 0, help: None };
         agent.begin_task();
         agent
     }
@@ -93,25 +97,26 @@ impl Agent {
     fn begin_task(&mut self) {
         self.task += 1;
         self.state = State::Planning;
-        self.needed = self.rng.random_range(1..=2);
+        self.beats_in_state = self.rng.random_range(1..=2);
         self.work = self.rng.random_range(3..=12);
         self.worked = 0;
-        // Some budgets are too short: those tasks overdraw.
+        // Some budgets are too small, so that some tasks overdraw theirs.
         self.beats_left = self.work + self.rng.random_range(0..=8);
         self.help = None;
     }
 
+    /// Advances the task by one beat and returns the claim, unless the agent is silent on this beat.
     fn beat(&mut self, id: impl FnOnce(u32) -> String, downbeat: bool, rates: Rates) -> Option<ClaimPlan> {
-        self.live(rates.failure);
-        let rotates = downbeat && self.rng.random_bool(ROTATES);
+        self.advance_task(rates.failure);
+        let rotates = downbeat && self.rng.random_bool(ROTATION_PROBABILITY);
         let rotation_fails = self.rng.random_bool(rates.failure);
         let secret_rotation =
             rotates.then_some(if rotation_fails { SecretRotation::Failed } else { SecretRotation::Ok });
-        let fate = self.fate(rates);
+        let delivery = self.delivery(rates);
         if self.rng.random_bool(rates.silence) {
             return None;
         }
-        let agent_id = id(self.predecessors);
+        let agent_id = id(self.generation);
         let status = Status {
             task_id: format!("{agent_id}-task-{}", self.task),
             agent_id,
@@ -122,11 +127,11 @@ impl Agent {
             help: self.help,
             secret_rotation,
         };
-        Some(ClaimPlan { status, fate })
+        Some(ClaimPlan { status, delivery })
     }
 
-    /// planning → executing ↔ waiting → review → done or failed → the next task.
-    fn live(&mut self, failure: f64) {
+    /// Advances the task by one beat: planning → executing ↔ waiting → review → done or failed → the next task.
+    fn advance_task(&mut self, failure_rate: f64) {
         self.beats_left -= 1;
         self.help = match self.help {
             Some(Help::Requested) => Some(Help::Promised),
@@ -135,8 +140,8 @@ impl Agent {
         };
         match self.state {
             State::Planning => {
-                self.needed -= 1;
-                if self.needed <= 0 {
+                self.beats_in_state -= 1;
+                if self.beats_in_state <= 0 {
                     self.state = State::Executing;
                 }
             }
@@ -144,36 +149,36 @@ impl Agent {
                 self.worked += 1;
                 if self.worked >= self.work {
                     self.state = State::Review;
-                    self.needed = 2;
-                } else if self.rng.random_bool(STALLS) {
+                    self.beats_in_state = 2;
+                } else if self.rng.random_bool(STALL_PROBABILITY) {
                     self.state = State::Waiting;
-                } else if self.help.is_none() && self.rng.random_bool(ASKS_FOR_HELP) {
+                } else if self.help.is_none() && self.rng.random_bool(HELP_REQUEST_PROBABILITY) {
                     self.help = Some(Help::Requested);
                 }
             }
             State::Waiting => {
-                if self.rng.random_bool(RESUMES) {
+                if self.rng.random_bool(RESUME_PROBABILITY) {
                     self.state = State::Executing;
                 }
             }
             State::Review => {
-                self.needed -= 1;
-                if self.needed <= 0 {
-                    self.state = if self.rng.random_bool(failure) { State::Failed } else { State::Done };
+                self.beats_in_state -= 1;
+                if self.beats_in_state <= 0 {
+                    self.state = if self.rng.random_bool(failure_rate) { State::Failed } else { State::Done };
                 }
             }
             State::Done | State::Failed | State::Unknown => self.begin_task(),
         }
     }
 
-    fn fate(&mut self, rates: Rates) -> Fate {
-        // Both dice are always thrown, so that one rate does not change what another does.
+    fn delivery(&mut self, rates: Rates) -> Delivery {
+        // All random numbers are always drawn, so that one rate does not change the effect of another.
         let (late, malformed) = (self.rng.random_bool(rates.late), self.rng.random_bool(rates.malformed));
         let kind = self.rng.random_range(0..Malformation::ALL.len());
         match (malformed, late) {
-            (true, _) => Fate::Malformed(Malformation::ALL[kind]),
-            (false, true) => Fate::Late,
-            (false, false) => Fate::Honest,
+            (true, _) => Delivery::Malformed(Malformation::ALL[kind]),
+            (false, true) => Delivery::Late,
+            (false, false) => Delivery::OnTime,
         }
     }
 }
@@ -195,47 +200,46 @@ mod tests {
         (0..beats).flat_map(|beat| fleet.beat(beat % 4 == 0).collect::<Vec<_>>()).collect()
     }
 
-    fn names(plans: &[ClaimPlan]) -> HashSet<&str> {
+    fn agent_ids(plans: &[ClaimPlan]) -> HashSet<&str> {
         plans.iter().map(|plan| plan.status.agent_id.as_str()).collect()
     }
 
     #[test]
-    fn an_agent_is_small() {
+    fn agent_fits_into_56_bytes() {
         assert!(size_of::<Agent>() <= 56, "{} bytes", size_of::<Agent>());
     }
 
     #[test]
-    fn agents_come_and_go_with_the_churn() {
-        let churned = plans_of(Shape::Churn { share: 0.1 }, 1, 100);
-        // 30 places, each with 10 agents over 100 beats, more or less.
-        let agents = names(&churned).len();
+    fn fleet_with_churn_replaces_agents() {
+        let churned = plans_of(Shape::Churn { rate: 0.1 }, 1, 100);
+        // 30 agents at a time, each replaced about 10 times in 100 beats.
+        let agents = agent_ids(&churned).len();
         assert!((200..450).contains(&agents), "{agents}");
-        assert!(names(&churned).contains("a-00007.3"));
-        assert_eq!(churned, plans_of(Shape::Churn { share: 0.1 }, 1, 100));
-        assert_eq!(names(&plans_of(Shape::Steady, 1, 100)).len(), 30);
+        assert!(agent_ids(&churned).contains("a-00007.3"));
+        assert_eq!(churned, plans_of(Shape::Churn { rate: 0.1 }, 1, 100));
+        assert_eq!(agent_ids(&plans_of(Shape::Steady, 1, 100)).len(), 30);
     }
 
     #[test]
-    fn the_same_seed_gives_the_same_claims_and_another_others() {
+    fn fleet_with_the_same_seed_makes_the_same_claims() {
         assert_eq!(plans(7, 100), plans(7, 100));
         assert_ne!(plans(7, 100), plans(8, 100));
     }
 
     #[test]
-    fn lives_have_everything_in_them() {
+    fn fleet_over_many_beats_makes_every_kind_of_claim() {
         let plans = plans(1, 400);
         let states: HashSet<State> = plans.iter().map(|plan| plan.status.state).collect();
-        assert_eq!(states.len(), 6, "every state but unknown: {states:?}");
+        assert_eq!(states.len(), 6, "every state except unknown: {states:?}");
         let helps: HashSet<_> = plans.iter().filter_map(|plan| plan.status.help).collect();
         assert_eq!(helps.len(), 3, "{helps:?}");
         let rotations: HashSet<_> = plans.iter().filter_map(|plan| plan.status.secret_rotation).collect();
         assert_eq!(rotations.len(), 2, "{rotations:?}");
-        let broken =
-            Malformation::ALL.iter().filter(|kind| plans.iter().any(|plan| plan.fate == Fate::Malformed(**kind)));
-        assert_eq!(broken.count(), Malformation::ALL.len());
-        assert!(plans.iter().any(|plan| plan.fate == Fate::Late));
-        assert!(plans.iter().any(|plan| plan.status.beats_left < 0), "some overdraw");
+        let is_planned = |kind: &&Malformation| plans.iter().any(|plan| plan.delivery == Delivery::Malformed(**kind));
+        assert_eq!(Malformation::ALL.iter().filter(is_planned).count(), Malformation::ALL.len());
+        assert!(plans.iter().any(|plan| plan.delivery == Delivery::Late));
+        assert!(plans.iter().any(|plan| plan.status.beats_left < 0), "some tasks overdraw their budgets");
         assert!(plans.iter().all(|plan| (0.0..=1.0).contains(&plan.status.progress)));
-        assert!(plans.len() < 30 * 400, "some keep silent");
+        assert!(plans.len() < 30 * 400, "some claims are not sent");
     }
 }

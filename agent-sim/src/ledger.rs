@@ -1,7 +1,8 @@
-//! What was sent, what lies in the log and what the reports counted, held against each other.
+//! Compares the claims that were sent, the claims in the log, and the counts in the reports.
 //!
-//! The log lies between the two: where it lacks a claim that was sent, the agent is named; where a report differs
-//! from it, the window is. Nothing here is reverb's: a claim is placed by the frames' boundaries alone.
+//! A claim that was sent and is not in the log is a disagreement of its agent; a report that differs from the log is a
+//! disagreement of its window. This shares no code with reverb: the boundaries in the frames alone decide where a claim
+//! counts.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -10,31 +11,33 @@ use backbeat_broker::Seen;
 use backbeat_schemas::{BarReport, BeatFrame, BeatIndex, BorrowedClaim, StatusClaim, WindowId, check_claim};
 use serde::Serialize;
 
-use crate::{ClaimPlan, Fate};
+use crate::{ClaimPlan, Delivery};
 
-/// The books of a run.
+/// The claims and reports of a run, as sent and as found in the log.
 pub(crate) struct Ledger {
-    /// The first beat that the agents heard.
-    first_heard: BeatIndex,
-    /// Consecutive, from a downbeat before it.
+    /// The first beat that the agents received.
+    first_beat: BeatIndex,
+    /// Consecutive frames, the first of which is a downbeat at or before `first_beat`.
     frames: Vec<BeatFrame>,
-    /// By downbeat; those whose closing frame is there.
+    /// The windows whose closing frame is known, by downbeat.
     windows: BTreeMap<i64, Window>,
-    /// By agent: ours, and others.
-    accounts: HashMap<String, Account>,
+    /// The claims by agent id, including those of agents outside the run.
+    agents: HashMap<String, AgentClaims>,
 }
 
 struct Window {
     id: WindowId,
-    /// The next window's downbeat.
+    /// The downbeat of the next window.
     end: i64,
-    /// From this beat's boundary on, its claims are late.
-    closes: i64,
-    found: Counts,
+    /// The beat from whose boundary on the window's claims are late.
+    closing_beat: i64,
+    in_the_log: Counts,
+    /// The numbers of the agents with a counted claim.
     agents: HashSet<usize>,
-    reported: Option<BarReport>,
+    report: Option<BarReport>,
 }
 
+/// The claims of a window in the log. `claims` are the counted ones.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Counts {
     claims: i64,
@@ -42,83 +45,87 @@ struct Counts {
     invalid: i64,
 }
 
-/// One agent's claims.
+/// The claims of one agent.
 #[derive(Default)]
-struct Account {
-    /// Tells agents apart, more cheaply than their names.
+struct AgentClaims {
+    /// A number that identifies the agent, smaller than its id.
     number: usize,
-    /// The beats of its claims.
+    /// The beats of the valid claims that it sent.
     sent: Vec<i64>,
+    /// The beats of its valid claims in the log.
     found: Vec<i64>,
-    /// Claims that break a rule.
     malformed_sent: u64,
     malformed_found: u64,
 }
 
-/// What came of it.
+/// The result of verifying a run.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct Verdict {
-    /// Windows whose reports were looked at.
+pub(crate) struct VerificationResult {
+    /// Windows whose reports were checked.
     windows: u64,
-    /// Our claims.
+    /// Claims sent by the agents of the run.
     claims_sent: u64,
-    /// What the reports of those windows counted, of all agents.
+    /// Claims counted by the reports of those windows, of all agents.
     claims_counted: i64,
     claims_late: i64,
     claims_invalid: i64,
-    /// Claims of other agents among them.
+    /// Claims of agents outside the run.
     claims_of_others: u64,
     pub(crate) disagreements: Vec<Disagreement>,
 }
 
-/// Something that is not as it should be.
+/// A disagreement between what was sent, the log, and the reports.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub(crate) enum Disagreement {
-    /// The log has not what an agent sent.
+    /// The log differs from what an agent sent.
     Agent {
         agent: String,
         sent: u64,
         found: u64,
         /// Beats whose claims are not in the log.
         lost: Vec<i64>,
-        /// Beats whose claims are there more often than they were sent.
+        /// Beats whose claims are more often in the log than they were sent.
         repeated: Vec<i64>,
     },
-    /// A report has not what the log has.
+    /// A report differs from the log.
     Report { window_id: WindowId, from_beat: i64, field: &'static str, reported: i64, in_the_log: i64 },
     /// There is no report.
     NoReport { window_id: WindowId, from_beat: i64 },
 }
 
 impl Ledger {
-    /// Books for agents that heard `first_heard` first. `frames` are consecutive, and begin with a downbeat.
-    pub(crate) fn new(first_heard: BeatIndex, frames: Vec<BeatFrame>) -> Self {
+    /// Creates the ledger of a run whose agents received `first_beat` as their first beat. `frames` are consecutive and
+    /// begin with a downbeat.
+    pub(crate) fn new(first_beat: BeatIndex, frames: Vec<BeatFrame>) -> Self {
         let newest = frames.last().map_or(0, |frame| frame.beat_index.get());
         let windows = frames.iter().filter(|frame| frame.downbeat).map(|frame| {
             let end = frame.beat_index.get() + i64::from(frame.bar_length);
-            let closes = end + i64::from(frame.grace_beats);
-            let (found, agents) = (Counts::default(), HashSet::new());
-            (frame.beat_index.get(), Window { id: frame.window_id, end, closes, found, agents, reported: None })
+            let closing_beat = end + i64::from(frame.grace_beats);
+            let (in_the_log, agents) = (Counts::default(), HashSet::new());
+            (
+                frame.beat_index.get(),
+                Window { id: frame.window_id, end, closing_beat, in_the_log, agents, report: None },
+            )
         });
-        let windows = windows.filter(|(_, window)| window.closes <= newest).collect();
-        Self { first_heard, frames, windows, accounts: HashMap::new() }
+        let windows = windows.filter(|(_, window)| window.closing_beat <= newest).collect();
+        Self { first_beat, frames, windows, agents: HashMap::new() }
     }
 
-    /// Enters a claim that was to be sent for `beat`.
-    pub(crate) fn sent(&mut self, beat: BeatIndex, plan: &ClaimPlan) {
-        let account = self.account(&plan.status.agent_id);
-        match plan.fate {
-            Fate::Malformed(_) => account.malformed_sent += 1,
-            Fate::Honest | Fate::Late => account.sent.push(beat.get()),
+    /// Records a claim that was planned for `beat`.
+    pub(crate) fn record_sent(&mut self, beat: BeatIndex, plan: &ClaimPlan) {
+        let claims = self.claims_of(&plan.status.agent_id);
+        match plan.delivery {
+            Delivery::Malformed(_) => claims.malformed_sent += 1,
+            Delivery::OnTime | Delivery::Late => claims.sent.push(beat.get()),
         }
     }
 
-    /// Enters a record of the log.
-    pub(crate) fn found(&mut self, seen: Seen<StatusClaim>) {
-        let Seen { partition, offset, key, record } = seen;
+    /// Records a claim found in the log: with its agent, and in the window that counts it.
+    pub(crate) fn record_found(&mut self, found: Seen<StatusClaim>) {
+        let Seen { partition, offset, key, record } = found;
         let begun = self.frames.partition_point(|frame| frame.boundary(partition) <= offset);
-        // Before the first boundary nothing is ours, and behind the last one nothing is reported yet.
+        // Records before the first boundary are not of this run, and those at or after the last one not reported yet.
         let Some(arrival) = begun.checked_sub(1).filter(|_| begun < self.frames.len()) else { return };
         let arrival = self.frames[arrival].beat_index.get();
         let claim = record.ok().map(BorrowedClaim::from);
@@ -127,104 +134,105 @@ impl Ledger {
         });
         let from_key = || String::from_utf8_lossy(key.as_deref().unwrap_or_default()).into_owned();
         let agent = claim.as_ref().map_or_else(from_key, |claim| claim.agent_id.clone().into_owned());
-        // An earlier run's agents may have had the same names.
-        let is_of_this_run = arrival >= self.first_heard.get();
-        let account = self.account(&agent);
-        let number = account.number;
+        // The agents of an earlier run may have had the same ids.
+        let is_of_this_run = arrival >= self.first_beat.get();
+        let claims = self.claims_of(&agent);
+        let number = claims.number;
         let beat = claim.filter(|_| valid).map(|claim| claim.beat_index);
         if is_of_this_run {
             match beat {
-                Some(beat) => account.found.push(beat),
-                None => account.malformed_found += 1,
+                Some(beat) => claims.found.push(beat),
+                None => claims.malformed_found += 1,
             }
         }
-        let home = beat.and_then(|beat| self.window_of(beat));
-        let on_time = home.and_then(|home| self.windows.get_mut(&home)).filter(|window| arrival < window.closes);
-        match (beat, on_time) {
+        let window = beat.and_then(|beat| self.window_of(beat)).and_then(|downbeat| self.windows.get_mut(&downbeat));
+        let counted_in = window.filter(|window| arrival < window.closing_beat);
+        match (beat, counted_in) {
             (Some(_), Some(window)) => {
-                window.found.claims += 1;
+                window.in_the_log.claims += 1;
                 window.agents.insert(number);
             }
             (beat, _) => {
-                // A window that is not closed yet may own it: its report is none of this run's.
-                let owner = self.window_of(arrival).and_then(|owner| self.windows.get_mut(&owner));
+                // There is no owner if the window is still open: its report is not checked.
+                let owner = self.window_of(arrival).and_then(|downbeat| self.windows.get_mut(&downbeat));
                 if let Some(owner) = owner {
-                    owner.found.late += i64::from(beat.is_some());
-                    owner.found.invalid += i64::from(beat.is_none());
+                    owner.in_the_log.late += i64::from(beat.is_some());
+                    owner.in_the_log.invalid += i64::from(beat.is_none());
                 }
             }
         }
     }
 
-    /// Enters a report; of several of one window the last one holds.
-    pub(crate) fn reported(&mut self, report: BarReport) {
+    /// Records a report; it replaces an earlier one of the same window.
+    pub(crate) fn record_report(&mut self, report: BarReport) {
         if let Some(window) = self.windows.get_mut(&report.from_beat.get()) {
-            window.reported = Some(report);
+            window.report = Some(report);
         }
     }
 
-    /// Whether every window of the run has a report.
+    /// Returns true if every window of the run has a report.
     pub(crate) fn is_complete(&self) -> bool {
-        self.of_the_run().all(|(_, window)| window.reported.is_some())
+        self.windows_of_the_run().all(|(_, window)| window.report.is_some())
     }
 
-    /// The windows from the one of the first beat that was heard. Those before only take their own claims.
-    fn of_the_run(&self) -> impl Iterator<Item = (&i64, &Window)> {
-        let first = self.window_of(self.first_heard.get()).unwrap_or_default();
+    /// Returns the windows from that of the first received beat on. Earlier windows are kept only for claims that count
+    /// in them, which would otherwise be late ones of this run.
+    fn windows_of_the_run(&self) -> impl Iterator<Item = (&i64, &Window)> {
+        let first = self.window_of(self.first_beat.get()).unwrap_or_default();
         self.windows.range(first..)
     }
 
-    /// The downbeat of the window that `beat` lies in.
+    /// Returns the downbeat of the window that contains `beat`.
     fn window_of(&self, beat: i64) -> Option<i64> {
         let (from, window) = self.windows.range(..=beat).next_back()?;
         (beat < window.end).then_some(*from)
     }
 
-    fn account(&mut self, agent: &str) -> &mut Account {
-        if !self.accounts.contains_key(agent) {
-            let account = Account { number: self.accounts.len(), ..Account::default() };
-            self.accounts.insert(agent.to_owned(), account);
+    fn claims_of(&mut self, agent: &str) -> &mut AgentClaims {
+        if !self.agents.contains_key(agent) {
+            let claims = AgentClaims { number: self.agents.len(), ..AgentClaims::default() };
+            self.agents.insert(agent.to_owned(), claims);
         }
-        self.accounts.get_mut(agent).expect("it is there now")
+        self.agents.get_mut(agent).expect("the agent was inserted above")
     }
 
-    /// Closes the books.
-    pub(crate) fn close(self) -> Verdict {
-        let reports = || self.of_the_run().filter_map(|(_, window)| window.reported.as_ref());
-        let mut verdict = Verdict {
-            windows: self.of_the_run().count() as u64,
+    /// Compares what was recorded.
+    pub(crate) fn into_result(self) -> VerificationResult {
+        let reports = || self.windows_of_the_run().filter_map(|(_, window)| window.report.as_ref());
+        let mut result = VerificationResult {
+            windows: self.windows_of_the_run().count() as u64,
             claims_sent: 0,
             claims_counted: reports().map(|report| report.claims).sum(),
             claims_late: reports().map(|report| report.late_claims).sum(),
             claims_invalid: reports().map(|report| report.invalid_claims).sum(),
             claims_of_others: 0,
-            disagreements: self.of_the_run().flat_map(|(from, window)| window.disagreements(*from)).collect(),
+            disagreements: self.windows_of_the_run().flat_map(|(from, window)| window.disagreements(*from)).collect(),
         };
-        let mut accounts: Vec<(String, Account)> = self.accounts.into_iter().collect();
-        accounts.sort_by(|(one, _), (other, _)| one.cmp(other));
-        for (agent, account) in accounts {
-            let sent = account.sent.len() as u64 + account.malformed_sent;
-            verdict.claims_sent += sent;
+        let mut agents: Vec<(String, AgentClaims)> = self.agents.into_iter().collect();
+        agents.sort_by(|(one, _), (other, _)| one.cmp(other));
+        for (agent, claims) in agents {
+            let sent = claims.sent.len() as u64 + claims.malformed_sent;
+            result.claims_sent += sent;
             if sent == 0 {
-                verdict.claims_of_others += account.found.len() as u64 + account.malformed_found;
+                result.claims_of_others += claims.found.len() as u64 + claims.malformed_found;
             } else {
-                verdict.disagreements.extend(account.disagreement(agent));
+                result.disagreements.extend(claims.disagreement(agent));
             }
         }
-        verdict
+        result
     }
 }
 
 impl Window {
     fn disagreements(&self, from_beat: i64) -> Vec<Disagreement> {
         let window_id = self.id;
-        let Some(report) = &self.reported else {
+        let Some(report) = &self.report else {
             return vec![Disagreement::NoReport { window_id, from_beat }];
         };
         let fields = [
-            ("claims", report.claims, self.found.claims),
-            ("late_claims", report.late_claims, self.found.late),
-            ("invalid_claims", report.invalid_claims, self.found.invalid),
+            ("claims", report.claims, self.in_the_log.claims),
+            ("late_claims", report.late_claims, self.in_the_log.late),
+            ("invalid_claims", report.invalid_claims, self.in_the_log.invalid),
             ("agents_reporting", report.agents_reporting, self.agents.len() as i64),
         ];
         let differing = fields.into_iter().filter(|(_, reported, in_the_log)| reported != in_the_log);
@@ -234,7 +242,7 @@ impl Window {
     }
 }
 
-impl Account {
+impl AgentClaims {
     fn disagreement(mut self, agent: String) -> Option<Disagreement> {
         self.sent.sort_unstable();
         self.found.sort_unstable();
@@ -250,7 +258,7 @@ impl Account {
     }
 }
 
-/// The `beats` that `others` has less often; both are sorted.
+/// Returns the multiset difference `beats` minus `others`; both are sorted.
 fn without(beats: &[i64], others: &[i64]) -> Vec<i64> {
     let mut others = others.iter().peekable();
     let is_unmatched = |beat: &i64| {
@@ -260,7 +268,7 @@ fn without(beats: &[i64], others: &[i64]) -> Vec<i64> {
     beats.iter().copied().filter(is_unmatched).collect()
 }
 
-impl fmt::Display for Verdict {
+impl fmt::Display for VerificationResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { windows, claims_sent, claims_counted, claims_late, claims_invalid, claims_of_others, .. } = self;
         let agrees = if self.disagreements.is_empty() { "agree" } else { "DISAGREE" };
@@ -275,9 +283,9 @@ impl fmt::Display for Disagreement {
         match self {
             Self::Agent { agent, sent, found, lost, repeated } => {
                 write!(f, "agent {agent}: {sent} claims sent, {found} in the log")?;
-                for (what, beats) in [("lost", lost), ("repeated", repeated)] {
+                for (label, beats) in [("lost", lost), ("repeated", repeated)] {
                     if !beats.is_empty() {
-                        write!(f, "; {what} on beats {beats:?}")?;
+                        write!(f, "; {label} on beats {beats:?}")?;
                     }
                 }
                 Ok(())
@@ -305,13 +313,13 @@ mod tests {
     fn frames(beats: i64) -> Vec<BeatFrame> {
         let frame = |beat: i64| {
             let from = beat - beat % 2;
-            let id = WindowId::new("c", from.try_into().expect("not negative"));
+            let id = WindowId::new("c", from.try_into().expect("the beat is not negative"));
             let frame = json!({
                 "type": "backbeat.beatframe.v1", "cluster_id": "c", "beat_index": beat, "downbeat": beat == from,
                 "phase": "execution", "hlc": "7ffd:0001:beef", "deadline_at": "2024-01-15T10:30:00Z", "tempo_bpm": 1.0,
                 "window_id": id, "bar_length": 2, "claim_offsets": [10 * beat],
             });
-            serde_json::from_value(frame).expect("a frame")
+            serde_json::from_value(frame).expect("the frame is valid")
         };
         (0..beats).map(frame).collect()
     }
@@ -319,12 +327,12 @@ mod tests {
     fn report(from_beat: i64, counts: [i64; 4]) -> BarReport {
         let [claims, late, invalid, agents] = counts;
         let report = json!({
-            "type": "backbeat.barreport.v1", "window_id": WindowId::new("c", from_beat.try_into().expect("not negative")),
+            "type": "backbeat.barreport.v1", "window_id": WindowId::new("c", from_beat.try_into().expect("the beat is not negative")),
             "from_beat": from_beat, "to_beat": from_beat + 1, "agents_reporting": agents, "on_time_reviews": 0,
             "help_promises_fulfilled": 0, "secret_rotations_ok": true, "tempo_drift_ms": 0, "issues": [],
             "claims": claims, "late_claims": late, "invalid_claims": invalid,
         });
-        serde_json::from_value(report).expect("a report")
+        serde_json::from_value(report).expect("the report is valid")
     }
 
     fn claim(offset: i64, agent: &str, beat_index: i64) -> Seen<StatusClaim> {
@@ -332,7 +340,7 @@ mod tests {
             "type": "backbeat.statusclaim.v1", "agent_id": agent, "task_id": "t", "beat_index": beat_index,
             "state": "executing", "beats_left": 0, "progress": 0.0, "notes": "", "hlc": "7ffd:0001:beef",
         });
-        let record = Ok(serde_json::from_value(claim).expect("a claim"));
+        let record = Ok(serde_json::from_value(claim).expect("the claim is valid"));
         Seen { partition: 0, offset, key: Some(agent.into()), record }
     }
 
@@ -340,80 +348,81 @@ mod tests {
         Seen { partition: 0, offset, key: Some(agent.into()), record: Err("garbage".to_owned()) }
     }
 
-    /// A run on beats 2 to 5: a claims on each, b on 2 and, late, on 3; c's claim is broken.
+    /// A run on beats 2 to 5: agent a claims on each, b on 2 and, late, on 3; the claim of c is malformed.
     fn run() -> Ledger {
-        let beat = |beat: i64| BeatIndex::try_from(beat).expect("not negative");
+        let beat = |beat: i64| BeatIndex::try_from(beat).expect("the beat is not negative");
         let mut ledger = Ledger::new(beat(2), frames(7));
-        let plan = |agent: &str, fate| ClaimPlan { status: Status::new(agent, "t", State::Executing), fate };
-        (2..6).for_each(|index| ledger.sent(beat(index), &plan("a", Fate::Honest)));
-        ledger.sent(beat(2), &plan("b", Fate::Honest));
-        ledger.sent(beat(3), &plan("b", Fate::Late));
-        ledger.sent(beat(3), &plan("c", Fate::Malformed(Malformation::NotAvro)));
+        let plan = |agent: &str, delivery| ClaimPlan { status: Status::new(agent, "t", State::Executing), delivery };
+        (2..6).for_each(|index| ledger.record_sent(beat(index), &plan("a", Delivery::OnTime)));
+        ledger.record_sent(beat(2), &plan("b", Delivery::OnTime));
+        ledger.record_sent(beat(3), &plan("b", Delivery::Late));
+        ledger.record_sent(beat(3), &plan("c", Delivery::Malformed(Malformation::NotAvro)));
         ledger
     }
 
     fn log() -> Vec<Seen<StatusClaim>> {
-        // b's second claim arrives on beat 4, when its window has closed. Offset 5 is of before, 61 of after.
-        let ours = [(20, "a", 2), (30, "a", 3), (40, "a", 4), (50, "a", 5), (21, "b", 2), (41, "b", 3), (5, "a", 0)];
-        let mut log: Vec<_> = ours.into_iter().map(|(offset, agent, beat)| claim(offset, agent, beat)).collect();
+        // The second claim of b arrives on beat 4, when its window has closed. Offset 5 is before the run, 61 after it.
+        let claims = [(20, "a", 2), (30, "a", 3), (40, "a", 4), (50, "a", 5), (21, "b", 2), (41, "b", 3), (5, "a", 0)];
+        let mut log: Vec<_> = claims.into_iter().map(|(offset, agent, beat)| claim(offset, agent, beat)).collect();
         log.extend([garbage(31, "c"), claim(61, "a", 6), claim(32, "other", 3)]);
         log
     }
 
-    fn enter(ledger: &mut Ledger, log: Vec<Seen<StatusClaim>>) {
-        for seen in log {
-            ledger.found(seen);
+    fn record_log(ledger: &mut Ledger, log: Vec<Seen<StatusClaim>>) {
+        for record in log {
+            ledger.record_found(record);
         }
     }
 
-    fn verdict(log: Vec<Seen<StatusClaim>>, reports: [BarReport; 2]) -> Verdict {
+    fn verify(log: Vec<Seen<StatusClaim>>, reports: [BarReport; 2]) -> VerificationResult {
         let mut ledger = run();
-        enter(&mut ledger, log);
+        record_log(&mut ledger, log);
         for report in reports {
-            ledger.reported(report);
+            ledger.record_report(report);
         }
-        ledger.close()
+        ledger.into_result()
     }
 
-    fn right() -> [BarReport; 2] {
+    fn correct_reports() -> [BarReport; 2] {
         [report(2, [4, 0, 1, 3]), report(4, [2, 1, 0, 1])]
     }
 
     #[test]
-    fn what_agrees_agrees() {
-        let verdict = verdict(log(), right());
-        assert_eq!(verdict.disagreements, []);
+    fn verification_of_a_correct_run_finds_no_disagreement() {
+        let result = verify(log(), correct_reports());
+        assert_eq!(result.disagreements, []);
         assert_eq!(
-            verdict.to_string(),
+            result.to_string(),
             "7 claims sent and 2 reports agree: 6 counted, 1 late, 1 invalid, 1 of them other agents'"
         );
     }
 
     #[test]
-    fn lost_and_repeated_claims_name_their_agent() {
+    fn verification_of_lost_and_repeated_claims_names_the_agent() {
         let mut log = log();
         log[1] = claim(30, "a", 2);
-        let of_a = verdict(log, right()).disagreements;
+        let of_a = verify(log, correct_reports()).disagreements;
         assert_eq!(of_a.len(), 1, "{of_a:?}");
         assert_eq!(
             of_a[0].to_string(),
             "agent a: 4 claims sent, 4 in the log; lost on beats [3]; repeated on beats [2]"
         );
-        let without_c = self::log().into_iter().filter(|seen| seen.offset != 31).collect();
-        let shown: Vec<String> = verdict(without_c, right()).disagreements.iter().map(ToString::to_string).collect();
+        let without_c = self::log().into_iter().filter(|record| record.offset != 31).collect();
+        let shown: Vec<String> =
+            verify(without_c, correct_reports()).disagreements.iter().map(ToString::to_string).collect();
         assert!(shown.contains(&"agent c: 1 claims sent, 0 in the log".to_owned()), "{shown:?}");
     }
 
     #[test]
-    fn reports_that_differ_or_are_not_there_name_their_window() {
+    fn verification_of_wrong_and_missing_reports_names_the_window() {
         let wrong = [report(2, [4, 0, 1, 3]), report(4, [3, 0, 0, 1])];
-        let shown: Vec<String> = verdict(log(), wrong).disagreements.iter().map(ToString::to_string).collect();
+        let shown: Vec<String> = verify(log(), wrong).disagreements.iter().map(ToString::to_string).collect();
         assert_eq!(shown.len(), 2, "{shown:?}");
         assert!(shown[0].contains("from beat 4: claims 3 in the report, 2 in the log"), "{shown:?}");
         assert!(shown[1].contains("late_claims 0 in the report, 1 in the log"), "{shown:?}");
         let mut ledger = run();
-        enter(&mut ledger, log());
+        record_log(&mut ledger, log());
         assert!(!ledger.is_complete());
-        assert!(matches!(ledger.close().disagreements[..], [Disagreement::NoReport { from_beat: 2, .. }, _]));
+        assert!(matches!(ledger.into_result().disagreements[..], [Disagreement::NoReport { from_beat: 2, .. }, _]));
     }
 }

@@ -1,5 +1,5 @@
-//! Seeded fleets of agents: what they claim is pure (`fleet`, `trace`), sending it is `drive`, and `ledger` is what
-//! `--verify` goes by.
+//! Simulated agents: `fleet` and `trace` decide what is claimed, without I/O; `drive` sends it; with `--verify`,
+//! `verify` reads the log and the reports back, and `ledger` compares them with what was sent.
 
 mod agents;
 mod args;
@@ -14,7 +14,7 @@ mod trace;
 mod verify;
 
 pub use args::Args;
-pub use claim_plan::{ClaimPlan, Fate, Malformation};
+pub use claim_plan::{ClaimPlan, Delivery, Malformation};
 pub use drive::run;
 pub use fleet::{Fleet, Rates};
 pub use shape::{Shape, UnknownShape};

@@ -1,33 +1,33 @@
-//! How many of a fleet's agents are there on a beat.
+//! Load shapes: the number of a fleet's agents that are active on a beat.
 
 use std::str::FromStr;
 
-/// The shape of the load.
+/// A load shape.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Shape {
     /// All agents, from the first beat on.
     Steady,
-    /// From a few agents to all of them, in equal steps over so many beats.
+    /// From a few agents to all of them, in equal steps.
     Ramp {
-        /// At least 1.
+        /// The number of beats until all agents are active, at least 1.
         beats: u32,
     },
-    /// All agents on downbeats, and this share of them on the beats between.
+    /// All agents on downbeats, a fraction of them on other beats.
     Spike {
-        /// 0 to 1.
+        /// The fraction of agents on beats that are not downbeats, 0 to 1.
         between: f64,
     },
-    /// All agents, but on each beat this share of them leaves, and new ones take their places.
+    /// All agents, with a fraction of them replaced by new ones on each beat.
     Churn {
-        /// 0 to 1.
-        share: f64,
+        /// The fraction of agents replaced per beat, 0 to 1.
+        rate: f64,
     },
 }
 
-/// A shape that there is not.
+/// An unknown load shape, or one with an invalid parameter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is not a shape; there are steady, ramp[:BEATS] (16 by default, from 1), spike[:SHARE between downbeats] (0.1) and churn[:SHARE a beat] (0.05)"
+    "{0:?} is not a load shape; allowed are steady, ramp[:BEATS] (default 16, at least 1), spike[:FRACTION between downbeats] (default 0.1) and churn[:FRACTION per beat] (default 0.05)"
 )]
 pub struct UnknownShape(String);
 
@@ -36,9 +36,9 @@ impl FromStr for Shape {
 
     fn from_str(text: &str) -> Result<Self, UnknownShape> {
         let (name, parameter) = text.split_once(':').map_or((text, None), |(name, parameter)| (name, Some(parameter)));
-        let share = |default: f64| match parameter {
+        let fraction = |default: f64| match parameter {
             None => Some(default),
-            Some(text) => text.parse().ok().filter(|share| (0.0..=1.0).contains(share)),
+            Some(text) => text.parse().ok().filter(|fraction| (0.0..=1.0).contains(fraction)),
         };
         let beats = || match parameter {
             None => Some(16),
@@ -47,8 +47,8 @@ impl FromStr for Shape {
         let parsed = match name {
             "steady" if parameter.is_none() => Some(Self::Steady),
             "ramp" => beats().map(|beats| Self::Ramp { beats }),
-            "spike" => share(0.1).map(|between| Self::Spike { between }),
-            "churn" => share(0.05).map(|share| Self::Churn { share }),
+            "spike" => fraction(0.1).map(|between| Self::Spike { between }),
+            "churn" => fraction(0.05).map(|rate| Self::Churn { rate }),
             _ => None,
         };
         parsed.ok_or_else(|| UnknownShape(text.to_owned()))
@@ -56,19 +56,19 @@ impl FromStr for Shape {
 }
 
 impl Shape {
-    /// How many of `agents` are there on the `beat`th beat, from 0.
-    pub fn present(self, agents: usize, beat: u64, downbeat: bool) -> usize {
-        let share = |share: f64| (agents as f64 * share).round() as usize;
+    /// Returns the number of `agents` that are active on a beat; `beat` counts from 0 at the start of the run.
+    pub fn active_agents(self, agents: usize, beat: u64, downbeat: bool) -> usize {
+        let scaled = |fraction: f64| (agents as f64 * fraction).round() as usize;
         match self {
-            Self::Ramp { beats } => share(((beat + 1) as f64 / f64::from(beats)).min(1.0)),
-            Self::Spike { between } if !downbeat => share(between),
+            Self::Ramp { beats } => scaled(((beat + 1) as f64 / f64::from(beats)).min(1.0)),
+            Self::Spike { between } if !downbeat => scaled(between),
             Self::Spike { .. } | Self::Steady | Self::Churn { .. } => agents,
         }
     }
 
-    /// The share of agents that others replace on a beat.
-    pub fn replaced(self) -> f64 {
-        if let Self::Churn { share } = self { share } else { 0.0 }
+    /// Returns the fraction of agents that are replaced on each beat.
+    pub fn churn_rate(self) -> f64 {
+        if let Self::Churn { rate } = self { rate } else { 0.0 }
     }
 }
 
@@ -77,24 +77,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shapes_are_read_with_their_defaults_and_refused_with_the_reason() {
-        let read = |text: &str| text.parse::<Shape>();
-        assert_eq!(read("steady"), Ok(Shape::Steady));
-        assert_eq!(read("ramp"), Ok(Shape::Ramp { beats: 16 }));
-        assert_eq!(read("ramp:3"), Ok(Shape::Ramp { beats: 3 }));
-        assert_eq!(read("spike:0.5"), Ok(Shape::Spike { between: 0.5 }));
-        assert_eq!(read("churn"), Ok(Shape::Churn { share: 0.05 }));
+    fn shape_from_text_has_defaults_and_is_refused_with_the_reason() {
+        let parse = |text: &str| text.parse::<Shape>();
+        assert_eq!(parse("steady"), Ok(Shape::Steady));
+        assert_eq!(parse("ramp"), Ok(Shape::Ramp { beats: 16 }));
+        assert_eq!(parse("ramp:3"), Ok(Shape::Ramp { beats: 3 }));
+        assert_eq!(parse("spike:0.5"), Ok(Shape::Spike { between: 0.5 }));
+        assert_eq!(parse("churn"), Ok(Shape::Churn { rate: 0.05 }));
         for text in ["", "steady:1", "ramp:0", "ramp:x", "spike:1.5", "churn:NaN", "square"] {
-            assert!(read(text).is_err_and(|error| error.to_string().contains("there are steady, ramp")), "{text}");
+            assert!(parse(text).is_err_and(|error| error.to_string().contains("allowed are steady, ramp")), "{text}");
         }
     }
 
     #[test]
-    fn agents_come_as_the_shape_says() {
-        let ramp: Vec<usize> = (0..5).map(|beat| Shape::Ramp { beats: 4 }.present(10, beat, false)).collect();
+    fn shape_on_a_beat_gives_the_number_of_active_agents() {
+        let ramp: Vec<usize> = (0..5).map(|beat| Shape::Ramp { beats: 4 }.active_agents(10, beat, false)).collect();
         assert_eq!(ramp, [3, 5, 8, 10, 10]);
         let spike = Shape::Spike { between: 0.2 };
-        assert_eq!((spike.present(10, 0, true), spike.present(10, 1, false)), (10, 2));
-        assert_eq!(Shape::Churn { share: 0.5 }.present(10, 3, false), 10);
+        assert_eq!((spike.active_agents(10, 0, true), spike.active_agents(10, 1, false)), (10, 2));
+        assert_eq!(Shape::Churn { rate: 0.5 }.active_agents(10, 3, false), 10);
     }
 }

@@ -1,4 +1,4 @@
-//! Agents driven by a recorded task list: the pods of a GPU cluster, or the requests to a language model.
+//! Agents that replay a recorded task list: the pods of a GPU cluster, or the requests to a language model.
 
 use std::io::Read;
 
@@ -6,30 +6,30 @@ use backbeat_sdk::{State, Status};
 use chrono::NaiveDateTime;
 use serde::Deserialize;
 
-use crate::claim_plan::{ClaimPlan, Fate};
+use crate::claim_plan::{ClaimPlan, Delivery};
 
-/// A task list on the beat's time: each task is an agent that plans from its creation, executes from
-/// its scheduling, and at its end claims done or failed.
+/// A task list in beats: each task is an agent that is planning from its creation, executing from its scheduling, and
+/// done or failed at its end.
 #[derive(Debug, Clone)]
 pub struct Trace {
-    /// Not begun yet, the next one last.
-    to_come: Vec<Task>,
-    live: Vec<Task>,
+    /// Tasks that have not been created yet, in reverse order.
+    pending: Vec<Task>,
+    active: Vec<Task>,
     beat: u64,
 }
 
+/// A task, its times in beats since the start of the trace.
 #[derive(Debug, Clone)]
 struct Task {
     name: String,
     created: u64,
     scheduled: Option<u64>,
     ended: u64,
-    /// `None` if it never ran: it waited until it was withdrawn.
+    /// `None` if the task never ran: it waited until it was deleted.
     outcome: Option<State>,
 }
 
-/// Tokens that a request generates in a second. How long requests took was not recorded, so the life of a request's task
-/// is derived from this.
+/// The tokens that a request generates per second. The duration of a request is not recorded and derived from this.
 const TOKENS_PER_SECOND: u64 = 20;
 
 /// A row of a list of pods (Alibaba's cluster-trace-gpu-v2023), in seconds from the start of the trace.
@@ -55,45 +55,46 @@ struct Request {
 /// A task list that cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
-    /// Neither kind of CSV.
+    /// Neither of the two kinds of CSV file.
     #[error(
         "the task list is not CSV with the columns name, pod_phase, creation_time, scheduled_time and deletion_time, \
          or TIMESTAMP and GeneratedTokens: {0}"
     )]
     Csv(#[from] csv::Error),
-    /// An arrival time that is not a timestamp.
+    /// An invalid arrival time.
     #[error("row {row}: TIMESTAMP is {text:?}; expected a timestamp such as 2023-11-16 18:17:03.9799600")]
     Timestamp {
-        /// The row, from 1, without the header.
+        /// The row number, from 1, without the header.
         row: usize,
-        /// Its text.
+        /// The text in the column TIMESTAMP.
         text: String,
     },
-    /// A phase that means nothing to us.
-    #[error("task {task}: pod_phase is {phase:?}; known are Running, Succeeded, Failed and Pending")]
+    /// An unknown phase.
+    #[error("task {task}: pod_phase is {phase:?}; allowed are Running, Succeeded, Failed and Pending")]
     Phase {
-        /// The task.
+        /// The name of the task.
         task: String,
-        /// Its phase.
+        /// The text in the column `pod_phase`.
         phase: String,
     },
-    /// A task that ends before it begins.
+    /// A task that ends before it is created.
     #[error("task {task}: deletion_time {deleted} is before creation_time {created}")]
     Backwards {
-        /// The task.
+        /// The name of the task.
         task: String,
-        /// When it was created.
+        /// The value of `creation_time`.
         created: u64,
-        /// When it was deleted.
+        /// The value of `deletion_time`.
         deleted: u64,
     },
-    /// No tasks.
+    /// A task list without tasks.
     #[error("the task list is empty")]
     Empty,
 }
 
 impl Trace {
-    /// Reads a task list, of either kind, `seconds_per_beat` of which pass in a beat. The first task begins at once.
+    /// Reads a task list of either kind, with `seconds_per_beat` seconds of it per beat. The first task is created on
+    /// the first beat.
     pub fn read(list: impl Read, seconds_per_beat: u64) -> Result<Self, TraceError> {
         let mut reader = csv::Reader::from_reader(list);
         let pods: Vec<Pod> = if reader.headers()?.iter().any(|column| column == "TIMESTAMP") {
@@ -104,30 +105,30 @@ impl Trace {
         };
         let start = pods.iter().map(|pod| pod.creation_time).min().ok_or(TraceError::Empty)?;
         let beat = |seconds: u64| seconds.saturating_sub(start) / seconds_per_beat;
-        let mut to_come = pods.into_iter().map(|pod| Task::new(pod, beat)).collect::<Result<Vec<_>, _>>()?;
-        to_come.sort_by(|a, b| (b.created, &b.name).cmp(&(a.created, &a.name)));
-        Ok(Self { to_come, live: Vec::new(), beat: 0 })
+        let mut pending = pods.into_iter().map(|pod| Task::new(pod, beat)).collect::<Result<Vec<_>, _>>()?;
+        pending.sort_by(|a, b| (b.created, &b.name).cmp(&(a.created, &a.name)));
+        Ok(Self { pending, active: Vec::new(), beat: 0 })
     }
 
-    /// Whether every task has claimed its end.
-    pub fn is_over(&self) -> bool {
-        self.to_come.is_empty() && self.live.iter().all(|task| task.ended < self.beat)
+    /// Returns true if every task has claimed its end.
+    pub fn is_finished(&self) -> bool {
+        self.pending.is_empty() && self.active.iter().all(|task| task.ended < self.beat)
     }
 
-    /// What the tasks claim on the next beat.
+    /// Returns the claims for the next beat.
     pub fn beat(&mut self) -> impl Iterator<Item = ClaimPlan> {
         let now = self.beat;
         self.beat += 1;
-        self.live.retain(|task| task.ended >= now);
-        while self.to_come.last().is_some_and(|task| task.created <= now) {
-            self.live.extend(self.to_come.pop());
+        self.active.retain(|task| task.ended >= now);
+        while self.pending.last().is_some_and(|task| task.created <= now) {
+            self.active.extend(self.pending.pop());
         }
-        self.live.iter().map(move |task| ClaimPlan { status: task.status(now), fate: Fate::Honest })
+        self.active.iter().map(move |task| ClaimPlan { status: task.status(now), delivery: Delivery::OnTime })
     }
 }
 
 impl Pod {
-    /// Makes each request a pod that runs from its arrival until its tokens are generated.
+    /// Converts each request to a pod that runs from its arrival until its tokens are generated.
     fn from_requests(requests: &[Request]) -> Result<Vec<Self>, TraceError> {
         let arrivals = requests.iter().enumerate().map(|(index, request)| {
             NaiveDateTime::parse_from_str(&request.timestamp, "%Y-%m-%d %H:%M:%S%.f")
@@ -174,11 +175,11 @@ impl Task {
             (_, Some(scheduled)) if now >= scheduled => State::Executing,
             _ => State::Planning,
         };
-        let began = self.scheduled.unwrap_or(self.ended);
+        let started = self.scheduled.unwrap_or(self.ended);
         let progress = match state {
             State::Done => 1.0,
             State::Executing | State::Failed => {
-                now.saturating_sub(began) as f64 / (self.ended + 1).saturating_sub(began).max(1) as f64
+                now.saturating_sub(started) as f64 / (self.ended + 1).saturating_sub(started).max(1) as f64
             }
             _ => 0.0,
         };
@@ -198,10 +199,10 @@ waited,Pending,300,400,
 ";
 
     #[test]
-    fn tasks_live_as_the_list_says() {
-        let mut trace = Trace::read(LIST.as_bytes(), 100).expect("well formed");
+    fn pods_claim_their_states_from_creation_to_deletion() {
+        let mut trace = Trace::read(LIST.as_bytes(), 100).expect("the list is valid");
         let mut claims = Vec::new();
-        while !trace.is_over() {
+        while !trace.is_finished() {
             claims.push(trace.beat().map(|plan| (plan.status.task_id, plan.status.state)).collect::<Vec<_>>());
         }
         let claim = |task: &str, state| (task.to_owned(), state);
@@ -217,14 +218,14 @@ waited,Pending,300,400,
     }
 
     #[test]
-    fn requests_are_executed_until_their_tokens_are_generated() {
+    fn requests_claim_execution_until_their_tokens_are_generated() {
         let list = "TIMESTAMP,ContextTokens,GeneratedTokens
 2023-11-16 18:17:03.9799600,4808,10
 2023-11-16 18:17:04.0319600,3180,60
 ";
-        let mut trace = Trace::read(list.as_bytes(), 1).expect("well formed");
+        let mut trace = Trace::read(list.as_bytes(), 1).expect("the list is valid");
         let mut claims = Vec::new();
-        while !trace.is_over() {
+        while !trace.is_finished() {
             claims.push(trace.beat().map(|plan| (plan.status.task_id, plan.status.state)).collect::<Vec<_>>());
         }
         let claim = |task: &str, state| (task.to_owned(), state);
@@ -241,11 +242,11 @@ waited,Pending,300,400,
     }
 
     #[test]
-    fn bad_lists_are_refused_with_the_reason() {
-        let error = |list: &str| Trace::read(list.as_bytes(), 1).expect_err("bad").to_string();
+    fn invalid_task_lists_are_refused_with_the_reason() {
+        let error = |list: &str| Trace::read(list.as_bytes(), 1).expect_err("the list is invalid").to_string();
         let head = "name,pod_phase,creation_time,scheduled_time,deletion_time\n";
         assert_eq!(error(head), "the task list is empty");
-        assert!(error(&format!("{head}a,Lost,1,,2\n")).contains("known are Running"));
+        assert!(error(&format!("{head}a,Lost,1,,2\n")).contains("allowed are Running"));
         assert!(error(&format!("{head}a,Failed,5,,2\n")).contains("deletion_time 2 is before creation_time 5"));
         assert!(error("name,pod_phase\na,Failed\n").contains("creation_time"));
         let reason = error("TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,1,2\n");

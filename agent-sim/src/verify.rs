@@ -1,4 +1,4 @@
-//! `agent-sim --verify`: reads the run back.
+//! `agent-sim --verify`: reads the frames, reports and claims of the run back from Kafka.
 
 use std::time::{Duration, Instant};
 
@@ -9,71 +9,71 @@ use backbeat_service::Shutdown;
 use tokio::runtime::Handle;
 
 use crate::agents::Agents;
-use crate::ledger::{Ledger, Verdict};
+use crate::ledger::{Ledger, VerificationResult};
 
-const POLL: Duration = Duration::from_millis(100);
+const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long after the beat that closes the last window its report is waited for.
-const REPORTS_WITHIN: Duration = Duration::from_secs(30);
+/// The time from the beat that closes the last window in which its report must be published.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A beat of the run.
+/// A beat that the agents received in the run.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct HeardBeat {
+pub(crate) struct ReceivedBeat {
     pub(crate) beat: BeatIndex,
     pub(crate) downbeat: bool,
 }
 
-/// Waits until every claim of a run is reported, and compares what `agents` sent on the beats that they `heard` with
-/// the log and the reports. `None` once `stop` says so. Blocks.
+/// Waits until every claim of a run is reported, and compares what `agents` sent on the beats `received` with the log
+/// and the reports. Returns `None` if cancelled by `stop`. Blocks.
 pub(crate) fn verify(
     kafka: &KafkaArgs,
     runtime: &Handle,
     mut agents: Agents,
-    heard: &[HeardBeat],
+    received: &[ReceivedBeat],
     stop: &Shutdown,
-) -> anyhow::Result<Option<Verdict>> {
-    let (Some(first), Some(last)) = (heard.first(), heard.last()) else { return Ok(None) };
+) -> anyhow::Result<Option<VerificationResult>> {
+    let (Some(first), Some(last)) = (received.first(), received.last()) else { return Ok(None) };
     let broker = Broker::new(kafka, "agent-sim-verify")?;
     let registry = Registry::new(kafka)?;
     let ends = claim_ends(&broker)?;
     let mut frames = LogReader::new(&broker, &registry, runtime, TopicName::BeatFrames)?;
     let Some(frames) = read_frames(&mut frames, first.beat, last.beat, &ends, stop)? else { return Ok(None) };
-    let boundaries = frames[0].claim_offsets.clone();
+    let first_boundary = frames[0].claim_offsets.clone();
     let closed_at = frames.iter().skip(1).find(|frame| frame.downbeat).map(|next| next.scheduled_at.millis());
     let mut ledger = Ledger::new(first.beat, frames);
 
     let mut reports = LogReader::<BarReport>::new(&broker, &registry, runtime, TopicName::BarReports)?;
-    // A report's timestamp is its window's end.
+    // The timestamp of a report's record is the end of its window.
     let start = reports.offset_at(closed_at.unwrap_or_default())?;
     reports.seek(start)?;
-    let deadline = Instant::now() + REPORTS_WITHIN;
+    let deadline = Instant::now() + REPORT_TIMEOUT;
     while !ledger.is_complete() && Instant::now() < deadline {
         if stop.is_cancelled() {
             return Ok(None);
         }
-        if let Some(entry) = reports.poll(POLL)? {
-            ledger.reported(entry.record);
+        if let Some(entry) = reports.poll(POLL_TIMEOUT)? {
+            ledger.record_report(entry.record);
         }
     }
 
-    for HeardBeat { beat, downbeat } in heard {
-        agents.beat(*downbeat).for_each(|plan| ledger.sent(*beat, &plan));
+    for ReceivedBeat { beat, downbeat } in received {
+        agents.beat(*downbeat).for_each(|plan| ledger.record_sent(*beat, &plan));
     }
-    let from = TailFrom::Offsets(boundaries);
+    let from = TailFrom::Offsets(first_boundary);
     let mut claims = TopicTail::new(&broker, &registry, runtime, TopicName::StatusClaims, &from)?;
     loop {
         if stop.is_cancelled() {
             return Ok(None);
         }
-        match claims.next(POLL)? {
-            Some(Tailed::Record(seen)) => ledger.found(seen),
-            Some(Tailed::End) => return Ok(Some(ledger.close())),
+        match claims.next(POLL_TIMEOUT)? {
+            Some(Tailed::Record(record)) => ledger.record_found(record),
+            Some(Tailed::End) => return Ok(Some(ledger.into_result())),
             None => {}
         }
     }
 }
 
-/// The end of each partition of `statusclaims`.
+/// Fetches the end offset of each partition of `statusclaims`.
 fn claim_ends(broker: &Broker) -> anyhow::Result<Vec<i64>> {
     let claims = ClaimEnds::new(broker)?;
     let by_leader = claims.partitions(QUERY_TIMEOUT)?;
@@ -83,11 +83,12 @@ fn claim_ends(broker: &Broker) -> anyhow::Result<Vec<i64>> {
             ends[partition as usize] = Some(end);
         }
     }
-    ends.into_iter().collect::<Option<_>>().context("the ends of statusclaims are not to be had")
+    ends.into_iter().collect::<Option<_>>().context("cannot fetch the end offsets of statusclaims")
 }
 
-/// The frames from the bar before `first`'s, whose claims may still come in its grace, to the one that closes the last window that may own a claim of
-/// the run: it ended with the beat `last`, and its claims lie below `ends`.
+/// Reads the frames from the bar before that of the beat `first`, whose claims may still arrive within its grace, to
+/// the frame that closes the last window that may own a claim of the run. The run ended with the beat `last`, and its
+/// claims lie below the offsets `ends`.
 fn read_frames(
     reader: &mut LogReader<BeatFrame>,
     first: BeatIndex,
@@ -95,35 +96,38 @@ fn read_frames(
     ends: &[i64],
     stop: &Shutdown,
 ) -> anyhow::Result<Option<Vec<BeatFrame>>> {
-    let heard = reader.first_where(|frame| frame.beat_index >= first)?.context("the beats of the run are gone")?;
-    let earlier = first.get() - 2 * i64::from(heard.record.bar_length);
+    let first_frame = reader
+        .first_where(|frame| frame.beat_index >= first)?
+        .context("the beats of the run are no longer retained")?;
+    let earlier = first.get() - 2 * i64::from(first_frame.record.bar_length);
     let start =
-        reader.first_where(|frame| frame.beat_index.get() > earlier)?.map_or(heard.offset, |entry| entry.offset);
+        reader.first_where(|frame| frame.beat_index.get() > earlier)?.map_or(first_frame.offset, |entry| entry.offset);
     reader.seek(start)?;
     let mut frames = Vec::<BeatFrame>::new();
-    let mut closes = None;
+    let mut closing_beat = None;
     loop {
         if stop.is_cancelled() {
             return Ok(None);
         }
-        let Some(entry) = reader.poll(POLL)? else { continue };
+        let Some(entry) = reader.poll(POLL_TIMEOUT)? else { continue };
         let frame = entry.record;
         if frames.is_empty() && !frame.downbeat {
             if frame.beat_index >= first {
-                bail!("the downbeat before beat {first} is no longer in the log");
+                bail!("the downbeat before beat {first} is no longer retained");
             }
             continue;
         }
-        let (beat, passed) = (frame.beat_index, (0..).zip(ends).all(|(p, end)| frame.boundary(p) >= *end));
+        let (beat, is_past_ends) = (frame.beat_index, (0..).zip(ends).all(|(p, end)| frame.boundary(p) >= *end));
         frames.push(frame);
-        if closes.is_none() && beat > last && passed {
-            // All claims arrived on an earlier beat: what is open now may own them, and closes last.
-            let opening = frames.iter().rev().skip(1).find(|frame| frame.downbeat).context("frames begin with one")?;
-            let end = opening.beat_index.get() + i64::from(opening.bar_length);
-            closes = Some(end + i64::from(opening.grace_beats));
-            tracing::info!(%beat, ?closes, "waiting for the reports");
+        if closing_beat.is_none() && beat > last && is_past_ends {
+            // All claims arrived before this beat: the window that was open then is the last one that may own them.
+            let downbeat = frames.iter().rev().skip(1).find(|frame| frame.downbeat);
+            let downbeat = downbeat.context("there is no downbeat among the frames of the run")?;
+            let end = downbeat.beat_index.get() + i64::from(downbeat.bar_length);
+            closing_beat = Some(end + i64::from(downbeat.grace_beats));
+            tracing::info!(%beat, closing_beat, "waiting for the reports");
         }
-        if closes.is_some_and(|closes| beat.get() >= closes) {
+        if closing_beat.is_some_and(|closing_beat| beat.get() >= closing_beat) {
             return Ok(Some(frames));
         }
     }

@@ -1,4 +1,4 @@
-//! `backbeat audit`.
+//! `backbeat audit`: recomputes reports and compares them with the published ones.
 
 use std::process::ExitCode;
 
@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use crate::output::{FOUND, Output, OutputArgs, print};
+use crate::output::{EXIT_PROBLEM_FOUND, Output, OutputArgs, print_bytes};
 
 /// Flags of `backbeat audit`.
 #[derive(Debug, Clone, clap::Args)]
@@ -18,11 +18,11 @@ use crate::output::{FOUND, Output, OutputArgs, print};
   backbeat audit --from 40 --to 80
   backbeat audit --output json | jq 'select(.finding != \"identical\")'")]
 pub(crate) struct Args {
-    /// The first beat to look at; by default the first that is retained.
+    /// The first beat to audit; by default the first retained one.
     #[arg(long, value_name = "BEAT", value_parser = clap::value_parser!(i64).range(0..))]
     from: Option<i64>,
 
-    /// The last beat to look at; by default the newest of a window that can have a report.
+    /// The last beat to audit; by default that of the newest window that can have a report.
     #[arg(long, value_name = "BEAT", value_parser = clap::value_parser!(i64).range(0..))]
     to: Option<i64>,
 
@@ -33,7 +33,7 @@ pub(crate) struct Args {
     kafka: KafkaArgs,
 }
 
-/// How many windows there are of each kind.
+/// The number of windows by finding.
 #[derive(Default)]
 pub(crate) struct Summary {
     pub(crate) identical: u64,
@@ -65,22 +65,22 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let registry = Registry::new(&args.kafka)?;
     let beat = |beat: Option<i64>| beat.map(BeatIndex::try_from).transpose();
     let range = AuditRange { from: beat(args.from)?, to: beat(args.to)? };
-    let summary = look(&broker, &registry, &runtime, range, args.output)?;
+    let summary = audit_range(&broker, &registry, &runtime, range, args.output)?;
     let Summary { identical, different, missing, duplicate, not_retained } = summary;
     let counts = format!(
         "{} windows: {identical} identical, {different} different, {missing} missing, {duplicate} duplicate, {not_retained} not retained",
         summary.windows()
     );
     match args.output.output {
-        Output::Text => print(format!("{counts}\n").as_bytes()),
-        // Its lines are the windows.
+        Output::Text => print_bytes(format!("{counts}\n").as_bytes()),
+        // Each line of the JSON output is a window.
         Output::Json => tracing::info!("{counts}"),
     }
-    Ok(if different + missing + duplicate > 0 { ExitCode::from(FOUND) } else { ExitCode::SUCCESS })
+    Ok(if different + missing + duplicate > 0 { ExitCode::from(EXIT_PROBLEM_FOUND) } else { ExitCode::SUCCESS })
 }
 
-/// Computes the reports of `range` again, and prints how the published ones compare.
-pub(crate) fn look(
+/// Recomputes the reports of `range`, compares them with the published ones, and prints the findings.
+pub(crate) fn audit_range(
     broker: &Broker,
     registry: &Registry,
     runtime: &Runtime,
@@ -92,13 +92,14 @@ pub(crate) fn look(
         backbeat_service::on_signals()?
     };
     let mut summary = Summary::default();
-    // On a terminal only, and on standard error.
-    let progress = ProgressBar::no_length()
-        .with_style(ProgressStyle::with_template("{bar:30} {pos}/{len} windows, {eta} left").expect("a template"));
+    // Shown on standard error, and only if that is a terminal.
+    let progress = ProgressBar::no_length().with_style(
+        ProgressStyle::with_template("{bar:30} {pos}/{len} windows, {eta} left").expect("the template is valid"),
+    );
     audit(broker, registry, runtime.handle(), range, &stop, |audited, windows| {
         summary.count(&audited.finding);
         if output.output == Output::Json || audited.finding != Finding::Identical {
-            progress.suspend(|| output.say(|| as_text(&audited), || as_json(&audited)));
+            progress.suspend(|| output.print(|| as_text(&audited), || as_json(&audited)));
         }
         progress.set_length(windows as u64);
         progress.inc(1);
@@ -113,7 +114,7 @@ fn as_text(audited: &Audited) -> String {
         Finding::Identical => format!("identical     beat {beat}  window {id}"),
         Finding::Duplicate { reports } => format!("duplicate     beat {beat}  window {id}: {reports} reports"),
         Finding::Missing => format!("missing       beat {beat}  window {id}"),
-        Finding::NotRetained => format!("not retained  beat {beat}  window {id}: its claims are gone, in part or all"),
+        Finding::NotRetained => format!("not retained  beat {beat}  window {id}: its claims are not all retained"),
         Finding::Different { published, computed } => {
             let fields = differences(&json!(published), &json!(computed));
             format!("different     beat {beat}  window {id}: {}", fields.join(", "))
@@ -121,11 +122,11 @@ fn as_text(audited: &Audited) -> String {
     }
 }
 
-/// `field: published, not computed` for each field that differs.
+/// Returns `field published, computed value` for each field that differs.
 fn differences(published: &Value, computed: &Value) -> Vec<String> {
     let fields = published.as_object().into_iter().flatten();
-    let differs = fields.filter(|(field, value)| computed[field.as_str()] != **value);
-    differs.map(|(field, value)| format!("{field} {value}, computed {}", computed[field.as_str()])).collect()
+    let differing = fields.filter(|(field, value)| computed[field.as_str()] != **value);
+    differing.map(|(field, value)| format!("{field} {value}, computed {}", computed[field.as_str()])).collect()
 }
 
 fn as_json(audited: &Audited) -> Value {

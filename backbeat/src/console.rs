@@ -1,4 +1,4 @@
-//! `backbeat console`: Kafka's own console consumer, with an Avro deserializer.
+//! `backbeat console`: runs Kafka's console consumer with an Avro deserializer.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -14,10 +14,10 @@ use backbeat_devstack::console_consumer;
   backbeat console barreports -- --from-beginning --max-messages 1
   backbeat console beatframes | jq .beat_index")]
 pub(crate) struct Args {
-    /// A topic, without the prefix.
+    /// The topic, without the topic prefix.
     topic: String,
 
-    /// The consumer's own flags, after `--`.
+    /// Flags of the console consumer, after `--`.
     #[arg(last = true, value_name = "FLAGS")]
     flags: Vec<OsString>,
 
@@ -30,20 +30,22 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let shown = without_credentials(schema_registry);
     if kafka_config.is_some() || schema_registry_ca.is_some() || shown != *schema_registry {
         bail!(
-            "Java's clients read neither --kafka-config nor --schema-registry-ca, and would show the credentials of \
-             --schema-registry in ps: use `backbeat tail`, or leave them out and give the consumer files of its own \
+            "the console consumer does not support --kafka-config and --schema-registry-ca, and would expose the \
+             credentials in --schema-registry to ps: use `backbeat tail`, or leave them out and pass property files \
              (-- --command-config FILE --formatter-config FILE)"
         );
     }
     let apicurio = schema_registry.trim_end_matches('/').strip_suffix("/apis/ccompat/v7").with_context(|| {
-        format!("{shown} is not Apicurio's (.../apis/ccompat/v7): for another registry use kafka-avro-console-consumer")
+        format!(
+            "{shown} is not an Apicurio registry (.../apis/ccompat/v7): for another registry use kafka-avro-console-consumer"
+        )
     })?;
     let mut consumer = console_consumer()?;
     consumer
         .args(["--bootstrap-server", bootstrap_servers])
         .arg("--topic")
         .arg(format!("{topic_prefix}{}", args.topic));
-    // The stock consumer would show aborted records, too.
+    // The default, read_uncommitted, would also show aborted records.
     consumer.args(["--isolation-level", "read_committed"]);
     for property in [
         "value.deserializer=io.apicurio.registry.serde.avro.AvroKafkaDeserializer".to_owned(),
@@ -51,6 +53,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     ] {
         consumer.args(["--formatter-property", &property]);
     }
-    // It takes our place, so that signals reach it.
+    // It replaces this process, so that signals reach it.
     Err(consumer.args(&args.flags).exec()).context("running java")
 }

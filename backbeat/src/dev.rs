@@ -1,4 +1,4 @@
-//! `backbeat dev`: a whole cluster on this machine.
+//! `backbeat dev`: runs a whole cluster on this machine.
 
 use std::fs;
 use std::io::Write;
@@ -17,17 +17,19 @@ use crate::dev_state::{DevState, Service};
 use crate::topics;
 use crate::warehouse::Warehouse;
 
-/// How long a program may take to end before it is killed.
-const STOP_WITHIN: Duration = Duration::from_secs(5);
-const POLL: Duration = Duration::from_millis(20);
-/// How long a program may take to open its HTTP port.
-const LISTENS_WITHIN: Duration = Duration::from_secs(10);
+/// The time between SIGTERM and SIGKILL.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+const POLL_TIMEOUT: Duration = Duration::from_millis(20);
+/// The time in which a program must open its HTTP port.
+const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
+/// The interval at which the programs and the table of reports are checked.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Flags of `backbeat dev`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:
   backbeat dev --bpm 120 --bar 8 --agents 200
-  backbeat dev --connect                         and reports as rows of PostgreSQL
+  backbeat dev --connect                         also writes reports to PostgreSQL
   backbeat dev --kafka-port 0 --registry-port 0 --pulse-port 0 --reverb-port 0 --dir /tmp/second")]
 pub(crate) struct Args {
     /// The cluster's name.
@@ -38,71 +40,71 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 24.0)]
     bpm: f64,
 
-    /// The fastest tempo allowed, for a bpm above 24.
+    /// The maximum tempo, in beats per minute; by default 24, or --bpm if that is higher.
     #[arg(long)]
     max_bpm: Option<f64>,
 
-    /// Beats in a bar.
+    /// Beats per bar.
     #[arg(long, default_value_t = 4)]
     bar: u16,
 
-    /// Agents.
+    /// Number of agents.
     #[arg(long, default_value_t = 20)]
     agents: u32,
 
-    /// What seeds the agents.
+    /// The random seed of the agents.
     #[arg(long, default_value_t = 1)]
     seed: u64,
 
-    /// Members of reverb's group.
+    /// Number of members in reverb's consumer group.
     #[arg(long, default_value_t = 2)]
     members: u16,
 
-    /// Partitions of statusclaims.
+    /// Number of partitions of statusclaims.
     #[arg(long, default_value_t = 12)]
     claim_partitions: i32,
 
-    /// Kafka's port, 0 for a free one.
+    /// Kafka's port; 0 chooses a free one.
     #[arg(long, default_value_t = 9092)]
     kafka_port: u16,
 
-    /// The schema registry's port, 0 for a free one.
+    /// The schema registry's port; 0 chooses a free one.
     #[arg(long, default_value_t = 8085)]
     registry_port: u16,
 
-    /// Pulse nodes.
+    /// Number of pulse nodes.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=5))]
     nodes: u16,
 
-    /// The first pulse node's HTTP port, the others' are 1, 3, 6 and 7 above; 0 for free ones.
+    /// HTTP port of the first pulse node; the other nodes use this port plus 1, 3, 6 and 7. 0 chooses free ones.
     #[arg(long, default_value_t = 8080)]
     pulse_port: u16,
 
-    /// The first reverb member's HTTP port, each next one's two above; 0 for free ones.
+    /// HTTP port of the first reverb member; each further member uses the port two above. 0 chooses free ones.
     #[arg(long, default_value_t = 8082)]
     reverb_port: u16,
 
-    /// Also starts PostgreSQL and a worker of Kafka Connect that brings each report into it.
+    /// Also start PostgreSQL and a Connect worker that writes each report to it.
     #[arg(long)]
     connect: bool,
 
-    /// Kafka Connect's port, 0 for a free one.
+    /// Kafka Connect's port; 0 chooses a free one.
     #[arg(long, default_value_t = 8090)]
     connect_port: u16,
 
-    /// PostgreSQL's port, 0 for a free one.
+    /// PostgreSQL's port; 0 chooses a free one.
     #[arg(long, default_value_t = 5432)]
     postgres_port: u16,
 
-    /// Where data and logs go. What an earlier run left there is removed.
+    /// The directory for data and logs; those of an earlier run are removed.
     #[arg(long, default_value = ".backbeat")]
     dir: PathBuf,
 }
 
-/// Above the first: those between are reverb's and the registry's.
-const PULSE_PORTS: [u16; 5] = [0, 1, 3, 6, 7];
+/// Offsets of the pulse nodes' ports from the first one; the ports between belong to reverb and the registry.
+const PULSE_PORT_OFFSETS: [u16; 5] = [0, 1, 3, 6, 7];
 
-/// Everything that runs, in the order in which it was started.
+/// The programs that run, in the order in which they were started.
 struct Programs {
     running: Vec<(String, Supervised)>,
 }
@@ -130,32 +132,33 @@ impl Programs {
             .env_remove("BACKBEAT_ADMIN_TOKEN_FILE")
             .envs(env.iter().map(|(name, value)| (*name, value.as_str())));
         let log = dir.join(format!("{name}.log"));
-        let process = Supervised::spawn(&command, &log, STOP_WITHIN)
+        let process = Supervised::spawn(&command, &log, STOP_TIMEOUT)
             .with_context(|| format!("starting {}", executable.display()))?;
         self.running.push((name.to_owned(), process));
         Ok(log)
     }
 
-    /// Starts a program with an HTTP server.
-    fn serve(
+    /// Starts a program that has an HTTP server.
+    fn start_service(
         &mut self,
         name: String,
         program: &str,
         mut args: Vec<String>,
         env: &[(&str, String)],
         dir: &Path,
-    ) -> anyhow::Result<Starting> {
+    ) -> anyhow::Result<StartingService> {
         let port_file = dir.join(format!("{name}.port"));
         args.extend(["--port-file".to_owned(), port_file.display().to_string()]);
         let log = self.start(&name, program, &args, env, dir)?;
-        Ok(Starting { name, log, port_file })
+        Ok(StartingService { name, log, port_file })
     }
 
-    /// An error if one has ended by itself.
+    /// Returns an error if a program has ended.
     fn check(&mut self) -> anyhow::Result<()> {
         for (name, process) in &mut self.running {
             if let Some(status) = process.try_wait()? {
-                bail!("{name} has ended ({status}); the end of {}:\n{}", process.log().display(), process.log_tail());
+                let log = process.log().display();
+                bail!("{name} has ended ({status}); the last lines of {log}:\n{}", process.log_tail());
             }
         }
         Ok(())
@@ -163,7 +166,7 @@ impl Programs {
 }
 
 impl Drop for Programs {
-    /// All at once, so that the slowest decides how long it takes.
+    /// Stops all programs at once, so that their stop times do not add up.
     fn drop(&mut self) {
         self.running.iter_mut().for_each(|(_, process)| process.begin_stop());
         self.running.clear();
@@ -179,7 +182,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     fs::create_dir_all(&args.dir).with_context(|| format!("creating {}", args.dir.display()))?;
     let dir = args.dir.canonicalize()?;
     remove_leftovers(&dir)?;
-    say(&format!("starting kafka and the schema registry; their data and all logs go to {}", args.dir.display()))?;
+    print_line(&format!("starting kafka and the schema registry; data and logs are in {}", args.dir.display()))?;
     let options = Options {
         brokers: 1,
         kafka_port: args.kafka_port,
@@ -188,41 +191,43 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         throughput: false,
     };
     let stack = Stack::start(&options)?;
-    if args.connect && matches!(stack, Stack::Outside { .. }) {
-        bail!("--connect goes with a Kafka that is started here, not with that of KAFKA_BOOTSTRAP_SERVERS");
+    if args.connect && matches!(stack, Stack::External { .. }) {
+        bail!("--connect needs a Kafka that is started here; KAFKA_BOOTSTRAP_SERVERS names an external one");
     }
-    let stores = dir.join("pulse");
-    if matches!(stack, Stack::Local(_)) && stores.exists() {
-        // Pulse's nodes agreed on it for beats that are gone with that Kafka's data.
-        fs::remove_dir_all(&stores).with_context(|| format!("removing {}", stores.display()))?;
+    let raft_stores = dir.join("pulse");
+    if matches!(stack, Stack::Local(_)) && raft_stores.exists() {
+        // Pulse's Raft state belongs to the beats of an earlier run, which were removed with Kafka's data.
+        fs::remove_dir_all(&raft_stores).with_context(|| format!("removing {}", raft_stores.display()))?;
     }
     let kafka = kafka_args(&stack);
     let registry = without_credentials(&kafka.schema_registry);
-    say(&format!("kafka {}, schema registry {registry}", kafka.bootstrap_servers))?;
-    let prepare =
-        topics::Wanted { claim_partitions: args.claim_partitions, replication_factor: 1, kafka: kafka.clone() };
-    let prepared = runtime.block_on(async {
+    print_line(&format!("kafka {}, schema registry {registry}", kafka.bootstrap_servers))?;
+    let settings =
+        topics::TopicSettings { claim_partitions: args.claim_partitions, replication_factor: 1, kafka: kafka.clone() };
+    let topics_ensured = runtime.block_on(async {
         tokio::select! {
-            prepared = topics::ensure(&prepare) => prepared.map(drop),
+            created = topics::ensure(&settings) => created.map(drop),
             () = shutdown.cancelled() => Ok(()),
         }
     });
     let mut programs = Programs { running: Vec::new() };
     let mut warehouse = None;
-    let outcome = prepared
+    let outcome = topics_ensured
         .and_then(|()| if shutdown.is_cancelled() { Ok(()) } else { start_programs(args, &kafka, &dir, &mut programs) })
         .and_then(|()| {
             if let (true, Stack::Local(stack), false) = (args.connect, &stack, shutdown.is_cancelled()) {
-                say("starting postgresql and kafka connect")?;
+                print_line("starting postgresql and kafka connect")?;
                 let started = Warehouse::start(stack, args.connect_port, args.postgres_port, &dir)?;
-                say(&format!("postgres  {}  table bar_reports", started.postgres_url()))?;
-                say(&format!("connect   {}  log {}", started.connect_url(), started.log().display()))?;
+                print_line(&format!("postgres  {}  table bar_reports", started.postgres_url()))?;
+                print_line(&format!("connect   {}  log {}", started.connect_url(), started.log().display()))?;
                 warehouse = Some(started);
             }
             Ok(())
         })
-        .and_then(|()| show(args, &kafka, runtime.handle(), &mut programs, warehouse.as_mut(), &shutdown));
-    say("stopping")?;
+        .and_then(|()| {
+            print_beats_and_reports(args, &kafka, runtime.handle(), &mut programs, warehouse.as_mut(), &shutdown)
+        });
+    print_line("stopping")?;
     drop(warehouse);
     drop(programs);
     if let Stack::Local(stack) = stack {
@@ -232,22 +237,23 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     outcome.map(|()| ExitCode::SUCCESS)
 }
 
-/// The way to `stack`. Our own Kafka is as it comes; another's may need a prefix and properties.
+/// Returns the connection settings of `stack`. An external Kafka may need a topic prefix and client properties, which
+/// the environment names.
 fn kafka_args(stack: &Stack) -> KafkaArgs {
-    let outside = |name: &str| match stack {
+    let external = |name: &str| match stack {
         Stack::Local(_) => None,
-        Stack::Outside { .. } => std::env::var(name).ok().filter(|value| !value.is_empty()),
+        Stack::External { .. } => std::env::var(name).ok().filter(|value| !value.is_empty()),
     };
     KafkaArgs {
         bootstrap_servers: stack.bootstrap_servers(),
         schema_registry: stack.schema_registry(),
-        schema_registry_ca: outside("SCHEMA_REGISTRY_CA").map(PathBuf::from),
-        kafka_config: outside("KAFKA_CONFIG").map(PathBuf::from),
-        topic_prefix: outside("BACKBEAT_TOPIC_PREFIX").unwrap_or_default(),
+        schema_registry_ca: external("SCHEMA_REGISTRY_CA").map(PathBuf::from),
+        kafka_config: external("KAFKA_CONFIG").map(PathBuf::from),
+        topic_prefix: external("BACKBEAT_TOPIC_PREFIX").unwrap_or_default(),
     }
 }
 
-/// Removes an earlier run's logs and port files.
+/// Removes the logs and port files of an earlier run.
 fn remove_leftovers(dir: &Path) -> anyhow::Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
@@ -280,7 +286,7 @@ fn start_programs(args: &Args, kafka: &KafkaArgs, dir: &Path, programs: &mut Pro
     let peer = |node: u16| Ok(format!("pulse-{node}=127.0.0.1:{}", free_port()?));
     let peers = (1..=args.nodes).map(peer).collect::<Result<Vec<_>, DevstackError>>()?.join(",");
     for node in 0..args.nodes {
-        let port = if args.pulse_port == 0 { 0 } else { args.pulse_port + PULSE_PORTS[usize::from(node)] };
+        let port = if args.pulse_port == 0 { 0 } else { args.pulse_port + PULSE_PORT_OFFSETS[usize::from(node)] };
         let name = format!("pulse-{}", node + 1);
         let pulse = flags(&[
             ("--node", name.clone()),
@@ -291,14 +297,14 @@ fn start_programs(args: &Args, kafka: &KafkaArgs, dir: &Path, programs: &mut Pro
             ("--bar", args.bar.to_string()),
             ("--admin-port", port.to_string()),
         ]);
-        services.push(programs.serve(name, "pulse", pulse, &env, dir)?);
+        services.push(programs.start_service(name, "pulse", pulse, &env, dir)?);
     }
 
     for member in 0..args.members {
         let port = if args.reverb_port == 0 { 0 } else { args.reverb_port + 2 * member };
         let name = format!("reverb-{}", member + 1);
         let reverb = flags(&[("--node", name.clone()), ("--admin-port", port.to_string())]);
-        services.push(programs.serve(name, "reverb", reverb, &env, dir)?);
+        services.push(programs.start_service(name, "reverb", reverb, &env, dir)?);
     }
 
     let agents = flags(&[("--agents", args.agents.to_string()), ("--seed", args.seed.to_string())]);
@@ -306,35 +312,35 @@ fn start_programs(args: &Args, kafka: &KafkaArgs, dir: &Path, programs: &mut Pro
 
     let services = services.into_iter().map(|starting| starting.wait(programs)).collect::<anyhow::Result<Vec<_>>>()?;
     for service in &services {
-        say(&format!("{:<9} {}  log {}", service.name, service.url, service.log.display()))?;
+        print_line(&format!("{:<9} {}  log {}", service.name, service.url, service.log.display()))?;
     }
     DevState { services }.write(dir)
 }
 
 /// A service that was started and may not listen yet.
-struct Starting {
+struct StartingService {
     name: String,
     log: PathBuf,
     port_file: PathBuf,
 }
 
-impl Starting {
-    /// Waits until it has written where it listens.
+impl StartingService {
+    /// Waits until the service has written its address to the port file.
     fn wait(self, programs: &mut Programs) -> anyhow::Result<Service> {
-        let deadline = Instant::now() + LISTENS_WITHIN;
+        let deadline = Instant::now() + LISTEN_TIMEOUT;
         while Instant::now() < deadline {
             if let Ok(address) = fs::read_to_string(&self.port_file) {
                 return Ok(Service { name: self.name, url: format!("http://{}", address.trim()), log: self.log });
             }
             programs.check()?;
-            std::thread::sleep(POLL);
+            std::thread::sleep(POLL_TIMEOUT);
         }
-        bail!("{} does not listen within {LISTENS_WITHIN:?}; see {}", self.name, self.log.display())
+        bail!("{} did not open its HTTP port within {LISTEN_TIMEOUT:?}; see {}", self.name, self.log.display())
     }
 }
 
-/// Shows each beat and each report until it is told to stop, or a program ends.
-fn show(
+/// Prints each beat and each report until `shutdown`, or until a program ends.
+fn print_beats_and_reports(
     args: &Args,
     kafka: &KafkaArgs,
     runtime: &Handle,
@@ -344,27 +350,27 @@ fn show(
 ) -> anyhow::Result<()> {
     let broker = Broker::new(kafka, "backbeat-dev")?;
     let registry = Registry::new(kafka)?;
-    let mut frames = follow::<BeatFrame>(&broker, &registry, runtime, TopicName::BeatFrames)?;
-    let mut reports = follow::<BarReport>(&broker, &registry, runtime, TopicName::BarReports)?;
+    let mut frames = reader_at_end::<BeatFrame>(&broker, &registry, runtime, TopicName::BeatFrames)?;
+    let mut reports = reader_at_end::<BarReport>(&broker, &registry, runtime, TopicName::BarReports)?;
     let period = 60.0 / args.bpm;
-    say(&format!(
-        "a beat comes every {period:.1} s, a report every {:.1} s; Ctrl-C stops everything",
+    print_line(&format!(
+        "one beat every {period:.1} s, one report every {:.1} s; Ctrl-C stops everything",
         period * f64::from(args.bar)
     ))?;
     let mut checked = Instant::now();
     let mut shown_rows = String::new();
     while !shutdown.is_cancelled() {
-        if let Some(entry) = or_warn(frames.poll(POLL)) {
-            say(&beat_line(&entry.record))?;
+        if let Some(entry) = or_warn(frames.poll(POLL_TIMEOUT)) {
+            print_line(&beat_line(&entry.record))?;
         }
         if let Some(entry) = or_warn(reports.poll(Duration::ZERO)) {
-            say(&report_line(&entry.record))?;
+            print_line(&report_line(&entry.record))?;
         }
-        if checked.elapsed() > STOP_WITHIN / 10 {
+        if checked.elapsed() > CHECK_INTERVAL {
             programs.check()?;
-            let rows = warehouse.as_mut().map(|warehouse| warehouse.rows()).transpose()?.unwrap_or_default();
+            let rows = warehouse.as_mut().map(|warehouse| warehouse.row_summary()).transpose()?.unwrap_or_default();
             if rows != shown_rows {
-                say(&format!("  ⇣ bar_reports has {rows}"))?;
+                print_line(&format!("  ⇣ bar_reports has {rows}"))?;
                 shown_rows = rows;
             }
             checked = Instant::now();
@@ -373,15 +379,17 @@ fn show(
     Ok(())
 }
 
-/// A read that fails is tried again: what cannot go on is noticed by the programs.
+/// Returns the record that was read, and logs an error. The read is retried: an error that lasts ends the programs, and
+/// so `backbeat dev`.
 fn or_warn<T>(polled: Result<Option<T>, ReadError>) -> Option<T> {
     polled.unwrap_or_else(|error| {
-        tracing::warn!(%error, "reading what to show");
+        tracing::warn!(%error, "cannot read beats or reports");
         None
     })
 }
 
-fn follow<R: Record + 'static>(
+/// Opens a reader of the records that are appended from now on.
+fn reader_at_end<R: Record + 'static>(
     broker: &Broker,
     registry: &Registry,
     runtime: &Handle,
@@ -415,8 +423,8 @@ fn report_line(report: &BarReport) -> String {
     )
 }
 
-/// A line on standard output, seen at once.
-fn say(line: &str) -> std::io::Result<()> {
+/// Prints a line to standard output and flushes it.
+fn print_line(line: &str) -> std::io::Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "{line}")?;
     out.flush()

@@ -1,4 +1,4 @@
-//! What `backbeat dev` leaves in its directory for `backbeat status`.
+//! `dev.json`: the addresses of a running `backbeat dev`, for `backbeat status`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-/// Where everything runs.
+/// The services of a running `backbeat dev`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct DevState {
     pub(crate) services: Vec<Service>,
@@ -28,7 +28,7 @@ impl DevState {
         fs::write(&path, serde_json::to_vec_pretty(self)?).with_context(|| format!("writing {}", path.display()))
     }
 
-    /// `None` where nothing runs.
+    /// Reads the state in `dir`; `None` if no `backbeat dev` runs there.
     pub(crate) fn read(dir: &Path) -> anyhow::Result<Option<Self>> {
         let path = dir.join(FILE);
         if !path.exists() {
@@ -38,14 +38,14 @@ impl DevState {
         Ok(Some(serde_json::from_slice(&text).with_context(|| path.display().to_string())?))
     }
 
-    /// The addresses of the programs whose name begins with `program`.
+    /// Returns the addresses of the services whose name starts with `program`.
     pub(crate) fn urls(&self, program: &str) -> Vec<String> {
-        let named = self.services.iter().filter(|service| service.name.starts_with(program));
-        named.map(|service| service.url.clone()).collect()
+        let matching = self.services.iter().filter(|service| service.name.starts_with(program));
+        matching.map(|service| service.url.clone()).collect()
     }
 
     pub(crate) fn remove(dir: &Path) {
-        // A file that is left over says that nothing answers, which is true.
+        // Errors are ignored: with a stale file `backbeat status` reports that nothing answers, which is true.
         let _ = fs::remove_file(dir.join(FILE));
     }
 }

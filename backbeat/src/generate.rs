@@ -1,4 +1,4 @@
-//! `backbeat completions` and `backbeat man`.
+//! `backbeat completions` and `backbeat man`: generate shell completions and manual pages.
 
 use std::fs;
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::Command;
 use clap_complete::Shell;
 
-use crate::output::print;
+use crate::output::print_bytes;
 
 /// Flags of `backbeat completions`.
 #[derive(Debug, Clone, clap::Args)]
@@ -16,7 +16,7 @@ use crate::output::print;
   backbeat completions bash > /etc/bash_completion.d/backbeat
   backbeat completions zsh > ~/.zfunc/_backbeat")]
 pub(crate) struct CompletionsArgs {
-    /// Whose completions.
+    /// The shell.
     #[arg(value_enum)]
     shell: Shell,
 }
@@ -26,15 +26,15 @@ pub(crate) struct CompletionsArgs {
 #[command(after_help = "Examples:
   backbeat man /usr/local/share/man/man1")]
 pub(crate) struct ManArgs {
-    /// Where the pages go, one for each subcommand; it is created if it is not there.
+    /// The directory for the pages, one for each subcommand; created if it does not exist.
     dir: PathBuf,
 }
 
 pub(crate) fn completions(args: &CompletionsArgs, command: &mut Command) -> ExitCode {
-    // It panics where it cannot write.
+    // Generated into memory first: `generate` panics if it cannot write.
     let mut script = Vec::new();
     clap_complete::generate(args.shell, command, "backbeat", &mut script);
-    print(&script);
+    print_bytes(&script);
     ExitCode::SUCCESS
 }
 

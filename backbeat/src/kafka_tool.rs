@@ -1,4 +1,4 @@
-//! `backbeat kafka`: the stock tools of the Kafka that `backbeat dev` downloads.
+//! `backbeat kafka`: runs the Kafka CLI tools of the Kafka version that `backbeat dev` downloads.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
@@ -13,11 +13,11 @@ use backbeat_devstack::stock_tool;
   backbeat kafka consumer-groups --bootstrap-server localhost:9092 --describe --group reverb
   backbeat kafka topics --bootstrap-server localhost:9092 --describe")]
 pub(crate) struct Args {
-    /// Which tool.
+    /// The tool.
     #[arg(value_enum)]
     tool: Tool,
 
-    /// The tool's own arguments.
+    /// Arguments of the tool.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
     args: Vec<OsString>,
 }
@@ -39,6 +39,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Tool::Configs => "kafka.admin.ConfigCommand",
         Tool::GetOffsets => "org.apache.kafka.tools.GetOffsetShell",
     };
-    // It takes our place, so that signals reach it.
+    // It replaces this process, so that signals reach it.
     Err(stock_tool(class)?.args(&args.args).exec()).context("running java")
 }

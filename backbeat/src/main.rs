@@ -24,7 +24,7 @@ use std::process::ExitCode;
 use backbeat_service::{DEFAULT_LEVEL, LogArgs};
 use clap::{CommandFactory, Parser};
 
-/// Runs and looks after a BACKBEAT cluster.
+/// Operates a BACKBEAT cluster.
 #[derive(Debug, Parser)]
 #[command(name = "backbeat", version)]
 struct Args {
@@ -37,43 +37,44 @@ struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Runs everything on this machine: Kafka, a schema registry, three pulse nodes, two reverb members, agents.
+    /// Runs a whole cluster on this machine: Kafka, a schema registry, three pulse nodes, two reverb members, agents.
     Dev(dev::Args),
-    /// Runs a program as an agent: a claim a beat while it runs, and an end when its beat budget is spent.
+    /// Runs a program as an agent: sends one claim per beat, and stops the program when its beat budget is spent.
     ///
-    /// The exit code is the program's, 124 when the budget was spent, 126 or 127 when it could not be run. What the
-    /// program appends to the file named in `BACKBEAT_STATUS_FILE`, JSON lines with state, progress, notes and help, goes
-    /// into its claims. Kafka may be away: the budget then runs on local beats.
+    /// The exit code is the program's own; it is 124 if the budget was spent, and 126 or 127 if the program could not
+    /// be started. The program can append JSON lines with state, progress, notes and help to the file named in
+    /// `BACKBEAT_STATUS_FILE`; they go into its claims. While Kafka is unavailable, local beats count towards the
+    /// budget.
     Run(run::Args),
-    /// Says how a cluster is doing, on one screen: pulse, reverb, the last report, the promises about time.
+    /// Shows the cluster's status on one screen: pulse, reverb, the last report, the SLOs.
     ///
     /// Exits with 0 if every program is ready, with 3 if one is not, with 1 if none answers.
     Status(status::Args),
-    /// The same, again and again.
+    /// Live status: the screen of `backbeat status`, refreshed until Ctrl-C.
     Top(status::TopArgs),
-    /// Shows the tempo, or changes it.
+    /// Shows or changes the tempo.
     Tempo(tempo::Args),
-    /// Creates the topics that are missing, and refuses ones with wrong settings.
+    /// Creates missing topics, checks the settings of existing ones, and registers the schemas.
     Topics(topics::Args),
-    /// Computes reports again from the log and compares them with those that were published.
+    /// Recomputes reports from the log and compares them with the published ones.
     ///
-    /// Exits with 0 if all are the same, with 3 if one differs, is missing or is there twice.
+    /// Exits with 0 if all are identical, with 3 if one is different, missing or duplicate.
     Audit(audit::Args),
-    /// Puts reverb's group back to a window, so that it computes again from there; shows the plan first.
+    /// Resets reverb's consumer group, so that it recomputes reports from a given window; without --execute, shows the plan.
     Replay(replay::Args),
     /// Prints records as JSON lines.
     Tail(tail::Args),
-    /// Prints records with Kafka's own console consumer and an Avro deserializer, as JSON lines.
+    /// Prints records as JSON lines with Kafka's console consumer and an Avro deserializer.
     Console(console::Args),
-    /// Holds this program's schemas against those in the registry.
+    /// Checks schema compatibility with the registry.
     Schemas(schemas::Args),
-    /// Says how the sinks of a Kafka Connect worker are doing; starts or changes those whose files are named.
+    /// Shows the state of a Connect worker's sinks; creates or updates those whose files are given.
     ///
-    /// Exits with 0 if all run, with 3 if one does not.
+    /// Exits with 0 if all are running, with 3 if one is not.
     Sinks(sinks::Args),
-    /// Runs one of Kafka's own command-line tools.
+    /// Runs one of the Kafka CLI tools.
     Kafka(kafka_tool::Args),
-    /// Prints completions for a shell.
+    /// Prints shell completions.
     Completions(generate::CompletionsArgs),
     /// Writes manual pages.
     Man(generate::ManArgs),
@@ -82,7 +83,7 @@ enum Command {
 fn main() -> ExitCode {
     let mut args = Args::parse_from(backbeat_service::command_line());
     if matches!(args.command, Command::Run(_)) && args.log.log_level == DEFAULT_LEVEL {
-        // What stands on the terminal is the program's.
+        // The terminal belongs to the program that is run.
         "error".clone_into(&mut args.log.log_level);
     }
     args.log.init();
@@ -91,7 +92,6 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
     match command {
-        // Its children are run and looked after on this thread.
         Command::Dev(args) => dev::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Audit(args) => audit::run(&args),

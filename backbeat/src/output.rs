@@ -1,19 +1,19 @@
-//! How a command says what it found.
+//! Output of commands: text or JSON on standard output, and the exit code of a failed check.
 
 use std::io::{ErrorKind, Write};
 
 use serde_json::Value;
 
-/// The exit code when what was asked for was done, and found something wrong.
-pub(crate) const FOUND: u8 = 3;
+/// The exit code of a check that ran to its end and found a problem.
+pub(crate) const EXIT_PROBLEM_FOUND: u8 = 3;
 
-/// The exit code that shells give programs which SIGPIPE ended.
-const READER_GONE: i32 = 141;
+/// The exit code that shells report for a program ended by SIGPIPE.
+const EXIT_BROKEN_PIPE: i32 = 141;
 
-/// The flag of every command that says something.
+/// The output flag, shared by all commands that print results.
 #[derive(Debug, Clone, Copy, clap::Args)]
 pub(crate) struct OutputArgs {
-    /// For people, or JSON: one object a line.
+    /// The format: text for people, or JSON with one object per line.
     #[arg(long, value_enum, default_value = "text")]
     pub(crate) output: Output,
 }
@@ -25,23 +25,23 @@ pub(crate) enum Output {
 }
 
 impl OutputArgs {
-    /// Prints `text`, or the same as `json`.
-    pub(crate) fn say(self, text: impl FnOnce() -> String, json: impl FnOnce() -> Value) {
+    /// Prints a result in the chosen format, followed by a newline.
+    pub(crate) fn print(self, text: impl FnOnce() -> String, json: impl FnOnce() -> Value) {
         match self.output {
-            Output::Text => print(format!("{}\n", text()).as_bytes()),
-            Output::Json => print(format!("{}\n", json()).as_bytes()),
+            Output::Text => print_bytes(format!("{}\n", text()).as_bytes()),
+            Output::Json => print_bytes(format!("{}\n", json()).as_bytes()),
         }
     }
 }
 
-/// Writes `bytes` to standard output. Where nobody reads it any more, as in `backbeat audit | head`, the program ends.
-pub(crate) fn print(bytes: &[u8]) {
+/// Writes `bytes` to standard output. Exits if its reader has closed the pipe, as in `backbeat audit | head`.
+pub(crate) fn print_bytes(bytes: &[u8]) {
     let mut out = std::io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
         Ok(()) => {}
-        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(READER_GONE),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => std::process::exit(EXIT_BROKEN_PIPE),
         Err(error) => {
-            tracing::error!(%error, "writing to standard output");
+            tracing::error!(%error, "cannot write to standard output");
             std::process::exit(1);
         }
     }

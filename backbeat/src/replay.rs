@@ -1,4 +1,4 @@
-//! `backbeat replay`.
+//! `backbeat replay`: resets reverb's consumer group to a window.
 
 use std::process::ExitCode;
 
@@ -11,23 +11,23 @@ use serde_json::json;
 use tokio::runtime::Runtime;
 
 use crate::audit::{self, Summary};
-use crate::output::{Output, OutputArgs, print};
+use crate::output::{Output, OutputArgs, print_bytes};
 
 /// Flags of `backbeat replay`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:
-  backbeat replay --to-beat 40                     the plan
-  backbeat replay --to-beat 40 --dry-run-report    what would change
+  backbeat replay --to-beat 40                     show the plan
+  backbeat replay --to-beat 40 --dry-run-report    show what would change
   backbeat replay --to-datetime 2026-11-22T08:55:32Z --execute")]
 pub(crate) struct Args {
     #[command(flatten)]
     to: Target,
 
-    /// Do it; without this the plan is shown and nothing is changed.
+    /// Reset the group; without this flag only the plan is shown.
     #[arg(long)]
     execute: bool,
 
-    /// Compute these windows again without touching the group, and print what would change.
+    /// Recompute these windows without resetting the group, and show what would change.
     #[arg(long, conflicts_with = "execute")]
     dry_run_report: bool,
 
@@ -40,28 +40,28 @@ pub(crate) struct Args {
 
 #[derive(Debug, Clone, clap::Args)]
 #[group(required = true, multiple = false)]
-#[allow(clippy::struct_field_names, reason = "they are the flags")]
+#[allow(clippy::struct_field_names, reason = "the fields are named for the flags")]
 struct Target {
-    /// To the window that has this beat.
+    /// Replay from the window that contains this beat.
     #[arg(long, value_name = "BEAT", value_parser = clap::value_parser!(i64).range(0..))]
     to_beat: Option<i64>,
 
-    /// To this window.
+    /// Replay from this window.
     #[arg(long, value_name = "ID")]
     to_window: Option<WindowId>,
 
-    /// To the window that was open then, such as 2026-11-22T08:55:32Z.
-    #[arg(long, value_name = "INSTANT", value_parser = instant)]
+    /// Replay from the window that was open at this time, in RFC 3339, such as 2026-11-22T08:55:32Z.
+    #[arg(long, value_name = "INSTANT", value_parser = parse_instant)]
     to_datetime: Option<Timestamp>,
 
-    /// To the oldest window whose claims are wholly there.
+    /// Replay from the oldest window whose claims are all retained.
     #[arg(long)]
     to_earliest: bool,
 }
 
-fn instant(text: &str) -> Result<Timestamp, String> {
+fn parse_instant(text: &str) -> Result<Timestamp, String> {
     let parsed = DateTime::parse_from_rfc3339(text);
-    let parsed = parsed.map_err(|error| format!("not RFC 3339, as 2026-11-22T08:55:32Z is: {error}"))?;
+    let parsed = parsed.map_err(|error| format!("not an RFC 3339 time such as 2026-11-22T08:55:32Z: {error}"))?;
     Ok(Timestamp::from_millis(parsed.timestamp_millis()))
 }
 
@@ -92,24 +92,22 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             "claims": claims, "offsets": offsets,
         })
     };
-    args.output.say(as_text, as_json);
+    args.output.print(as_text, as_json);
     if args.dry_run_report {
         let range = AuditRange { from: Some(*from_beat), to: None };
         let Summary { identical, different, missing, duplicate, not_retained } =
-            audit::look(&broker, &registry, &runtime, range, args.output)?;
+            audit::audit_range(&broker, &registry, &runtime, range, args.output)?;
         let verified = identical + duplicate;
-        args.output.say(
+        args.output.print(
             || format!("would verify {verified}, rewrite {different}, write {missing} and skip {not_retained} reports"),
             || json!({ "verify": verified, "rewrite": different, "write": missing, "skip": not_retained }),
         );
     } else if args.execute {
         execute_replay(&broker, &plan)?;
-        args.output.say(
-            || "done: start reverb, and it computes these windows again".to_owned(),
-            || json!({ "executed": true }),
-        );
+        args.output
+            .print(|| "done: start reverb, and it recomputes these windows".to_owned(), || json!({ "executed": true }));
     } else if args.output.output == Output::Text {
-        print(b"nothing was changed: --execute does it, while reverb is stopped\n");
+        print_bytes(b"nothing was changed; run it with --execute while reverb is stopped\n");
     }
     Ok(ExitCode::SUCCESS)
 }

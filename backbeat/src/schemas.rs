@@ -1,4 +1,4 @@
-//! `backbeat schemas`: the registry's schemas beside ours.
+//! `backbeat schemas`: checks this program's schemas for compatibility with the registry.
 
 use std::fmt;
 use std::process::ExitCode;
@@ -8,7 +8,7 @@ use backbeat_schemas::{BarPartial, BarReport, BeatFrame, Record, StatusClaim};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use crate::output::{FOUND, OutputArgs};
+use crate::output::{EXIT_PROBLEM_FOUND, OutputArgs};
 
 /// Flags of `backbeat schemas`.
 #[derive(Debug, Clone, clap::Args)]
@@ -19,9 +19,9 @@ pub(crate) struct Args {
 
 #[derive(Debug, Clone, clap::Subcommand)]
 enum Command {
-    /// Says whether this program's schemas go with all versions in the registry, and changes nothing.
+    /// Checks that this program's schemas are compatible with all registered versions; changes nothing.
     ///
-    /// Exits with 0 if all are registered or could be, with 3 if one is refused or a subject is not `FULL_TRANSITIVE`.
+    /// Exits with 0 if all are registered or can be, with 3 if one is refused or a subject is not `FULL_TRANSITIVE`.
     #[command(after_help = "Examples:
   backbeat schemas check
   backbeat schemas check --output json | jq 'select(.ok == false)'")]
@@ -37,8 +37,8 @@ struct CheckArgs {
     kafka: KafkaArgs,
 }
 
-/// What was found of one subject.
-struct Checked {
+/// The result of checking one subject.
+struct SubjectCheck {
     subject: String,
     found: Registered,
 }
@@ -47,7 +47,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let Command::Check(args) = &args.command;
     let topics = Broker::new(&args.kafka, "backbeat-schemas")?.topics().clone();
     let registry = Registry::new(&args.kafka)?;
-    let checked = Runtime::new()?.block_on(async {
+    let checks = Runtime::new()?.block_on(async {
         let subject = |topic| topics.subject(topic);
         anyhow::Ok([
             check::<BeatFrame>(&registry, subject(TopicName::BeatFrames)).await?,
@@ -56,18 +56,18 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             check::<BarPartial>(&registry, subject(TopicName::BarPartials)).await?,
         ])
     })?;
-    for one in &checked {
-        args.output.say(|| one.to_string(), || one.as_json());
+    for check in &checks {
+        args.output.print(|| check.to_string(), || check.as_json());
     }
-    Ok(if checked.iter().all(Checked::is_ok) { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
+    Ok(if checks.iter().all(SubjectCheck::is_ok) { ExitCode::SUCCESS } else { ExitCode::from(EXIT_PROBLEM_FOUND) })
 }
 
-async fn check<R: Record>(registry: &Registry, subject: String) -> anyhow::Result<Checked> {
+async fn check<R: Record>(registry: &Registry, subject: String) -> anyhow::Result<SubjectCheck> {
     let found = registry.check::<R>(&subject).await?;
-    Ok(Checked { subject, found })
+    Ok(SubjectCheck { subject, found })
 }
 
-impl Checked {
+impl SubjectCheck {
     fn is_ok(&self) -> bool {
         self.found.refused.is_none() && (self.found.versions == 0 || self.is_transitive())
     }
@@ -85,19 +85,19 @@ impl Checked {
     }
 }
 
-impl fmt::Display for Checked {
+impl fmt::Display for SubjectCheck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Registered { versions, is_ours, compatibility, refused } = &self.found;
         write!(f, "{:<24} ", self.subject)?;
         match refused {
-            Some(reason) => write!(f, "REFUSED beside {versions} versions: {reason}")?,
-            None if *versions == 0 => write!(f, "not registered yet; `backbeat topics` does it")?,
-            None if *is_ours => write!(f, "registered, among {versions} versions")?,
+            Some(reason) => write!(f, "REFUSED by the registry, which has {versions} versions: {reason}")?,
+            None if *versions == 0 => write!(f, "not registered yet; `backbeat topics` registers it")?,
+            None if *is_ours => write!(f, "registered, one of {versions} versions")?,
             None => write!(f, "compatible with all {versions} versions, not registered yet")?,
         }
         if *versions > 0 && !self.is_transitive() {
             let found = compatibility.as_deref().unwrap_or("not set");
-            write!(f, "; its compatibility is {found}, must be FULL_TRANSITIVE: `backbeat topics` sets it")?;
+            write!(f, "; its compatibility is {found}, must be FULL_TRANSITIVE; `backbeat topics` sets it")?;
         }
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! `backbeat sinks`: the sinks of a worker of Kafka Connect.
+//! `backbeat sinks`: shows and starts the sinks of a Connect worker.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -13,37 +13,39 @@ use reqwest::blocking::{Client, RequestBuilder};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use crate::output::{FOUND, OutputArgs};
+use crate::output::{EXIT_PROBLEM_FOUND, OutputArgs};
 
-/// A worker that has lost another waits for it before it hands the tasks out again.
-const SETTLED_WITHIN: Duration = Duration::from_mins(2);
-const FAILED_FOR: Duration = Duration::from_secs(5);
-const TIMEOUT: Duration = Duration::from_secs(30);
-const PAUSE: Duration = Duration::from_millis(200);
-/// The setting that names the topic by which Iceberg's sink agrees with itself; the sink does not create it.
+/// The time in which Connect must accept a request, and in which a sink must start. It includes a rebalance: when a
+/// worker is lost, Connect waits for its return before it reassigns the tasks.
+const START_TIMEOUT: Duration = Duration::from_mins(2);
+/// The time in which a failed state may still be that of the run before a restart.
+const STALE_STATE_PERIOD: Duration = Duration::from_secs(5);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+const RETRY_BACKOFF: Duration = Duration::from_millis(200);
+/// The setting that names the topic through which the tasks of Iceberg's sink coordinate; the sink does not create it.
 const CONTROL_TOPIC: &str = "iceberg.control.topic";
 
 /// Flags of `backbeat sinks`.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_help = "Examples:
   backbeat sinks                                                     the state of all sinks
-  backbeat sinks connect/sinks/postgres.json                         start it, change it, or start it again
-  backbeat sinks --from-beginning connect/sinks/postgres.json        and read every report again
+  backbeat sinks connect/sinks/postgres.json                         create, update or restart this sink
+  backbeat sinks --from-beginning connect/sinks/postgres.json        also read every report again
   backbeat sinks --output json | jq 'select(.state != \"RUNNING\")'")]
 pub(crate) struct Args {
-    /// Configurations of sinks to start or change, as in connect/sinks; a sink has its file's name.
+    /// Configurations of sinks to create or update, such as those in connect/sinks; a sink is named after its file.
     #[arg(value_name = "FILE")]
     files: Vec<PathBuf>,
 
-    /// Let these sinks read their topics again, from the first record on.
+    /// Reset the offsets of these sinks, so that they read their topics from the first record.
     #[arg(long, requires = "files")]
     from_beginning: bool,
 
-    /// The REST API of a worker of Kafka Connect.
+    /// URL of a Connect worker's REST API.
     #[arg(long, env = "BACKBEAT_CONNECT_URL", default_value = "http://localhost:8090")]
     connect_url: String,
 
-    /// Copies of a topic that a sink needs and that is not there.
+    /// Replication factor of a control topic that a sink needs and that does not exist.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..))]
     replication_factor: i32,
 
@@ -55,10 +57,11 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let worker = Worker::new(&args.connect_url)?;
+    let worker = ConnectWorker::new(&args.connect_url)?;
     let mut sinks = Vec::new();
     for file in &args.files {
-        let name = file.file_stem().and_then(|stem| stem.to_str()).context("a file's name is the sink's")?;
+        let name =
+            file.file_stem().and_then(|stem| stem.to_str()).context("the sink has no name: its file has none")?;
         let config = read(file)?;
         if let Some(topic) = config[CONTROL_TOPIC].as_str() {
             let broker = Broker::new(&args.kafka, "backbeat-sinks")?;
@@ -66,39 +69,39 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         worker.apply(name, &config).with_context(|| file.display().to_string())?;
         if args.from_beginning {
-            worker.rewind(name)?;
+            worker.reset_offsets(name)?;
         }
-        sinks.push(worker.settled(name)?);
+        sinks.push(worker.wait_until_started(name)?);
     }
     if args.files.is_empty() {
         sinks = worker.sinks()?;
         if sinks.is_empty() {
-            tracing::info!("no sinks yet: `backbeat sinks connect/sinks/postgres.json` starts one");
+            tracing::info!("the worker has no sinks; `backbeat sinks connect/sinks/postgres.json` creates one");
         }
     }
     for sink in &sinks {
-        args.output.say(|| sink.to_string(), || sink.as_json());
+        args.output.print(|| sink.to_string(), || sink.as_json());
     }
-    Ok(if sinks.iter().all(Sink::runs) { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
+    Ok(if sinks.iter().all(Sink::is_running) { ExitCode::SUCCESS } else { ExitCode::from(EXIT_PROBLEM_FOUND) })
 }
 
 fn read(file: &Path) -> anyhow::Result<Value> {
     let text = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
     let config: Value = serde_json::from_slice(&text).with_context(|| format!("{} is not JSON", file.display()))?;
-    if config.is_object() { Ok(config) } else { bail!("{}: a configuration is a JSON object", file.display()) }
+    if config.is_object() { Ok(config) } else { bail!("{} is not a JSON object", file.display()) }
 }
 
-/// The REST API of a worker.
-pub(crate) struct Worker {
+/// A client of a Connect worker's REST API.
+pub(crate) struct ConnectWorker {
     url: String,
     http: Client,
 }
 
-/// What a sink does.
+/// The state of a sink connector and its tasks.
 pub(crate) struct Sink {
     name: String,
     state: String,
-    /// Why it failed.
+    /// The cause of its failure.
     cause: Option<String>,
     tasks: Vec<Task>,
 }
@@ -108,9 +111,9 @@ struct Task {
     cause: Option<String>,
 }
 
-impl Worker {
+impl ConnectWorker {
     pub(crate) fn new(url: &str) -> anyhow::Result<Self> {
-        let http = Client::builder().timeout(TIMEOUT).no_proxy().build()?;
+        let http = Client::builder().timeout(REQUEST_TIMEOUT).no_proxy().build()?;
         Ok(Self { url: url.trim_end_matches('/').to_owned(), http })
     }
 
@@ -118,80 +121,79 @@ impl Worker {
         format!("{}/connectors{rest}", self.url)
     }
 
-    /// Starts the sink `name` with `config`; one that is there is changed and started again, since what failed stays
-    /// so otherwise.
+    /// Creates the sink `name` with `config`, or updates it. An existing sink is also restarted, because a failed one
+    /// stays failed otherwise.
     pub(crate) fn apply(&self, name: &str, config: &Value) -> anyhow::Result<()> {
-        let status = self.insist(|| self.http.put(self.path(&format!("/{name}/config"))).json(config))?;
+        let status = self.send_with_retry(|| self.http.put(self.path(&format!("/{name}/config"))).json(config))?;
         if status == StatusCode::OK {
-            self.insist(|| self.http.put(self.path(&format!("/{name}/resume"))))?;
-            // From here on its states are of the new run.
-            self.insist(|| self.http.post(self.path(&format!("/{name}/restart?includeTasks=true"))))?;
+            self.send_with_retry(|| self.http.put(self.path(&format!("/{name}/resume"))))?;
+            // Connect reports the states of the new run from here on.
+            self.send_with_retry(|| self.http.post(self.path(&format!("/{name}/restart?includeTasks=true"))))?;
         }
         Ok(())
     }
 
-    /// Lets `name` begin with the first record of its topics.
-    pub(crate) fn rewind(&self, name: &str) -> anyhow::Result<()> {
-        self.insist(|| self.http.put(self.path(&format!("/{name}/stop"))))?;
-        // Until the last task has gone the worker refuses.
-        self.insist(|| self.http.delete(self.path(&format!("/{name}/offsets"))))?;
-        self.insist(|| self.http.put(self.path(&format!("/{name}/resume")))).map(drop)
+    /// Resets the offsets of the sink `name`, so that it reads its topics from the first record.
+    pub(crate) fn reset_offsets(&self, name: &str) -> anyhow::Result<()> {
+        self.send_with_retry(|| self.http.put(self.path(&format!("/{name}/stop"))))?;
+        // Connect refuses this until the last task has stopped.
+        self.send_with_retry(|| self.http.delete(self.path(&format!("/{name}/offsets"))))?;
+        self.send_with_retry(|| self.http.put(self.path(&format!("/{name}/resume")))).map(drop)
     }
 
-    /// Sends a request again while the worker is busy with its group or with ending tasks.
-    fn insist(&self, request: impl Fn() -> RequestBuilder) -> anyhow::Result<StatusCode> {
-        let deadline = Instant::now() + SETTLED_WITHIN;
+    /// Sends a request; retries while the worker rebalances, has an internal error, or is stopping tasks.
+    fn send_with_retry(&self, request: impl Fn() -> RequestBuilder) -> anyhow::Result<StatusCode> {
+        let deadline = Instant::now() + START_TIMEOUT;
         loop {
-            let (status, body) = self.ask(request())?;
+            let (status, body) = self.send(request())?;
             let is_busy = status == StatusCode::CONFLICT
                 || status.is_server_error()
-                || reason(&body).contains("must be in the STOPPED state");
+                || error_message(&body).contains("must be in the STOPPED state");
             if status.is_success() {
                 return Ok(status);
             }
             if !is_busy || Instant::now() > deadline {
-                bail!("Kafka Connect refuses it: {}", reason(&body));
+                bail!("Kafka Connect refused the request: {}", error_message(&body));
             }
-            thread::sleep(PAUSE);
+            thread::sleep(RETRY_BACKOFF);
         }
     }
 
-    /// The sink `name`, once it and its tasks run, or one has failed and stays so.
-    pub(crate) fn settled(&self, name: &str) -> anyhow::Result<Sink> {
-        let deadline = Instant::now() + SETTLED_WITHIN;
-        // Until then a failure may be one of before it was started again.
-        let believed = Instant::now() + FAILED_FOR;
+    /// Waits until the sink `name` and all its tasks are running, or one of them has failed and stays so.
+    pub(crate) fn wait_until_started(&self, name: &str) -> anyhow::Result<Sink> {
+        let deadline = Instant::now() + START_TIMEOUT;
+        let stale_until = Instant::now() + STALE_STATE_PERIOD;
         loop {
             let found = self.sinks()?.into_iter().find(|sink| sink.name == name);
             match found {
-                Some(sink) if sink.runs() || Instant::now() > deadline => return Ok(sink),
-                Some(sink) if sink.failed() && Instant::now() > believed => return Ok(sink),
-                None if Instant::now() > deadline => bail!("Kafka Connect has taken {name} and does not start it"),
-                _ => thread::sleep(PAUSE),
+                Some(sink) if sink.is_running() || Instant::now() > deadline => return Ok(sink),
+                Some(sink) if sink.has_failed() && Instant::now() > stale_until => return Ok(sink),
+                None if Instant::now() > deadline => bail!("Kafka Connect accepted {name} but has not started it"),
+                _ => thread::sleep(RETRY_BACKOFF),
             }
         }
     }
 
     fn sinks(&self) -> anyhow::Result<Vec<Sink>> {
-        let (status, body) = self.ask(self.http.get(self.path("?expand=status")))?;
+        let (status, body) = self.send(self.http.get(self.path("?expand=status")))?;
         match body.as_object() {
             Some(sinks) if status.is_success() => {
                 Ok(sinks.iter().map(|(name, sink)| Sink::new(name, &sink["status"])).collect())
             }
-            _ => bail!("{} answers {status}, and not as Kafka Connect does: {}", self.url, reason(&body)),
+            _ => bail!("{} answered {status}, not as Kafka Connect does: {}", self.url, error_message(&body)),
         }
     }
 
-    fn ask(&self, request: RequestBuilder) -> anyhow::Result<(StatusCode, Value)> {
-        let answer = request.send();
-        let answer = answer.with_context(|| {
-            format!("Kafka Connect at {} does not answer; is a worker there? (--connect-url)", self.url)
+    fn send(&self, request: RequestBuilder) -> anyhow::Result<(StatusCode, Value)> {
+        let response = request.send();
+        let response = response.with_context(|| {
+            format!("Kafka Connect at {} does not answer; is a Connect worker running there? (--connect-url)", self.url)
         })?;
-        Ok((answer.status(), answer.json().unwrap_or_default()))
+        Ok((response.status(), response.json().unwrap_or_default()))
     }
 }
 
-fn reason(body: &Value) -> &str {
+fn error_message(body: &Value) -> &str {
     body["message"].as_str().unwrap_or("no reason given")
 }
 
@@ -204,11 +206,12 @@ impl Sink {
         Self { name: name.to_owned(), state: text(&connector["state"]), cause: cause(connector), tasks }
     }
 
-    pub(crate) fn runs(&self) -> bool {
+    /// Returns true if the sink and all its tasks are running.
+    pub(crate) fn is_running(&self) -> bool {
         self.state == "RUNNING" && !self.tasks.is_empty() && self.tasks.iter().all(|task| task.state == "RUNNING")
     }
 
-    fn failed(&self) -> bool {
+    fn has_failed(&self) -> bool {
         self.state == "FAILED" || self.tasks.iter().any(|task| task.state == "FAILED")
     }
 
@@ -219,9 +222,10 @@ impl Sink {
     }
 }
 
-/// The last cause in a stack trace: the first line is Connect's own, whatever went wrong.
-fn cause(of: &Value) -> Option<String> {
-    let trace = of["trace"].as_str()?;
+/// Returns the last cause in the stack trace of a failed connector or task; the first line is the same for all
+/// failures.
+fn cause(status: &Value) -> Option<String> {
+    let trace = status["trace"].as_str()?;
     trace.lines().rfind(|line| line.starts_with("Caused by")).or(trace.lines().next()).map(str::to_owned)
 }
 

@@ -1,4 +1,4 @@
-//! `backbeat status` and `backbeat top`.
+//! `backbeat status` and `backbeat top`: print the cluster's status, once or repeatedly.
 
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use tokio::runtime::Runtime;
 
-use crate::output::{FOUND, OutputArgs};
+use crate::output::{EXIT_PROBLEM_FOUND, OutputArgs};
 use crate::overview::ProgramArgs;
 
-/// Of a terminal: another screen without a cursor, back again, and a clean page.
-const ENTER: &str = "\x1b[?1049h\x1b[?25l";
-const LEAVE: &str = "\x1b[?25h\x1b[?1049l";
-const CLEAN_PAGE: &str = "\x1b[H\x1b[J";
-const POLL: Duration = Duration::from_millis(50);
+/// Terminal sequences: switch to the alternate screen without a cursor, switch back, and clear the screen.
+const ENTER_SCREEN: &str = "\x1b[?1049h\x1b[?25l";
+const LEAVE_SCREEN: &str = "\x1b[?25h\x1b[?1049l";
+const CLEAR_SCREEN: &str = "\x1b[H\x1b[J";
+/// The interval at which a shutdown is checked for.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Flags of `backbeat status`.
 #[derive(Debug, Clone, clap::Args)]
@@ -31,9 +32,9 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let overview = args.programs.ask()?;
-    args.output.say(|| overview.to_string(), || overview.as_json());
-    Ok(if overview.is_well() { ExitCode::SUCCESS } else { ExitCode::from(FOUND) })
+    let overview = args.programs.fetch()?;
+    args.output.print(|| overview.to_string(), || overview.as_json());
+    Ok(if overview.is_ready() { ExitCode::SUCCESS } else { ExitCode::from(EXIT_PROBLEM_FOUND) })
 }
 
 /// Flags of `backbeat top`.
@@ -45,12 +46,12 @@ pub(crate) struct TopArgs {
     #[command(flatten)]
     programs: ProgramArgs,
 
-    /// Seconds from one look to the next.
-    #[arg(long, default_value_t = 1.0, value_parser = seconds)]
+    /// Seconds between two refreshes, 0.1 to 3600.
+    #[arg(long, default_value_t = 1.0, value_parser = parse_interval)]
     interval: f64,
 }
 
-fn seconds(text: &str) -> Result<f64, String> {
+fn parse_interval(text: &str) -> Result<f64, String> {
     let allowed = 0.1..=3_600.0;
     let seconds: f64 = text.parse().map_err(|_| format!("{text} is not a number of seconds"))?;
     if allowed.contains(&seconds) { Ok(seconds) } else { Err("allowed are 0.1 to 3600 seconds".to_owned()) }
@@ -59,25 +60,25 @@ fn seconds(text: &str) -> Result<f64, String> {
 pub(crate) fn top(args: &TopArgs) -> anyhow::Result<ExitCode> {
     let mut out = std::io::stdout();
     if !out.is_terminal() {
-        bail!("top draws on a terminal, and this is none: use `backbeat status`, with --output json for programs");
+        bail!("standard output is not a terminal: use `backbeat status`, with --output json for programs");
     }
     let runtime = Runtime::new()?;
     let shutdown = {
         let _inside = runtime.enter();
         backbeat_service::on_signals()?
     };
-    write!(out, "{ENTER}")?;
+    write!(out, "{ENTER_SCREEN}")?;
     let mut outcome = Ok(());
     while outcome.is_ok() && !shutdown.is_cancelled() {
-        let looked = Instant::now();
-        let page = args.programs.ask().map_or_else(|error| format!("{error:#}"), |overview| overview.to_string());
-        outcome = write!(out, "{CLEAN_PAGE}{page}\n\nCtrl-C ends this").and_then(|()| out.flush());
+        let refreshed = Instant::now();
+        let page = args.programs.fetch().map_or_else(|error| format!("{error:#}"), |overview| overview.to_string());
+        outcome = write!(out, "{CLEAR_SCREEN}{page}\n\nCtrl-C to exit").and_then(|()| out.flush());
         let interval = Duration::from_secs_f64(args.interval);
-        while looked.elapsed() < interval && !shutdown.is_cancelled() {
-            std::thread::sleep(POLL);
+        while refreshed.elapsed() < interval && !shutdown.is_cancelled() {
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
-    write!(out, "{LEAVE}")?;
+    write!(out, "{LEAVE_SCREEN}")?;
     out.flush()?;
     outcome?;
     Ok(ExitCode::SUCCESS)

@@ -1,4 +1,4 @@
-//! What a program under `backbeat run` says of itself: JSON lines in a file that it is told of.
+//! The status file of a program under `backbeat run`: JSON lines that the program appends and that go into its claims.
 
 use std::fs::File;
 use std::io::Read;
@@ -9,27 +9,27 @@ use serde::Deserialize;
 use tempfile::NamedTempFile;
 
 /// The environment variable that names the file.
-pub(crate) const VARIABLE: &str = "BACKBEAT_STATUS_FILE";
-/// Of a line; what is longer is no status.
-const MAX_LINE: usize = 16 * 1024;
-/// Read in one go, so that a program that floods the file does not keep us.
-const MAX_BYTES: u64 = 1024 * 1024;
-/// Of the notes in a claim.
-const MAX_NOTES: usize = 4_096;
+pub(crate) const PATH_VARIABLE: &str = "BACKBEAT_STATUS_FILE";
+/// The maximum length of a line; a longer one is skipped.
+const MAX_LINE_BYTES: usize = 16 * 1024;
+/// The maximum that one call reads, so that a program that floods the file does not block this one.
+const MAX_READ_BYTES: u64 = 1024 * 1024;
+/// The maximum length of the notes in a valid claim.
+const MAX_NOTES_BYTES: usize = 4_096;
 
-/// The file, and how far it was read.
+/// The status file and the read position.
 pub(crate) struct StatusFile {
     file: NamedTempFile,
     reader: File,
-    /// The beginning of a line whose end is not there yet.
-    rest: Vec<u8>,
-    line: u64,
+    /// A line that is not complete yet.
+    incomplete_line: Vec<u8>,
+    line_number: u64,
 }
 
-/// A line: each field is optional, and what is not named stays as it was.
+/// One line of the file. Each field is optional; a field that is absent keeps its value.
 #[derive(Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Line {
+struct StatusUpdate {
     state: Option<State>,
     progress: Option<f64>,
     notes: Option<String>,
@@ -40,69 +40,73 @@ impl StatusFile {
     pub(crate) fn new() -> std::io::Result<Self> {
         let file = NamedTempFile::with_prefix("backbeat-status-")?;
         let reader = file.reopen()?;
-        Ok(Self { file, reader, rest: Vec::new(), line: 0 })
+        Ok(Self { file, reader, incomplete_line: Vec::new(), line_number: 0 })
     }
 
     pub(crate) fn path(&self) -> &Path {
         self.file.path()
     }
 
-    /// Tells `task` what the program has said since the last time; returns whether it has said anything. Lines that say
-    /// nothing are logged and passed over.
+    /// Applies the lines that were appended since the last call to `task`; returns true if there was anything to read.
+    /// Invalid lines are logged and skipped.
     pub(crate) fn read(&mut self, task: &Task) -> bool {
-        let before = self.rest.len();
-        let read = self.reader.by_ref().take(MAX_BYTES).read_to_end(&mut self.rest);
+        let before = self.incomplete_line.len();
+        let read = self.reader.by_ref().take(MAX_READ_BYTES).read_to_end(&mut self.incomplete_line);
         if let Err(error) = read {
-            tracing::warn!(%error, "reading the status file");
+            tracing::warn!(%error, "cannot read the status file");
         }
-        let read = self.rest.len() - before;
-        let rest = std::mem::take(&mut self.rest);
-        let mut lines = rest.split(|byte| *byte == b'\n');
-        // What stands behind the last line's end is the beginning of the next.
-        let next = lines.next_back().unwrap_or_default();
+        let read = self.incomplete_line.len() - before;
+        let bytes = std::mem::take(&mut self.incomplete_line);
+        let mut lines = bytes.split(|byte| *byte == b'\n');
+        // The bytes after the last newline are the beginning of the next line.
+        let incomplete = lines.next_back().unwrap_or_default();
         for line in lines {
-            self.take(line, task);
+            self.process_line(line, task);
         }
-        if next.len() > MAX_LINE {
-            tracing::warn!(line = self.line + 1, "a line of the status file is longer than {MAX_LINE} bytes");
+        if incomplete.len() > MAX_LINE_BYTES {
+            tracing::warn!(
+                line = self.line_number + 1,
+                "a line of the status file is longer than {MAX_LINE_BYTES} bytes"
+            );
         } else {
-            self.rest = next.to_vec();
+            self.incomplete_line = incomplete.to_vec();
         }
         read > 0
     }
 
-    /// Tells `task` all that is left, when nobody writes any more.
+    /// Applies everything up to the end of the file to `task`, including a last line without a newline.
     pub(crate) fn read_to_end(&mut self, task: &Task) {
         while self.read(task) {}
-        let last = std::mem::take(&mut self.rest);
-        self.take(&last, task);
+        let last = std::mem::take(&mut self.incomplete_line);
+        self.process_line(&last, task);
     }
 
-    fn take(&mut self, line: &[u8], task: &Task) {
-        self.line += 1;
+    fn process_line(&mut self, line: &[u8], task: &Task) {
+        self.line_number += 1;
         match parse(line) {
             Ok(None) => {}
-            Ok(Some(line)) => line.tell(task),
+            Ok(Some(update)) => update.apply(task),
             Err(error) => tracing::warn!(
-                line = self.line,
+                line = self.line_number,
                 %error,
-                "a line of the status file is not understood; allowed is a JSON object with state, progress, notes, help"
+                "invalid line in the status file; expected a JSON object with state, progress, notes, help"
             ),
         }
     }
 }
 
-fn parse(line: &[u8]) -> Result<Option<Line>, serde_json::Error> {
+/// Parses a line; `None` if it is blank.
+fn parse(line: &[u8]) -> Result<Option<StatusUpdate>, serde_json::Error> {
     if line.iter().all(u8::is_ascii_whitespace) { Ok(None) } else { serde_json::from_slice(line).map(Some) }
 }
 
-impl Line {
-    fn tell(self, task: &Task) {
+impl StatusUpdate {
+    fn apply(self, task: &Task) {
         task.update(|status| {
             status.state = self.state.unwrap_or(status.state);
             status.progress = self.progress.map_or(status.progress, |progress| progress.clamp(0.0, 1.0));
             if let Some(mut notes) = self.notes {
-                notes.truncate(notes.floor_char_boundary(MAX_NOTES));
+                notes.truncate(notes.floor_char_boundary(MAX_NOTES_BYTES));
                 status.notes = notes;
             }
             status.help = self.help.or(status.help);
@@ -115,21 +119,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_says_what_it_names() {
+    fn status_lines_set_the_fields_they_name_and_are_refused_with_the_reason() {
         let line = |text: &str| parse(text.as_bytes());
-        let said = line(r#"{"state": "review", "progress": 0.5, "help": "requested"}"#).expect("JSON").expect("a line");
+        let update = line(r#"{"state": "review", "progress": 0.5, "help": "requested"}"#);
         let expected =
-            Line { state: Some(State::Review), progress: Some(0.5), notes: None, help: Some(Help::Requested) };
-        assert_eq!(said, expected);
-        assert_eq!(line(" ").expect("nothing"), None);
-        for (broken, reason) in [
+            StatusUpdate { state: Some(State::Review), progress: Some(0.5), notes: None, help: Some(Help::Requested) };
+        assert_eq!(update.expect("the line is valid"), Some(expected));
+        assert_eq!(line(" ").expect("a blank line is valid"), None);
+        for (invalid, reason) in [
             (r#"{"state": "sleeping"}"#, "unknown variant `sleeping`"),
             (r#"{"mood": "good"}"#, "unknown field `mood`, expected one of"),
             ("half", "expected value"),
             (r#"{"progress": "much"}"#, "expected f64"),
         ] {
-            let error = line(broken).expect_err("it says nothing").to_string();
-            assert!(error.contains(reason), "{broken}: {error}");
+            let error = line(invalid).expect_err("the line is invalid").to_string();
+            assert!(error.contains(reason), "{invalid}: {error}");
         }
     }
 }

@@ -1,4 +1,4 @@
-//! `backbeat tail`.
+//! `backbeat tail`: prints records as JSON lines.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -8,9 +8,9 @@ use backbeat_broker::{Broker, KafkaArgs, Registry, Seen, TailFrom, Tailed, Topic
 use backbeat_schemas::{BarReport, BeatFrame, Record, StatusClaim};
 use tokio::runtime::Runtime;
 
-use crate::output::print;
+use crate::output::print_bytes;
 
-const POLL: Duration = Duration::from_millis(100);
+const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// Flags of `backbeat tail`.
 #[derive(Debug, Clone, clap::Args)]
@@ -18,19 +18,19 @@ const POLL: Duration = Duration::from_millis(100);
   backbeat tail barreports --from-beginning
   backbeat tail statusclaims --follow | jq 'select(.state == \"failed\")'")]
 pub(crate) struct Args {
-    /// Which records.
+    /// The topic.
     #[arg(value_enum)]
     topic: Topic,
 
-    /// Begin with the first record that is there, instead of the last ten of each partition.
+    /// Start with the first retained record, not with the last ten of each partition.
     #[arg(long)]
     from_beginning: bool,
 
-    /// Stop after this many records.
+    /// Maximum number of records to print.
     #[arg(long, value_name = "N")]
     max: Option<u64>,
 
-    /// Go on with the records that come.
+    /// Keep printing records as they are appended.
     #[arg(long, short)]
     follow: bool,
 
@@ -62,13 +62,13 @@ fn print_records<R: Record + 'static>(args: &Args, topic: TopicName) -> anyhow::
         .with_context(|| format!("reading {} from {}", broker.topics().name(topic), broker.bootstrap_servers()))?;
     let mut printed = 0;
     while args.max.is_none_or(|max| printed < max) {
-        match tail.next(POLL)? {
+        match tail.next(POLL_TIMEOUT)? {
             Some(Tailed::Record(Seen { record: Ok(record), .. })) => {
                 printed += 1;
-                print(format!("{}\n", serde_json::to_string(&record)?).as_bytes());
+                print_bytes(format!("{}\n", serde_json::to_string(&record)?).as_bytes());
             }
             Some(Tailed::Record(Seen { partition, offset, record: Err(reason), .. })) => {
-                tracing::warn!(partition, offset, reason, "not a record of ours");
+                tracing::warn!(partition, offset, reason, "undecodable record");
             }
             Some(Tailed::End) if !args.follow => break,
             Some(Tailed::End) | None => {}

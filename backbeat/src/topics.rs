@@ -1,4 +1,4 @@
-//! `backbeat topics`.
+//! `backbeat topics`: creates and checks the topics, and registers the schemas.
 
 use std::process::ExitCode;
 
@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::output::OutputArgs;
 
-const RETRY_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+const RETRY_BACKOFF: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// Flags of `backbeat topics`.
 #[derive(Debug, Clone, clap::Args)]
@@ -18,20 +18,20 @@ const RETRY_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
   backbeat topics --claim-partitions 24 --output json")]
 pub(crate) struct Args {
     #[command(flatten)]
-    pub(crate) wanted: Wanted,
+    pub(crate) settings: TopicSettings,
 
     #[command(flatten)]
     output: OutputArgs,
 }
 
-/// How topics should be.
+/// The settings that the topics must have.
 #[derive(Debug, Clone, clap::Args)]
-pub(crate) struct Wanted {
-    /// Partitions of a new statusclaims; an existing one must have at least as many.
+pub(crate) struct TopicSettings {
+    /// Number of partitions of statusclaims when it is created; an existing one must have at least as many.
     #[arg(long, default_value_t = 12, value_parser = clap::value_parser!(i32).range(1..))]
     pub(crate) claim_partitions: i32,
 
-    /// Copies of each partition. 1 loses everything with its broker: for development only.
+    /// Replication factor. With 1, losing a broker loses its data: for development only.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(i32).range(1..))]
     pub(crate) replication_factor: i32,
 
@@ -40,30 +40,30 @@ pub(crate) struct Wanted {
 }
 
 pub(crate) async fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let created = ensure(&args.wanted).await?;
+    let created = ensure(&args.settings).await?;
     let all = TopicName::ALL.len();
     let as_text = || {
         let created = created.iter().fold(String::new(), |text, name| text + "created " + name + "\n");
-        format!("{created}all {all} topics are there, with the right settings, and the schemas are registered")
+        format!("{created}all {all} topics exist with the right settings, and the schemas are registered")
     };
-    args.output.say(as_text, || json!({ "created": created, "topics": all }));
+    args.output.print(as_text, || json!({ "created": created, "topics": all }));
     Ok(ExitCode::SUCCESS)
 }
 
-/// Creates and checks the topics and registers the schemas; waits for a Kafka that is away.
-pub(crate) async fn ensure(args: &Wanted) -> anyhow::Result<Vec<String>> {
+/// Creates and checks the topics and registers the schemas; waits while Kafka is unavailable.
+pub(crate) async fn ensure(args: &TopicSettings) -> anyhow::Result<Vec<String>> {
     let broker = Broker::new(&args.kafka, "backbeat-topics")?;
-    // On a terminal only.
+    // Shown on a terminal only.
     let waiting = ProgressBar::new_spinner();
     let created = loop {
         match ensure_topics(&broker, args.claim_partitions, args.replication_factor).await {
             Err(error @ TopicError::Kafka { .. }) => {
                 waiting.suspend(|| tracing::warn!(%error, "waiting for kafka"));
-                waiting.enable_steady_tick(RETRY_PAUSE / 10);
+                waiting.enable_steady_tick(RETRY_BACKOFF / 10);
                 waiting.set_message(format!("waiting for kafka at {}", broker.bootstrap_servers()));
-                tokio::time::sleep(RETRY_PAUSE).await;
+                tokio::time::sleep(RETRY_BACKOFF).await;
             }
-            settled => break settled?,
+            result => break result?,
         }
     };
     waiting.finish_and_clear();

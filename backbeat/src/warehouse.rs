@@ -1,25 +1,25 @@
-//! PostgreSQL and a worker of Kafka Connect for `backbeat dev`, with what users put into their own.
+//! PostgreSQL and a Connect worker for `backbeat dev --connect`, with the tables and the sink of `connect/`.
 
 use std::path::{Path, PathBuf};
 
 use anyhow::bail;
 use backbeat_devstack::{Connect, Devstack, Postgres};
 
-use crate::sinks::Worker;
+use crate::sinks::ConnectWorker;
 
 const TABLES: &str = include_str!("../../connect/sql/postgres.sql");
 const SINK: &str = include_str!("../../connect/sinks/postgres.json");
 
-/// Reports as rows. Dropping it stops it.
+/// A running PostgreSQL with a sink that writes reports to it. Dropping it stops both.
 pub(crate) struct Warehouse {
-    // Stopped first: it has connections to the other.
+    // Fields drop in order: the worker stops first, because it has connections to PostgreSQL.
     connect: Connect,
     postgres: Postgres,
     log: PathBuf,
 }
 
 impl Warehouse {
-    /// Starts both, and waits until the sink runs.
+    /// Starts PostgreSQL and the worker, and waits until the sink is running.
     pub(crate) fn start(stack: &Devstack, connect_port: u16, postgres_port: u16, dir: &Path) -> anyhow::Result<Self> {
         let postgres = Postgres::start(postgres_port, &dir.join("postgres.log"))?;
         postgres.query(TABLES)?;
@@ -31,10 +31,10 @@ impl Warehouse {
         ];
         let dir = dir.join("connect");
         let connect = Connect::start(connect_port, &stack.bootstrap_servers(), &environment, &dir)?;
-        let worker = Worker::new(&connect.url())?;
+        let worker = ConnectWorker::new(&connect.url())?;
         worker.apply("postgres", &serde_json::from_str(SINK)?)?;
-        let sink = worker.settled("postgres")?;
-        if !sink.runs() {
+        let sink = worker.wait_until_started("postgres")?;
+        if !sink.is_running() {
             bail!("{sink}");
         }
         Ok(Self { connect, postgres, log: dir.join("connect.log") })
@@ -52,8 +52,9 @@ impl Warehouse {
         &self.log
     }
 
-    /// What the table has, for people; nothing while it has none. An error if one of the two has ended by itself.
-    pub(crate) fn rows(&mut self) -> anyhow::Result<String> {
+    /// Returns the number of rows and the last beat in the table as text, empty while the table is empty. Returns an
+    /// error if PostgreSQL or the worker has ended.
+    pub(crate) fn row_summary(&mut self) -> anyhow::Result<String> {
         self.postgres.check()?;
         self.connect.check()?;
         let rows = self.postgres.query(

@@ -1,4 +1,4 @@
-//! A worker of Kafka Connect, with the plugins of `connect/plugins`.
+//! A Connect worker with the plugins of `connect/plugins`.
 
 use std::fs;
 use std::path::Path;
@@ -13,11 +13,11 @@ use crate::error::Context;
 use crate::kafka::{LOGGING, java};
 use crate::{DevstackError, Supervised, port};
 
-const READY_WITHIN: Duration = Duration::from_mins(2);
-const STOP_WITHIN: Duration = Duration::from_secs(10);
+const READY_TIMEOUT: Duration = Duration::from_mins(2);
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
-const PROBE_PAUSE: Duration = Duration::from_millis(100);
-/// What a user's worker has, and what of it is other on this machine: the last word counts.
+const PROBE_INTERVAL: Duration = Duration::from_millis(100);
+/// The settings of a production worker; those appended for this machine override them.
 const SETTINGS: &str = include_str!("../../connect/worker.properties");
 
 /// A running worker. Dropping it stops it.
@@ -29,10 +29,10 @@ pub struct Connect {
 }
 
 impl Connect {
-    /// Starts a worker on `port`, 0 for a free one, with its settings and its log in `dir`, and waits until it answers;
-    /// what an earlier one left there is removed.
+    /// Starts a worker on `port` (0 for a free one), with its settings and its log in `dir`, and waits until it
+    /// answers. Files of an earlier worker in `dir` are removed.
     ///
-    /// `environment` is what the configurations of sinks refer to.
+    /// `environment` has the variables to which the configurations of sinks refer.
     pub fn start(
         port: u16,
         bootstrap_servers: &str,
@@ -41,17 +41,17 @@ impl Connect {
     ) -> Result<Self, DevstackError> {
         let artifacts = Artifacts::fetch()?;
         let plugins = artifacts.connect_plugins()?;
-        let port = port::claim("kafka connect", port)?;
+        let port = port::choose("kafka connect", port)?;
         if dir.exists() {
             fs::remove_dir_all(dir).context(|| format!("removing {}", dir.display()))?;
         }
         fs::create_dir_all(dir).context(|| format!("creating {}", dir.display()))?;
         let settings = dir.join("worker.properties");
-        let ours = format!(
+        let local_settings = format!(
             "{SETTINGS}\nlisteners=http://127.0.0.1:{port}\nrest.advertised.host.name=127.0.0.1\nplugin.path={}\nscheduled.rebalance.max.delay.ms=0\noffset.flush.interval.ms=1000\n",
             plugins.display()
         );
-        fs::write(&settings, ours).context(|| format!("writing {}", settings.display()))?;
+        fs::write(&settings, local_settings).context(|| format!("writing {}", settings.display()))?;
         let logging = dir.join("log4j2.properties");
         fs::write(&logging, LOGGING).context(|| format!("writing {}", logging.display()))?;
         let mut worker = java(false);
@@ -61,56 +61,56 @@ impl Connect {
         worker.env("KAFKA_BOOTSTRAP_SERVERS", bootstrap_servers).env("CONNECT_REPLICATION", "1");
         worker.envs(environment.iter().map(|(name, value)| (*name, value)));
         let log = dir.join("connect.log");
-        let process = Supervised::spawn(&worker, &log, STOP_WITHIN).context(|| "starting kafka connect".to_owned())?;
+        let process = Supervised::spawn(&worker, &log, STOP_TIMEOUT).context(|| "starting kafka connect".to_owned())?;
         let mut connect = Self { process, worker, port };
         connect.wait_until_ready()?;
         Ok(connect)
     }
 
-    /// Base URL of its REST API.
+    /// Returns the base URL of the worker's REST API.
     pub fn url(&self) -> String {
         format!("http://127.0.0.1:{}", self.port)
     }
 
-    /// An error if it has ended by itself.
+    /// Returns an error if the worker has ended.
     pub fn check(&mut self) -> Result<(), DevstackError> {
         self.process.check("kafka connect")
     }
 
-    /// Kills it, so that it can tell nobody.
+    /// Kills the worker with SIGKILL, so that it cannot leave its group first.
     pub fn kill(&mut self) -> Result<(), DevstackError> {
         self.process.signal(Signal::KILL).context(|| "killing kafka connect".to_owned())?;
         self.process.stop().map(drop).context(|| "killing kafka connect".to_owned())
     }
 
-    /// Starts it again, and waits until it answers.
+    /// Restarts the worker and waits until it answers.
     pub fn start_again(&mut self) -> Result<(), DevstackError> {
-        let started = self.process.start_again(&self.worker, STOP_WITHIN);
-        started.context(|| "starting kafka connect again".to_owned())?;
+        let restarted = self.process.restart(&self.worker, STOP_TIMEOUT);
+        restarted.context(|| "restarting kafka connect".to_owned())?;
         self.wait_until_ready()
     }
 
-    /// The last lines of its log.
+    /// Returns the last lines of the worker's log.
     pub fn log_tail(&self) -> String {
         self.process.log_tail()
     }
 
-    /// Its root answers before it has read what connectors there are.
+    /// Waits until the worker lists its connectors. (The root path answers earlier, before the connectors are known.)
     fn wait_until_ready(&mut self) -> Result<(), DevstackError> {
         let http = reqwest::blocking::Client::builder().timeout(PROBE_TIMEOUT).build();
-        let http = http.map_err(std::io::Error::other).context(|| "making an HTTP client".to_owned())?;
+        let http = http.map_err(std::io::Error::other).context(|| "creating an HTTP client".to_owned())?;
         let connectors = format!("{}/connectors", self.url());
-        let deadline = Instant::now() + READY_WITHIN;
+        let deadline = Instant::now() + READY_TIMEOUT;
         while Instant::now() < deadline {
             let answered = http.get(&connectors).send().is_ok_and(|answer| answer.status().is_success());
-            if self.process.try_wait().context(|| "looking after kafka connect".to_owned())?.is_some() {
+            if self.process.try_wait().context(|| "checking on kafka connect".to_owned())?.is_some() {
                 break;
             }
             if answered {
                 return Ok(());
             }
-            thread::sleep(PROBE_PAUSE);
+            thread::sleep(PROBE_INTERVAL);
         }
-        Err(DevstackError::not_ready("kafka connect", READY_WITHIN, &self.process))
+        Err(DevstackError::not_ready("kafka connect", READY_TIMEOUT, &self.process))
     }
 }

@@ -1,4 +1,4 @@
-//! Why the development stack did not start.
+//! The errors of the development stack.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,30 +6,30 @@ use std::time::Duration;
 
 use crate::Supervised;
 
-/// Why the development stack did not start.
+/// An error of the development stack.
 #[derive(Debug, thiserror::Error)]
 pub enum DevstackError {
-    /// A program that the stack needs is not there and could not be installed.
+    /// A program that the stack needs is missing and could not be installed.
     #[error("{program} is needed and was not found: {hint}")]
     Missing {
-        /// What is missing.
+        /// The name of the program.
         program: &'static str,
-        /// What to do about it.
+        /// The remedy.
         hint: String,
     },
     /// Another process listens on the port.
     #[error("port {port} for {service} is taken by another process; stop it or choose another port")]
     PortTaken {
-        /// What wanted it.
+        /// The service for which it was requested.
         service: &'static str,
         /// The port.
         port: u16,
     },
-    /// One of two settings is there.
+    /// Only one of the two settings for an external stack is set.
     #[error(
-        "{set} is set and {unset} is not: set both to use an outside Kafka and registry, or neither to start them here"
+        "{set} is set and {unset} is not: set both to use an external Kafka and registry, or neither to start them here"
     )]
-    HalfOutside {
+    IncompleteExternal {
         /// The one that is set.
         set: &'static str,
         /// The one that is not.
@@ -43,57 +43,57 @@ pub enum DevstackError {
         /// The end of its output.
         output: String,
     },
-    /// A service ended before it answered, or never answered.
-    #[error("{service} did not become ready within {seconds} s; the end of {log}:\n{tail}")]
+    /// A service ended before it was ready, or did not become ready in time.
+    #[error("{service} did not become ready within {seconds} s; the last lines of {log}:\n{tail}")]
     NotReady {
-        /// Which.
+        /// The name of the service.
         service: &'static str,
-        /// How long we waited.
+        /// The timeout.
         seconds: u64,
-        /// Its log file.
+        /// The log file of the service.
         log: PathBuf,
-        /// The end of it.
+        /// The last lines of the log file.
         tail: String,
     },
-    /// A service ended by itself.
-    #[error("{service} has ended; the end of {log}:\n{tail}")]
+    /// A running service has ended.
+    #[error("{service} has ended; the last lines of {log}:\n{tail}")]
     Ended {
-        /// Which.
+        /// The name of the service.
         service: &'static str,
-        /// Its log file.
+        /// The log file of the service.
         log: PathBuf,
-        /// The end of it.
+        /// The last lines of the log file.
         tail: String,
     },
-    /// Something else answers on the port.
-    #[error("the broker at {address} has cluster id {found}, not ours ({expected}): the port is another's")]
-    NotOurs {
-        /// Where.
+    /// Another Kafka answers on the port.
+    #[error("the broker at {address} has cluster id {found}, expected {expected}: another Kafka uses this port")]
+    ForeignBroker {
+        /// The address of the broker.
         address: String,
-        /// Its cluster id.
+        /// The cluster id of that broker.
         found: String,
-        /// The one that we formatted.
+        /// The cluster id of the broker that was started here.
         expected: String,
     },
     /// A file or process operation failed.
     #[error("{action}: {source}")]
     Io {
-        /// What was tried.
+        /// The operation.
         action: String,
-        /// Why it failed.
+        /// The cause.
         source: io::Error,
     },
 }
 
 impl DevstackError {
-    /// `process` did not answer within `limit`.
+    /// Returns the error of a `process` that was not ready within `limit`.
     pub(crate) fn not_ready(service: &'static str, limit: Duration, process: &Supervised) -> Self {
         let (log, tail) = (process.log().to_owned(), process.log_tail());
         Self::NotReady { service, seconds: limit.as_secs(), log, tail }
     }
 }
 
-/// Adds what was tried to an I/O error.
+/// Adds the operation to an I/O error.
 pub(crate) trait Context<T> {
     fn context(self, action: impl FnOnce() -> String) -> Result<T, DevstackError>;
 }

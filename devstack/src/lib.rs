@@ -1,8 +1,8 @@
-//! A real Kafka and a real schema registry on this machine, for `backbeat dev` and the tests; a worker of Kafka Connect and
-//! a PostgreSQL, too, where they are wanted.
+//! A real Kafka and schema registry on this machine, and optionally a Connect worker and PostgreSQL, for `backbeat dev`
+//! and the tests.
 //!
-//! What is Java comes from Maven Central, once per user. All run as child processes on loopback that never outlive this
-//! process.
+//! The Java programs are downloaded from Maven Central once per user. All services run as child processes on loopback
+//! and never outlive this process.
 
 mod artifacts;
 mod connect;
@@ -32,40 +32,43 @@ use error::Context;
 use kafka::Kafka;
 use registry::Registry;
 
-/// The stock Kafka command-line tool of `class`, such as `org.apache.kafka.tools.TopicCommand`, ready
-/// for its arguments.
+/// Returns a command that runs the Kafka CLI tool of `class`, such as `org.apache.kafka.tools.TopicCommand`, without
+/// arguments.
 pub fn stock_tool(class: &str) -> Result<Command, DevstackError> {
     Artifacts::fetch().map(|artifacts| kafka::java_class(&artifacts, class))
 }
 
-/// The stock console consumer with an Avro deserializer for Apicurio's registry on its class path, ready for its arguments.
+/// Returns a command that runs Kafka's console consumer, with an Avro deserializer for Apicurio's registry on its class
+/// path and without arguments.
 pub fn console_consumer() -> Result<Command, DevstackError> {
     let artifacts = Artifacts::fetch()?;
     let class = "org.apache.kafka.tools.consumer.ConsoleConsumer";
     Ok(kafka::java_class_with(&artifacts, &[&artifacts.console_libs()?], class))
 }
 
-/// A schema registry, its state in memory, on loopback, ready for `QUARKUS_HTTP_PORT` and other settings of Quarkus.
+/// Returns a command that runs a schema registry on loopback, with its state in memory. The caller sets
+/// `QUARKUS_HTTP_PORT` and other settings of Quarkus.
 pub fn stock_registry() -> Result<Command, DevstackError> {
     Artifacts::fetch().map(|artifacts| registry::command(&artifacts, false))
 }
 
-/// Where the stack runs.
+/// The options of a stack.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Kafka's nodes. With three, topics that Kafka makes for itself have three replicas, two in sync.
+    /// The number of Kafka brokers. With three, Kafka's internal topics have three replicas, of which two must be in
+    /// sync.
     pub brokers: u16,
-    /// The first node's port, 0 for a free one; the others' are free ones.
+    /// The port of the first broker, 0 for a free one; the other brokers get free ones.
     pub kafka_port: u16,
-    /// The registry's port, 0 for a free one.
+    /// The port of the registry, 0 for a free one.
     pub registry_port: u16,
-    /// A directory for Kafka's data and both logs; what an earlier stack left there is removed.
+    /// A directory for Kafka's data and all logs; files of an earlier stack are removed.
     pub dir: PathBuf,
-    /// Lets the JVM compile fully: slower to start, faster for benchmarks.
+    /// Enables all JIT tiers of the JVM: it starts slower and runs faster, for benchmarks.
     pub throughput: bool,
 }
 
-/// A running Kafka and registry. Dropping it stops both.
+/// A running Kafka and schema registry. Dropping it stops both.
 #[derive(Debug)]
 pub struct Devstack {
     kafka: Kafka,
@@ -73,7 +76,7 @@ pub struct Devstack {
 }
 
 impl Devstack {
-    /// Downloads what is missing, starts both and waits until both answer.
+    /// Downloads missing artifacts, starts Kafka and the registry, and waits until both answer.
     pub fn start(options: &Options) -> Result<Self, DevstackError> {
         let artifacts = Artifacts::fetch()?;
         let (kafka, registry) = thread::scope(|scope| {
@@ -84,55 +87,55 @@ impl Devstack {
         Ok(Self { kafka: kafka?, registry: registry? })
     }
 
-    /// `host:port,...` of the brokers.
+    /// Returns the addresses of the brokers as `host:port,...`.
     pub fn bootstrap_servers(&self) -> String {
         self.kafka.addresses()
     }
 
-    /// How many nodes Kafka has.
+    /// Returns the number of brokers.
     pub fn brokers(&self) -> usize {
-        self.kafka.nodes.len()
+        self.kafka.brokers.len()
     }
 
-    /// Base URL of the registry's Confluent API.
+    /// Returns the base URL of the registry's Confluent API.
     pub fn schema_registry(&self) -> String {
         self.registry.url()
     }
 
-    /// Stops one of Kafka's nodes, counted from 0, in order, and keeps its data.
-    pub fn stop_broker(&mut self, node: usize) -> Result<(), DevstackError> {
-        self.kafka.nodes[node].process.stop().map(drop).context(|| "stopping kafka".to_owned())
+    /// Shuts one broker down cleanly and keeps its data. `index` counts from 0.
+    pub fn stop_broker(&mut self, index: usize) -> Result<(), DevstackError> {
+        self.kafka.brokers[index].process.stop().map(drop).context(|| "stopping kafka".to_owned())
     }
 
-    /// Kills it, and keeps what it had written.
-    pub fn kill_broker(&mut self, node: usize) -> Result<(), DevstackError> {
-        let killed = self.kafka.nodes[node].process.signal(Signal::KILL);
+    /// Kills one broker with SIGKILL and keeps its data.
+    pub fn kill_broker(&mut self, index: usize) -> Result<(), DevstackError> {
+        let killed = self.kafka.brokers[index].process.signal(Signal::KILL);
         killed.context(|| "killing kafka".to_owned())?;
-        self.stop_broker(node)
+        self.stop_broker(index)
     }
 
-    /// Starts it again, on its data and its ports, and waits until all nodes answer.
-    pub fn start_broker(&mut self, node: usize) -> Result<(), DevstackError> {
-        self.kafka.nodes[node].start_again()?;
+    /// Restarts one broker with the same data and ports, and waits until all brokers answer.
+    pub fn start_broker(&mut self, index: usize) -> Result<(), DevstackError> {
+        self.kafka.brokers[index].restart()?;
         self.kafka.wait_until_ready()
     }
 
-    /// Lets one of Kafka's nodes hang, as with SIGSTOP, or go on.
-    pub fn hang_broker(&self, node: usize, hangs: bool) -> Result<(), DevstackError> {
+    /// Suspends one broker with SIGSTOP, or resumes it.
+    pub fn hang_broker(&self, index: usize, hangs: bool) -> Result<(), DevstackError> {
         let signal = if hangs { Signal::STOP } else { Signal::CONT };
-        self.kafka.nodes[node].process.signal(signal).context(|| "signalling kafka".to_owned())
+        self.kafka.brokers[index].process.signal(signal).context(|| "sending a signal to kafka".to_owned())
     }
 
-    /// Lets the registry hang, as with SIGSTOP, or go on.
+    /// Suspends the registry with SIGSTOP, or resumes it.
     pub fn hang_registry(&self, hangs: bool) -> Result<(), DevstackError> {
         let signal = if hangs { Signal::STOP } else { Signal::CONT };
-        self.registry.process.signal(signal).context(|| "signalling the registry".to_owned())
+        self.registry.process.signal(signal).context(|| "sending a signal to the registry".to_owned())
     }
 
-    /// Stops both and waits for them.
+    /// Stops Kafka and the registry, and waits until both have ended.
     pub fn stop(mut self) {
         self.registry.process.begin_stop();
-        self.kafka.nodes.iter_mut().for_each(|node| node.process.begin_stop());
-        // Dropping waits for each.
+        self.kafka.brokers.iter_mut().for_each(|broker| broker.process.begin_stop());
+        // Dropping `self` waits for each process.
     }
 }

@@ -5,21 +5,21 @@ use std::net::{Ipv4Addr, TcpListener};
 use crate::DevstackError;
 use crate::error::Context;
 
-/// `port` if nothing listens on it, or a free one for 0.
+/// Returns `port` if nothing listens on it, or a free port for 0.
 ///
-/// Another process may still take it before the service binds it; the service then fails to start
-/// and its log says why.
-pub(crate) fn claim(service: &'static str, port: u16) -> Result<u16, DevstackError> {
+/// Another process may still take the port before the service binds it; the service then fails to start, with the
+/// reason in its log.
+pub(crate) fn choose(service: &'static str, port: u16) -> Result<u16, DevstackError> {
     if port == 0 {
         return free_port();
     }
-    // Bound on all interfaces, so that a service that listens on any of them is noticed.
+    // Binds to all interfaces, to detect a service that listens on any of them.
     TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))
         .map(|_| port)
         .map_err(|_| DevstackError::PortTaken { service, port })
 }
 
-/// A loopback port that nobody listens on at this moment.
+/// Returns a loopback port that is free at this moment.
 pub fn free_port() -> Result<u16, DevstackError> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
     listener
@@ -33,10 +33,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_taken_port_is_refused() {
+    fn chosen_port_with_a_listener_is_refused() {
         let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        let port = taken.local_addr().expect("an address").port();
-        let error = claim("kafka", port).expect_err("it is taken");
+        let port = taken.local_addr().expect("the listener is bound").port();
+        let error = choose("kafka", port).expect_err("the port is taken");
         assert_eq!(
             error.to_string(),
             format!("port {port} for kafka is taken by another process; stop it or choose another port")

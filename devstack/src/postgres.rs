@@ -1,4 +1,4 @@
-//! A PostgreSQL server, from the system's packages, its data in a directory of its own.
+//! A PostgreSQL server from the system's packages, with its data in a temporary directory.
 
 use std::ffi::OsStr;
 use std::os::unix::fs::chown;
@@ -14,35 +14,37 @@ use crate::artifacts::{require_postgres, run};
 use crate::error::Context;
 use crate::{DevstackError, Supervised, port};
 
-const READY_WITHIN: Duration = Duration::from_secs(30);
-const STOP_WITHIN: Duration = Duration::from_secs(5);
-const PROBE_PAUSE: Duration = Duration::from_millis(100);
+const READY_TIMEOUT: Duration = Duration::from_secs(30);
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+const PROBE_INTERVAL: Duration = Duration::from_millis(100);
 const DATABASE: &str = "backbeat";
 const USER: &str = "postgres";
 
-/// A running PostgreSQL with one database, `backbeat`, whose user `postgres` needs no password. Dropping it stops it and
-/// removes its data.
+/// A running PostgreSQL with a database `backbeat` and a user `postgres` without a password. Dropping it stops the
+/// server and removes its data.
 #[derive(Debug)]
 pub struct Postgres {
     process: Supervised,
     server: Command,
     bin: PathBuf,
     port: u16,
-    // Not in our directory: the server will not run as root, and who it runs as may not see what is root's.
+    // In the system's temporary directory: the server refuses to run as root, and the user it runs as may have no
+    // access to the stack's directory.
     _data: TempDir,
 }
 
 impl Postgres {
-    /// Starts a server on `port`, 0 for a free one, that logs to `log`, and waits until it answers.
+    /// Starts a server on `port` (0 for a free one) that logs to `log`, and waits until it answers.
     pub fn start(port: u16, log: &Path) -> Result<Self, DevstackError> {
         let bin = require_postgres()?;
-        let port = port::claim("postgresql", port)?;
+        let port = port::choose("postgresql", port)?;
         let data = tempfile::Builder::new().prefix("backbeat-postgres-").tempdir();
-        let data = data.context(|| "making a directory for PostgreSQL".to_owned())?;
+        let data = data.context(|| "creating a data directory for postgresql".to_owned())?;
         let as_root = rustix::process::geteuid().is_root();
         if as_root {
             let (uid, gid) = account()?;
-            chown(data.path(), Some(uid), Some(gid)).context(|| "giving PostgreSQL its directory".to_owned())?;
+            chown(data.path(), Some(uid), Some(gid))
+                .context(|| "changing the owner of postgresql's data directory".to_owned())?;
         }
         let command = |program: &str| {
             let program = bin.join(program);
@@ -69,32 +71,32 @@ impl Postgres {
         run(initialize.arg(data.path().join("data")))?;
         let mut server = command("postgres");
         server.arg("-D").arg(data.path().join("data")).args(["-p", &port.to_string()]);
-        // The data is thrown away, so nothing waits for the disk.
+        // The data is discarded, so fsync is off.
         let settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off"];
         server.args(settings.iter().flat_map(|setting| ["-c", setting]));
-        let process = Supervised::spawn(&server, log, STOP_WITHIN).context(|| "starting postgresql".to_owned())?;
+        let process = Supervised::spawn(&server, log, STOP_TIMEOUT).context(|| "starting postgresql".to_owned())?;
         let mut postgres = Self { process, server, bin, port, _data: data };
         postgres.wait_until_ready()?;
         postgres.psql("postgres", &format!("create database {DATABASE}"))?;
         Ok(postgres)
     }
 
-    /// `jdbc:postgresql://...` of the database.
+    /// Returns the JDBC URL of the database.
     pub fn jdbc_url(&self) -> String {
         format!("jdbc:postgresql://127.0.0.1:{}/{DATABASE}", self.port)
     }
 
-    /// `postgresql://...` of the database, as psql takes it.
+    /// Returns the `postgresql://` URL of the database, for psql.
     pub fn url(&self) -> String {
         format!("postgresql://{USER}@127.0.0.1:{}/{DATABASE}", self.port)
     }
 
-    /// Who has the database.
+    /// Returns the name of the database user.
     pub fn user(&self) -> &'static str {
         USER
     }
 
-    /// What psql prints for `sql`: a line a row, without headings.
+    /// Runs `sql` and returns psql's output: one line per row, without headings.
     pub fn query(&self, sql: &str) -> Result<String, DevstackError> {
         self.psql(DATABASE, sql)
     }
@@ -105,50 +107,51 @@ impl Postgres {
         run(psql.args(["-v", "ON_ERROR_STOP=1", "-X", "-A", "-t", "-c", sql]))
     }
 
-    /// An error if it has ended by itself.
+    /// Returns an error if the server has ended.
     pub fn check(&mut self) -> Result<(), DevstackError> {
         self.process.check("postgresql")
     }
 
-    /// Ends it as a failing machine would seem to its clients: their connections end at once.
+    /// Stops the server with a fast shutdown, which closes the connections of its clients at once, as a failing machine
+    /// would.
     pub fn stop(&mut self) -> Result<(), DevstackError> {
-        // TERM would wait for the clients.
+        // SIGTERM would wait for the clients.
         self.process.signal(Signal::INT).context(|| "stopping postgresql".to_owned())?;
         self.process.stop().map(drop).context(|| "stopping postgresql".to_owned())
     }
 
-    /// Starts it again, on its data and its port.
+    /// Restarts the server with the same data and port.
     pub fn start_again(&mut self) -> Result<(), DevstackError> {
-        let started = self.process.start_again(&self.server, STOP_WITHIN);
-        started.context(|| "starting postgresql again".to_owned())?;
+        let restarted = self.process.restart(&self.server, STOP_TIMEOUT);
+        restarted.context(|| "restarting postgresql".to_owned())?;
         self.wait_until_ready()
     }
 
     fn wait_until_ready(&mut self) -> Result<(), DevstackError> {
-        let deadline = Instant::now() + READY_WITHIN;
+        let deadline = Instant::now() + READY_TIMEOUT;
         while Instant::now() < deadline {
-            if self.process.try_wait().context(|| "looking after postgresql".to_owned())?.is_some() {
+            if self.process.try_wait().context(|| "checking on postgresql".to_owned())?.is_some() {
                 break;
             }
             if self.psql("postgres", "select 1").is_ok() {
                 return Ok(());
             }
-            thread::sleep(PROBE_PAUSE);
+            thread::sleep(PROBE_INTERVAL);
         }
-        Err(DevstackError::not_ready("postgresql", READY_WITHIN, &self.process))
+        Err(DevstackError::not_ready("postgresql", READY_TIMEOUT, &self.process))
     }
 }
 
 impl Drop for Postgres {
     fn drop(&mut self) {
-        // TERM, which it gets next, would wait for its clients.
+        // The SIGTERM that follows would wait for the clients.
         if matches!(self.process.try_wait(), Ok(None)) {
             let _ = self.process.signal(Signal::INT);
         }
     }
 }
 
-/// The ids of the user that the package made.
+/// Returns the user and group ids of the user that the package created.
 fn account() -> Result<(u32, u32), DevstackError> {
     let id = |flag: &str| {
         let printed = run(Command::new("id").args([OsStr::new(flag), OsStr::new(USER)]))?;

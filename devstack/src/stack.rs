@@ -1,4 +1,4 @@
-//! The Kafka and the registry to use: our own, or others that the environment names.
+//! The Kafka and the schema registry to use: local ones, or external ones that the environment names.
 
 use std::env;
 
@@ -10,44 +10,44 @@ const REGISTRY: &str = "SCHEMA_REGISTRY_URL";
 /// A Kafka and a schema registry.
 #[derive(Debug)]
 pub enum Stack {
-    /// Started here.
+    /// Started on this machine.
     Local(Box<Devstack>),
-    /// Named by `KAFKA_BOOTSTRAP_SERVERS` and `SCHEMA_REGISTRY_URL`, and left as it is.
-    Outside {
-        /// host:port,...
+    /// Named by `KAFKA_BOOTSTRAP_SERVERS` and `SCHEMA_REGISTRY_URL`; never started or stopped here.
+    External {
+        /// The addresses of the brokers, `host:port,...`.
         bootstrap_servers: String,
-        /// Base URL of the Confluent API.
+        /// The base URL of the registry's Confluent API.
         schema_registry: String,
     },
 }
 
 impl Stack {
-    /// The stack that the environment names; without one, a local one with `options`.
+    /// Returns the external stack if the environment names one; otherwise starts a local one with `options`.
     pub fn start(options: &Options) -> Result<Self, DevstackError> {
         let set = |name: &str| env::var(name).ok().filter(|value| !value.is_empty());
         match (set(BOOTSTRAP), set(REGISTRY)) {
             (Some(bootstrap_servers), Some(schema_registry)) => {
-                Ok(Self::Outside { bootstrap_servers, schema_registry })
+                Ok(Self::External { bootstrap_servers, schema_registry })
             }
             (None, None) => Ok(Self::Local(Box::new(Devstack::start(options)?))),
-            (Some(_), None) => Err(DevstackError::HalfOutside { set: BOOTSTRAP, unset: REGISTRY }),
-            (None, Some(_)) => Err(DevstackError::HalfOutside { set: REGISTRY, unset: BOOTSTRAP }),
+            (Some(_), None) => Err(DevstackError::IncompleteExternal { set: BOOTSTRAP, unset: REGISTRY }),
+            (None, Some(_)) => Err(DevstackError::IncompleteExternal { set: REGISTRY, unset: BOOTSTRAP }),
         }
     }
 
-    /// host:port,... of the brokers.
+    /// Returns the addresses of the brokers as `host:port,...`.
     pub fn bootstrap_servers(&self) -> String {
         match self {
             Self::Local(stack) => stack.bootstrap_servers(),
-            Self::Outside { bootstrap_servers, .. } => bootstrap_servers.clone(),
+            Self::External { bootstrap_servers, .. } => bootstrap_servers.clone(),
         }
     }
 
-    /// Base URL of the registry's Confluent API.
+    /// Returns the base URL of the registry's Confluent API.
     pub fn schema_registry(&self) -> String {
         match self {
             Self::Local(stack) => stack.schema_registry(),
-            Self::Outside { schema_registry, .. } => schema_registry.clone(),
+            Self::External { schema_registry, .. } => schema_registry.clone(),
         }
     }
 }

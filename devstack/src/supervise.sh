@@ -1,8 +1,8 @@
-# Runs a command that must not outlive whoever started this shell.
+# Runs a command that must not outlive the parent of this shell.
 #   sh -c supervise.sh sh LOG GRACE COMMAND [ARG ...]
-# The command's output is appended to LOG and its process id is our only output. When our standard
-# input ends, because the parent closed it or is gone, the command gets TERM, and KILL when GRACE
-# tenths of a second have passed. Our exit status is the command's.
+# The command's output is appended to LOG; this shell prints only the command's process id. When the
+# shell's standard input ends, because the parent closed it or has died, the command gets SIGTERM, and
+# SIGKILL after GRACE tenths of a second. The shell exits with the command's status.
 log=$1
 grace=$2
 shift 2

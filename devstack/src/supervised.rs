@@ -1,4 +1,4 @@
-//! A child process that never outlives this one, however this one ends.
+//! A child process that never outlives this process, however this process ends.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -14,9 +14,9 @@ use rustix::process::{Pid, Signal, kill_process};
 
 /// A child process with its output in a log file.
 ///
-/// It runs under a small shell (`supervise.sh`) that holds a pipe from us: when the pipe closes,
-/// because this value was stopped or dropped or this process died by whatever cause, the shell ends
-/// the child. It is in a process group of its own, so Ctrl-C reaches us alone and we stop it in order.
+/// It runs under a small shell (`supervise.sh`) that reads a pipe from this process. When the pipe closes, because this
+/// value was stopped or dropped or this process died for any reason, the shell terminates the child. The child is in a
+/// process group of its own, so that Ctrl-C reaches only this process, which then stops its children in order.
 #[derive(Debug)]
 pub struct Supervised {
     shell: Child,
@@ -25,10 +25,10 @@ pub struct Supervised {
 }
 
 impl Supervised {
-    /// Starts `command`, appending its output to `log`. When it is stopped it gets TERM, and KILL
-    /// after `grace`.
+    /// Starts `command` and appends its output to `log`. When stopped, the child gets SIGTERM, and SIGKILL after
+    /// `grace`.
     pub fn spawn(command: &Command, log: &Path, grace: Duration) -> io::Result<Self> {
-        // Made before the child is there, so that whoever asks for it finds it.
+        // Created before the child starts, so that the log can be read at once.
         File::options().create(true).append(true).open(log)?;
         let tenths = (grace.as_millis() / 100).to_string();
         let mut shell = Command::new("sh");
@@ -50,22 +50,22 @@ impl Supervised {
         }
         let pid = line.trim().parse().ok().and_then(Pid::from_raw);
         let pid =
-            pid.ok_or_else(|| io::Error::other(format!("the supervising shell said {line:?}, not a process id")))?;
+            pid.ok_or_else(|| io::Error::other(format!("the supervising shell printed {line:?}, not a process id")))?;
         Ok(Self { shell, pid, log: log.to_owned() })
     }
 
-    /// Starts `command` again, after it has ended, with the same log.
-    pub(crate) fn start_again(&mut self, command: &Command, grace: Duration) -> io::Result<()> {
+    /// Starts `command` after the child has ended, with the same log.
+    pub(crate) fn restart(&mut self, command: &Command, grace: Duration) -> io::Result<()> {
         *self = Self::spawn(command, &self.log, grace)?;
         Ok(())
     }
 
-    /// The child's process id.
+    /// Returns the child's process id.
     pub fn pid(&self) -> i32 {
         self.pid.as_raw_nonzero().get()
     }
 
-    /// Where its output goes.
+    /// Returns the path of the child's log.
     pub fn log(&self) -> &Path {
         &self.log
     }
@@ -75,31 +75,31 @@ impl Supervised {
         kill_process(self.pid, signal).map_err(io::Error::from)
     }
 
-    /// How the child ended, if it has. A child ended by signal N has the exit code 128 + N.
+    /// Returns the child's exit status if it has ended. A child ended by signal N has the exit code 128 + N.
     pub fn try_wait(&mut self) -> io::Result<Option<ExitStatus>> {
         self.shell.try_wait()
     }
 
-    /// An error if the child, which is `service`, has ended.
+    /// Returns an error if the child has ended; `service` is its name in the error.
     pub(crate) fn check(&mut self, service: &'static str) -> Result<(), DevstackError> {
-        match self.try_wait().context(|| format!("looking after {service}"))? {
+        match self.try_wait().context(|| format!("checking on {service}"))? {
             None => Ok(()),
             Some(_) => Err(DevstackError::Ended { service, log: self.log.clone(), tail: self.log_tail() }),
         }
     }
 
-    /// Begins to end the child, and does not wait for it.
+    /// Starts to stop the child, without waiting for its end.
     pub fn begin_stop(&mut self) {
         drop(self.shell.stdin.take());
     }
 
-    /// Ends the child and waits until it has.
+    /// Stops the child and waits for its end.
     pub fn stop(&mut self) -> io::Result<ExitStatus> {
-        // `wait` closes the pipe first.
+        // `wait` closes the pipe first, on which the shell stops the child.
         self.shell.wait()
     }
 
-    /// The last lines of the child's log, for error messages.
+    /// Returns the last lines of the child's log, for error messages.
     pub fn log_tail(&self) -> String {
         let text = std::fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
@@ -109,7 +109,7 @@ impl Supervised {
 
 impl Drop for Supervised {
     fn drop(&mut self) {
-        // Nobody is left to tell.
+        // Errors cannot be returned here.
         let _ = self.stop();
     }
 }

@@ -126,7 +126,7 @@ fn bad_flags_are_refused_with_what_is_allowed() {
         assert!(text(&output.stderr).contains(reason), "{}", text(&output.stderr));
     };
     refused("pulse", &["-bpm", "30", "--admin-port", "0"], "--bpm 30 is out of bounds; allowed are 1 to 24 BPM");
-    refused("agent-sim", &["--late-rate", "2"], "2 is not a share; allowed are 0 to 1");
+    refused("agent-sim", &["--late-rate", "2"], "2 is out of range: must be between 0 and 1");
     refused("agent-sim", &["--trace", "/nowhere.csv"], "opening the task list /nowhere.csv");
     refused("backbeat", &["tail", "beats"], "possible values: beatframes, statusclaims, barreports");
 }
@@ -170,9 +170,9 @@ fn errors_name_the_next_step() {
         assert!(output.status.code() == Some(code) && said.contains(reason), "{args:?}: {said}");
     };
     let nobody = format!("http://127.0.0.1:{}", free_port().expect("a free port"));
-    refused(&["sinks", "--connect-url", &nobody], 1, "is a worker there? (--connect-url)");
+    refused(&["sinks", "--connect-url", &nobody], 1, "is a Connect worker running there? (--connect-url)");
     refused(&["sinks", "--connect-url", &nobody, "/nowhere.json"], 1, "reading /nowhere.json: No such file");
-    refused(&["status", "--pulse", &nobody], 1, "or say where it runs (--pulse, --reverb)");
+    refused(&["status", "--pulse", &nobody], 1, "or give its URLs (--pulse, --reverb)");
     refused(&["top"], 1, "use `backbeat status`");
     let other = ["console", "barreports", "--schema-registry", "http://127.0.0.1:1/"];
     refused(&other, 1, "for another registry use kafka-avro-console-consumer");

@@ -100,7 +100,7 @@ fn an_agent_in_python_is_counted_beside_those_in_rust() {
     agent.arg(format!("{EXAMPLES}/agent.py")).args(["--agent", "py-1", "--task", "train", "--beats", "10"]);
     cluster.set_up(&mut agent);
     let said = run(&mut agent);
-    assert!(said.starts_with("10 claims sent, 0 left over"), "{said}");
+    assert!(said.starts_with("10 claims delivered, 0 undelivered"), "{said}");
     let claims = claims_of(&cluster, "py-1");
     assert_eq!(claims.len(), 10);
     assert_eq!(states_of(&claims, "train"), ["executing", "done"]);

@@ -101,5 +101,5 @@ fn the_operators_command_says_whether_the_registry_goes_with_them() {
     let found = check(3).into_iter().find(|one| one["ok"] == false).expect("one is wrong");
     assert!(found["subject"] == subject.as_str() && found["refused"].is_string(), "{found}");
     let text = cluster.backbeat(&["schemas", "check"]);
-    assert!(String::from_utf8_lossy(&text.stdout).contains("REFUSED beside 2 versions: "));
+    assert!(String::from_utf8_lossy(&text.stdout).contains("REFUSED by the registry, which has 2 versions: "));
 }

@@ -95,7 +95,7 @@ fn the_guard_holds_on_a_follower() {
     let (ok, said) = backbeat(&["24", "--ramp"]);
     assert!(ok && said.contains("24 BPM in bars of 4, from beat 4"), "{said}");
     let (ok, said) = backbeat(&[]);
-    assert!(ok && said.contains("1 BPM in bars of 4, on the way to 24 BPM"), "{said}");
+    assert!(ok && said.contains("1 BPM in bars of 4, changing to 24 BPM"), "{said}");
     let (ok, said) = backbeat(&["--cancel"]);
     assert!(ok, "{said}");
 }
