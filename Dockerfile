@@ -1,9 +1,9 @@
 # The images of BACKBEAT. Targets: backbeat-pulse, backbeat-reverb, backbeat-agent-sim, backbeat (the operator's
-# command), backbeat-console (Kafka's own console consumer, with an Avro deserializer) and backbeat-connect (a worker of Kafka
-# Connect with the plugins that the sinks in connect/ want). `make docker` builds them all.
+# command), backbeat-console (kafka-console-consumer with an Avro deserializer) and backbeat-connect (a Kafka Connect
+# worker with the plugins that the sinks in connect/ need). `make docker` builds them all.
 
 FROM rust:1.95-slim-bookworm AS chef
-# OpenSSL, zlib and zstd are built from source and linked in.
+# OpenSSL, zlib and zstd are built from source and linked statically.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates g++ gcc libc6-dev make perl \
@@ -17,13 +17,13 @@ RUN cargo chef prepare --recipe-path recipe.json
 
 FROM chef AS build
 COPY --from=plan /build/recipe.json .
-# The dependencies: a layer of their own, which holds until Cargo.lock changes.
+# The dependencies are a layer of their own, which stays cached until Cargo.lock changes.
 RUN cargo chef cook --release --locked --recipe-path recipe.json \
     --package backbeat-pulse --package backbeat-reverb --package backbeat-agent-sim --package backbeat
 COPY . .
 RUN cargo build --release --locked \
     --package backbeat-pulse --package backbeat-reverb --package backbeat-agent-sim --package backbeat
-# Three quarters of them tell debuggers where lines are.
+# Debug information is three quarters of the binaries' size.
 WORKDIR /build/target/release
 RUN strip --strip-debug pulse reverb agent-sim backbeat
 
@@ -39,7 +39,7 @@ ARG VERSION=dev
 LABEL org.opencontainers.image.title="BACKBEAT" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.licenses="Apache-2.0"
-# By number, so that Kubernetes can see that it is not root.
+# A numeric user id: Kubernetes cannot verify runAsNonRoot for a user name.
 USER 10001:10001
 WORKDIR /var/lib/backbeat
 ENV BACKBEAT_ADMIN_HOST=0.0.0.0 BACKBEAT_DATA_DIR=/var/lib/backbeat
@@ -87,9 +87,9 @@ RUN mvn --batch-mode --quiet --file /plugins/pom.xml package -Dplugins.dir=/opt/
 
 FROM apache/kafka:4.3.1 AS backbeat-connect
 USER 0
-# Named volumes that are mounted there are the worker's own.
+# A new named volume takes the owner of the directory that it is mounted on; the worker must be able to write there.
 RUN install -d -o appuser /warehouse /files
-# appuser, by number as above.
+# appuser, as a number for the same reason as above.
 USER 1000
 COPY --from=plugins /opt/connect/plugins /opt/connect/plugins
 COPY connect/worker.properties /opt/connect/worker.properties

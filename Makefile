@@ -1,7 +1,7 @@
-# `make run-dev` runs everything on this machine, `make test` tests it. Both do all the set-up.
+# `make run-dev` runs everything on this machine, `make test` tests it. Both do all the set-up that they need.
 
 CARGO ?= cargo
-# Built once a user; a debug build checks just as well and takes a third of the time.
+# Built once per user. A debug build is enough: it takes a third of the time to compile.
 DENY_VERSION := 0.20.2
 DENY_ROOT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/backbeat/cargo-deny-$(DENY_VERSION)
 DENY := $(DENY_ROOT)/bin/cargo-deny
@@ -22,7 +22,7 @@ build: prerequisites
 programs: prerequisites
 	$(CARGO) build --locked --package backbeat-pulse --package backbeat-reverb --package backbeat-agent-sim --package backbeat
 
-# The end-to-end tests run the programs as users do, so those are built first.
+# The end-to-end tests run the programs as users do, so the programs are built first.
 test: build
 	$(CARGO) test --workspace --locked
 
@@ -47,12 +47,12 @@ status:
 logs:
 	@tail -n 20 -F .backbeat/*.log .backbeat/*/*.log
 
-# ARGS are parts to measure, all by default: make bench ARGS="takeover beats"
+# ARGS are the benchmarks to run, all by default: make bench ARGS="takeover beats"
 bench:
 	$(CARGO) build --workspace --release --locked
 	target/release/bench $(ARGS)
 
-# The simulations over SEEDS seeds from FIRST on: make simulate SEEDS=100000; one seed prints its trace
+# Runs the simulations with the SEEDS seeds from FIRST on: make simulate SEEDS=100000. With SEEDS=1 they print their trace.
 simulate: export SEEDS ?= 20000
 simulate: export FIRST ?= 0
 simulate:
@@ -63,7 +63,7 @@ docs: export UPDATE_DOCS := 1
 docs: build
 	$(CARGO) test --locked --package backbeat-tests --test it -- docs
 
-# The images, as IMAGES and VERSION name them: make docker IMAGES=registry.example/ VERSION=0.1.0
+# Builds the images, named by IMAGES and VERSION: make docker IMAGES=registry.example/ VERSION=0.1.0
 VERSION ?= dev
 IMAGES ?=
 TARGETS := backbeat-pulse backbeat-reverb backbeat-agent-sim backbeat backbeat-console backbeat-connect
@@ -77,7 +77,7 @@ docker:
 docker-push:
 	for target in $(TARGETS); do docker push $(IMAGES)$$target:$(VERSION) || exit 1; done
 
-# Builds the images and runs the compose file on a real Docker engine; see tests/deploy/engine.sh
+# Tests the deployment files: builds the images and runs the compose files on a real Docker engine (tests/deploy/engine.sh)
 test-deploy:
 	tests/deploy/engine.sh tools
 	tests/deploy/engine.sh start

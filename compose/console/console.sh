@@ -1,8 +1,8 @@
 #!/bin/sh
-# console TOPIC [flags of kafka-console-consumer]: prints records as JSON, a line each. Only committed ones: the stock
-# consumer would show aborted ones, too.
+# console TOPIC [flags of kafka-console-consumer]: prints committed records as JSON, one per line. By default
+# kafka-console-consumer reads uncommitted, so it would print the records of aborted transactions too.
 set -eu
-topic=${1:?"which topic? console barreports [--from-beginning] [--max-messages N]"}
+topic=${1:?"name a topic: console barreports [--from-beginning] [--max-messages N]"}
 shift
 export CLASSPATH="/opt/backbeat/serde/*"
 export KAFKA_HEAP_OPTS="${KAFKA_HEAP_OPTS:--Xmx128m}"

@@ -1,9 +1,9 @@
--- PostgreSQL: the table that the sink postgres.json fills, one row a window, and views that answer questions. Run it before
--- the sink is started; again does no harm.
+-- PostgreSQL: the table that the sink postgres.json writes to, one row per window, and views for common questions. Run it
+-- before the sink is started; it may be run again.
 --   psql "$DATABASE" -f connect/sql/postgres.sql
 --
--- The sink could create the table itself, were it not that it gives up at arrays with a default. Later fields it adds by
--- itself, as columns with the field's default; an array must be added here. A field that goes away needs its default here.
+-- The sink cannot create the table, because it fails at arrays with a default. It adds the columns of later fields, with the
+-- field's default; the column of an array must be added here. The column of a removed field needs a default here.
 
 create table if not exists bar_reports (
     type text not null,
@@ -33,7 +33,7 @@ create table if not exists bar_reports (
 );
 create index if not exists bar_reports_closed_at on bar_reports (closed_at);
 
--- Windows with claims that came too late, or were no valid claims, the newest first.
+-- Windows with late or invalid claims, the newest first.
 create or replace view windows_with_late_claims as
 select cluster_id, window_id, from_beat, to_beat, closed_at, claims, late_claims, invalid_claims,
        round(100.0 * late_claims / nullif(claims + late_claims, 0), 2) as late_percent
@@ -41,7 +41,7 @@ from bar_reports
 where late_claims > 0 or invalid_claims > 0
 order by closed_at desc;
 
--- How far beats were from their schedule, by day: of each window the worst beat.
+-- Distance of beats from their schedule by day. A window counts with its worst beat.
 create or replace view tempo_drift_by_day as
 select cluster_id, (closed_at at time zone 'UTC')::date as day, count(*) as windows,
        round(avg(tempo_drift_ms), 1) as mean_ms,
@@ -51,7 +51,7 @@ from bar_reports
 group by cluster_id, day
 order by day desc, cluster_id;
 
--- How many agents reported, by hour.
+-- Number of agents that reported, by hour.
 create or replace view agents_by_hour as
 select cluster_id, date_trunc('hour', closed_at, 'UTC') as hour, min(agents_reporting) as fewest,
        round(avg(agents_reporting), 1) as mean, max(agents_reporting) as most
@@ -59,7 +59,7 @@ from bar_reports
 group by cluster_id, hour
 order by hour desc, cluster_id;
 
--- What became of tasks, by day. A task that ends is counted in the window in which it says so.
+-- Tasks done and failed, by day. A task is counted in the window of the claim that reports its end.
 create or replace view tasks_by_day as
 select cluster_id, (closed_at at time zone 'UTC')::date as day, sum(tasks_done) as done, sum(tasks_failed) as failed,
        round(100.0 * sum(tasks_failed) / nullif(sum(tasks_done) + sum(tasks_failed), 0), 2) as failed_percent
@@ -67,13 +67,13 @@ from bar_reports
 group by cluster_id, day
 order by day desc, cluster_id;
 
--- Windows whose report says that something was wrong, one row for each issue.
+-- Issues of reports, one row per issue.
 create or replace view issues as
 select cluster_id, window_id, from_beat, closed_at, issue
 from bar_reports cross join lateral unnest(issues) as issue
 order by closed_at desc;
 
--- Gaps: windows that should lie between two that have a report. None, unless reports are still on their way.
+-- Gaps between windows that have a report. Empty, unless reports have not arrived yet.
 create or replace view missing_windows as
 select cluster_id, previous_to_beat + 1 as from_beat, from_beat - 1 as to_beat
 from (select cluster_id, from_beat, lag(to_beat) over (partition by cluster_id order by from_beat) as previous_to_beat

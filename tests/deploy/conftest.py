@@ -1,4 +1,4 @@
-"""What the deployment tests stand on. `make test-deploy` sets it all up: see engine.sh."""
+"""Helpers of the deployment tests. `make test-deploy` sets up their tools and the Docker engine: see engine.sh."""
 
 import json
 import os
@@ -11,8 +11,8 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 WORK = ROOT / "target" / "deploy"
 TOOLS = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "backbeat" / "deploy" / "bin"
-# Whether the engine is our own, with stand-ins for images that nobody can pull here.
-HAS_STANDINS = not (WORK / "engine-is-theirs").exists()
+# True if engine.sh started the Docker engine; its base images are then stand-ins for images that may be out of reach.
+HAS_STANDINS = not (WORK / "engine-is-external").exists()
 
 if HAS_STANDINS:
     os.environ["DOCKER_HOST"] = f"unix://{WORK}/engine/docker.sock"
@@ -21,28 +21,30 @@ if HAS_STANDINS:
 os.environ["PATH"] = os.pathsep.join([str(WORK / "venv" / "bin"), str(TOOLS), os.environ["PATH"]])
 
 
-def run(*command, check=True, cwd=ROOT, timeout=1800, **more):
-    """Runs a command, and returns what it did; fails with what it said."""
-    done = subprocess.run([str(part) for part in command], cwd=cwd, timeout=timeout, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False, **more)
-    if check and done.returncode != 0:
-        pytest.fail(f"{' '.join(map(str, command))} ended with {done.returncode}:\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}")
-    return done
+def run(*command, check=True, cwd=ROOT, timeout=1800, **options):
+    """Runs a command and returns its result; with `check`, fails the test with its output if it exits with an error."""
+    result = subprocess.run([str(part) for part in command], cwd=cwd, timeout=timeout, text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, check=False, **options)
+    if check and result.returncode != 0:
+        pytest.fail(f"{' '.join(map(str, command))} exited with {result.returncode}:\n"
+                    f"{result.stdout[-4000:]}\n{result.stderr[-4000:]}")
+    return result
 
 
-def wait_for(what, seconds, look):
-    """What `look` returns, once that is true. `what` is waited for: a text, or a function that gives one in the end."""
+def wait_for(description, seconds, poll):
+    """Returns the first true value of `poll`; fails the test after `seconds`. `description` is a text, or a function that
+    returns one when the time is over."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        found = look()
-        if found:
-            return found
+        value = poll()
+        if value:
+            return value
         time.sleep(0.5)
-    pytest.fail(f"waited {seconds} s for {what() if callable(what) else what}")
+    pytest.fail(f"waited {seconds} s for {description() if callable(description) else description}")
 
 
 class Stack:
-    """A project of docker compose."""
+    """A docker compose project."""
 
     def __init__(self, name, *files, without=()):
         self.command = ["docker", "compose", "--project-name", name]
@@ -51,18 +53,18 @@ class Stack:
         services = run(*self.command, "config", "--services").stdout.split()
         self.services = [service for service in services if service not in without]
 
-    def compose(self, *args, **more):
-        return run(*self.command, *args, **more)
+    def compose(self, *args, **options):
+        return run(*self.command, *args, **options)
 
     def up(self):
-        # Nothing is pulled where there is nothing to pull from.
+        # The stand-ins exist locally only; an image registry may be out of reach.
         pull = ["--pull", "never"] if HAS_STANDINS else []
         self.compose("up", "--detach", "--build", *pull, "--wait", "--wait-timeout", "300", *self.services)
 
     def console(self, topic, records):
-        """The first records of a topic, as the stock consumer prints them."""
-        said = self.compose("run", "--rm", "console", topic, "--from-beginning", "--max-messages", str(records), timeout=180)
-        return [json.loads(line) for line in said.stdout.splitlines() if line.startswith("{")]
+        """Returns the first records of a topic, as kafka-console-consumer prints them."""
+        result = self.compose("run", "--rm", "console", topic, "--from-beginning", "--max-messages", str(records), timeout=180)
+        return [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
 
     def container(self, service):
         return self.compose("ps", "--all", "--quiet", service).stdout.strip()
@@ -75,12 +77,12 @@ class Stack:
         return state["Running"] and state["Health"]["Status"] == "healthy"
 
     def kill(self, service):
-        """Kills its process as a crash would: the engine does not start again what it killed itself."""
+        """Kills the process of a container, as a crash would: the engine does not restart a container that it killed itself."""
         pid = self.inspect(service)["State"]["Pid"]
         if HAS_STANDINS:
             os.kill(pid, 9)
         else:
-            # The engine may be another machine's.
+            # The engine may run on another machine.
             run("docker", "run", "--rm", "--privileged", "--pid", "host", "debian:bookworm-slim", "sh", "-c", f"kill -9 {pid}")
 
     def down(self):

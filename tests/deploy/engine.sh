@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# engine.sh tools | start | stop: what `make test-deploy` needs.
+# engine.sh tools | start | stop: the tools and the Docker engine of `make test-deploy`.
 #
-# Where a Docker engine with compose answers, that one is used, and images are pulled as anywhere. Elsewhere, on Debian as
-# root, an engine of our own is installed and started, with all its state beside the build; as it may have no image
-# registry within reach, the base images that our files name are made locally, under the same names: real Debian, the
-# machine's own Rust, Kafka, the registry and Prometheus from their public packages. See standin/.
+# If a Docker engine with compose answers, the tests use it and pull images as usual. Otherwise, on Debian as root, this
+# script installs and starts an engine with all its state in target/deploy. That engine may have no image registry within
+# reach, so the base images that the tested files name are built locally under the same names: Debian by debootstrap, Rust
+# from this machine, Kafka, the schema registry, PostgreSQL and Prometheus from their public packages. See standin/.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 work=$here/../../target/deploy
@@ -12,9 +12,9 @@ cache=${XDG_CACHE_HOME:-$HOME/.cache}/backbeat/deploy
 mkdir -p "$work" "$cache/bin"
 work=$(cd "$work" && pwd)
 
-own_engine() { [ ! -e "$work/engine-is-theirs" ]; }
+has_own_engine() { [ ! -e "$work/engine-is-external" ]; }
 
-require() { # the packages that are missing
+require() { # command=package ...: installs the packages of missing commands
     local missing=()
     for pair in "$@"; do command -v "${pair%%=*}" >/dev/null || missing+=("${pair#*=}"); done
     [ ${#missing[@]} -eq 0 ] && return
@@ -23,11 +23,11 @@ require() { # the packages that are missing
         exit 1
     fi
     apt-get update -q
-    # Debian would start what it installs.
+    # Keeps Debian from starting the installed services.
     RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends "${missing[@]}"
 }
 
-go_tool() { # module@version package output ldflags: go install refuses modules with replacements
+go_tool() { # module@version package output ldflags: builds a Go program; go install refuses modules with replacements
     [ -x "$3" ] && return
     command -v go >/dev/null || { echo "install Go, or Docker with compose" >&2; exit 1; }
     local source copy
@@ -47,17 +47,17 @@ tools() {
     fi
     go_tool sigs.k8s.io/kustomize/kustomize/v5@v5.6.0 . "$cache/bin/kustomize" ""
     if docker compose version >/dev/null 2>&1 && docker info >/dev/null 2>&1 && [ -z "${DOCKER_HOST:-}" ]; then
-        touch "$work/engine-is-theirs"
+        touch "$work/engine-is-external"
         return
     fi
-    rm -f "$work/engine-is-theirs"
+    rm -f "$work/engine-is-external"
     require dockerd=docker.io iptables=iptables debootstrap=debootstrap
     go_tool github.com/docker/compose/v2@v2.40.3 ./cmd "$cache/bin/docker-compose" "-X github.com/docker/compose/v2/internal.Version=v2.40.3"
     go_tool github.com/docker/buildx@v0.29.1 ./cmd/buildx "$cache/bin/docker-buildx" "-X github.com/docker/buildx/version.Version=v0.29.1"
 }
 
 start() {
-    own_engine || return 0
+    has_own_engine || return 0
     local engine=$work/engine
     mkdir -p "$engine/data" "$engine/exec" "$engine/config/cli-plugins"
     cp -u "$cache/bin/docker-compose" "$cache/bin/docker-buildx" "$engine/config/cli-plugins/"
@@ -74,10 +74,10 @@ start() {
 
 has_image() { docker image inspect "$1" >/dev/null 2>&1; }
 
-# The stand-in's files, in a word.
+# A hash of the stand-in's files.
 version() { cat "$here/standin/$1"/* | sha256sum | cut -c 1-16; }
 
-has_standin() { # image stand-in: made of its files as they are now
+has_standin() { # image stand-in: returns true if the image was built from the present files of the stand-in
     [ "$(docker image inspect --format '{{index .Config.Labels "standin"}}' "$1" 2>/dev/null)" = "$(version "$2")" ]
 }
 
@@ -97,7 +97,7 @@ base_images() {
         docker import "$cache/debian.tar" backbeat-standin/debian
         context=$(mktemp -d)
         cp "$here/standin/debian/Dockerfile" "$context"
-        # What this machine trusts beyond Debian's own authorities.
+        # The certificate authorities that this machine trusts in addition to Debian's own.
         mkdir "$context/trusted"
         find /usr/local/share/ca-certificates -name '*.crt' -exec cp {} "$context/trusted/" \;
         docker build --quiet --tag debian:bookworm-slim "$context"
@@ -131,12 +131,12 @@ base_images() {
 }
 
 stop() {
-    own_engine || return 0
+    has_own_engine || return 0
     local pid
     pid=$(cat "$work/engine/dockerd.pid" 2>/dev/null) || return 0
     kill "$pid" 2>/dev/null || return 0
     for _ in $(seq 1 60); do kill -0 "$pid" 2>/dev/null || return 0; sleep 0.5; done
-    echo "the engine does not end" >&2
+    echo "the Docker engine did not stop within 30 s" >&2
     exit 1
 }
 

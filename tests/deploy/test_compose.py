@@ -1,4 +1,4 @@
-"""The compose files, as an operator uses them: a real engine, the unmodified Dockerfile, real containers."""
+"""Tests of docker-compose.yml as an operator uses it: a real Docker engine, the unmodified Dockerfile, real containers."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import urllib.request
 import pytest
 from conftest import HAS_STANDINS, ROOT, Stack, run, wait_for
 
-# There is no package of Grafana that could stand in for its image.
+# No package of Grafana could stand in for its image.
 WITHOUT = ("grafana",) if HAS_STANDINS else ()
 PULSE_PORTS = {"pulse-1": 8080, "pulse-2": 8081, "pulse-3": 8083}
 REVERB_PORTS = {"reverb-1": 8082, "reverb-2": 8084}
@@ -17,10 +17,10 @@ PROMETHEUS = "http://127.0.0.1:9090"
 
 
 def get(port, path):
-    """The status and the body of an answer; None where there is none."""
+    """Returns the status and the body of a response, or None without one."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
-            return answer.status, answer.read().decode()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as response:
+            return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
     except OSError:
@@ -28,8 +28,8 @@ def get(port, path):
 
 
 def status(port):
-    answer = get(port, "/api/v1/status")
-    return json.loads(answer[1]) if answer else {}
+    response = get(port, "/api/v1/status")
+    return json.loads(response[1]) if response else {}
 
 
 def leader():
@@ -43,9 +43,9 @@ def newest_beat():
 
 def windows():
     for port in REVERB_PORTS.values():
-        answer = get(port, "/api/v1/windows?limit=50")
-        if answer and answer[0] == 200:
-            return [window for window in json.loads(answer[1])["windows"] if window.get("report")]
+        response = get(port, "/api/v1/windows?limit=50")
+        if response and response[0] == 200:
+            return [window for window in json.loads(response[1])["windows"] if window.get("report")]
     return []
 
 
@@ -53,15 +53,15 @@ def is_ready(port):
     return (get(port, "/ready") or (0, ""))[0] == 200
 
 
-def exported():
-    """The metrics that the programs export."""
+def exported_metrics():
+    """Returns the names of the metrics that the programs export."""
     lines = [line for port in (8080, *REVERB_PORTS.values()) for line in get(port, "/metrics")[1].splitlines()]
     return {line.split(" ")[2] for line in lines if line.startswith("# TYPE")}
 
 
 def query(expression):
-    with urllib.request.urlopen(f"{PROMETHEUS}/api/v1/query?{urllib.parse.urlencode({'query': expression})}", timeout=10) as answer:
-        return json.load(answer)["data"]["result"]
+    with urllib.request.urlopen(f"{PROMETHEUS}/api/v1/query?{urllib.parse.urlencode({'query': expression})}", timeout=10) as response:
+        return json.load(response)["data"]["result"]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def stack():
         stack.down()
 
 
-def test_all_services_are_there(stack):
+def test_services_after_up_are_all_ready(stack):
     expected = {"kafka", "registry", "topics", "agent-sim", "prometheus", *PULSE_PORTS, *REVERB_PORTS}
     assert expected <= set(stack.services)
     for port in (*PULSE_PORTS.values(), *REVERB_PORTS.values()):
@@ -85,43 +85,43 @@ def test_all_services_are_there(stack):
     assert wait_for("a leader", 30, leader)
 
 
-def test_beats_and_reports_are_readable_by_the_stock_consumer(stack):
+def test_console_consumer_reads_beats_and_the_reports_of_the_api(stack):
     wait_for("two reports", 90, lambda: len(windows()) >= 2)
     frames = stack.console("beatframes", 5)
     assert [frame["beat_index"] for frame in frames] == [0, 1, 2, 3, 4]
     report, = stack.console("barreports", 1)
     assert report["from_beat"] == 0 and report["cluster_id"] == "dev"
-    of_reverb = json.loads(get(8082, f"/api/v1/windows/{report['window_id']}")[1])["report"]
+    from_api = json.loads(get(8082, f"/api/v1/windows/{report['window_id']}")[1])["report"]
     for field in ("window_id", "from_beat", "to_beat", "agents_reporting", "claims", "late_claims", "invalid_claims", "issues"):
-        assert report[field] == of_reverb[field], field
+        assert report[field] == from_api[field], field
 
 
-def test_logs_name_windows(stack):
-    said = stack.compose("logs", "--no-color", "reverb-1", "reverb-2").stdout
-    assert re.search(r"window finished.* window_id=[0-9a-f]{32} from_beat=\d+", said), said[-2000:]
+def test_reverb_logs_the_ids_of_finished_windows(stack):
+    logs = stack.compose("logs", "--no-color", "reverb-1", "reverb-2").stdout
+    assert re.search(r"window finished.* window_id=[0-9a-f]{32} from_beat=\d+", logs), logs[-2000:]
 
 
-def test_the_tempo_is_changed_by_the_operators_command_alone(stack):
-    said = stack.compose("run", "--rm", "backbeat", "tempo", "22").stdout
-    assert said.startswith("22 BPM in bars of 4, from beat "), said
+def test_tempo_is_changed_by_the_operators_command_and_not_without_the_token(stack):
+    printed = stack.compose("run", "--rm", "backbeat", "tempo", "22").stdout
+    assert printed.startswith("22 BPM in bars of 4, from beat "), printed
     request = urllib.request.Request("http://127.0.0.1:8080/api/v1/tempo", method="DELETE")
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(request, timeout=10)
     assert refused.value.code == 401
 
 
-def test_containers_are_not_root_and_cannot_write(stack):
+def test_containers_are_not_root_and_have_a_read_only_root_filesystem(stack):
     for service in (*PULSE_PORTS, *REVERB_PORTS, "agent-sim"):
         inspected = stack.inspect(service)
         assert inspected["Config"]["User"] == "10001:10001"
         host = inspected["HostConfig"]
         assert host["ReadonlyRootfs"] and host["CapDrop"] == ["ALL"] and host["Memory"] > 0
         assert "no-new-privileges:true" in host["SecurityOpt"]
-    said = stack.compose("exec", "-T", "pulse-1", "sh", "-c", "id -u; touch /usr/local/bin/x", check=False)
-    assert said.stdout.strip() == "10001" and "Read-only file system" in said.stderr
+    result = stack.compose("exec", "-T", "pulse-1", "sh", "-c", "id -u; touch /usr/local/bin/x", check=False)
+    assert result.stdout.strip() == "10001" and "Read-only file system" in result.stderr
 
 
-def test_secrets_are_neither_in_logs_nor_in_ps(stack):
+def test_secrets_are_neither_in_logs_nor_in_process_arguments(stack):
     secret = (ROOT / "compose" / "secrets" / "admin-token").read_text().strip()
     assert secret not in stack.compose("logs", "--no-color").stdout
     for service in PULSE_PORTS:
@@ -129,42 +129,42 @@ def test_secrets_are_neither_in_logs_nor_in_ps(stack):
         assert secret not in json.dumps(stack.inspect(service)["Config"])
 
 
-def test_every_metric_that_rules_and_dashboard_name_is_exported(stack):
-    named = set()
+def test_metrics_in_alerts_and_dashboard_are_exported(stack):
+    used = set()
     for file in ("prometheus/alerts.yml", "grafana/dashboards/backbeat.json"):
-        named |= set(re.findall(r"\bbackbeat_\w+", (ROOT / "compose" / file).read_text()))
-    assert len(named) > 25
-    # Vectors show themselves with their first value: a verdict, an objective.
-    base = {re.sub(r"_(bucket|sum|count)$", "", name) for name in named}
-    wait_for(lambda: f"{base - exported()} to be exported", 60, lambda: base <= exported())
+        used |= set(re.findall(r"\bbackbeat_\w+", (ROOT / "compose" / file).read_text()))
+    assert len(used) > 25
+    # A metric with labels is exported when a label has its first value: a verdict, an objective.
+    base = {re.sub(r"_(bucket|sum|count)$", "", name) for name in used}
+    wait_for(lambda: f"{base - exported_metrics()} to be exported", 60, lambda: base <= exported_metrics())
 
 
-def test_prometheus_scrapes_all_and_answers_every_query_of_the_dashboard(stack):
+def test_prometheus_scrapes_all_targets_and_answers_every_dashboard_query(stack):
     assert "prometheus" in stack.services
-    wait_for("five targets that are up", 60, lambda: len([r for r in query("up") if r["value"][1] == "1"]) == 5)
-    with urllib.request.urlopen(f"{PROMETHEUS}/api/v1/rules", timeout=10) as answer:
-        groups = json.load(answer)["data"]["groups"]
+    wait_for("five targets to be up", 60, lambda: len([r for r in query("up") if r["value"][1] == "1"]) == 5)
+    with urllib.request.urlopen(f"{PROMETHEUS}/api/v1/rules", timeout=10) as response:
+        groups = json.load(response)["data"]["groups"]
     rules = [rule for group in groups for rule in group["rules"]]
     assert len(rules) > 10 and all(rule["health"] in ("ok", "unknown") for rule in rules), rules
     dashboard = json.loads((ROOT / "compose" / "grafana" / "dashboards" / "backbeat.json").read_text())
     expressions = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", [])]
     assert len(expressions) > 30
     concrete = [re.sub(r"\$__rate_interval", "1m", re.sub(r"\$(pulse|reverb)\b", ".*", e)) for e in expressions]
-    empty = set(concrete)
+    unanswered = set(concrete)
 
     def all_answered():
-        for expression in list(empty):
+        for expression in list(unanswered):
             if query(expression):
-                empty.discard(expression)
-        return not empty
+                unanswered.discard(expression)
+        return not unanswered
 
-    wait_for(lambda: f"series for {empty}", 90, all_answered)
+    wait_for(lambda: f"series for {unanswered}", 90, all_answered)
 
 
-def test_reports_become_rows(stack):
+def test_connect_profile_writes_reports_to_postgres(stack):
     connect = ["--profile", "connect"]
     pull = ["--pull", "never"] if HAS_STANDINS else []
-    # Without --wait: what only starts the sinks ends.
+    # Not with --wait, which fails when a service exits: `sinks` exits after it has created the sinks.
     stack.compose(*connect, "up", "--detach", "--build", *pull, "postgres", "connect", "sinks")
 
     def sql(query):
@@ -172,48 +172,48 @@ def test_reports_become_rows(stack):
 
     wait_for(lambda: stack.compose(*connect, "logs", "--tail", "30", "connect", "sinks").stdout, 180,
              lambda: sql("select count(*) from bar_reports") not in ("", "0"))
-    wait_for("the views", 10, lambda: sql("select count(*) from tempo_drift_by_day") not in ("", "0"))
+    wait_for("rows in a view", 10, lambda: sql("select count(*) from tempo_drift_by_day") not in ("", "0"))
     reported = [window["report"] for window in windows()]
     oldest = min(reported, key=lambda report: report["from_beat"])
-    wait_for("its row", 30, lambda: sql(f"select claims from bar_reports where window_id = '{oldest['window_id']}'") == str(oldest["claims"]))
+    wait_for("the row of the oldest report", 30, lambda: sql(f"select claims from bar_reports where window_id = '{oldest['window_id']}'") == str(oldest["claims"]))
 
-    def starter():
+    def sinks_container():
         return json.loads(stack.compose(*connect, "ps", "--all", "--format", "json", "sinks").stdout)
 
-    wait_for("what starts the sinks to end", 60, lambda: starter()["State"] == "exited")
-    assert starter()["ExitCode"] == 0
+    wait_for("the container sinks to exit", 60, lambda: sinks_container()["State"] == "exited")
+    assert sinks_container()["ExitCode"] == 0
     states = stack.compose("run", "--rm", "backbeat", "sinks", "--connect-url", "http://connect:8083", "--output", "json").stdout
     assert sorted(json.loads(line)["name"] for line in states.splitlines()) == ["iceberg", "postgres"], states
     stack.compose(*connect, "rm", "--stop", "--force", "connect", "postgres", "sinks")
 
 
-def test_a_stopped_container_ends_well_and_soon(stack):
+def test_containers_that_are_stopped_exit_with_0(stack):
     for service in ("pulse-2", "reverb-2", "agent-sim"):
         stack.compose("stop", service)
         assert stack.inspect(service)["State"]["ExitCode"] == 0, service
         stack.compose("start", service)
-    wait_for("those to be healthy", 60, lambda: stack.is_healthy("pulse-2") and stack.is_healthy("reverb-2"))
+    wait_for("pulse-2 and reverb-2 to be healthy", 60, lambda: stack.is_healthy("pulse-2") and stack.is_healthy("reverb-2"))
 
 
-def test_killed_containers_come_back_and_nothing_is_missing(stack):
+def test_containers_that_are_killed_restart_and_no_beat_or_report_is_missing(stack):
     node = wait_for("a leader", 30, leader)
     before = newest_beat()
     assert before > 0
     stack.kill(node)
     stack.kill("reverb-1")
     wait_for("another leader", 30, lambda: leader() not in (None, node))
-    wait_for("both back", 90, lambda: stack.is_healthy(node) and stack.is_healthy("reverb-1"))
-    wait_for("beats and their reports", 120, lambda: any(window["report"]["from_beat"] > before + 4 for window in windows()))
+    wait_for("both containers to be healthy", 90, lambda: stack.is_healthy(node) and stack.is_healthy("reverb-1"))
+    wait_for("reports of later beats", 120, lambda: any(window["report"]["from_beat"] > before + 4 for window in windows()))
     frames = stack.console("beatframes", before + 4)
     assert [frame["beat_index"] for frame in frames] == list(range(before + 4))
     audited = stack.compose("run", "--rm", "backbeat", "audit")
     assert " 0 different, 0 missing, 0 duplicate" in audited.stdout, audited.stdout
 
 
-def test_down_leaves_nothing():
+def test_down_leaves_no_container_volume_or_network():
     stack = Stack("backbeat-test", "docker-compose.yml", without=WITHOUT)
     stack.down()
-    for what in ("container", "volume", "network"):
-        every = ["--all"] if what == "container" else []
-        left = run("docker", what, "ls", *every, "--quiet", "--filter", "label=com.docker.compose.project=backbeat-test")
-        assert left.stdout == "", what
+    for kind in ("container", "volume", "network"):
+        every = ["--all"] if kind == "container" else []
+        left = run("docker", kind, "ls", *every, "--quiet", "--filter", "label=com.docker.compose.project=backbeat-test")
+        assert left.stdout == "", kind

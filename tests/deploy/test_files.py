@@ -1,4 +1,4 @@
-"""The files as such: linted, and held against each other and against the programs."""
+"""Static checks of the deployment files: lints, and consistency with each other and with the programs."""
 
 import json
 import re
@@ -21,32 +21,32 @@ def of_kind(documents, *kinds):
 
 
 def pods(documents):
-    """The pod templates, each with the name of what makes it."""
-    makers = of_kind(documents, "StatefulSet", "Deployment", "Job")
-    return [(maker["metadata"]["name"], maker["spec"]["template"]) for maker in makers]
+    """Returns the pod templates, each with the name of its workload."""
+    workloads = of_kind(documents, "StatefulSet", "Deployment", "Job")
+    return [(workload["metadata"]["name"], workload["spec"]["template"]) for workload in workloads]
 
 
-def test_lints():
+def test_files_pass_their_linters():
     run("hadolint", "Dockerfile")
     run("yamllint", "--strict", "--config-file", "tests/deploy/yamllint.yml", "compose", "k8s", "tests/deploy")
     scripts = [path for folder in ("compose", "tests/deploy") for path in (ROOT / folder).rglob("*.sh")]
     run("shellcheck", ROOT / ".ci" / "run", *scripts)
 
 
-def test_alert_rules_fire_and_keep_quiet():
+def test_alerts_pass_their_tests_and_have_a_runbook_entry():
     rules = ROOT / "compose" / "prometheus"
     run("promtool", "check", "config", "prometheus.yml", cwd=rules)
     run("promtool", "test", "rules", "alerts_test.yml", cwd=rules)
     alerts = re.findall(r"- alert: (\w+)", (rules / "alerts.yml").read_text())
     tests = (rules / "alerts_test.yml").read_text()
-    handbook = (ROOT / "docs" / "operations.md").read_text()
+    runbook = (ROOT / "docs" / "operations.md").read_text()
     assert len(alerts) > 10
     for alert in alerts:
-        assert f"name: {alert} fires" in tests and f"name: {alert} keeps quiet" in tests, alert
-        assert f"### {alert}\n" in handbook, f"docs/operations.md does not say what to do for {alert}"
+        assert f"name: {alert} fires" in tests and f"name: {alert} stays silent" in tests, alert
+        assert f"### {alert}\n" in runbook, f"docs/operations.md has no section for {alert}"
 
 
-def test_the_dashboard_is_whole():
+def test_dashboard_panels_have_unique_ids_queries_and_a_data_source():
     dashboard = json.loads((ROOT / "compose" / "grafana" / "dashboards" / "backbeat.json").read_text())
     ids = [panel["id"] for panel in dashboard["panels"]]
     assert len(ids) == len(set(ids)) > 20
@@ -58,7 +58,7 @@ def test_the_dashboard_is_whole():
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_kubernetes_takes_the_manifests(overlay, tmp_path):
+def test_manifests_are_valid_for_kubernetes(overlay, tmp_path):
     built, _ = manifests(overlay)
     file = tmp_path / f"{overlay}.yaml"
     file.write_text(built)
@@ -66,7 +66,7 @@ def test_kubernetes_takes_the_manifests(overlay, tmp_path):
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_selectors_select_and_references_lead_somewhere(overlay):
+def test_manifest_selectors_and_references_resolve(overlay):
     _, documents = manifests(overlay)
     templates = pods(documents)
     assert {name for name, _ in templates} == {"pulse", "reverb", "backbeat-topics"}
@@ -87,13 +87,13 @@ def test_selectors_select_and_references_lead_somewhere(overlay):
 
     maps = {document["metadata"]["name"] for document in of_kind(documents, "ConfigMap")}
     generated = {document["metadata"]["name"] for document in of_kind(documents, "Secret")}
-    by_hand = {"backbeat-raft", "backbeat-admin", *(f"backbeat-kafka-{program}" for program in ("pulse", "reverb", "topics"))}
+    created_by_hand = {"backbeat-raft", "backbeat-admin", *(f"backbeat-kafka-{program}" for program in ("pulse", "reverb", "topics"))}
     for name, template in templates:
         spec = template["spec"]
         for constraint in spec.get("topologySpreadConstraints", []):
             assert len(selected(constraint["labelSelector"]["matchLabels"])) == 1
         secrets = {volume["secret"]["secretName"] for volume in spec.get("volumes", []) if "secret" in volume}
-        assert secrets <= (generated or by_hand), name
+        assert secrets <= (generated or created_by_hand), name
         mounts = {mount["name"] for container in spec["containers"] for mount in container["volumeMounts"]}
         claims = {"data"} if name == "pulse" else set()
         assert mounts == {volume["name"] for volume in spec.get("volumes", [])} | claims, name
@@ -102,7 +102,7 @@ def test_selectors_select_and_references_lead_somewhere(overlay):
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_pods_are_restricted_and_probed_where_the_programs_answer(overlay):
+def test_pods_are_restricted_and_probed_at_the_programs_ports(overlay):
     _, documents = manifests(overlay)
     admin_ports = {"pulse": 8080, "reverb": 8082}
     for name, template in pods(documents):
@@ -122,17 +122,17 @@ def test_pods_are_restricted_and_probed_where_the_programs_answer(overlay):
             probes = [container[probe]["httpGet"] for probe in ("livenessProbe", "readinessProbe")]
             assert [(probe["path"], probe["port"]) for probe in probes] == [("/health", "http"), ("/ready", "http")]
     for program, port in admin_ports.items():
-        # The port that the programs listen on when they are told none.
+        # The default port of the program.
         source = (ROOT / program / "src" / "shell" / "args.rs").read_text()
         assert f"default_value_t = {port})]\n    pub admin_port" in source, program
 
 
-def test_pulse_peers_are_the_pods_of_the_stateful_set():
+def test_pulse_peers_equal_the_pods_of_the_stateful_set():
     for overlay in OVERLAYS:
         _, documents = manifests(overlay)
         pulse, = of_kind(documents, "StatefulSet")
         container, = pulse["spec"]["template"]["spec"]["containers"]
         peers = next(entry["value"] for entry in container["env"] if entry["name"] == "BACKBEAT_PEERS").split(",")
         service = pulse["spec"]["serviceName"]
-        pods_named = [f"pulse-{index}=pulse-{index}.{service}:9000" for index in range(pulse["spec"]["replicas"])]
-        assert peers == pods_named
+        expected = [f"pulse-{index}=pulse-{index}.{service}:9000" for index in range(pulse["spec"]["replicas"])]
+        assert peers == expected

@@ -1,4 +1,4 @@
-"""The swarm file on a swarm of one node."""
+"""Tests of docker-compose.swarm.yml on a swarm of one node."""
 
 import time
 
@@ -12,8 +12,8 @@ SECRETS = {"backbeat-raft-secret": "a-secret-of-the-test", "backbeat-admin-token
 
 
 def stack_file():
-    """The file that we ship, with what a test on one node needs: a Kafka and a registry within, no labels of three
-    machines, and, since this kernel may have no IPVS, names that lead to containers and ports of the host."""
+    """Returns the shipped file, changed for a swarm of one node: Kafka and the schema registry are part of the stack, there
+    are no placement constraints, and names resolve to containers and ports are the host's, because this kernel may lack IPVS."""
     compose = yaml.safe_load((ROOT / "compose" / "docker-compose.yml").read_text())
     stack = yaml.safe_load((ROOT / "compose" / "docker-compose.swarm.yml").read_text())
     for service in stack["services"].values():
@@ -21,13 +21,13 @@ def stack_file():
         service["deploy"]["endpoint_mode"] = "dnsrr"
         for port in service["ports"]:
             port["mode"] = "host"
-    # Two could not have one port of one host.
+    # Two tasks cannot publish the same port of one host.
     stack["services"]["reverb"]["deploy"]["replicas"] = 1
     stack["services"]["reverb"]["deploy"]["update_config"]["order"] = "stop-first"
     for name in ("kafka", "registry", "topics"):
-        ours = compose["services"][name]
-        service = {key: ours[key] for key in ("image", "command", "hostname") if key in ours}
-        service["environment"] = {**ours["environment"], "BACKBEAT_CLUSTER": "swarm"}
+        source = compose["services"][name]
+        service = {key: source[key] for key in ("image", "command", "hostname") if key in source}
+        service["environment"] = {**source["environment"], "BACKBEAT_CLUSTER": "swarm"}
         service["networks"] = ["backbeat"]
         service["deploy"] = {"endpoint_mode": "dnsrr", "restart_policy": {"condition": "on-failure", "delay": "2s"}}
         stack["services"][name] = service
@@ -35,7 +35,7 @@ def stack_file():
 
 
 def replicas():
-    """Of each service, how many tasks run and how many should."""
+    """Returns for each service the number of running tasks and the number of desired ones."""
     listed = run("docker", "stack", "services", STACK, "--format", "{{.Name}} {{.Replicas}}").stdout
     return {name.removeprefix(f"{STACK}_"): tuple(count.split(" ")[0].split("/")) for name, count in
             (line.split(" ", 1) for line in listed.splitlines())}
@@ -52,7 +52,7 @@ def swarm(tmp_path):
         file.write_text(stack_file())
         environment = {"KAFKA_BOOTSTRAP_SERVERS": "kafka:29092", "SCHEMA_REGISTRY_URL": "http://registry:8080/apis/ccompat/v7",
                        "BACKBEAT_BPM": "24", "BACKBEAT_BAR": "4", "BACKBEAT_CLUSTER": "swarm"}
-        # Swarm's own interpolation reads the environment of the command.
+        # `docker stack deploy` interpolates variables from its own environment.
         assignments = [f"{name}={value}" for name, value in environment.items()]
         run("env", *assignments, "docker", "stack", "deploy", "--resolve-image", "never", "--compose-file", file, STACK)
         yield
@@ -61,15 +61,15 @@ def swarm(tmp_path):
         run("docker", "stack", "rm", STACK, check=False)
         time.sleep(5)
         run("docker", "swarm", "leave", "--force", check=False)
-        wait_for("the containers to go", 60, lambda: not run(
+        wait_for("the containers to be removed", 60, lambda: not run(
             "docker", "ps", "--quiet", "--filter", f"label=com.docker.stack.namespace={STACK}").stdout)
-        # A swarm that is left leaves volumes behind.
+        # Leaving a swarm does not remove its volumes.
         volumes = run("docker", "volume", "ls", "--quiet", "--filter", f"label=com.docker.stack.namespace={STACK}").stdout.split()
         if volumes:
             run("docker", "volume", "rm", *volumes)
 
 
-def test_the_swarm_beats_reports_and_is_updated_node_by_node(swarm):
+def test_swarm_updated_node_by_node_continues_beats_and_reports(swarm):
     services = {*PULSE_PORTS, "reverb", "kafka", "registry"}
     wait_for("every service to run", 180, lambda: all(replicas().get(name, ("0", "1"))[0] == "1" for name in services))
     wait_for("every program to be ready", 120, lambda: all(
@@ -86,4 +86,4 @@ def test_the_swarm_beats_reports_and_is_updated_node_by_node(swarm):
         wait_for(f"{node} to be ready", 60, lambda node=node: is_ready(PULSE_PORTS[node]))
     wait_for("beats after the update", 60, lambda: newest_beat() > before + 4)
     after = newest_beat()
-    wait_for("their reports", 90, lambda: newest_report() > after)
+    wait_for("reports of beats after the update", 90, lambda: newest_report() > after)

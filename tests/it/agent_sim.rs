@@ -1,4 +1,4 @@
-//! Fleets, and what `agent-sim --verify` makes of them.
+//! `agent-sim --verify` compares the claims that a fleet sent with the log and the reports.
 
 use std::time::Duration;
 
@@ -15,11 +15,11 @@ fn pulse_and_reverb(cluster: &Cluster, grace: &str) -> [Program; 2] {
 }
 
 #[test]
-fn every_shape_of_load_is_verified_against_the_reports() {
+fn fleet_of_each_load_shape_is_verified_against_the_reports() {
     let cluster = Cluster::new(3);
     let _programs = pulse_and_reverb(&cluster, "1");
     let rates = ["--late-rate", "0.1", "--malformed-rate", "0.05", "--silence-rate", "0.1"];
-    // Beside them an agent-sim whose claims are none of theirs.
+    // A second agent-sim, whose claims the verification must attribute to others.
     let _others = cluster.start("agent-sim", &["--agents", "5", "--agent-prefix", "other-"]);
     for shape in ["steady", "ramp:8", "spike:0.2", "churn:0.2"] {
         let prefix = format!("{}-", &shape[..5]);
@@ -27,7 +27,7 @@ fn every_shape_of_load_is_verified_against_the_reports() {
         let mut sim = cluster.start("agent-sim", &[&args[..], &rates, &["--output", "json"]].concat());
         assert_eq!(sim.wait(), 0, "{}", sim.log());
         let summary = sim.printed_json();
-        let of = |field: &str| summary[field].as_u64().unwrap_or_else(|| panic!("{field} in {summary}"));
+        let of = |field: &str| summary[field].as_u64().unwrap_or_else(|| panic!("no number {field} in {summary}"));
         assert_eq!(of("beats"), 14);
         assert_eq!(of("claims_sent"), of("claims_acknowledged"), "{summary}");
         assert_eq!(summary["verified"]["claims_sent"], summary["claims_sent"], "{summary}");
@@ -40,16 +40,16 @@ fn every_shape_of_load_is_verified_against_the_reports() {
 }
 
 #[test]
-fn a_report_that_miscounts_is_found() {
+fn report_with_a_wrong_count_fails_the_verification() {
     let cluster = Cluster::new(1);
     let [_pulse, reverb] = pulse_and_reverb(&cluster, "0");
     let mut sim = cluster.start("agent-sim", &["--agents", "4", "--beats", "30", "--verify"]);
-    let of_a_bar = || cluster.reports().into_iter().map(|entry| entry.record).find(|report| report.claims >= 14);
-    let mut report = wait_for("a report of a whole bar", LIMIT, of_a_bar);
+    let complete = || cluster.reports().into_iter().map(|entry| entry.record).find(|report| report.claims >= 14);
+    let mut report = wait_for("a report of a whole bar", LIMIT, complete);
     drop(reverb);
     report.claims += 1;
     cluster.publish_report(&report);
-    // The last windows have no reports: those are waited for, and then told of, too.
+    // The last windows have no reports: agent-sim waits for them, and then prints that they are missing.
     let code = sim.wait();
     let log = sim.log();
     assert_eq!(code, 1, "{log}");

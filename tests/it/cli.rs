@@ -1,4 +1,4 @@
-//! The operator's command.
+//! The operator's command `backbeat`, and the flags of the other programs.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ fn text(bytes: &[u8]) -> String {
 const TOPICS: &[&str] = &["topics", "--replication-factor", "1", "--claim-partitions", "4"];
 
 #[test]
-fn topics_are_created_once_and_wrong_ones_refused() {
+fn topics_are_created_once_and_refused_with_other_settings() {
     let cluster = Cluster::without_topics();
     let first = cluster.backbeat(TOPICS);
     assert!(first.status.success(), "{}", text(&first.stderr));
@@ -26,7 +26,7 @@ fn topics_are_created_once_and_wrong_ones_refused() {
     let expected = format!("{}statusclaims: number of partitions is 4, must be at least 6", cluster.prefix());
     assert!(text(&more.stderr).contains(&expected), "{}", text(&more.stderr));
 
-    let mut configs = stock_tool("kafka.admin.ConfigCommand").expect("Kafka's tools are there");
+    let mut configs = stock_tool("kafka.admin.ConfigCommand").expect("the Kafka CLI is available");
     configs.args(["--bootstrap-server", &stack().bootstrap_servers(), "--alter", "--entity-type", "topics"]);
     configs.args([
         "--entity-name",
@@ -45,19 +45,19 @@ fn topics_are_created_once_and_wrong_ones_refused() {
 }
 
 #[test]
-fn services_wait_for_their_topics_and_say_so() {
+fn service_without_topics_logs_it_and_waits_for_them() {
     let cluster = Cluster::without_topics();
     let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200"]);
     let limit = std::time::Duration::from_mins(1);
-    wait_until("a word about the topics", limit, || pulse.log().contains("these topics are missing"));
-    let (code, body) = pulse.get("/ready").expect("it answers");
+    wait_until("the log to name the missing topics", limit, || pulse.log().contains("these topics are missing"));
+    let (code, body) = pulse.get("/ready").expect("the program answers");
     assert_eq!(code, 503, "{body}");
     assert!(cluster.backbeat(TOPICS).status.success());
     pulse.wait_ready();
 }
 
 #[test]
-fn services_wait_for_a_kafka_or_a_registry_that_is_away() {
+fn service_without_kafka_or_registry_waits_until_both_are_available() {
     let limit = Duration::from_mins(1);
     let (kafka_port, registry_port) = (free_port().expect("a free port"), free_port().expect("a free port"));
     let registry_url = format!("http://127.0.0.1:{registry_port}/apis/ccompat/v7");
@@ -65,26 +65,26 @@ fn services_wait_for_a_kafka_or_a_registry_that_is_away() {
     let flags = ["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200"];
     let without_registry = cluster.serve("pulse", &[&flags[..], &["--schema-registry", &registry_url]].concat());
     let kafka = format!("127.0.0.1:{kafka_port}");
-    let elsewhere = ["--node", "other", "--bootstrap-servers", &kafka, "--schema-registry", &registry_url];
-    let without_kafka = cluster.serve("pulse", &[&flags[..], &elsewhere].concat());
-    wait_until("a word about the registry", limit, || {
+    let unavailable = ["--node", "other", "--bootstrap-servers", &kafka, "--schema-registry", &registry_url];
+    let without_kafka = cluster.serve("pulse", &[&flags[..], &unavailable].concat());
+    wait_until("the log to name the registry", limit, || {
         without_registry.log().contains("waiting for the schema registry")
     });
-    wait_until("a word about Kafka", limit, || without_kafka.log().contains("waiting for kafka and its topics"));
+    wait_until("the log to name Kafka", limit, || without_kafka.log().contains("waiting for kafka and its topics"));
 
     let dir = cluster.dir().join("stack");
-    let late =
-        Devstack::start(&Options { brokers: 1, kafka_port, registry_port, dir, throughput: false }).expect("it starts");
+    let devstack = Devstack::start(&Options { brokers: 1, kafka_port, registry_port, dir, throughput: false })
+        .expect("the stack starts");
     without_registry.wait_ready();
-    let there = ["--bootstrap-servers", &kafka, "--schema-registry", &registry_url];
-    assert!(cluster.backbeat(&[TOPICS, &there[..]].concat()).status.success());
+    let addresses = ["--bootstrap-servers", &kafka, "--schema-registry", &registry_url];
+    assert!(cluster.backbeat(&[TOPICS, &addresses[..]].concat()).status.success());
     without_kafka.wait_ready();
     drop((without_registry, without_kafka));
-    late.stop();
+    devstack.stop();
 }
 
 #[test]
-fn reverb_refuses_bars_of_another_length() {
+fn reverb_expecting_another_bar_length_exits_with_an_error() {
     let cluster = Cluster::new(1);
     let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200", "--bar", "4"]);
     let mut reverb = cluster.serve("reverb", &["--cluster", "it", "-bar-length", "5"]);
@@ -103,10 +103,10 @@ fn tail_prints_records_as_json_lines() {
     assert_eq!(sim.wait(), 0, "{}", sim.log());
     drop(reverb);
 
-    // While beats come, --follow would go on for ever without --max.
+    // Pulse still publishes, so --follow would not end without --max.
     let frames = cluster.backbeat(&["tail", "beatframes", "--from-beginning", "--follow", "--max", "5"]);
     let lines: Vec<Value> =
-        text(&frames.stdout).lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        text(&frames.stdout).lines().map(|line| serde_json::from_str(line).expect("valid JSON")).collect();
     let beats: Vec<i64> = lines.iter().filter_map(|line| line["beat_index"].as_i64()).collect();
     assert_eq!(beats, [0, 1, 2, 3, 4]);
     drop(pulse);
@@ -118,10 +118,10 @@ fn tail_prints_records_as_json_lines() {
 }
 
 #[test]
-fn bad_flags_are_refused_with_what_is_allowed() {
+fn invalid_flags_are_refused_with_the_allowed_values() {
     let cluster = Cluster::without_topics();
     let refused = |program: &str, args: &[&str], reason: &str| {
-        let output = cluster.command(program, args).output().expect("it runs");
+        let output = cluster.command(program, args).output().expect("the program runs");
         assert!(!output.status.success());
         assert!(text(&output.stderr).contains(reason), "{}", text(&output.stderr));
     };
@@ -132,32 +132,33 @@ fn bad_flags_are_refused_with_what_is_allowed() {
 }
 
 #[test]
-fn every_subcommand_shows_examples_and_says_json_where_asked() {
+fn subcommands_show_examples_and_print_json_on_request() {
     let cluster = Cluster::without_topics();
-    let said = |args: &[&str]| {
+    let printed = |args: &[&str]| {
         let output = cluster.backbeat(args);
         assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
         text(&output.stdout)
     };
-    let help = said(&["--help"]);
-    let (_, commands) = help.split_once("Commands:\n").expect("there are some");
+    let help = printed(&["--help"]);
+    let (_, commands) = help.split_once("Commands:\n").expect("the help lists commands");
     let names: Vec<&str> = commands.lines().map_while(|line| line.split_whitespace().next()).collect();
     assert!(names.len() > 10 && names.contains(&"audit"), "{names:?}");
     for name in names.into_iter().filter(|name| *name != "help") {
         let nested: &[&str] = if name == "schemas" { &["schemas", "check", "--help"] } else { &[name, "--help"] };
-        assert!(said(nested).contains("\nExamples:\n"), "{name}");
+        assert!(printed(nested).contains("\nExamples:\n"), "{name}");
     }
 
-    let created: Value = serde_json::from_str(&said(&[TOPICS, &["--output", "json"]].concat())).expect("JSON");
+    let created: Value = serde_json::from_str(&printed(&[TOPICS, &["--output", "json"]].concat())).expect("valid JSON");
     assert!(created["created"].as_array().is_some_and(|names| names.len() == 5) && created["topics"] == 5, "{created}");
     let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200", "--bar", "4"]);
     pulse.wait_ready();
-    let url = pulse.url().expect("it listens");
-    wait_until("a tempo in JSON", Duration::from_mins(1), || {
+    let url = pulse.url().expect("pulse listens");
+    wait_until("the tempo in JSON", Duration::from_mins(1), || {
         let output = cluster.backbeat(&["tempo", "--url", &url, "--output", "json"]);
         serde_json::from_slice::<Value>(&output.stdout).is_ok_and(|tempo| tempo["tempo_bpm"] == 1200.0)
     });
-    let status: Value = serde_json::from_str(&said(&["status", "--pulse", &url, "--output", "json"])).expect("JSON");
+    let status: Value =
+        serde_json::from_str(&printed(&["status", "--pulse", &url, "--output", "json"])).expect("valid JSON");
     assert_eq!((&status["pulse"][0]["ready"], &status["reverb"]), (&Value::Bool(true), &Value::Array(Vec::new())));
 }
 
@@ -166,17 +167,17 @@ fn errors_name_the_next_step() {
     let cluster = Cluster::without_topics();
     let refused = |args: &[&str], code: i32, reason: &str| {
         let output = cluster.backbeat(args);
-        let said = text(&output.stderr);
-        assert!(output.status.code() == Some(code) && said.contains(reason), "{args:?}: {said}");
+        let stderr = text(&output.stderr);
+        assert!(output.status.code() == Some(code) && stderr.contains(reason), "{args:?}: {stderr}");
     };
-    let nobody = format!("http://127.0.0.1:{}", free_port().expect("a free port"));
-    refused(&["sinks", "--connect-url", &nobody], 1, "is a Connect worker running there? (--connect-url)");
-    refused(&["sinks", "--connect-url", &nobody, "/nowhere.json"], 1, "reading /nowhere.json: No such file");
-    refused(&["status", "--pulse", &nobody], 1, "or give its URLs (--pulse, --reverb)");
+    let unused = format!("http://127.0.0.1:{}", free_port().expect("a free port"));
+    refused(&["sinks", "--connect-url", &unused], 1, "is a Connect worker running there? (--connect-url)");
+    refused(&["sinks", "--connect-url", &unused, "/nowhere.json"], 1, "reading /nowhere.json: No such file");
+    refused(&["status", "--pulse", &unused], 1, "or give its URLs (--pulse, --reverb)");
     refused(&["top"], 1, "use `backbeat status`");
     let other = ["console", "barreports", "--schema-registry", "http://127.0.0.1:1/"];
     refused(&other, 1, "for another registry use kafka-avro-console-consumer");
-    // No server of ours says so, and none of it is shown.
+    // An error must not show the credentials in an address.
     let secret =
         ["console", "barreports", "--schema-registry", "http://me:registry-secret@127.0.0.1:1/apis/ccompat/v7"];
     refused(&secret, 1, "use `backbeat tail`");
@@ -187,12 +188,12 @@ fn errors_name_the_next_step() {
 fn completions_and_manual_pages_are_generated() {
     let cluster = Cluster::without_topics();
     let script = cluster.dir().join("completions.bash");
-    std::fs::write(&script, cluster.backbeat(&["completions", "bash"]).stdout).expect("writes");
-    let completed = ". \"$0\"; COMP_WORDS=(backbeat au); COMP_CWORD=1; _backbeat backbeat au; echo \"${COMPREPLY[@]}\"";
-    let output = std::process::Command::new("bash").args(["-c", completed]).arg(&script).output().expect("bash runs");
+    std::fs::write(&script, cluster.backbeat(&["completions", "bash"]).stdout).expect("the file is written");
+    let complete = ". \"$0\"; COMP_WORDS=(backbeat au); COMP_CWORD=1; _backbeat backbeat au; echo \"${COMPREPLY[@]}\"";
+    let output = std::process::Command::new("bash").args(["-c", complete]).arg(&script).output().expect("bash runs");
     assert_eq!(text(&output.stdout).trim(), "audit", "{}", text(&output.stderr));
     let pages = cluster.dir().join("man");
-    assert!(cluster.backbeat(&["man", pages.to_str().expect("a path")]).status.success());
-    let page = std::fs::read_to_string(pages.join("backbeat-sinks.1")).expect("it is there");
+    assert!(cluster.backbeat(&["man", pages.to_str().expect("the path is UTF-8")]).status.success());
+    let page = std::fs::read_to_string(pages.join("backbeat-sinks.1")).expect("the page exists");
     assert!(page.contains(".TH backbeat-sinks 1") && page.contains("\\-\\-from\\-beginning"), "{page}");
 }

@@ -1,22 +1,23 @@
-//! What must hold in every log of frames.
+//! The invariants of a log of frames.
 
 use backbeat_schemas::BeatFrame;
 
-/// The invariants of any log of frames.
+/// Asserts the invariants over all frames of a log, in order.
 pub(crate) fn check(frames: &[BeatFrame]) {
     for (index, frame) in (0..).zip(frames) {
-        assert_eq!(frame.beat_index.get(), index, "no gap, no repeat");
+        assert_eq!(frame.beat_index.get(), index, "a beat is missing or repeated");
     }
     for pair in frames.windows(2) {
         let [before, after] = pair else { unreachable!("windows of two") };
-        assert!(after.hlc.is_after(before.hlc), "{} after {}", after.hlc, before.hlc);
+        assert!(after.hlc.is_after(before.hlc), "hlc {} does not follow {}", after.hlc, before.hlc);
         assert_eq!(after.scheduled_at, before.deadline_at);
         assert!(after.deadline_at > before.deadline_at);
-        assert!(after.tempo_bpm == before.tempo_bpm || after.downbeat, "{after:?}");
-        assert!(before.tempo_bpm.allowed_next().contains(&after.tempo_bpm), "{after:?} after {before:?}");
+        assert!(after.tempo_bpm == before.tempo_bpm || after.downbeat, "tempo changed off a downbeat: {after:?}");
+        let allowed = before.tempo_bpm.allowed_next();
+        assert!(allowed.contains(&after.tempo_bpm), "tempo changed too much: {after:?} after {before:?}");
         let same = (after.term, &after.node) == (before.term, &before.node);
-        assert!(same || after.term > before.term, "a term has one node: {after:?} after {before:?}");
+        assert!(same || after.term > before.term, "two nodes in one term, or a lower one: {after:?} after {before:?}");
         assert!(after.claim_offsets.len() >= before.claim_offsets.len());
-        assert!(before.claim_offsets.iter().zip(&after.claim_offsets).all(|(b, a)| b <= a), "boundaries never go back");
+        assert!(before.claim_offsets.iter().zip(&after.claim_offsets).all(|(b, a)| b <= a), "a boundary went back");
     }
 }

@@ -1,4 +1,4 @@
-//! Requests that nobody would write, from a seed, to the services' real HTTP ports.
+//! Random requests to the services' HTTP servers, determined by a seed.
 
 use backbeat_tests::{Cluster, Program};
 use rand::seq::IndexedRandom;
@@ -34,7 +34,7 @@ const WORDS: [&str; 16] = [
 fn garbage(rng: &mut ChaCha8Rng, most: usize) -> String {
     let words = (0..rng.random_range(0..=most)).map(|_| {
         if rng.random_bool(0.7) {
-            (*WORDS.choose(rng).expect("there are words")).to_owned()
+            (*WORDS.choose(rng).expect("WORDS is not empty")).to_owned()
         } else {
             rng.random::<char>().to_string()
         }
@@ -42,7 +42,7 @@ fn garbage(rng: &mut ChaCha8Rng, most: usize) -> String {
     words.collect()
 }
 
-/// A body that is JSON, if of no sense.
+/// Random JSON.
 fn json(rng: &mut ChaCha8Rng, depth: u32) -> Value {
     match rng.random_range(0..if depth == 0 { 5 } else { 7 }) {
         0 => Value::Null,
@@ -55,31 +55,32 @@ fn json(rng: &mut ChaCha8Rng, depth: u32) -> Value {
     }
 }
 
-/// Every request is answered, errors with a reason in JSON, and the service is as ready as before.
+/// Asserts that `service` answers every request, errors with a reason in JSON, and stays ready.
 fn fuzz(service: &Program, rng: &mut ChaCha8Rng) {
     service.wait_ready();
     for _ in 0..REQUESTS {
-        let method = METHODS.choose(rng).expect("there are methods").clone();
+        let method = METHODS.choose(rng).expect("METHODS is not empty").clone();
         let query = if rng.random() { "?" } else { "" };
         let path =
-            format!("{}{}{query}{}", PATHS.choose(rng).expect("there are paths"), garbage(rng, 1), garbage(rng, 4));
-        // A client would not send these as they are.
+            format!("{}{}{query}{}", PATHS.choose(rng).expect("PATHS is not empty"), garbage(rng, 1), garbage(rng, 4));
+        // An HTTP client does not send these characters unchanged.
         let path = path.replace(['#', '\r', '\n', '\t', '\\'], "");
         let body = if rng.random() { json(rng, 3).to_string() } else { garbage(rng, 8) };
-        let what = format!("{method} {path:?} with {body:?}");
-        let (status, answer) =
-            service.request(method.clone(), &path, &body, None).unwrap_or_else(|| panic!("{what}: no answer"));
-        assert!(status < 500 || status == 503, "{what}: {status} {answer}");
+        let request = format!("{method} {path:?} with {body:?}");
+        let (status, response) =
+            service.request(method.clone(), &path, &body, None).unwrap_or_else(|| panic!("{request}: no answer"));
+        assert!(status < 500 || status == 503, "{request}: {status} {response}");
         if status >= 400 && method != Method::HEAD && status != 405 {
-            let reason: Value = serde_json::from_str(&answer).unwrap_or_else(|_| panic!("{what}: {status} {answer}"));
-            assert!(reason["error"].is_string(), "{what}: {status} {answer}");
+            let reason: Value =
+                serde_json::from_str(&response).unwrap_or_else(|_| panic!("{request}: {status} {response}"));
+            assert!(reason["error"].is_string(), "{request}: {status} {response}");
         }
     }
     service.wait_ready();
 }
 
 #[test]
-fn whatever_is_asked_is_answered() {
+fn services_answer_random_requests_and_stay_ready() {
     let cluster = Cluster::new(2);
     let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "600", "--max-bpm", "600"]);
     let reverb = cluster.serve("reverb", &["--cluster", "it"]);

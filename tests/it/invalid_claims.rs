@@ -1,4 +1,4 @@
-//! Every way of being invalid: counted, kept in the dead-letter topic with the reason, stopping nothing.
+//! Every kind of invalid claim: reverb counts it, keeps it in the dead-letter topic with the reason, and goes on.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -37,25 +37,25 @@ fn claim(beat_index: i64) -> StatusClaim {
 /// A key and a value.
 type Record = (Option<&'static [u8]>, Vec<u8>);
 
-/// One record for each way, with the reason that it must get.
-fn broken(beat: i64, claim_schema: u32, frame_schema: u32) -> Vec<(&'static str, Record)> {
+/// One record of each kind, with the reason that reverb must give.
+fn invalid_records(beat: i64, claim_schema: u32, frame_schema: u32) -> Vec<(&'static str, Record)> {
     const KEY: Option<&[u8]> = Some(b"agent-7");
     let changed = |change: &dyn Fn(&mut StatusClaim)| {
         let mut claim = claim(beat);
         change(&mut claim);
         wire(claim_schema, &claim)
     };
-    let honest = changed(&|_| ());
+    let valid = changed(&|_| ());
     vec![
         ("wire_format", (KEY, b"hello, this is not avro".to_vec())),
         ("wire_format", (KEY, b"\0\0".to_vec())),
         ("wire_format", (KEY, Vec::new())),
-        ("unknown_schema", (KEY, [&[0], &UNKNOWN_SCHEMA.to_be_bytes()[..], &honest[5..]].concat())),
-        ("undecodable", (KEY, [&[0], &frame_schema.to_be_bytes()[..], &honest[5..]].concat())),
-        ("undecodable", (KEY, honest[..honest.len() - 4].to_vec())),
-        ("left_over_bytes", (KEY, [&honest[..], &[0]].concat())),
-        ("key", (Some(b"agent-8"), honest.clone())),
-        ("key", (None, honest.clone())),
+        ("unknown_schema", (KEY, [&[0], &UNKNOWN_SCHEMA.to_be_bytes()[..], &valid[5..]].concat())),
+        ("undecodable", (KEY, [&[0], &frame_schema.to_be_bytes()[..], &valid[5..]].concat())),
+        ("undecodable", (KEY, valid[..valid.len() - 4].to_vec())),
+        ("left_over_bytes", (KEY, [&valid[..], &[0]].concat())),
+        ("key", (Some(b"agent-8"), valid.clone())),
+        ("key", (None, valid.clone())),
         ("id_length", (Some(b""), changed(&|c| c.agent_id.clear()))),
         ("id_length", (KEY, changed(&|c| c.task_id.clear()))),
         ("id_length", (KEY, changed(&|c| c.task_id = "t".repeat(257)))),
@@ -68,27 +68,31 @@ fn broken(beat: i64, claim_schema: u32, frame_schema: u32) -> Vec<(&'static str,
     ]
 }
 
-/// A record without a value, which our own producers never send.
+/// Sends a record without a value, which the workspace's own sender cannot.
 fn send_tombstone(topic: &str) {
     let producer: BaseProducer =
         ClientConfig::new().set("bootstrap.servers", stack().bootstrap_servers()).create().expect("a producer");
-    producer.send(BaseRecord::<[u8], [u8]>::to(topic).key(b"agent-7")).map_err(|(error, _)| error).expect("queued");
-    producer.flush(LIMIT).expect("sent");
+    producer
+        .send(BaseRecord::<[u8], [u8]>::to(topic).key(b"agent-7"))
+        .map_err(|(error, _)| error)
+        .expect("the record is queued");
+    producer.flush(LIMIT).expect("the records are sent");
 }
 
 #[test]
-fn each_lands_in_the_dead_letters_with_its_reason_and_stops_nothing() {
+fn invalid_claims_become_dead_letters_with_their_reason() {
     let cluster = Cluster::new(3);
     let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "600", "--max-bpm", "600", "--bar", "4"]);
     let reverb = cluster.serve("reverb", &["--cluster", "it"]);
     reverb.wait_ready();
     let topics = cluster.broker().topics();
-    let register = |topic| topics.subject(topic);
+    let subject = |topic| topics.subject(topic);
     let claim_schema =
-        runtime().block_on(cluster.registry().register::<StatusClaim>(&register(TopicName::StatusClaims)));
-    let frame_schema = runtime()
-        .block_on(cluster.registry().register::<backbeat_schemas::BeatFrame>(&register(TopicName::BeatFrames)));
-    let (claim_schema, frame_schema) = (claim_schema.expect("registered"), frame_schema.expect("registered"));
+        runtime().block_on(cluster.registry().register::<StatusClaim>(&subject(TopicName::StatusClaims)));
+    let frame_schema =
+        runtime().block_on(cluster.registry().register::<backbeat_schemas::BeatFrame>(&subject(TopicName::BeatFrames)));
+    let (claim_schema, frame_schema) =
+        (claim_schema.expect("the schema is registered"), frame_schema.expect("the schema is registered"));
 
     let sender = Sender::new(cluster.broker(), None).expect("a producer");
     let deliveries = Arc::<Deliveries>::default();
@@ -96,37 +100,37 @@ fn each_lands_in_the_dead_letters_with_its_reason_and_stops_nothing() {
         let topic = topics.name(TopicName::StatusClaims);
         sender
             .send(Outgoing { topic: &topic, key: *key, value, headers: &[] }, &deliveries)
-            .expect("the queue is empty");
+            .expect("the queue has room");
     };
-    let beat = cluster.frames().last().map(|frame| frame.beat_index.get()).expect("it beats");
-    let broken = broken(beat, claim_schema, frame_schema);
-    for (_, record) in &broken {
+    let beat = cluster.frames().last().map(|frame| frame.beat_index.get()).expect("there are frames");
+    let invalid_records = invalid_records(beat, claim_schema, frame_schema);
+    for (_, record) in &invalid_records {
         send(record);
-        // Between them, what must go on.
+        // A valid claim after each invalid one must be counted.
         send(&(Some(b"agent-7"), wire(claim_schema, &claim(beat))));
     }
-    wait_until("all sent", LIMIT, || deliveries.outstanding() == 0);
+    wait_until("Kafka to acknowledge all records", LIMIT, || deliveries.outstanding() == 0);
     send_tombstone(&topics.name(TopicName::StatusClaims));
     let tombstone = ("no_value", (None, Vec::new()));
-    let honest = broken.len();
-    let broken: Vec<(&str, Record)> = broken.into_iter().chain([tombstone]).collect();
-    let records = broken.len() + honest;
+    let valid_count = invalid_records.len();
+    let invalid_records: Vec<(&str, Record)> = invalid_records.into_iter().chain([tombstone]).collect();
+    let records = invalid_records.len() + valid_count;
 
-    // The registry is asked for the unknown schema for a minute; then all of it is in reports.
-    wait_until("all in reports", LIMIT, || {
+    // Reverb asks the registry for the unknown schema for a minute before it counts the claim as invalid.
+    wait_until("all records in reports", LIMIT, || {
         let (counted, late, invalid) = totals(&cluster.reports());
         counted + late + invalid == records as i64
     });
-    assert_eq!(reverb.metric("backbeat_reverb_dead_letters_total"), Some(broken.len() as f64));
+    assert_eq!(reverb.metric("backbeat_reverb_dead_letters_total"), Some(invalid_records.len() as f64));
     drop(pulse);
     check_reports(&cluster);
     let (counted, late, invalid) = totals(&cluster.reports());
-    assert_eq!((counted + late, invalid), (honest as i64, broken.len() as i64));
+    assert_eq!((counted + late, invalid), (valid_count as i64, invalid_records.len() as i64));
     let issues: Vec<String> = cluster.reports().into_iter().flat_map(|entry| entry.record.issues).collect();
     assert!(issues.iter().any(|issue| issue == "1 claims with an unknown schema"), "{issues:?}");
 
     let mut expected = BTreeMap::<&str, Vec<&[u8]>>::new();
-    for (reason, (_, value)) in &broken {
+    for (reason, (_, value)) in &invalid_records {
         expected.entry(*reason).or_default().push(value);
     }
     let mut found = BTreeMap::<String, Vec<Vec<u8>>>::new();
@@ -139,7 +143,7 @@ fn each_lands_in_the_dead_letters_with_its_reason_and_stops_nothing() {
         };
         let place = format!("{}/{}/{}", header("topic"), header("partition"), header("offset"));
         assert_eq!(header("topic"), claims_topic);
-        assert_eq!(message.key(), Some(place.as_bytes()), "keyed by where it came from");
+        assert_eq!(message.key(), Some(place.as_bytes()), "the key is the record's topic, partition and offset");
         assert!(header("detail").len() > 10, "{}", header("detail"));
         found.entry(header("reason")).or_default().push(message.payload().unwrap_or_default().to_vec());
     });
@@ -147,7 +151,7 @@ fn each_lands_in_the_dead_letters_with_its_reason_and_stops_nothing() {
         let found = found.get_mut(*reason).unwrap_or_else(|| panic!("no dead letter for {reason}"));
         found.sort();
         values.sort_unstable();
-        assert_eq!(found, values, "{reason}: the bytes as they were read");
+        assert_eq!(found, values, "{reason}: a dead letter holds the bytes as they were read");
     }
-    assert_eq!(found.values().map(Vec::len).sum::<usize>(), broken.len());
+    assert_eq!(found.values().map(Vec::len).sum::<usize>(), invalid_records.len());
 }

@@ -1,4 +1,4 @@
-//! The reader of our single-partition topics.
+//! `LogReader`, the reader of single-partition topics.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use backbeat_tests::{Cluster, wait_for, wait_until};
 const LIMIT: Duration = Duration::from_mins(1);
 const TIMES: usize = 100;
 
-/// librdkafka aborts the process where a partition is given up for the second time before it has stopped for the
+/// librdkafka aborts the process if a partition is unassigned a second time before its fetcher has stopped after the
 /// first (its issue 5573).
 #[test]
-fn it_may_be_sent_elsewhere_at_once() {
+fn reader_that_seeks_repeatedly_does_not_abort_the_process() {
     let cluster = Cluster::new(1);
     let _pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200"]);
     wait_until("some beats", LIMIT, || cluster.frames().len() > 3);
@@ -21,7 +21,8 @@ fn it_may_be_sent_elsewhere_at_once() {
         for offset in [0, 1, 0] {
             reader.seek(offset).expect("Kafka answers");
         }
-        let first = wait_for("the first", LIMIT, || reader.poll(Duration::from_millis(100)).expect("Kafka answers"));
+        let first =
+            wait_for("the first frame", LIMIT, || reader.poll(Duration::from_millis(100)).expect("Kafka answers"));
         assert_eq!(first.record.beat_index.get(), 0);
         reader.pause().expect("Kafka answers");
         reader.seek(1).expect("Kafka answers");

@@ -1,7 +1,7 @@
-//! Every report, computed by brute force from the topics and the definitions of the design.
+//! The oracle: computes every report by brute force from the topics and the definitions of the design.
 //!
-//! It shares no code with reverb: claims are decoded generically by the schema that the registry
-//! gives, and each KPI is a set built from all claims of its window.
+//! It shares no code with reverb: claims are decoded generically with the schema that the registry returns, and each
+//! KPI is a set built from all claims of its window.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
@@ -20,7 +20,7 @@ use rdkafka::{Offset, TopicPartitionList};
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_secs(10);
 
-/// A record of `statusclaims`, as it lies there.
+/// A record as it is in its topic.
 pub(crate) struct Raw {
     pub(crate) partition: i32,
     pub(crate) offset: i64,
@@ -28,14 +28,14 @@ pub(crate) struct Raw {
     pub(crate) value: Option<Vec<u8>>,
 }
 
-/// What the brute force makes of one record.
+/// The oracle's classification of one record of `statusclaims`.
 enum Classification {
     Counted { from: i64, claim: HashMap<String, Value> },
     Late,
     Invalid { unknown_schema: bool },
 }
 
-/// The log as it was read.
+/// The frames and claims of a log, with the schemas of the claims.
 pub(crate) struct Oracle {
     frames: Vec<BeatFrame>,
     claims: Vec<Raw>,
@@ -43,7 +43,7 @@ pub(crate) struct Oracle {
 }
 
 impl Oracle {
-    /// Reads the whole log of `cluster`; nothing may be written meanwhile.
+    /// Reads the whole log of `cluster`, to which nothing may be written at the same time.
     pub(crate) fn read(cluster: &Cluster) -> Self {
         let claims = read_claims(cluster);
         let ids: BTreeSet<u32> =
@@ -54,12 +54,12 @@ impl Oracle {
         Self { frames: cluster.frames(), claims, schemas }
     }
 
-    /// How many records `statusclaims` has.
+    /// The number of records in `statusclaims`.
     pub(crate) fn claims(&self) -> usize {
         self.claims.len()
     }
 
-    /// The report of every window that can be closed.
+    /// Computes the report of every window that can be closed.
     pub(crate) fn reports(&self) -> Vec<BarReport> {
         let mut by_owner = BTreeMap::<i64, Vec<(&Raw, Classification)>>::new();
         for raw in &self.claims {
@@ -71,7 +71,8 @@ impl Oracle {
         downbeats.filter_map(|opening| self.report(opening, &by_owner)).collect()
     }
 
-    /// The beat on which a record arrived: the last one whose boundary it is not below.
+    /// The beat on which a record arrived: the last one whose boundary is at or below the record's offset. `None`
+    /// before the first boundary.
     fn arrival(&self, raw: &Raw) -> Option<i64> {
         let boundary = |frame: &BeatFrame| frame.claim_offsets.get(raw.partition as usize).copied().unwrap_or(0);
         self.frames.iter().filter(|frame| boundary(frame) <= raw.offset).map(|frame| frame.beat_index.get()).next_back()
@@ -93,7 +94,7 @@ impl Oracle {
         let Some(claim) = decode(schema, body) else {
             return invalid;
         };
-        if !keeps_the_rules(raw.key.as_deref(), &claim, arrival) {
+        if !is_valid(raw.key.as_deref(), &claim, arrival) {
             return invalid;
         }
         let Some(Value::Long(beat)) = claim.get("beat_index") else {
@@ -158,7 +159,7 @@ impl Oracle {
         let bar = &self.frames[from as usize..=end as usize];
         let degraded_beats = bar.iter().filter(|frame| frame.degraded).count();
         let mut issues = Vec::new();
-        for (count, what) in [
+        for (count, kind) in [
             (late, "late claims"),
             (invalid, "invalid claims"),
             (unknown, "claims with an unknown schema"),
@@ -167,13 +168,13 @@ impl Oracle {
             (failed_rotations as usize, "agents failed secret rotation"),
         ] {
             if count > 0 {
-                issues.push(format!("{count} {what}"));
+                issues.push(format!("{count} {kind}"));
             }
         }
-        for late_beat in bar.iter().filter(|f| f.anchor_beat == f.beat_index && f.anchor_at != f.scheduled_at) {
-            let millis = late_beat.emitted_at.millis() - late_beat.scheduled_at.millis();
+        for re_anchored in bar.iter().filter(|f| f.anchor_beat == f.beat_index && f.anchor_at != f.scheduled_at) {
+            let millis = re_anchored.emitted_at.millis() - re_anchored.scheduled_at.millis();
             if millis > 0 {
-                issues.push(format!("pulse outage of {millis} ms before beat {}", late_beat.beat_index));
+                issues.push(format!("pulse outage of {millis} ms before beat {}", re_anchored.beat_index));
             }
         }
         issues.sort();
@@ -185,7 +186,7 @@ impl Oracle {
             r#type: Default::default(),
             window_id: WindowId::new(&opening.cluster_id, opening.beat_index),
             from_beat: opening.beat_index,
-            to_beat: end.try_into().expect("not negative"),
+            to_beat: end.try_into().expect("a beat index is not negative"),
             agents_reporting: agents(&|_| true),
             on_time_reviews: distinct(&|claim| state(claim, &["review", "done"]) && in_time(claim)),
             help_promises_fulfilled: distinct(&|claim| text(claim, "help") == "fulfilled"),
@@ -214,18 +215,21 @@ impl Oracle {
     }
 }
 
+/// Splits a value in Confluent's wire format into the schema id and the Avro body.
 fn split(value: &[u8]) -> Option<(u32, &[u8])> {
     let (head, body) = value.split_at_checked(5)?;
     (head[0] == 0).then(|| (u32::from_be_bytes([head[1], head[2], head[3], head[4]]), body))
 }
 
+/// Decodes an Avro record; `None` if that fails or leaves bytes over.
 fn decode(schema: &Schema, mut body: &[u8]) -> Option<HashMap<String, Value>> {
     let value = GenericDatumReader::builder(schema).build().ok()?.read_value(&mut body).ok()?;
     let Value::Record(fields) = value else { return None };
     body.is_empty().then(|| fields.into_iter().collect())
 }
 
-fn keeps_the_rules(key: Option<&[u8]>, claim: &HashMap<String, Value>, arrival: i64) -> bool {
+/// Returns true if a claim that arrived on beat `arrival` is valid.
+fn is_valid(key: Option<&[u8]>, claim: &HashMap<String, Value>, arrival: i64) -> bool {
     let (agent, task, notes, hlc) =
         (text(claim, "agent_id"), text(claim, "task_id"), text(claim, "notes"), text(claim, "hlc"));
     let hex = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c));
@@ -242,7 +246,7 @@ fn keeps_the_rules(key: Option<&[u8]>, claim: &HashMap<String, Value>, arrival: 
         && parts[2].len() == 4
 }
 
-/// The text of a string or an enum, inside a union or not; "" for null.
+/// The text of a string or enum field, which may be inside a union; empty for null.
 fn text(claim: &HashMap<String, Value>, field: &str) -> String {
     match claim.get(field) {
         Some(Value::String(text) | Value::Enum(_, text)) => text.clone(),
@@ -254,32 +258,32 @@ fn text(claim: &HashMap<String, Value>, field: &str) -> String {
     }
 }
 
-/// All of `statusclaims`.
+/// Reads all records of `statusclaims`.
 pub(crate) fn read_claims(cluster: &Cluster) -> Vec<Raw> {
     let topic = cluster.broker().topics().name(TopicName::StatusClaims);
     read_raw(cluster, &topic, |_| ())
 }
 
-/// All records of `topic`; `look` sees each message first.
+/// Reads all records of `topic`, and calls `inspect` with each message.
 pub(crate) fn read_raw(
     cluster: &Cluster,
     topic: &str,
-    mut look: impl FnMut(&rdkafka::message::BorrowedMessage<'_>),
+    mut inspect: impl FnMut(&rdkafka::message::BorrowedMessage<'_>),
 ) -> Vec<Raw> {
     let consumer = cluster.broker().reader().expect("a consumer");
     let metadata = consumer.fetch_metadata(Some(topic), QUERY_TIMEOUT).expect("the topic exists");
     let mut unread = BTreeSet::new();
     let mut assignment = TopicPartitionList::new();
     for partition in metadata.topics()[0].partitions() {
-        assignment.add_partition_offset(topic, partition.id(), Offset::Beginning).expect("a partition");
+        assignment.add_partition_offset(topic, partition.id(), Offset::Beginning).expect("a valid partition");
         unread.insert(partition.id());
     }
-    consumer.assign(&assignment).expect("assigns");
+    consumer.assign(&assignment).expect("the partitions are assigned");
     let mut records = Vec::new();
     while !unread.is_empty() {
         match consumer.poll(POLL).expect("Kafka answers") {
             Ok(message) => {
-                look(&message);
+                inspect(&message);
                 records.push(Raw {
                     partition: message.partition(),
                     offset: message.offset(),

@@ -1,4 +1,4 @@
-//! The whole way: pulse, agents, reverb, reports.
+//! The whole pipeline: pulse, agents, reverb, reports, audit and replay.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -17,7 +17,7 @@ use crate::oracle::Oracle;
 
 const LIMIT: Duration = Duration::from_mins(2);
 
-/// Waits until there are reports of `windows` windows.
+/// Waits until there are at least `windows` reports.
 pub(crate) fn wait_for_reports(cluster: &Cluster, windows: usize) {
     wait_until(&format!("{windows} reports"), LIMIT, || cluster.reports().len() >= windows);
 }
@@ -35,13 +35,13 @@ pub(crate) fn check_reports(cluster: &Cluster) -> Oracle {
     oracle
 }
 
-/// Counted, late and invalid claims over all reports.
+/// The numbers of counted, late and invalid claims over all reports.
 pub(crate) fn totals(reports: &[Entry<BarReport>]) -> (i64, i64, i64) {
     let sum = |count: fn(&BarReport) -> i64| reports.iter().map(|entry| count(&entry.record)).sum();
     (sum(|r| r.claims), sum(|r| r.late_claims), sum(|r| r.invalid_claims))
 }
 
-/// How often windows were finished, by verdict.
+/// The number of `done` records by verdict.
 pub(crate) fn verdicts(cluster: &Cluster) -> BTreeMap<&'static str, usize> {
     let mut counts = BTreeMap::new();
     for entry in cluster.read_all::<BarPartial>(TopicName::BarPartials) {
@@ -56,8 +56,8 @@ pub(crate) fn count(verdicts: &BTreeMap<&'static str, usize>, verdict: Verdict) 
     verdicts.get(verdict.as_str()).copied().unwrap_or(0)
 }
 
-/// The recorded task list that drives the agents, how many tasks it has, and how many of its seconds pass in a beat
-/// (`tests/data/README.md`).
+/// The path of the recorded task list that drives the agents, its number of tasks, and how many of its seconds pass per
+/// beat (`tests/data/README.md`).
 fn recorded_tasks() -> (String, usize, String) {
     let variable = |name, default: &str| env::var(name).unwrap_or_else(|_| default.to_owned());
     let path = variable("TRACE", concat!(env!("CARGO_MANIFEST_DIR"), "/data/azure-llm-code-requests.csv"));
@@ -72,7 +72,7 @@ pub(crate) fn reverb(cluster: &Cluster, args: &[&str]) -> Program {
 }
 
 #[test]
-fn recorded_tasks_go_through_and_replays_give_the_same_bytes() {
+fn recorded_tasks_are_reported_and_replays_give_the_same_bytes() {
     let cluster = Cluster::new(12);
     let (tasks, agents, seconds_per_beat) = recorded_tasks();
     let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "6000", "--bar", "8"]);
@@ -80,12 +80,12 @@ fn recorded_tasks_go_through_and_replays_give_the_same_bytes() {
     let trace = ["--trace", &tasks, "--trace-seconds-per-beat", &seconds_per_beat, "--verify", "--output", "json"];
     let mut sim = cluster.start("agent-sim", &trace);
     wait_for_reports(&cluster, 10);
-    let [stays, dies] = members;
-    dies.signal(Signal::KILL);
-    drop(dies);
-    let members = [stays, reverb(&cluster, &[])];
+    let [survivor, victim] = members;
+    victim.signal(Signal::KILL);
+    drop(victim);
+    let members = [survivor, reverb(&cluster, &[])];
     assert_eq!(sim.wait(), 0, "{}", sim.log());
-    // The last claims lie in a window that closes with the bar after theirs.
+    // The window of the last claims closes only with the next bar.
     let beats = cluster.frames().len();
     wait_until("two more bars", LIMIT, || cluster.frames().len() >= beats + 16);
     drop(pulse);
@@ -93,34 +93,40 @@ fn recorded_tasks_go_through_and_replays_give_the_same_bytes() {
     let oracle = check_reports(&cluster);
     let first = cluster.reports();
     let (counted, late, invalid) = totals(&first);
-    assert_eq!(counted + late + invalid, oracle.claims() as i64, "every claim is in exactly one report");
+    assert_eq!(counted + late + invalid, oracle.claims() as i64, "a claim is in no report or in two");
     assert!(sim.log().contains(&format!("\"claims_acknowledged\":{}", oracle.claims())), "{}", sim.log());
     assert_eq!(invalid, 0);
     let done: i64 = first.iter().map(|entry| entry.record.tasks_done + entry.record.tasks_failed).sum();
-    // How many of the last claims come late depends on the machine; the oracle knows which.
-    assert!(done > 0 && done as usize <= agents, "of {agents} tasks {done} ended in a window");
+    // How many of the last claims are late depends on the machine, so the exact number is compared with the oracle
+    // only.
+    assert!(done > 0 && done as usize <= agents, "{done} of {agents} tasks ended in a window");
     for member in members {
         drop(member);
     }
     let audit = cluster.backbeat(&["audit"]);
-    let found = format!("{0} windows: {0} identical, 0 different, 0 missing, 0 duplicate, 0 not retained", first.len());
-    assert_eq!(String::from_utf8_lossy(&audit.stdout).trim(), found);
+    let summary =
+        format!("{0} windows: {0} identical, 0 different, 0 missing, 0 duplicate, 0 not retained", first.len());
+    assert_eq!(String::from_utf8_lossy(&audit.stdout).trim(), summary);
     assert!(audit.status.success());
 
-    // Again from the earliest offsets, with three members: the same bytes, so nothing is written.
+    // A replay from the earliest offsets, with three members, computes the same bytes, so nothing is written.
     cluster.reset_to_earliest();
     let before = verdicts(&cluster);
     let members = [reverb(&cluster, &[]), reverb(&cluster, &[]), reverb(&cluster, &[])];
-    wait_until("all windows verified", LIMIT, || count(&verdicts(&cluster), Verdict::Verified) >= first.len());
+    wait_until("all windows to be verified", LIMIT, || count(&verdicts(&cluster), Verdict::Verified) >= first.len());
     for member in members {
         drop(member);
     }
     let after = verdicts(&cluster);
-    assert_eq!(count(&after, Verdict::Verified) - count(&before, Verdict::Verified), first.len(), "each window once");
+    assert_eq!(
+        count(&after, Verdict::Verified) - count(&before, Verdict::Verified),
+        first.len(),
+        "a window was verified twice"
+    );
     assert_eq!(count(&after, Verdict::Written), first.len());
-    assert_eq!(cluster.reports().len(), first.len(), "nothing written twice");
+    assert_eq!(cluster.reports().len(), first.len(), "a report was written again");
 
-    // And once more with one member that writes them all: byte for byte what was there.
+    // A second replay, with one member that writes every report again, gives the same bytes.
     cluster.reset_to_earliest();
     let member = reverb(&cluster, &["--reemit", "always"]);
     wait_for_reports(&cluster, first.len() * 2);
@@ -131,72 +137,71 @@ fn recorded_tasks_go_through_and_replays_give_the_same_bytes() {
         assert_eq!(before.body, after.body, "window {}", before.record.window_id);
     }
     let audit = cluster.backbeat(&["audit"]);
-    let said = String::from_utf8_lossy(&audit.stdout).into_owned();
-    assert!(said.contains(&format!("{} duplicate", first.len())), "{said}");
-    assert_eq!(audit.status.code(), Some(3), "a script can tell");
+    let printed = String::from_utf8_lossy(&audit.stdout).into_owned();
+    assert!(printed.contains(&format!("{} duplicate", first.len())), "{printed}");
+    assert_eq!(audit.status.code(), Some(3), "exit code of an audit with findings");
 }
 
-/// The operator's way to replay: a plan first, refused while members run, then from the very window.
+/// `backbeat replay` prints a plan first, and is refused while members run.
 #[test]
-fn a_replay_begins_at_the_window_that_was_asked_for() {
+fn replay_starts_at_the_requested_window() {
     let cluster = Cluster::new(3);
     let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200", "--bar", "4"]);
     let first = reverb(&cluster, &[]);
     let sim = cluster.start("agent-sim", &["--agents", "20"]);
     wait_for_reports(&cluster, 8);
     drop((sim, pulse));
-    // Every window that can be closed is.
+    // Wait until every window that can be closed has a report.
     wait_for_reports(&cluster, (cluster.frames().len() - 1) / 4);
     let replay = |args: &[&str]| {
         let output = cluster.backbeat(&[&["replay"], args].concat());
-        let said = [output.stdout, output.stderr].concat();
-        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+        let printed = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&printed).into_owned())
     };
     let reports = cluster.reports();
     let wanted = &reports[5].record;
-    let (ok, said) = replay(&["--to-beat", &wanted.to_beat.to_string()]);
-    assert!(ok && said.contains("nothing was changed"), "{said}");
+    let (ok, printed) = replay(&["--to-beat", &wanted.to_beat.to_string()]);
+    assert!(ok && printed.contains("nothing was changed"), "{printed}");
     let plan = format!("from window {}: beats {}", wanted.window_id, wanted.from_beat);
-    assert!(said.contains(&plan), "{said}");
+    assert!(printed.contains(&plan), "{printed}");
     for (partition, offset) in wanted.from_offsets.iter().enumerate() {
-        assert!(said.contains(&format!("partition {partition:<4} offset {offset}")), "{said}");
+        assert!(printed.contains(&format!("partition {partition:<4} offset {offset}")), "{printed}");
     }
-    for same in [["--to-window", &wanted.window_id.to_string()], ["--to-datetime", &wanted.opened_at.to_string()]] {
-        let (ok, said) = replay(&same);
-        assert!(ok && said.contains(&plan), "{same:?}: {said}");
+    for target in [["--to-window", &wanted.window_id.to_string()], ["--to-datetime", &wanted.opened_at.to_string()]] {
+        let (ok, printed) = replay(&target);
+        assert!(ok && printed.contains(&plan), "{target:?}: {printed}");
     }
-    let (ok, said) = replay(&["--to-earliest"]);
-    assert!(ok && said.contains("beats 0 to"), "{said}");
-    let (ok, said) = replay(&["--to-beat", "1000000"]);
-    assert!(!ok && said.contains("has not been published yet"), "{said}");
+    let (ok, printed) = replay(&["--to-earliest"]);
+    assert!(ok && printed.contains("beats 0 to"), "{printed}");
+    let (ok, printed) = replay(&["--to-beat", "1000000"]);
+    assert!(!ok && printed.contains("has not been published yet"), "{printed}");
     let execute = ["--to-beat", &wanted.from_beat.to_string(), "--execute"];
-    let (ok, said) = replay(&execute);
-    assert!(!ok && said.contains("stop reverb first"), "{said}");
+    let (ok, printed) = replay(&execute);
+    assert!(!ok && printed.contains("stop reverb first"), "{printed}");
 
     drop(first);
-    let (ok, said) = replay(&execute);
-    assert!(ok && said.contains("done"), "{said}");
+    let (ok, printed) = replay(&execute);
+    assert!(ok && printed.contains("done"), "{printed}");
     let before = verdicts(&cluster);
     let second = reverb(&cluster, &[]);
-    let again = reports.iter().filter(|entry| entry.record.from_beat >= wanted.from_beat).count();
+    let replayed = reports.iter().filter(|entry| entry.record.from_beat >= wanted.from_beat).count();
     let verified = || count(&verdicts(&cluster), Verdict::Verified) - count(&before, Verdict::Verified);
-    wait_until("the windows from there on", LIMIT, || verified() >= again);
+    wait_until("the replayed windows to be verified", LIMIT, || verified() >= replayed);
     assert!(second.log().contains(&format!("from_beat={}", wanted.from_beat)), "{}", second.log());
     drop(second);
-    assert_eq!(verified(), again, "and none before");
-    assert_eq!(cluster.reports().len(), reports.len(), "nothing is written");
+    assert_eq!(verified(), replayed, "a window before the requested one was replayed");
+    assert_eq!(cluster.reports().len(), reports.len(), "a report was written again");
 }
 
-/// A report that says something else than the log, and one that is not there, are found.
 #[test]
-fn an_audit_finds_what_is_wrong() {
+fn audit_finds_different_and_missing_reports() {
     let cluster = Cluster::new(3);
     let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200", "--bar", "4"]);
     let reverb = reverb(&cluster, &[]);
     let sim = cluster.start("agent-sim", &["--agents", "20"]);
     wait_for_reports(&cluster, 6);
     drop((sim, reverb));
-    // Windows that close now have no report.
+    // Reverb has stopped, so the windows that close now have no report.
     let beats = cluster.frames().len();
     wait_until("two more bars", LIMIT, || cluster.frames().len() >= beats + 8);
     drop(pulse);
@@ -208,34 +213,34 @@ fn an_audit_finds_what_is_wrong() {
         let output = cluster.backbeat(&[&["audit"], args].concat());
         (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
     };
-    let (code, said) = audit(&[]);
-    assert_eq!(code, Some(3), "{said}");
+    let (code, printed) = audit(&[]);
+    assert_eq!(code, Some(3), "{printed}");
     let computed = format!("window {}: claims 1000000, computed {}", wrong.window_id, reports[2].record.claims);
-    assert!(said.contains(&computed), "{said}");
-    let missing = said.lines().filter(|line| line.starts_with("missing ")).count();
-    assert!(missing >= 1 && said.contains(" 1 different"), "{said}");
+    assert!(printed.contains(&computed), "{printed}");
+    let missing = printed.lines().filter(|line| line.starts_with("missing ")).count();
+    assert!(missing >= 1 && printed.contains(" 1 different"), "{printed}");
     let dry_run = cluster.backbeat(&["replay", "--to-beat", "4", "--dry-run-report"]);
-    let said = String::from_utf8_lossy(&dry_run.stdout).into_owned();
+    let printed = String::from_utf8_lossy(&dry_run.stdout).into_owned();
     let change = format!("rewrite 1, write {missing} and skip 0 reports");
-    assert!(dry_run.status.success() && said.contains(&computed) && said.contains(&change), "{said}");
+    assert!(dry_run.status.success() && printed.contains(&computed) && printed.contains(&change), "{printed}");
     let to = reports[1].record.to_beat.to_string();
-    let (code, said) = audit(&["--to", &to]);
+    let (code, printed) = audit(&["--to", &to]);
     assert_eq!(
-        (code, said.trim()),
+        (code, printed.trim()),
         (Some(0), "2 windows: 2 identical, 0 different, 0 missing, 0 duplicate, 0 not retained")
     );
     let from = wrong.from_beat.to_string();
-    let (_, said) = audit(&["--from", &from, "--to", &from, "--output", "json"]);
-    let found: serde_json::Value = serde_json::from_str(said.trim()).expect("JSON");
+    let (_, printed) = audit(&["--from", &from, "--to", &from, "--output", "json"]);
+    let found: serde_json::Value = serde_json::from_str(printed.trim()).expect("valid JSON");
     assert_eq!(
         (found["finding"].as_str(), found["detail"]["published"]["claims"].as_i64()),
         (Some("different"), Some(1_000_000))
     );
 }
 
-/// With the group protocol of KIP-848, too.
+/// Reverb uses the consumer group protocol of KIP-848 here.
 #[test]
-fn late_silent_and_broken_claims_of_a_fleet_are_told_apart_with_a_grace() {
+fn claims_late_or_invalid_with_a_grace_are_reported_as_such() {
     let cluster = Cluster::new(5);
     let pulse = cluster
         .serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200", "--bar", "4", "--grace", "2"]);
@@ -256,10 +261,9 @@ fn late_silent_and_broken_claims_of_a_fleet_are_told_apart_with_a_grace() {
     drop(members);
 }
 
-/// Tempo and bars change, the pulse leader is killed, reverb begins in the middle: the reports are those
-/// of the log all the same.
+/// The tempo and the bar length change, the pulse leader is killed, and reverb is replaced in between.
 #[test]
-fn bars_of_changing_length_and_a_lost_pulse_leader_leave_the_reports_right() {
+fn reports_with_changing_bar_lengths_and_a_killed_leader_equal_the_oracles() {
     let cluster = Cluster::new(3);
     let fast = ["--cluster", "it", "--bpm", "900", "--max-bpm", "1200", "--bar", "16"];
     let mut pulses = PulseNodes::start(&cluster, 3, &fast);
@@ -268,21 +272,21 @@ fn bars_of_changing_length_and_a_lost_pulse_leader_leave_the_reports_right() {
     let bar_length = || cluster.frames().last().map_or(0, |frame| frame.bar_length);
     let change = |pulses: &PulseNodes<'_>, body: &str| {
         let node = pulses.wait_for_leader();
-        pulses.node(node).request(Method::POST, "/api/v1/tempo", body, None).expect("it answers")
+        pulses.node(node).request(Method::POST, "/api/v1/tempo", body, None).expect("the leader answers")
     };
     wait_for_reports(&cluster, 2);
-    let (status, said) = change(&pulses, r#"{"tempo_bpm": 1200, "ramp": true, "bar_length": 2}"#);
-    assert_eq!(status, 200, "{said}");
-    wait_until("short bars", LIMIT, || bar_length() == 2);
+    let (status, body) = change(&pulses, r#"{"tempo_bpm": 1200, "ramp": true, "bar_length": 2}"#);
+    assert_eq!(status, 200, "{body}");
+    wait_until("bars of 2 beats", LIMIT, || bar_length() == 2);
     drop(first_reverb);
     let leader = pulses.wait_for_leader();
     pulses.kill(leader);
     let second_reverb = reverb(&cluster, &[]);
     let reports = cluster.reports().len();
     wait_for_reports(&cluster, reports + 10);
-    let (status, said) = change(&pulses, r#"{"bar_length": 7}"#);
-    assert_eq!(status, 200, "{said}");
-    wait_until("longer bars", LIMIT, || bar_length() == 7);
+    let (status, body) = change(&pulses, r#"{"bar_length": 7}"#);
+    assert_eq!(status, 200, "{body}");
+    wait_until("bars of 7 beats", LIMIT, || bar_length() == 7);
     drop(sim);
     let beats = cluster.frames().len();
     wait_until("two more bars", LIMIT, || cluster.frames().len() >= beats + 16);
@@ -296,29 +300,31 @@ fn bars_of_changing_length_and_a_lost_pulse_leader_leave_the_reports_right() {
     let windows = cluster.reports().len();
     cluster.reset_to_earliest();
     let replaying = reverb(&cluster, &[]);
-    wait_until("all windows verified", LIMIT, || count(&verdicts(&cluster), Verdict::Verified) >= windows);
-    assert_eq!(cluster.reports().len(), windows, "nothing written twice");
+    wait_until("all windows to be verified", LIMIT, || count(&verdicts(&cluster), Verdict::Verified) >= windows);
+    assert_eq!(cluster.reports().len(), windows, "a report was written again");
     drop(replaying);
 }
 
 #[test]
-fn reverbs_http_api_tells_of_it() {
+fn reverb_api_shows_status_metrics_and_windows() {
     let cluster = Cluster::new(2);
     let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200", "--bar", "4"]);
     let reverb = reverb(&cluster, &[]);
     let sim = cluster.start("agent-sim", &["--agents", "9"]);
-    wait_until("a whole report", LIMIT, || cluster.reports().iter().any(|entry| entry.record.agents_reporting == 9));
+    wait_until("a report of all agents", LIMIT, || {
+        cluster.reports().iter().any(|entry| entry.record.agents_reporting == 9)
+    });
 
     let status = reverb.get_json("/api/v1/status");
     assert_eq!((status["cluster_id"].as_str(), status["merging"].as_bool()), (Some("it"), Some(true)));
     assert_eq!(status["partitions"].as_array().map(Vec::len), Some(2));
     assert!(status["oldest_open_window"]["from_beat"].as_i64() >= Some(0), "{status}");
     assert_eq!(status["group"]["1"]["member"], status["name"], "{status}");
-    let objectives = status["objectives"].as_array().expect("a list");
-    let names: Vec<_> = objectives.iter().filter_map(|objective| objective["name"].as_str()).collect();
+    let slos = status["objectives"].as_array().expect("objectives is a list");
+    let names: Vec<_> = slos.iter().filter_map(|slo| slo["name"].as_str()).collect();
     assert_eq!(names, ["rollup_delay", "beat_delivery", "pulse_jitter"]);
-    assert!(objectives.iter().all(|o| o["samples"].as_i64() > Some(0) && o["holds"].is_boolean()), "{status}");
-    wait_until("the ends of partitions", LIMIT, || reverb.get_json("/api/v1/status")["lag_records"].is_i64());
+    assert!(slos.iter().all(|slo| slo["samples"].as_i64() > Some(0) && slo["holds"].is_boolean()), "{status}");
+    wait_until("the lag in records", LIMIT, || reverb.get_json("/api/v1/status")["lag_records"].is_i64());
     for metric in [
         "backbeat_reverb_agents_reporting",
         "backbeat_reverb_windows_completed_total",
@@ -330,7 +336,7 @@ fn reverbs_http_api_tells_of_it() {
         r#"backbeat_reverb_transactions_total{outcome="committed"}"#,
         r#"backbeat_reverb_objective_limit_seconds{objective="rollup_delay"}"#,
     ] {
-        // On a slow machine agents may miss a bar.
+        // On a slow machine all agents may miss a bar.
         wait_until(metric, LIMIT, || reverb.metric(metric).is_some_and(|value| value > 0.0));
     }
     for metric in ["on_time_reviews", "lag_records", "lag_beats", "oldest_window_beats", "reemitted_reports_total"] {
@@ -339,10 +345,10 @@ fn reverbs_http_api_tells_of_it() {
     }
 
     let windows = reverb.get_json("/api/v1/windows");
-    let windows = windows["windows"].as_array().expect("a list");
-    let closed = |window: &&Value| window["report"].is_object() && window["verdict"] == "written";
-    let finished = windows.iter().find(closed).expect("a report was read");
-    let id = finished["window_id"].as_str().expect("an id");
+    let windows = windows["windows"].as_array().expect("windows is a list");
+    let is_written = |window: &&Value| window["report"].is_object() && window["verdict"] == "written";
+    let finished = windows.iter().find(is_written).expect("the API has a finished window");
+    let id = finished["window_id"].as_str().expect("window_id is a string");
     let window = reverb.get_json(&format!("/api/v1/windows/{id}"));
     let report = &window["report"];
     assert_eq!((report["window_id"].as_str(), report["type"].as_str()), (Some(id), Some("backbeat.barreport.v1")));
@@ -353,9 +359,9 @@ fn reverbs_http_api_tells_of_it() {
         assert_eq!(share["to_offset"], report["to_offsets"][partition], "{window}");
     }
 
-    wait_until("five windows", LIMIT, || cluster.reports().len() >= 5);
+    wait_until("five reports", LIMIT, || cluster.reports().len() >= 5);
     let froms = |page: &Value| -> Vec<i64> {
-        let windows = page["windows"].as_array().expect("a list");
+        let windows = page["windows"].as_array().expect("windows is a list");
         windows.iter().filter_map(|window| window["from_beat"].as_i64()).collect()
     };
     let page = reverb.get_json("/api/v1/windows?limit=2");
@@ -379,10 +385,10 @@ fn reverbs_http_api_tells_of_it() {
     }
     assert_eq!(answer(&format!("/api/v1/windows/{}", "0".repeat(32))).0, 404);
 
-    // A member that owns nothing knows the reports, too.
+    // A member that has just joined knows the reports too.
     let second = self::reverb(&cluster, &[]);
     let known = || second.get(&format!("/api/v1/windows/{id}")).filter(|(status, _)| *status == 200);
-    let (_, body) = wait_for("the window", LIMIT, known);
-    assert_eq!(serde_json::from_str::<Value>(&body).expect("JSON")["report"], *report);
+    let (_, body) = wait_for("the window in the other member's API", LIMIT, known);
+    assert_eq!(serde_json::from_str::<Value>(&body).expect("valid JSON")["report"], *report);
     drop((sim, pulse));
 }

@@ -1,4 +1,4 @@
-//! Pulse against a real Kafka: no beat missing, none twice.
+//! One pulse node and a second one on a real Kafka: no beat is missing, and none is there twice.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use crate::frames::check;
 
 const LIMIT: Duration = Duration::from_mins(1);
-/// 20 beats a second.
+/// 20 beats per second.
 const FAST: &[&str] = &["--cluster", "it", "--bpm", "1200", "--max-bpm", "6000", "--bar", "4"];
 
 fn wait_for_beats(cluster: &Cluster, beats: usize) {
@@ -16,7 +16,7 @@ fn wait_for_beats(cluster: &Cluster, beats: usize) {
 }
 
 #[test]
-fn killed_and_started_again_it_goes_on_without_a_gap_or_a_repeat() {
+fn pulse_killed_and_restarted_continues_without_gap_or_repeat() {
     let cluster = Cluster::new(3);
     for _ in 0..5 {
         let before = cluster.frames().len();
@@ -27,22 +27,22 @@ fn killed_and_started_again_it_goes_on_without_a_gap_or_a_repeat() {
     let frames = cluster.frames();
     assert!(frames.len() >= 100);
     check(&frames);
-    assert_eq!(frames.last().map(|frame| frame.term), Some(5), "one term a start");
+    assert_eq!(frames.last().map(|frame| frame.term), Some(5), "each start must have its own term");
     assert_eq!(frames[0].claim_offsets, [0, 0, 0]);
 }
 
 #[test]
-fn a_second_pulse_fences_the_first_which_stops_and_says_why() {
+fn pulse_fenced_by_another_without_peers_stops_with_the_reason() {
     let cluster = Cluster::new(1);
     let mut first = cluster.serve("pulse", &[FAST, &["--node", "one"]].concat());
     wait_for_beats(&cluster, 5);
     let mut second = cluster.serve("pulse", &[FAST, &["--node", "two"]].concat());
-    // Whichever beats first after the fence stays: the other gives way.
-    wait_until("one of them to stop", LIMIT, || !first.is_running() || !second.is_running());
+    // The first to publish a beat after the fencing stays leader; the other one stops.
+    wait_until("one of the two to stop", LIMIT, || !first.is_running() || !second.is_running());
     let (loser, mut winner): (&mut Program, Program) =
         if first.is_running() { (&mut second, first) } else { (&mut first, second) };
     assert_eq!(loser.wait(), 1);
-    assert!(loser.log().contains("looking out for another pulse"), "fenced, it stays quiet: {}", loser.log());
+    assert!(loser.log().contains("looking out for another pulse"), "the fenced node did not wait: {}", loser.log());
     assert!(loser.log().contains("a pulse without peers gives way"), "{}", loser.log());
     let beats = cluster.frames().len();
     wait_for_beats(&cluster, beats + 20);
@@ -51,7 +51,7 @@ fn a_second_pulse_fences_the_first_which_stops_and_says_why() {
 }
 
 #[test]
-fn its_http_api_tells_of_it() {
+fn pulse_api_shows_status_and_metrics() {
     let cluster = Cluster::new(1);
     let pulse = cluster.serve("pulse", FAST);
     pulse.wait_ready();
@@ -68,12 +68,12 @@ fn its_http_api_tells_of_it() {
     ] {
         assert!(pulse.metric(metric).is_some_and(|value| value > 0.0), "{metric}");
     }
-    let (code, body) = pulse.get("/nowhere").expect("it answers");
+    let (code, body) = pulse.get("/nowhere").expect("the program answers");
     assert_eq!((code, body.contains("no such path: /nowhere")), (404, true));
 }
 
 #[test]
-fn it_refuses_topics_of_another_cluster() {
+fn pulse_on_topics_of_another_cluster_exits_with_an_error() {
     let cluster = Cluster::new(1);
     let first = cluster.serve("pulse", FAST);
     wait_for_beats(&cluster, 1);

@@ -1,5 +1,5 @@
-"""Reads an Iceberg table by its metadata file, makes the view of connect/sql/iceberg.sql over it, and prints the rows of
-one of the two as JSON lines: read_iceberg.py METADATA SQL TABLE"""
+"""Reads an Iceberg table by its metadata file, creates the view of connect/sql/iceberg.sql over it, and prints the rows of
+the table or the view as JSON lines: read_iceberg.py METADATA SQL TABLE"""
 
 import json
 import pathlib
@@ -15,7 +15,7 @@ connection.execute("set timezone = 'UTC'")
 connection.register("arrow", bar_reports)
 connection.execute("create table bar_reports as select * from arrow")
 connection.execute(pathlib.Path(sql).read_text())
-found = connection.execute(f"select * from {table} order by from_beat")
-names = [column[0] for column in found.description]
-for row in found.fetchall():
+result = connection.execute(f"select * from {table} order by from_beat")
+names = [column[0] for column in result.description]
+for row in result.fetchall():
     print(json.dumps(dict(zip(names, row)), default=lambda instant: instant.isoformat()))

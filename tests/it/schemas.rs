@@ -1,4 +1,4 @@
-//! The schemas as a contract: what was released once is read for ever.
+//! The schemas as a contract: records of every released version stay readable.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,44 +11,47 @@ use serde_json::{Value, json};
 
 const HISTORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../schemas/history");
 
-/// The registry, as whoever has curl sees it.
-fn put(cluster: &Cluster, path: &str, body: &Value) {
+/// Changes the registry through its HTTP API: PUT for `config/...`, otherwise POST.
+fn put_or_post(cluster: &Cluster, path: &str, body: &Value) {
     let url = format!("{}/{path}", cluster.kafka().schema_registry);
     let request = if path.starts_with("config") { Client::new().put(url) } else { Client::new().post(url) };
-    let answer = request.json(body).send().expect("it answers");
+    let answer = request.json(body).send().expect("the program answers");
     assert!(answer.status().is_success(), "{path}: {}", answer.text().unwrap_or_default());
 }
 
-/// The versions that were released of a schema, the oldest first.
+/// Reads the released versions of a schema, the oldest first.
 fn released(name: &str) -> Vec<String> {
     let number = |path: &Path| path.file_stem()?.to_str()?.parse::<u32>().ok();
     let entries = fs::read_dir(format!("{HISTORY}/{name}")).unwrap_or_else(|error| panic!("{name}: {error}"));
-    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
-    paths.sort_by_key(|path| number(path).unwrap_or_else(|| panic!("{} is no N.avsc", path.display())));
-    paths.iter().map(|path| fs::read_to_string(path).expect("readable")).collect()
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("a directory entry").path()).collect();
+    paths.sort_by_key(|path| number(path).unwrap_or_else(|| panic!("{} is not of the form N.avsc", path.display())));
+    paths.iter().map(|path| fs::read_to_string(path).expect("the file is readable")).collect()
 }
 
-/// Changes that break old readers or old records.
+/// Incompatible changes of a schema: old readers or new ones could not read all records.
 fn breaking(schema: &str) -> Vec<(&'static str, String)> {
     let changed = |change: &dyn Fn(&mut Vec<Value>)| {
-        let mut schema: Value = serde_json::from_str(schema).expect("JSON");
-        change(schema["fields"].as_array_mut().expect("fields"));
+        let mut schema: Value = serde_json::from_str(schema).expect("valid JSON");
+        change(schema["fields"].as_array_mut().expect("fields is a list"));
         schema.to_string()
     };
     vec![
-        ("a field without a default", changed(&|fields| fields.push(json!({"name": "further", "type": "string"})))),
-        ("one field less", changed(&|fields| drop(fields.remove(1)))),
-        ("another type", changed(&|fields| fields[1]["type"] = json!("boolean"))),
-        ("another name", changed(&|fields| fields[1]["name"] = json!("renamed"))),
+        (
+            "another field without a default",
+            changed(&|fields| fields.push(json!({"name": "further", "type": "string"}))),
+        ),
+        ("a removed field", changed(&|fields| drop(fields.remove(1)))),
+        ("a changed type", changed(&|fields| fields[1]["type"] = json!("boolean"))),
+        ("a renamed field", changed(&|fields| fields[1]["name"] = json!("renamed"))),
     ]
 }
 
 fn check<R: Record>(cluster: &Cluster, name: &str) {
     let subject = format!("{}{name}", cluster.prefix());
-    put(cluster, &format!("config/{subject}"), &json!({ "compatibility": "FULL_TRANSITIVE" }));
+    put_or_post(cluster, &format!("config/{subject}"), &json!({ "compatibility": "FULL_TRANSITIVE" }));
     let versions = released(name);
     for version in &versions {
-        put(cluster, &format!("subjects/{subject}/versions"), &json!({ "schema": version }));
+        put_or_post(cluster, &format!("subjects/{subject}/versions"), &json!({ "schema": version }));
     }
     let refused = |schema: &str| {
         let found = runtime().block_on(cluster.registry().check_text(&subject, schema));
@@ -56,19 +59,19 @@ fn check<R: Record>(cluster: &Cluster, name: &str) {
         assert_eq!(found.versions, versions.len());
         found.refused
     };
-    let ours = R::schema().text();
-    assert_eq!(refused(ours), None, "{name}.avsc does not go with what was released");
-    let mut with_default: Value = serde_json::from_str(ours).expect("JSON");
+    let current = R::schema().text();
+    assert_eq!(refused(current), None, "{name}.avsc is incompatible with a released version");
+    let mut with_default: Value = serde_json::from_str(current).expect("valid JSON");
     let further = json!({"name": "further", "type": "string", "default": ""});
-    with_default["fields"].as_array_mut().expect("fields").push(further);
+    with_default["fields"].as_array_mut().expect("fields is a list").push(further);
     assert_eq!(refused(&with_default.to_string()), None);
-    for (what, schema) in breaking(ours) {
-        assert!(refused(&schema).is_some(), "{name}: {what} is taken");
+    for (change, schema) in breaking(current) {
+        assert!(refused(&schema).is_some(), "{name}: the registry accepts {change}");
     }
 }
 
 #[test]
-fn they_go_with_every_version_that_was_released() {
+fn schemas_are_compatible_with_every_released_version() {
     let cluster = Cluster::without_topics();
     check::<BeatFrame>(&cluster, "beat_frame");
     check::<StatusClaim>(&cluster, "status_claim");
@@ -77,13 +80,13 @@ fn they_go_with_every_version_that_was_released() {
 }
 
 #[test]
-fn the_operators_command_says_whether_the_registry_goes_with_them() {
+fn schemas_check_with_an_incompatible_subject_exits_with_3() {
     let cluster = Cluster::without_topics();
     let check = |code: i32| {
         let output = cluster.backbeat(&["schemas", "check", "--output", "json"]);
-        let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert_eq!(output.status.code(), Some(code), "{said}{}", String::from_utf8_lossy(&output.stderr));
-        said.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect::<Vec<Value>>()
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{printed}{}", String::from_utf8_lossy(&output.stderr));
+        printed.lines().map(|line| serde_json::from_str(line).expect("valid JSON")).collect::<Vec<Value>>()
     };
     let before = check(0);
     assert!(before.len() == 4 && before.iter().all(|one| one["versions"] == 0 && one["registered"] == false));
@@ -91,14 +94,14 @@ fn the_operators_command_says_whether_the_registry_goes_with_them() {
     assert!(topics.status.success());
     assert!(check(0).iter().all(|one| one["registered"] == true && one["compatibility"] == "FULL_TRANSITIVE"));
 
-    // Somebody lets everything in, and registers a report without a window.
+    // Somebody turns compatibility off, and registers a report schema without `window_id`.
     let subject = cluster.broker().topics().subject(TopicName::BarReports);
-    put(&cluster, &format!("config/{subject}"), &json!({ "compatibility": "NONE" }));
+    put_or_post(&cluster, &format!("config/{subject}"), &json!({ "compatibility": "NONE" }));
     assert!(check(3).iter().any(|one| one["ok"] == false && one["compatibility"] == "NONE"));
     let (_, without) = breaking(BarReport::schema().text()).remove(1);
-    put(&cluster, &format!("subjects/{subject}/versions"), &json!({ "schema": without }));
-    put(&cluster, &format!("config/{subject}"), &json!({ "compatibility": "FULL_TRANSITIVE" }));
-    let found = check(3).into_iter().find(|one| one["ok"] == false).expect("one is wrong");
+    put_or_post(&cluster, &format!("subjects/{subject}/versions"), &json!({ "schema": without }));
+    put_or_post(&cluster, &format!("config/{subject}"), &json!({ "compatibility": "FULL_TRANSITIVE" }));
+    let found = check(3).into_iter().find(|one| one["ok"] == false).expect("a subject is refused");
     assert!(found["subject"] == subject.as_str() && found["refused"].is_string(), "{found}");
     let text = cluster.backbeat(&["schemas", "check"]);
     assert!(String::from_utf8_lossy(&text.stdout).contains("REFUSED by the registry, which has 2 versions: "));

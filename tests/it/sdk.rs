@@ -7,15 +7,15 @@ use serde_json::Value;
 
 const LIMIT: Duration = Duration::from_mins(1);
 
-/// What an agent has claimed, oldest first.
+/// Reads the claims of an agent, in the order of the log.
 pub(crate) fn claims_of(cluster: &Cluster, agent: &str) -> Vec<Value> {
     let output = cluster.backbeat(&["tail", "statusclaims", "--from-beginning"]);
-    let lines = String::from_utf8(output.stdout).expect("text");
-    let claims = lines.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let lines = String::from_utf8(output.stdout).expect("the output is UTF-8");
+    let claims = lines.lines().map(|line| serde_json::from_str::<Value>(line).expect("valid JSON"));
     claims.filter(|claim| claim["agent_id"] == agent).collect()
 }
 
-/// The states that were claimed of a task, each once in a row.
+/// The states in a task's claims, without consecutive repeats.
 pub(crate) fn states_of(claims: &[Value], task: &str) -> Vec<String> {
     let of_task = claims.iter().filter(|claim| claim["task_id"] == task);
     let mut states: Vec<String> = of_task.filter_map(|claim| Some(claim["state"].as_str()?.to_owned())).collect();
@@ -24,20 +24,20 @@ pub(crate) fn states_of(claims: &[Value], task: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_example_agent_keeps_its_budgets_and_claims_once_a_beat() {
+fn example_agent_keeps_its_budgets_and_claims_once_per_beat() {
     let cluster = Cluster::new(2);
     let _pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "240", "--max-bpm", "240"]);
     wait_until("a beat", LIMIT, || !cluster.frames().is_empty());
-    let output = cluster.command("examples/agent", &[]).output().expect("it runs");
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
-    assert!(said.contains("build: Ok(())"), "{said}");
-    assert!(said.contains("train: the budget of 3 beats is spent: the work ran for 3 beats"), "{said}");
+    let output = cluster.command("examples/agent", &[]).output().expect("the program runs");
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(printed.contains("build: Ok(())"), "{printed}");
+    assert!(printed.contains("train: the budget of 3 beats is spent: the work ran for 3 beats"), "{printed}");
     let claims = claims_of(&cluster, "example-agent");
-    assert!(said.contains(&format!("{} claims reported, 0 lost", claims.len())), "{said}");
+    assert!(printed.contains(&format!("{} claims reported, 0 lost", claims.len())), "{printed}");
     assert_eq!(states_of(&claims, "build"), ["executing", "done"]);
     assert_eq!(states_of(&claims, "train"), ["executing", "failed"]);
-    // One a beat, and one at the end.
+    // One claim per beat, and one at the end.
     for task in ["build", "train"] {
         let of_task: Vec<&Value> = claims.iter().filter(|claim| claim["task_id"] == task).collect();
         let beats: Vec<i64> = of_task.iter().filter_map(|claim| claim["beat_index"].as_i64()).collect();

@@ -1,4 +1,5 @@
-//! A Kafka that demands TLS, passwords and rights: `docs/operations.md` has the rights that are given here, and no more.
+//! A Kafka that requires TLS, passwords and ACLs, and a registry that requires TLS. The ACLs here are those of
+//! `docs/operations.md`, and no others.
 
 use std::fs;
 use std::time::Duration;
@@ -8,8 +9,8 @@ use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_mins(1);
 
-/// The rights of each program, as in the table of `docs/operations.md`.
-fn allow_the_least(kafka: &SecuredKafka, prefix: &str) {
+/// Adds the ACLs of each program, as in the table of `docs/operations.md`.
+fn add_minimal_acls(kafka: &SecuredKafka, prefix: &str) {
     let name = |name: &str| format!("{prefix}{name}");
     let allow = |user: &str, operations: &[&str], flag: &str, names: &[&str]| {
         let names: Vec<String> = names.iter().map(|one| name(one)).collect();
@@ -33,16 +34,16 @@ fn allow_the_least(kafka: &SecuredKafka, prefix: &str) {
 }
 
 #[test]
-fn each_program_works_with_tls_a_password_and_the_least_of_rights() {
-    let dir = TempDir::new().expect("a directory");
+fn programs_with_minimal_acls_work_over_tls_and_sasl() {
+    let dir = TempDir::new().expect("a temporary directory");
     let kafka = SecuredKafka::start(dir.path(), &["topics", "pulse", "reverb", "agent"]);
-    let cluster = Cluster::at(kafka.for_us().to_owned(), stack().schema_registry());
-    allow_the_least(&kafka, cluster.prefix());
+    let cluster = Cluster::at(kafka.admin_address().to_owned(), stack().schema_registry());
+    add_minimal_acls(&kafka, cluster.prefix());
     let flags = |user: &str| {
         let properties = kafka.properties(user, &format!("{user}-secret"));
         [
             "--bootstrap-servers".to_owned(),
-            kafka.for_clients().to_owned(),
+            kafka.client_address().to_owned(),
             "--kafka-config".to_owned(),
             properties.display().to_string(),
         ]
@@ -52,7 +53,7 @@ fn each_program_works_with_tls_a_password_and_the_least_of_rights() {
     };
     let run = |program: &str, args: Vec<String>| {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        cluster.command(program, &args).output().expect("it runs")
+        cluster.command(program, &args).output().expect("the program runs")
     };
     let topics = run("backbeat", with("topics", &["topics", "--replication-factor", "1"]));
     assert!(topics.status.success(), "{}", String::from_utf8_lossy(&topics.stderr));
@@ -73,73 +74,74 @@ fn each_program_works_with_tls_a_password_and_the_least_of_rights() {
         assert!(std::time::Instant::now() < deadline, "no report within {LIMIT:?}:\n{}", logs());
         std::thread::sleep(Duration::from_millis(100));
     }
-    // Nobody says a secret, and nobody was refused something.
+    // No program logs a secret, and none is denied anything.
     assert!(!logs().contains("-secret"), "{}", logs());
     assert!(!logs().to_lowercase().contains("authorization failed"), "{}", logs());
     for program in [&pulse, &reverb, &sim] {
-        let told = fs::read_to_string(format!("/proc/{}/cmdline", program.pid())).expect("it runs");
-        assert!(!told.contains("-secret"));
+        let arguments = fs::read_to_string(format!("/proc/{}/cmdline", program.pid())).expect("the program runs");
+        assert!(!arguments.contains("-secret"));
     }
 
-    // An agent's rights are an agent's: it can neither beat nor see reports.
+    // The ACLs of an agent do not allow it to read reports.
     let as_agent = run("backbeat", with("agent", &["tail", "barreports"]));
     assert!(!as_agent.status.success());
-    let said = String::from_utf8_lossy(&as_agent.stderr).into_owned();
-    assert!(said.contains("uthoriz"), "{said}");
+    let stderr = String::from_utf8_lossy(&as_agent.stderr).into_owned();
+    assert!(stderr.contains("uthoriz"), "{stderr}");
 }
 
 #[test]
-fn who_shows_nothing_or_something_wrong_is_told_so() {
-    let dir = TempDir::new().expect("a directory");
+fn pulse_with_a_wrong_password_or_an_unknown_authority_logs_the_reason() {
+    let dir = TempDir::new().expect("a temporary directory");
     let kafka = SecuredKafka::start(dir.path(), &["pulse"]);
-    let cluster = Cluster::at(kafka.for_us().to_owned(), stack().schema_registry());
-    let wrong = kafka.properties("pulse", "guessed");
-    let trusts_nobody = dir.path().join("other.properties");
+    let cluster = Cluster::at(kafka.admin_address().to_owned(), stack().schema_registry());
+    let wrong_password = kafka.properties("pulse", "guessed");
+    let without_authority = dir.path().join("other.properties");
     fs::write(
-        &trusts_nobody,
+        &without_authority,
         "security.protocol=SASL_SSL\nsasl.mechanism=SCRAM-SHA-512\nsasl.username=pulse\nsasl.password=pulse-secret\n",
     )
-    .expect("writes");
+    .expect("the file is written");
     for (properties, reason, error) in
-        [(wrong, "Authentication failed", "Authentication"), (trusts_nobody, "certificate", "SSL")]
+        [(wrong_password, "Authentication failed", "Authentication"), (without_authority, "certificate", "SSL")]
     {
         let file = properties.display().to_string();
-        let args = ["--cluster", "it", "--bootstrap-servers", kafka.for_clients(), "--kafka-config", &file];
+        let args = ["--cluster", "it", "--bootstrap-servers", kafka.client_address(), "--kafka-config", &file];
         let pulse = cluster.serve("pulse", &args);
         wait_until("the reason in the log", LIMIT, || pulse.log().contains(reason));
-        let (status, body) = pulse.get("/ready").expect("it answers");
+        let (status, body) = pulse.get("/ready").expect("the program answers");
         assert_eq!(status, 503, "{body}");
-        // What the alert BackbeatKafkaRefuses looks at.
+        // The alert BackbeatKafkaRefuses uses this metric.
         let counted = || {
-            let (_, metrics) = pulse.get("/metrics").expect("it answers");
+            let (_, metrics) = pulse.get("/metrics").expect("the program answers");
             let line = format!("backbeat_kafka_client_errors_total{{error=\"{error}\"}} ");
             metrics.lines().any(|text| text.strip_prefix(&line).is_some_and(|count| count != "0"))
         };
-        wait_until("the count of it", LIMIT, counted);
+        wait_until("the error in the metric", LIMIT, counted);
         assert!(!pulse.log().contains("-secret") && !pulse.log().contains("guessed"), "{}", pulse.log());
     }
 }
 
 #[test]
-fn a_registry_with_tls_is_believed_by_its_authority_only() {
-    let dir = TempDir::new().expect("a directory");
+fn registry_with_tls_is_trusted_only_with_its_authority() {
+    let dir = TempDir::new().expect("a temporary directory");
     let registry = SecuredRegistry::start(dir.path());
     let cluster = Cluster::new(1);
-    // Credentials may stand in the address; messages leave them out.
+    // The address may contain credentials; logs must not.
     let address = registry.url().replace("https://", "https://reader:registry-secret@");
     let tempo = ["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200", "--bar", "4"];
-    let there = ["--schema-registry", address.as_str()];
+    let registry_flags = ["--schema-registry", address.as_str()];
     let authority = registry.authority().display().to_string();
-    let trusting = cluster.serve("pulse", &[&tempo[..], &there, &["--schema-registry-ca", &authority]].concat());
-    trusting.wait_ready();
-    let distrusting = cluster.serve("pulse", &[&tempo[..], &there, &["--node", "other"]].concat());
+    let with_authority =
+        cluster.serve("pulse", &[&tempo[..], &registry_flags, &["--schema-registry-ca", &authority]].concat());
+    with_authority.wait_ready();
+    let without_authority = cluster.serve("pulse", &[&tempo[..], &registry_flags, &["--node", "other"]].concat());
     let reason = "certificate";
-    wait_until("the reason in the log", LIMIT, || distrusting.log().contains(reason));
-    for program in [&trusting, &distrusting] {
+    wait_until("the reason in the log", LIMIT, || without_authority.log().contains(reason));
+    for program in [&with_authority, &without_authority] {
         assert!(!program.log().contains("registry-secret"), "{}", program.log());
     }
     let topics = ["topics", "--replication-factor", "1", "--claim-partitions", "1", "--schema-registry-ca"];
     let refused = cluster.backbeat(&[&topics[..], &["/nowhere.pem"]].concat());
-    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
-    assert!(!refused.status.success() && said.contains("from /nowhere.pem: No such file"), "{said}");
+    let stderr = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && stderr.contains("from /nowhere.pem: No such file"), "{stderr}");
 }

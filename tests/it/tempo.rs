@@ -1,4 +1,4 @@
-//! The tempo over HTTP and by the command, on nodes that do not lead.
+//! Changes of the tempo over HTTP and with `backbeat tempo`, on followers.
 
 use std::time::Duration;
 
@@ -13,9 +13,9 @@ use crate::frames::check;
 const LIMIT: Duration = Duration::from_mins(1);
 const TEMPO: &str = "/api/v1/tempo";
 
-/// The answer of `node` to a request: the status and the body. On a loaded machine leaders change now and then;
-/// what is unavailable for that reason is asked for again.
-fn ask(
+/// Sends a request to `node` and returns the status and the body. Repeats it while it is answered with 503, because on
+/// a loaded machine the leader may change at any time.
+fn request(
     nodes: &PulseNodes<'_>,
     node: usize,
     method: &Method,
@@ -23,13 +23,13 @@ fn ask(
     body: &Value,
     token: Option<&str>,
 ) -> (u16, Value) {
-    wait_for("an answer of a settled cluster", LIMIT, || {
-        let answer = ask_once(nodes, node, method, path, body, token);
-        (answer.0 != 503).then_some(answer)
+    wait_for("an answer other than 503", LIMIT, || {
+        let response = request_once(nodes, node, method, path, body, token);
+        (response.0 != 503).then_some(response)
     })
 }
 
-fn ask_once(
+fn request_once(
     nodes: &PulseNodes<'_>,
     node: usize,
     method: &Method,
@@ -37,27 +37,28 @@ fn ask_once(
     body: &Value,
     token: Option<&str>,
 ) -> (u16, Value) {
-    let (status, body) = nodes.node(node).request(method.clone(), path, &body.to_string(), token).expect("it answers");
+    let (status, body) =
+        nodes.node(node).request(method.clone(), path, &body.to_string(), token).expect("the node answers");
     (status, serde_json::from_str(&body).unwrap_or_else(|error| panic!("{error}: {body}")))
 }
 
-fn error(answer: &(u16, Value)) -> &str {
-    answer.1["error"].as_str().unwrap_or_else(|| panic!("no error: {answer:?}"))
+fn error(response: &(u16, Value)) -> &str {
+    response.1["error"].as_str().unwrap_or_else(|| panic!("no error: {response:?}"))
 }
 
-/// A node that follows.
+/// Waits for a leader and returns a node that is not the leader.
 fn follower(nodes: &PulseNodes<'_>) -> usize {
     let leader = nodes.wait_for_leader();
     (leader + 1) % 3
 }
 
 #[test]
-fn the_guard_holds_on_a_follower() {
+fn tempo_limits_hold_for_requests_to_a_follower() {
     let cluster = Cluster::new(1);
     let nodes = PulseNodes::start(&cluster, 3, &["--cluster", "it", "--bar", "4"]);
     wait_until("a beat", LIMIT, || !cluster.frames().is_empty());
     let node = follower(&nodes);
-    let change = |body: &Value| ask(&nodes, node, &Method::POST, TEMPO, body, None);
+    let change = |body: &Value| request(&nodes, node, &Method::POST, TEMPO, body, None);
 
     let fast = change(&json!({ "tempo_bpm": 25 }));
     assert_eq!((fast.0, error(&fast)), (400, "tempo 25 BPM is out of bounds; allowed are 1 to 24 BPM"));
@@ -66,61 +67,61 @@ fn the_guard_holds_on_a_follower() {
     assert!(error(&far).contains("allowed are 0.9 to 1.1 BPM, or a ramp"), "{far:?}");
     for wrong in [json!({ "tempo_bpm": "fast" }), json!({ "bpm": 2 }), json!({ "tempo_bpm": -1 }), json!([]), json!({})]
     {
-        let answer = change(&wrong);
-        assert_eq!(answer.0, 400, "{wrong}: {answer:?}");
-        assert!(!error(&answer).is_empty());
+        let response = change(&wrong);
+        assert_eq!(response.0, 400, "{wrong}: {response:?}");
+        assert!(!error(&response).is_empty());
     }
-    let nothing_pending = ask(&nodes, node, &Method::DELETE, TEMPO, &Value::Null, None);
+    let nothing_pending = request(&nodes, node, &Method::DELETE, TEMPO, &Value::Null, None);
     assert_eq!((nothing_pending.0, error(&nothing_pending)), (409, "no change is under way"));
 
-    let granted = change(&json!({ "tempo_bpm": 24, "ramp": true }));
-    assert_eq!(granted, (200, json!({ "from_beat": 4, "tempo_bpm": 24, "bar_length": 4 })));
+    let accepted = change(&json!({ "tempo_bpm": 24, "ramp": true }));
+    assert_eq!(accepted, (200, json!({ "from_beat": 4, "tempo_bpm": 24, "bar_length": 4 })));
     let second = change(&json!({ "tempo_bpm": 1.05 }));
     assert_eq!(second.0, 409);
     assert!(error(&second).contains("is under way, now at 1 BPM"), "{second:?}");
-    wait_until("the follower to know of it", LIMIT, || {
+    wait_until("the pending change in the follower's status", LIMIT, || {
         nodes.node(node).get_json("/api/v1/status")["pending"]["ramp"] == json!(true)
     });
-    assert_eq!(ask(&nodes, node, &Method::DELETE, TEMPO, &Value::Null, None).0, 200);
+    assert_eq!(request(&nodes, node, &Method::DELETE, TEMPO, &Value::Null, None).0, 200);
 
-    // The same by the command.
-    let url = nodes.node(node).url().expect("it listens");
+    // The same with the operator's command.
+    let url = nodes.node(node).url().expect("the node listens");
     let backbeat = |args: &[&str]| {
         let output = cluster.backbeat(&[&["tempo", "--url", &url], args].concat());
-        let said = [output.stdout, output.stderr].concat();
-        (output.status.success(), String::from_utf8_lossy(&said).into_owned())
+        let printed = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8_lossy(&printed).into_owned())
     };
-    let (ok, said) = backbeat(&["1.2"]);
-    assert!(!ok && said.contains("allowed are 0.9 to 1.1 BPM"), "{said}");
-    let (ok, said) = backbeat(&["24", "--ramp"]);
-    assert!(ok && said.contains("24 BPM in bars of 4, from beat 4"), "{said}");
-    let (ok, said) = backbeat(&[]);
-    assert!(ok && said.contains("1 BPM in bars of 4, changing to 24 BPM"), "{said}");
-    let (ok, said) = backbeat(&["--cancel"]);
-    assert!(ok, "{said}");
+    let (ok, printed) = backbeat(&["1.2"]);
+    assert!(!ok && printed.contains("allowed are 0.9 to 1.1 BPM"), "{printed}");
+    let (ok, printed) = backbeat(&["24", "--ramp"]);
+    assert!(ok && printed.contains("24 BPM in bars of 4, from beat 4"), "{printed}");
+    let (ok, printed) = backbeat(&[]);
+    assert!(ok && printed.contains("1 BPM in bars of 4, changing to 24 BPM"), "{printed}");
+    let (ok, printed) = backbeat(&["--cancel"]);
+    assert!(ok, "{printed}");
 }
 
-/// 24 times as fast as the beginning, as from 1 to 24 BPM, but a hundred times as fast. The leader is
-/// killed on the way.
+/// The ramp is to 24 times the first tempo, like one from 1 to 24 BPM, but runs a hundred times as fast. The leader is
+/// killed during the ramp.
 #[test]
-fn a_ramp_goes_on_over_a_failover() {
+fn ramp_continues_after_a_failover() {
     let cluster = Cluster::new(1);
     let flags = ["--cluster", "it", "--bpm", "100", "--max-bpm", "2400", "--bar", "1"];
     let mut nodes = PulseNodes::start(&cluster, 3, &flags);
     wait_until("a beat", LIMIT, || !cluster.frames().is_empty());
     let node = follower(&nodes);
-    let granted = ask(&nodes, node, &Method::POST, TEMPO, &json!({ "tempo_bpm": 2400, "ramp": true }), None);
-    assert_eq!(granted.0, 200, "{granted:?}");
+    let accepted = request(&nodes, node, &Method::POST, TEMPO, &json!({ "tempo_bpm": 2400, "ramp": true }), None);
+    assert_eq!(accepted.0, 200, "{accepted:?}");
     let mut frames = cluster.reader::<BeatFrame>(TopicName::BeatFrames);
     let mut wait_for_tempo = |bpm: f64| {
-        wait_for("a faster beat", LIMIT, || {
+        wait_for("a frame with the higher tempo", LIMIT, || {
             let last = frames.last().expect("Kafka answers")?.record;
             (last.tempo_bpm.bpm() >= bpm).then_some(last)
         })
     };
     let halfway = wait_for_tempo(300.0);
-    assert!(halfway.tempo_bpm.bpm() < 2400.0, "too fast to be killed on the way: {halfway:?}");
-    let leader = PulseNodes::numbered(&halfway.node);
+    assert!(halfway.tempo_bpm.bpm() < 2400.0, "the ramp ended before the leader could be killed: {halfway:?}");
+    let leader = PulseNodes::index_of(&halfway.node);
     nodes.kill(leader);
     wait_for_tempo(2400.0);
     wait_until("a beat of another node", LIMIT, || {
@@ -130,54 +131,57 @@ fn a_ramp_goes_on_over_a_failover() {
     check(&all);
     let mut tempi: Vec<f64> = all.iter().map(|frame| frame.tempo_bpm.bpm()).collect();
     tempi.dedup();
-    assert_eq!(tempi.len(), 35, "34 steps of 10 %: {tempi:?}");
+    assert_eq!(tempi.len(), 35, "the ramp must take 34 steps of 10 %: {tempi:?}");
 }
 
 #[test]
-fn without_a_quorum_the_plan_is_frozen_and_the_answer_says_so() {
+fn tempo_change_without_a_quorum_is_refused() {
     let cluster = Cluster::new(1);
     let mut nodes = PulseNodes::start(&cluster, 3, &["--cluster", "it", "--bpm", "600", "--max-bpm", "600"]);
     let leader = nodes.wait_for_leader();
     (0..3).filter(|node| *node != leader).for_each(|node| nodes.kill(node));
     let program = nodes.node(leader);
     wait_until("degraded mode", LIMIT, || program.metric("backbeat_pulse_degraded") == Some(1.0));
-    let refused = ask_once(&nodes, leader, &Method::POST, TEMPO, &json!({ "tempo_bpm": 590 }), None);
+    let refused = request_once(&nodes, leader, &Method::POST, TEMPO, &json!({ "tempo_bpm": 590 }), None);
     assert_eq!((refused.0, error(&refused)), (503, "there is no quorum: the tempo is frozen"));
-    let (status, body) = program.get("/ready").expect("it answers");
+    let (status, body) = program.get("/ready").expect("the program answers");
     assert_eq!((status, body.contains("raft has no leader")), (503, true), "{body}");
     wait_until("a degraded beat", LIMIT, || cluster.frames().last().is_some_and(|frame| frame.degraded));
     assert!(program.metric("backbeat_pulse_degraded_beats_total").is_some_and(|beats| beats > 0.0));
 }
 
 #[test]
-fn changes_need_the_token_and_nodes_the_secret() {
+fn requests_without_the_admin_token_or_the_raft_secret_are_refused() {
     let cluster = Cluster::new(1);
     let (token, secret) = (cluster.dir().join("token"), cluster.dir().join("secret"));
-    std::fs::write(&token, "let-me-in\n").expect("writes");
-    std::fs::write(&secret, "among-us\n").expect("writes");
-    let path = |path: &std::path::Path| path.to_str().expect("a path").to_owned();
+    std::fs::write(&token, "let-me-in\n").expect("the file is written");
+    std::fs::write(&secret, "among-us\n").expect("the file is written");
+    let path = |path: &std::path::Path| path.to_str().expect("the path is UTF-8").to_owned();
     let flags = ["--cluster", "it", "--admin-token-file", &path(&token), "--raft-secret-file", &path(&secret)];
     let nodes = PulseNodes::start(&cluster, 3, &flags);
     wait_until("a beat", LIMIT, || !cluster.frames().is_empty());
     let node = follower(&nodes);
     let body = json!({ "tempo_bpm": 1.1 });
     for wrong in [None, Some("let-me-out")] {
-        let refused = ask(&nodes, node, &Method::POST, TEMPO, &body, wrong);
+        let refused = request(&nodes, node, &Method::POST, TEMPO, &body, wrong);
         assert_eq!(refused.0, 401, "{refused:?}");
-        let refused = ask(&nodes, node, &Method::DELETE, "/api/v1/members/n0", &Value::Null, wrong);
+        let refused = request(&nodes, node, &Method::DELETE, "/api/v1/members/n0", &Value::Null, wrong);
         assert_eq!(refused.0, 401, "{refused:?}");
     }
-    assert_eq!(ask(&nodes, node, &Method::POST, TEMPO, &body, Some("let-me-in")).0, 200);
+    assert_eq!(request(&nodes, node, &Method::POST, TEMPO, &body, Some("let-me-in")).0, 200);
 
     let log = nodes.node(node).log();
-    let raft = log.split_once("raft listens raft=").and_then(|(_, rest)| rest.lines().next()).expect("it says so");
+    let raft = log
+        .split_once("raft listens raft=")
+        .and_then(|(_, rest)| rest.lines().next())
+        .expect("the node logs its Raft address");
     let post = |secret: &str, cluster: &str| {
         let http = reqwest::blocking::Client::new();
         let request = http.post(format!("http://{raft}/raft/vote")).bearer_auth(secret).body("{}");
-        let answer = request.header("x-backbeat-cluster", cluster).send().expect("it answers");
-        (answer.status().as_u16(), answer.text().expect("a body"))
+        let response = request.header("x-backbeat-cluster", cluster).send().expect("the node answers");
+        (response.status().as_u16(), response.text().expect("a body"))
     };
     assert_eq!(post("among-them", "it").0, 401);
-    let (status, said) = post("among-us", "other");
-    assert_eq!((status, said.contains("this is cluster \\\"it\\\", not \\\"other\\\"")), (400, true), "{said}");
+    let (status, body) = post("among-us", "other");
+    assert_eq!((status, body.contains("this is cluster \\\"it\\\", not \\\"other\\\"")), (400, true), "{body}");
 }

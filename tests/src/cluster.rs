@@ -1,4 +1,4 @@
-//! A BACKBEAT cluster with topics of its own on the shared Kafka.
+//! A BACKBEAT cluster with topics of its own, usually on the Kafka that the whole test run shares.
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -18,39 +18,40 @@ use crate::{Program, run};
 
 static RUNTIME: OnceLock<Runtime> = OnceLock::new();
 static STACK: OnceLock<Stack> = OnceLock::new();
-static NEXT: AtomicU32 = AtomicU32::new(0);
+static NEXT_ID: AtomicU32 = AtomicU32::new(0);
 
-/// The runtime of the clients in tests.
+/// The async runtime of the clients in tests.
 pub fn runtime() -> &'static Runtime {
-    RUNTIME.get_or_init(|| Runtime::new().expect("a runtime starts"))
+    RUNTIME.get_or_init(|| Runtime::new().expect("the runtime starts"))
 }
 
-/// The Kafka and the registry of this test run; they end with it.
+/// The Kafka and the schema registry of this test run, which end with it.
 pub fn stack() -> &'static Stack {
     STACK.get_or_init(|| start(false))
 }
 
-/// The same, for benchmarks: call it first.
+/// Starts the Kafka and the schema registry of this run with settings for throughput. Benchmarks call it before
+/// anything else calls [`stack`].
 pub fn start_stack_for_throughput() -> &'static Stack {
     STACK.get_or_init(|| start(true))
 }
 
 fn start(throughput: bool) -> Stack {
-    // One directory for each test binary; what its last run left there is removed at the next.
+    // One directory for each test binary; starting the stack removes the data of the previous run.
     let binary = std::env::current_exe().expect("a running program has a path");
-    let name = binary.file_stem().and_then(|stem| stem.to_str()).expect("a name");
+    let name = binary.file_stem().and_then(|stem| stem.to_str()).expect("the binary has a name in UTF-8");
     let dir = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tmp").join(name);
     Stack::start(&Options { brokers: 1, kafka_port: 0, registry_port: 0, dir, throughput })
         .unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// A Kafka with `brokers` nodes and a registry, for one test alone, with their data in `dir`.
+/// Starts a Kafka with `brokers` brokers and a schema registry for one test alone, with their data in `dir`.
 pub fn own_devstack(brokers: u16, dir: &Path) -> Devstack {
     let options = Options { brokers, kafka_port: 0, registry_port: 0, dir: dir.to_owned(), throughput: false };
     Devstack::start(&options).unwrap_or_else(|error| panic!("{error}"))
 }
 
-/// A cluster of BACKBEAT: a topic prefix, and a directory for logs.
+/// A BACKBEAT cluster: a topic prefix, and a directory for data and logs.
 pub struct Cluster {
     kafka: KafkaArgs,
     dir: TempDir,
@@ -59,36 +60,37 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Topics of a new cluster, `statusclaims` with `claim_partitions`.
+    /// Creates a cluster and its topics, `statusclaims` with `claim_partitions` partitions.
     pub fn new(claim_partitions: i32) -> Self {
         let cluster = Self::without_topics();
-        runtime().block_on(ensure_topics(&cluster.broker, claim_partitions, 1)).expect("topics can be made");
+        runtime().block_on(ensure_topics(&cluster.broker, claim_partitions, 1)).expect("the topics are created");
         cluster
     }
 
-    /// A prefix that nobody used before, and no topics yet.
+    /// Creates a cluster with an unused topic prefix, without topics.
     pub fn without_topics() -> Self {
         Self::at(stack().bootstrap_servers(), stack().schema_registry())
     }
 
-    /// Topics of a new cluster on a Kafka of its own.
+    /// Creates a cluster and its topics on the Kafka of `devstack`.
     pub fn on(devstack: &Devstack, claim_partitions: i32) -> Self {
         let cluster = Self::at(devstack.bootstrap_servers(), devstack.schema_registry());
         let replication = devstack.brokers().min(3) as i32;
-        runtime().block_on(ensure_topics(&cluster.broker, claim_partitions, replication)).expect("topics can be made");
+        let created = runtime().block_on(ensure_topics(&cluster.broker, claim_partitions, replication));
+        created.expect("the topics are created");
         cluster
     }
 
-    /// The same with topics that have no prefix.
+    /// Creates a cluster and its topics, whose names have no prefix, on the Kafka of `devstack`.
     pub fn unprefixed(devstack: &Devstack, claim_partitions: i32) -> Self {
         let cluster = Self::with_prefix(devstack.bootstrap_servers(), devstack.schema_registry(), String::new());
-        runtime().block_on(ensure_topics(&cluster.broker, claim_partitions, 1)).expect("topics can be made");
+        runtime().block_on(ensure_topics(&cluster.broker, claim_partitions, 1)).expect("the topics are created");
         cluster
     }
 
-    /// Topics of a new cluster that are not there yet, at any Kafka.
+    /// Creates a cluster with an unused topic prefix, without topics, on any Kafka.
     pub fn at(bootstrap_servers: String, schema_registry: String) -> Self {
-        let topic_prefix = format!("t{}-{}-", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+        let topic_prefix = format!("t{}-{}-", std::process::id(), NEXT_ID.fetch_add(1, Ordering::Relaxed));
         Self::with_prefix(bootstrap_servers, schema_registry, topic_prefix)
     }
 
@@ -100,37 +102,37 @@ impl Cluster {
             kafka_config: None,
             topic_prefix,
         };
-        let broker = Broker::new(&kafka, "tests").expect("no properties file");
+        let broker = Broker::new(&kafka, "tests").expect("settings without a properties file are valid");
         let registry = Registry::new(&kafka).expect("a registry client");
-        Self { kafka, dir: TempDir::new().expect("a directory"), broker, registry }
+        Self { kafka, dir: TempDir::new().expect("a temporary directory"), broker, registry }
     }
 
-    /// What stands before its topics' names.
+    /// The prefix of the cluster's topics.
     pub fn prefix(&self) -> &str {
         &self.kafka.topic_prefix
     }
 
-    /// A directory that ends with the cluster.
+    /// A directory that is removed with the cluster.
     pub fn dir(&self) -> &Path {
         self.dir.path()
     }
 
-    /// Its Kafka.
+    /// The client settings for the cluster's Kafka.
     pub fn broker(&self) -> &Broker {
         &self.broker
     }
 
-    /// How its Kafka and registry are reached.
+    /// The flags that connect a program to the cluster's Kafka and schema registry.
     pub fn kafka(&self) -> &KafkaArgs {
         &self.kafka
     }
 
-    /// Its registry.
+    /// A client of the cluster's schema registry.
     pub fn registry(&self) -> &Registry {
         &self.registry
     }
 
-    /// A program of the workspace, not started, set up for this cluster.
+    /// Returns a command that runs a program of the workspace with the settings of this cluster.
     pub fn command(&self, name: &str, args: &[&str]) -> Command {
         let mut command = Command::new(Program::executable(name));
         command.args(args);
@@ -138,7 +140,7 @@ impl Cluster {
         command
     }
 
-    /// Sets the environment of `command` up for this cluster.
+    /// Sets the environment variables of `command` to the settings of this cluster.
     pub fn set_up(&self, command: &mut Command) {
         command.env("KAFKA_BOOTSTRAP_SERVERS", &self.kafka.bootstrap_servers);
         command.env("SCHEMA_REGISTRY_URL", &self.kafka.schema_registry);
@@ -146,9 +148,9 @@ impl Cluster {
         command.env("BACKBEAT_DATA_DIR", self.dir.path().join("data"));
     }
 
-    /// Runs the operator's command to its end.
+    /// Runs the operator's command `backbeat` to its end.
     pub fn backbeat(&self, args: &[&str]) -> Output {
-        self.command("backbeat", args).output().expect("it runs")
+        self.command("backbeat", args).output().expect("backbeat runs")
     }
 
     /// Starts a program without an HTTP server.
@@ -156,7 +158,7 @@ impl Cluster {
         Program::start(name, &self.command(name, args), &self.log(name))
     }
 
-    /// Starts a service, its HTTP server on a free port.
+    /// Starts a service with its HTTP server on a free port.
     pub fn serve(&self, name: &str, args: &[&str]) -> Program {
         let log = self.log(name);
         let mut command = self.command(name, args);
@@ -165,49 +167,50 @@ impl Cluster {
     }
 
     fn log(&self, name: &str) -> std::path::PathBuf {
-        self.dir.path().join(format!("{name}-{}.log", NEXT.fetch_add(1, Ordering::Relaxed)))
+        self.dir.path().join(format!("{name}-{}.log", NEXT_ID.fetch_add(1, Ordering::Relaxed)))
     }
 
-    /// Resets reverb's group to the earliest offsets, with Kafka's own tool.
+    /// Resets the offsets of reverb's group to the earliest ones with `kafka-consumer-groups`.
     pub fn reset_to_earliest(&self) {
-        self.reset(&["--to-earliest"]);
+        self.reset_offsets(&["--to-earliest"]);
     }
 
-    /// Resets reverb's group as Kafka's own tool is told by `to`.
-    pub fn reset(&self, to: &[&str]) {
-        let mut tool =
-            stock_tool("org.apache.kafka.tools.consumer.group.ConsumerGroupCommand").expect("Kafka's tools are there");
+    /// Resets the offsets of reverb's group with `kafka-consumer-groups` and its flags `target`.
+    pub fn reset_offsets(&self, target: &[&str]) {
+        let mut tool = stock_tool("org.apache.kafka.tools.consumer.group.ConsumerGroupCommand")
+            .expect("the Kafka CLI is available");
         tool.args(["--bootstrap-server", &self.kafka.bootstrap_servers, "--group", &self.broker.topics().group()]);
-        tool.args(["--reset-offsets", "--execute"]).args(to);
+        tool.args(["--reset-offsets", "--execute"]).args(target);
         tool.args(["--topic", &self.broker.topics().name(TopicName::StatusClaims)]);
         run(&mut tool);
     }
 
-    /// Publishes a report as if reverb had.
+    /// Publishes `report` the way reverb does.
     pub fn publish_report(&self, report: &BarReport) {
         let topics = self.broker.topics();
         let subject = topics.subject(TopicName::BarReports);
-        let schema = runtime().block_on(self.registry.register::<BarReport>(&subject)).expect("registered");
+        let schema =
+            runtime().block_on(self.registry.register::<BarReport>(&subject)).expect("the schema is registered");
         let timeout = Duration::from_secs(10);
         let mut producer =
             TransactionalProducer::open(&self.broker, "forger", timeout, timeout).expect("Kafka answers");
-        let mut transaction = producer.begin().expect("begins");
+        let mut transaction = producer.begin().expect("the transaction begins");
         let (key, value) = (report.window_id.to_string(), wire(schema, report));
         let sent = transaction.send(&topics.name(TopicName::BarReports), &key, &value, report.closed_at.millis());
-        sent.and_then(|()| transaction.commit()).expect("commits");
+        sent.and_then(|()| transaction.commit()).expect("the transaction commits");
     }
 
-    /// A reader of one of its single-partition topics.
+    /// Creates a reader of one of the cluster's single-partition topics.
     pub fn reader<R: Record + 'static>(&self, topic: TopicName) -> LogReader<R> {
         LogReader::new(&self.broker, &self.registry, runtime().handle(), topic).expect("a reader")
     }
 
-    /// All committed records of one of its single-partition topics.
+    /// Reads all committed records of one of the cluster's single-partition topics.
     pub fn read_all<R: Record + 'static>(&self, topic: TopicName) -> Vec<Entry<R>> {
         self.try_read_all(topic).unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// The same, while Kafka may not answer.
+    /// Reads as [`Self::read_all`] does; an error if Kafka does not answer.
     pub fn try_read_all<R: Record + 'static>(&self, topic: TopicName) -> Result<Vec<Entry<R>>, ReadError> {
         let mut reader = self.reader(topic);
         let (low, end) = (reader.low()?, reader.end()?);
@@ -216,12 +219,12 @@ impl Cluster {
         Ok(entries)
     }
 
-    /// All committed frames.
+    /// Reads all committed frames.
     pub fn frames(&self) -> Vec<BeatFrame> {
         self.read_all(TopicName::BeatFrames).into_iter().map(|entry| entry.record).collect()
     }
 
-    /// All committed reports.
+    /// Reads all committed reports.
     pub fn reports(&self) -> Vec<Entry<BarReport>> {
         self.read_all(TopicName::BarReports)
     }

@@ -1,5 +1,5 @@
-//! What the end-to-end tests and benchmarks stand on: one Kafka and registry for all of them, and a
-//! BACKBEAT cluster of its own, with its own topics, for each.
+//! The fixture of the end-to-end tests and benchmarks: one Kafka and schema registry for a test run, and for each test
+//! a BACKBEAT cluster with topics of its own.
 
 mod cluster;
 mod program;

@@ -1,4 +1,4 @@
-//! Pulse nodes that know each other.
+//! Pulse nodes of one Raft cluster.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ pub struct PulseNodes<'c> {
 }
 
 impl<'c> PulseNodes<'c> {
-    /// Starts `count` nodes, `n0` and so on, with `flags`.
+    /// Starts `count` nodes, named `n0`, `n1` and so on, with `flags`.
     pub fn start(cluster: &'c Cluster, count: usize, flags: &[&str]) -> Self {
         let peer = |node| format!("n{node}=127.0.0.1:{}", free_port().expect("a free port"));
         let peers = (0..count).map(peer).collect::<Vec<_>>().join(",");
@@ -29,7 +29,7 @@ impl<'c> PulseNodes<'c> {
         nodes
     }
 
-    /// Starts a node that does not run.
+    /// Starts a node that is not running.
     pub fn start_node(&mut self, node: usize) {
         let name = format!("n{node}");
         let mut args: Vec<&str> = self.flags.iter().map(String::as_str).collect();
@@ -37,23 +37,23 @@ impl<'c> PulseNodes<'c> {
         self.programs[node] = Some(self.cluster.serve("pulse", &args));
     }
 
-    /// A node that runs.
+    /// The program of a running node.
     pub fn node(&self, node: usize) -> &Program {
-        self.programs[node].as_ref().unwrap_or_else(|| panic!("n{node} does not run"))
+        self.programs[node].as_ref().unwrap_or_else(|| panic!("n{node} is not running"))
     }
 
-    /// The number of the node that a frame names.
-    pub fn numbered(name: &str) -> usize {
-        name.strip_prefix('n').and_then(|number| number.parse().ok()).expect("our nodes' names")
+    /// Returns the index of the node called `name`, as frames name it.
+    pub fn index_of(name: &str) -> usize {
+        name.strip_prefix('n').and_then(|index| index.parse().ok()).expect("nodes are named n0, n1 and so on")
     }
 
-    /// Ends a node with SIGKILL.
+    /// Kills a node with SIGKILL.
     pub fn kill(&mut self, node: usize) {
         self.node(node).signal(Signal::KILL);
         self.programs[node] = None;
     }
 
-    /// The node that says that it leads, if one does.
+    /// Returns the node that reports the role of leader, if there is one.
     pub fn leader(&self) -> Option<usize> {
         let leads = |node: &usize| {
             let program = self.programs[*node].as_ref()?;
@@ -63,7 +63,7 @@ impl<'c> PulseNodes<'c> {
         (0..self.programs.len()).find(|node| leads(node).is_some())
     }
 
-    /// Waits for a leader.
+    /// Waits for a leader and returns it.
     pub fn wait_for_leader(&self) -> usize {
         wait_for("a leader", LIMIT, || self.leader())
     }
@@ -74,7 +74,7 @@ impl<'c> PulseNodes<'c> {
         wait_until("all nodes to be ready", LIMIT, || (0..self.programs.len()).all(is_ready));
     }
 
-    /// What all of them have said.
+    /// The logs of all running nodes.
     pub fn logs(&self) -> String {
         let log = |(node, program): (usize, &Option<Program>)| {
             program.as_ref().map(|program| format!("== n{node}\n{}", program.log()))

@@ -1,3 +1,3 @@
 #!/bin/sh
-# shellcheck disable=SC2086 # they are several
+# shellcheck disable=SC2086 # KAFKA_HEAP_OPTS holds several options
 exec java -XX:+UseSerialGC ${KAFKA_HEAP_OPTS:-} -cp "/opt/kafka/libs/*:${CLASSPATH:-}" org.apache.kafka.tools.consumer.ConsoleConsumer "$@"

@@ -3,7 +3,7 @@ set -eu
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
     initdb --auth-host=scram-sha-256 --auth-local=trust --username="$POSTGRES_USER" --pwfile=<(echo "$POSTGRES_PASSWORD") --encoding=UTF8
     echo "host all all all scram-sha-256" >> "$PGDATA/pg_hba.conf"
-    # While the database is made, nobody else is let in.
+    # No TCP connections while the database is initialised.
     pg_ctl -o "-c listen_addresses=''" -w start
     createdb -U "$POSTGRES_USER" "$POSTGRES_DB"
     for file in /docker-entrypoint-initdb.d/*.sql; do

@@ -1,5 +1,5 @@
-//! A fleet of 100,000 agents in one process: its memory, its CPU, and how fast it and the SDK send claims beside
-//! librdkafka's own performance test.
+//! A fleet of 100,000 agents in one process: its memory, its CPU time, and its rate of claims and the SDK's, with
+//! librdkafka's own performance test as baseline.
 
 use std::time::{Duration, Instant};
 
@@ -16,9 +16,9 @@ const LIMIT: Duration = Duration::from_mins(5);
 const AGENTS: u32 = 100_000;
 const BYTES_GOAL: f64 = 1_024.0;
 const CORES_GOAL: f64 = 1.0;
-/// At the fastest tempo, 24 BPM: a minute.
+/// One minute at the fastest default tempo, 24 BPM.
 const BEATS: usize = 24;
-/// Claims of a run that goes as fast as it can.
+/// Number of claims in a run at full speed.
 const CLAIMS: u64 = 2_000_000;
 const ROUNDS: usize = 3;
 const MIB: f64 = 1_048_576.0;
@@ -31,19 +31,19 @@ pub(crate) fn run(table: &mut Table) {
         name: "agentsim_bytes_per_agent",
         value: (many - one) * MIB / f64::from(AGENTS),
         unit: "B",
-        beside: "goal",
-        beside_value: BYTES_GOAL,
+        baseline: "goal",
+        baseline_value: BYTES_GOAL,
     });
     drop(cluster);
     at_24_bpm(table, &agents);
-    as_fast_as_it_can(table);
+    at_full_speed(table);
 }
 
-/// What a fleet that waits for its first beat has resident.
+/// The resident memory of a fleet that waits for its first beat, in MiB.
 fn idle_mib(agents: &str) -> (f64, Cluster) {
     let cluster = Cluster::new(12);
     let sim = cluster.start("agent-sim", &["--agents", agents, "--log-level", "debug"]);
-    wait_until("a fleet that waits", LIMIT, || sim.log().contains("waiting for beats"));
+    wait_until("the fleet to wait for beats", LIMIT, || sim.log().contains("waiting for beats"));
     (resident_mib(sim.pid()), cluster)
 }
 
@@ -52,54 +52,60 @@ fn at_24_bpm(table: &mut Table, agents: &str) {
     let _pulse = cluster.serve("pulse", &["--cluster", "bench", "--bpm", "24"]);
     let mut sim = cluster.start("agent-sim", &["--agents", agents, "--output", "json"]);
     let beats = || cluster.frames().len();
-    // The first beats are for code to be loaded and connections to be made.
+    // Not measured: the first beats, while code is loaded and connections are made.
     wait_until("three beats", LIMIT, || beats() >= 3);
     let (first, cpu, began) = (beats(), cpu_seconds(sim.pid()), Instant::now());
     wait_until("a minute of beats", LIMIT, || beats() >= first + BEATS);
     let cores = (cpu_seconds(sim.pid()) - cpu) / began.elapsed().as_secs_f64();
     let peak = peak_mib(sim.pid());
-    let summary = stopped(&mut sim);
+    let summary = stop(&mut sim);
     table.add(Row {
         name: "agentsim_cores_100k_agents",
         value: cores,
         unit: "cores",
-        beside: "goal",
-        beside_value: CORES_GOAL,
+        baseline: "goal",
+        baseline_value: CORES_GOAL,
     });
-    table.add(Row { name: "agentsim_peak_mib_100k_agents", value: peak, unit: "MiB", beside: "", beside_value: 0.0 });
+    table.add(Row {
+        name: "agentsim_peak_mib_100k_agents",
+        value: peak,
+        unit: "MiB",
+        baseline: "",
+        baseline_value: 0.0,
+    });
     let p99 = summary["latency_ms"]["p99"].as_f64().expect("a number");
     table.add(Row {
         name: "agentsim_ack_p99_ms_100k_agents",
         value: p99,
         unit: "ms",
-        beside: "a beat",
-        beside_value: 2_500.0,
+        baseline: "a beat",
+        baseline_value: 2_500.0,
     });
 }
 
-fn as_fast_as_it_can(table: &mut Table) {
+fn at_full_speed(table: &mut Table) {
     let cluster = Cluster::new(12);
     let _pulse = cluster.serve("pulse", &["--cluster", "bench", "--bpm", "600", "--max-bpm", "600"]);
     wait_until("a beat", LIMIT, || !cluster.frames().is_empty());
     let topic = cluster.broker().topics().name(TopicName::StatusClaims);
-    let (mut tool, mut sdk, mut sim) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut perf_test, mut sdk, mut sim) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        let (rate, bytes) = through_the_sdk(&cluster);
+        let (rate, bytes) = through_sdk(&cluster);
         sdk.push(rate);
-        tool.push(perf_test::records_per_second(&stack().bootstrap_servers(), &topic, CLAIMS, bytes));
+        perf_test.push(perf_test::records_per_second(&stack().bootstrap_servers(), &topic, CLAIMS, bytes));
         sim.push(through_agent_sim(&cluster));
     }
-    let beside_value = median(tool);
+    let baseline_value = median(perf_test);
     for (name, rates) in [("agentsim_vs_perf_test", sim), ("sdk_vs_perf_test", sdk)] {
-        let beside = "librdkafka's rdkafka_performance";
-        table.add(Row { name, value: median(rates), unit: "claims/s", beside, beside_value });
+        let baseline = "librdkafka's rdkafka_performance";
+        table.add(Row { name, value: median(rates), unit: "claims/s", baseline, baseline_value });
     }
 }
 
-/// Claims a second, and the bytes of one of them.
-fn through_the_sdk(cluster: &Cluster) -> (f64, u64) {
-    let frame = cluster.frames().pop().expect("there are beats");
-    let connection = Connection::new(cluster.kafka(), "bench").expect("settings that can be used");
+/// The claims per second of the SDK's reporter, and the encoded size of one claim.
+fn through_sdk(cluster: &Cluster) -> (f64, u64) {
+    let frame = cluster.frames().pop().expect("there are frames");
+    let connection = Connection::new(cluster.kafka(), "bench").expect("the settings are valid");
     let mut reporter = runtime().block_on(connection.reporter()).expect("a reporter");
     let status = |claim: u64| {
         let agent = format!("agent-{:05}", claim % 20_000);
@@ -119,12 +125,12 @@ fn through_the_sdk(cluster: &Cluster) -> (f64, u64) {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
-    reporter.flush(LIMIT).expect("Kafka takes them");
+    reporter.flush(LIMIT).expect("Kafka acknowledges the claims");
     assert_eq!(reporter.deliveries().acknowledged(), CLAIMS);
     (CLAIMS as f64 / began.elapsed().as_secs_f64(), bytes)
 }
 
-/// A fleet that always has a beat to claim for.
+/// The claims per second of a fleet that never has to wait for the next beat.
 fn through_agent_sim(cluster: &Cluster) -> f64 {
     let agents = (CLAIMS / 10).to_string();
     let args = ["--agents", &agents, "--beats", "10", "--silence-rate", "0", "--output", "json"];
@@ -135,7 +141,8 @@ fn through_agent_sim(cluster: &Cluster) -> f64 {
     CLAIMS as f64 / summary["sending_s"].as_f64().expect("a number")
 }
 
-fn stopped(sim: &mut Program) -> Value {
+/// Stops agent-sim and returns its summary.
+fn stop(sim: &mut Program) -> Value {
     sim.signal(rustix::process::Signal::TERM);
     assert_eq!(sim.wait(), 0, "{}", sim.log());
     sim.printed_json()

@@ -1,5 +1,5 @@
-//! How evenly beats are sent, beside a bare thread that sleeps to the same deadlines, and how soon a
-//! subscriber has them, on an idle broker and on one that takes 20,000 claims a second.
+//! Jitter of beats, with a bare thread that sleeps until the same deadlines as baseline, and their delivery to a
+//! subscriber, on an idle broker and on one with 20,000 claims per second.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread;
@@ -13,11 +13,11 @@ use crate::claims::ClaimSource;
 use crate::table::{Row, Table, now_ms, percentile};
 
 const LIMIT: Duration = Duration::from_mins(1);
-/// Beats of a run.
+/// Number of measured beats in a run.
 const BEATS: usize = 150;
-/// Beats that are not counted: connections are made, code is loaded.
+/// Number of beats before the measurement, while code is loaded and connections are made.
 const WARM_UP: usize = 10;
-/// PER-001.
+/// The limit of PER-001.
 const DELIVERY_REQUIRED_MS: f64 = 100.0;
 const JITTER_GOAL_MS: f64 = 2.0;
 
@@ -47,8 +47,8 @@ pub(crate) fn run(table: &mut Table) {
         ),
     ] {
         for (name, percent) in names.into_iter().zip([50, 95, 99, 100]) {
-            let (value, beside_value) = (percentile(&run.jitter, percent), percentile(&run.bare, percent));
-            table.add(Row { name, value, unit: "ms", beside: "a bare sleeping thread", beside_value });
+            let (value, baseline_value) = (percentile(&run.jitter, percent), percentile(&run.bare, percent));
+            table.add(Row { name, value, unit: "ms", baseline: "a bare sleeping thread", baseline_value });
         }
         over_bare = over_bare.max(percentile(&run.jitter, 99) - percentile(&run.bare, 99));
     }
@@ -56,8 +56,8 @@ pub(crate) fn run(table: &mut Table) {
         name: "pulse_jitter_p99_over_bare_ms",
         value: over_bare,
         unit: "ms",
-        beside: "goal",
-        beside_value: JITTER_GOAL_MS,
+        baseline: "goal",
+        baseline_value: JITTER_GOAL_MS,
     });
     for (run, names) in [
         (&fast, ["beat_delivery_p50_ms", "beat_delivery_p95_ms", "beat_delivery_p99_ms"]),
@@ -65,23 +65,23 @@ pub(crate) fn run(table: &mut Table) {
     ] {
         for (name, percent) in names.into_iter().zip([50, 95, 99]) {
             let value = percentile(&run.delivery, percent);
-            let beside = "required (PER-001, p95)";
-            table.add(Row { name, value, unit: "ms", beside, beside_value: DELIVERY_REQUIRED_MS });
+            let baseline = "required (PER-001, p95)";
+            table.add(Row { name, value, unit: "ms", baseline, baseline_value: DELIVERY_REQUIRED_MS });
         }
     }
     let drift = [&slow, &fast, &loaded].map(|run| run.drift_ms.abs()).into_iter().fold(0.0, f64::max);
-    table.add(Row { name: "schedule_drift_ms", value: drift, unit: "ms", beside: "goal", beside_value: 0.0 });
+    table.add(Row { name: "schedule_drift_ms", value: drift, unit: "ms", baseline: "goal", baseline_value: 0.0 });
 }
 
-/// What a run of beats was like, in milliseconds.
+/// The measurements of one run, in milliseconds.
 struct Run {
-    /// How far `emitted_at` is from `scheduled_at`.
+    /// The distance of each `emitted_at` from its `scheduled_at`.
     jitter: Vec<f64>,
-    /// The same of a thread that sleeps to the same deadlines.
+    /// The jitter of a thread that sleeps until the same deadlines.
     bare: Vec<f64>,
-    /// From `scheduled_at` to a subscriber's hands.
+    /// From each `scheduled_at` to the receipt by a subscriber.
     delivery: Vec<f64>,
-    /// What the schedule has lost or won over the run.
+    /// The difference between the run's length by its schedule and by its tempo.
     drift_ms: f64,
 }
 
@@ -92,51 +92,50 @@ fn measure(bpm: &str, loaded: bool) -> Run {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         if loaded {
-            scope.spawn(|| ClaimSource::new(&cluster).pace(&AtomicI64::new(0), &done));
+            scope.spawn(|| ClaimSource::new(&cluster).send_at_constant_rate(&AtomicI64::new(0), &done));
         }
-        let run = listen(&cluster, scope);
+        let run = receive_beats(&cluster, scope);
         done.store(true, Ordering::Relaxed);
         run
     })
 }
 
-fn listen<'scope>(cluster: &Cluster, scope: &'scope thread::Scope<'scope, '_>) -> Run {
+fn receive_beats<'scope>(cluster: &Cluster, scope: &'scope thread::Scope<'scope, '_>) -> Run {
     let mut reader = cluster.reader::<BeatFrame>(TopicName::BeatFrames);
     let end = reader.end().expect("Kafka answers");
     reader.seek(end).expect("Kafka answers");
-    let mut heard: Vec<(BeatFrame, f64)> = Vec::new();
+    let mut received: Vec<(BeatFrame, f64)> = Vec::new();
     let mut bare = None;
-    while heard.len() < WARM_UP + BEATS {
+    while received.len() < WARM_UP + BEATS {
         if let Some(entry) = reader.poll(LIMIT).expect("Kafka answers") {
             let at = now_ms();
-            if heard.len() == WARM_UP {
+            if received.len() == WARM_UP {
                 let (first, period) = (entry.record.deadline_at.millis(), entry.record.tempo_bpm.period_ms());
                 bare = Some(scope.spawn(move || sleeper(first, period)));
             }
-            heard.push((entry.record, at));
+            received.push((entry.record, at));
         }
     }
-    let heard = &heard[WARM_UP..];
+    let measured = &received[WARM_UP..];
     let millis = |frame: &BeatFrame| frame.emitted_at.millis_since(frame.scheduled_at).abs() as f64;
-    let (first, last) = (&heard[0].0, &heard[heard.len() - 1].0);
+    let (first, last) = (&measured[0].0, &measured[measured.len() - 1].0);
     let beats = last.beat_index.since(first.beat_index);
     let expected = first.tempo_bpm.beats_ms(beats);
     Run {
-        jitter: heard.iter().map(|(frame, _)| millis(frame)).collect(),
-        bare: bare.expect("it ran").join().expect("it ended"),
-        delivery: heard.iter().map(|(frame, at)| at - frame.scheduled_at.millis() as f64).collect(),
+        jitter: measured.iter().map(|(frame, _)| millis(frame)).collect(),
+        bare: bare.expect("the baseline thread was started").join().expect("the baseline thread did not panic"),
+        delivery: measured.iter().map(|(frame, at)| at - frame.scheduled_at.millis() as f64).collect(),
         drift_ms: (last.scheduled_at.millis_since(first.scheduled_at) - expected) as f64,
     }
 }
 
-/// What a thread can do that does nothing but sleep: its lateness at each deadline, in whole
-/// milliseconds like that of frames.
+/// Sleeps until each deadline and returns the distances from them, in whole milliseconds like the instants in frames.
 fn sleeper(first: i64, period: i64) -> Vec<f64> {
-    let late = |beat: i64| {
+    let distance = |beat: i64| {
         let deadline = (first + beat * period) as f64;
         thread::sleep(Duration::from_secs_f64((deadline - now_ms()).max(0.0) / 1_000.0));
         (now_ms().floor() - deadline).abs()
     };
-    // The last deadline would come when nobody waits for it any more.
-    (0..BEATS as i64 - 1).map(late).collect()
+    // The run ends before the last deadline.
+    (0..BEATS as i64 - 1).map(distance).collect()
 }

@@ -1,4 +1,4 @@
-//! Claims for benchmarks.
+//! A source of claims for benchmarks.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -12,10 +12,10 @@ use backbeat_tests::{Cluster, runtime, wait_until};
 const LIMIT: Duration = Duration::from_mins(5);
 const CLAIMS_PER_SECOND: u64 = 20_000;
 const AGENTS: u64 = 20_000;
-/// Claims are sent in bunches, this often.
-const BUNCH_EVERY: Duration = Duration::from_millis(10);
+/// The interval between batches of claims.
+const BATCH_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Sends claims to a cluster.
+/// A producer of claims for a cluster.
 pub(crate) struct ClaimSource {
     sender: Sender,
     deliveries: Arc<Deliveries>,
@@ -27,12 +27,13 @@ impl ClaimSource {
     pub(crate) fn new(cluster: &Cluster) -> Self {
         let topics = cluster.broker().topics();
         let subject = topics.subject(TopicName::StatusClaims);
-        let schema = runtime().block_on(cluster.registry().register::<StatusClaim>(&subject)).expect("registered");
+        let schema =
+            runtime().block_on(cluster.registry().register::<StatusClaim>(&subject)).expect("the schema is registered");
         let sender = Sender::new(cluster.broker(), None).expect("a producer");
         Self { sender, deliveries: Arc::default(), topic: topics.name(TopicName::StatusClaims), schema }
     }
 
-    /// Sends a claim, as soon as there is room.
+    /// Sends a claim; waits while the producer's queue is full.
     pub(crate) fn send(&self, agent: u64, beat_index: i64) {
         let claim = claim(agent, beat_index);
         let value = wire(self.schema, &claim);
@@ -42,30 +43,30 @@ impl ClaimSource {
         }
     }
 
-    /// Sends 20,000 claims a second, at an even pace, for the beat `newest`, until `done`.
-    pub(crate) fn pace(&self, newest: &AtomicI64, done: &AtomicBool) {
-        let bunch = CLAIMS_PER_SECOND / 100;
+    /// Sends 20,000 claims per second, evenly, for the beat `newest`, until `done`.
+    pub(crate) fn send_at_constant_rate(&self, newest: &AtomicI64, done: &AtomicBool) {
+        let batch_size = CLAIMS_PER_SECOND / 100;
         let began = Instant::now();
-        for bunches in 0_u32.. {
+        for batch in 0_u32.. {
             if done.load(Ordering::Relaxed) {
                 break;
             }
-            for index in 0..bunch {
-                self.send((u64::from(bunches) * bunch + index) % AGENTS, newest.load(Ordering::Relaxed));
+            for index in 0..batch_size {
+                self.send((u64::from(batch) * batch_size + index) % AGENTS, newest.load(Ordering::Relaxed));
             }
-            thread::sleep((BUNCH_EVERY * (bunches + 1)).saturating_sub(began.elapsed()));
+            thread::sleep((BATCH_INTERVAL * (batch + 1)).saturating_sub(began.elapsed()));
         }
-        self.wait_until_sent();
+        self.wait_until_acknowledged();
     }
 
-    /// Waits until Kafka has them all.
-    pub(crate) fn wait_until_sent(&self) {
-        wait_until("all sent", LIMIT, || self.deliveries.outstanding() == 0);
+    /// Waits until Kafka has acknowledged all claims.
+    pub(crate) fn wait_until_acknowledged(&self) {
+        wait_until("Kafka to acknowledge all claims", LIMIT, || self.deliveries.outstanding() == 0);
         assert_eq!(self.deliveries.failed(), 0);
     }
 }
 
-/// A claim of some 170 bytes.
+/// A claim of about 170 bytes.
 fn claim(agent: u64, beat_index: i64) -> StatusClaim {
     StatusClaim {
         r#type: Default::default(),

@@ -1,5 +1,5 @@
-//! Claims per second through one reverb member, beside a bare librdkafka consumer that only counts the
-//! same records.
+//! Claims per second of one reverb member, with a bare librdkafka consumer that only counts the same records as
+//! baseline.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -22,10 +22,10 @@ const PARTITIONS: i32 = 12;
 const ROUNDS: usize = 3;
 const LIMIT: Duration = Duration::from_mins(5);
 
-/// One way through the claims.
+/// The measurements of one pass over all claims.
 struct Pass {
     claims_per_second: f64,
-    /// CPU seconds for a million claims: steadier than the wall clock on a shared machine.
+    /// CPU seconds per million claims: on a shared machine they vary less than the wall clock.
     cpu_per_million: f64,
 }
 
@@ -38,31 +38,31 @@ pub(crate) fn run(table: &mut Table) {
         reverb.push(through_reverb(&cluster));
         cluster.reset_to_earliest();
     }
-    let of = |passes: &[Pass], what: fn(&Pass) -> f64| median(passes.iter().map(what).collect());
+    let of = |passes: &[Pass], figure: fn(&Pass) -> f64| median(passes.iter().map(figure).collect());
     table.add(Row {
         name: "reverb_vs_bare_consumer",
         value: of(&reverb, |pass| pass.claims_per_second),
         unit: "claims/s",
-        beside: "bare consumer that counts them",
-        beside_value: of(&bare, |pass| pass.claims_per_second),
+        baseline: "bare consumer that counts them",
+        baseline_value: of(&bare, |pass| pass.claims_per_second),
     });
     table.add(Row {
         name: "reverb_claims_per_s_per_core",
         value: 1e6 / of(&reverb, |pass| pass.cpu_per_million),
         unit: "claims/s",
-        beside: "goal",
-        beside_value: PER_CORE_GOAL,
+        baseline: "goal",
+        baseline_value: PER_CORE_GOAL,
     });
     table.add(Row {
         name: "reverb_cpu_s_per_million_claims",
         value: of(&reverb, |pass| pass.cpu_per_million),
         unit: "CPU s / 1M",
-        beside: "bare consumer that counts them",
-        beside_value: of(&bare, |pass| pass.cpu_per_million),
+        baseline: "bare consumer that counts them",
+        baseline_value: of(&bare, |pass| pass.cpu_per_million),
     });
 }
 
-/// Writes the claims while pulse beats, until the window of the last one can be closed.
+/// Writes the claims while pulse publishes beats, until the window of the last claim can be closed.
 fn fill(cluster: &Cluster) {
     let pulse = cluster.serve("pulse", &["--cluster", "bench", "--bpm", "60", "--max-bpm", "60", "--bar", "4"]);
     wait_until("a beat", LIMIT, || !cluster.frames().is_empty());
@@ -71,17 +71,17 @@ fn fill(cluster: &Cluster) {
     let mut newest = 0;
     for index in 0..CLAIMS {
         if index % 50_000 == 0 {
-            newest = reader.last().expect("it can be read").map_or(0, |entry| entry.record.beat_index.get());
+            newest = reader.last().expect("Kafka answers").map_or(0, |entry| entry.record.beat_index.get());
         }
         claims.send(index % AGENTS, newest);
     }
-    claims.wait_until_sent();
+    claims.wait_until_acknowledged();
     let beats = cluster.frames().len();
     wait_until("two more bars", LIMIT, || cluster.frames().len() >= beats + 8);
     drop(pulse);
 }
 
-/// The yardstick: librdkafka's consumer, set to keep its fetcher busy, counting.
+/// The baseline: librdkafka's consumer with settings that keep its fetcher busy, which counts records.
 fn count_only(cluster: &Cluster) -> Pass {
     let consumer: BaseConsumer = ClientConfig::new()
         .set("bootstrap.servers", stack().bootstrap_servers())
@@ -96,9 +96,9 @@ fn count_only(cluster: &Cluster) -> Pass {
     let mut assignment = TopicPartitionList::new();
     let topic = cluster.broker().topics().name(TopicName::StatusClaims);
     for partition in 0..PARTITIONS {
-        assignment.add_partition_offset(&topic, partition, Offset::Beginning).expect("a partition");
+        assignment.add_partition_offset(&topic, partition, Offset::Beginning).expect("a valid partition");
     }
-    consumer.assign(&assignment).expect("assigns");
+    consumer.assign(&assignment).expect("the partitions are assigned");
     let mut unread: BTreeSet<i32> = (0..PARTITIONS).collect();
     let mut stopwatch = None;
     let mut counted = 0;
@@ -117,7 +117,7 @@ fn count_only(cluster: &Cluster) -> Pass {
     pass(began.elapsed(), cpu_seconds(std::process::id() as i32) - cpu)
 }
 
-/// One member, from its first claim to the last: decoded, checked, folded, its partials sent.
+/// One member, from the first claim to the last: it decodes, checks and aggregates the claims, and sends its partials.
 fn through_reverb(cluster: &Cluster) -> Pass {
     let reverb = cluster.serve("reverb", &["--cluster", "bench"]);
     let processed = || reverb.metric("backbeat_reverb_claims_processed_total").unwrap_or(0.0) as u64;
@@ -132,7 +132,7 @@ fn through_reverb(cluster: &Cluster) -> Pass {
         let reports = cluster.reports();
         reports.iter().map(|entry| entry.record.claims + entry.record.late_claims).sum::<i64>() == CLAIMS as i64
     });
-    // What was done before the stopwatch started does not count.
+    // Claims that were processed before the stopwatch started do not count.
     Pass { claims_per_second: claims_per_second * share, cpu_per_million: cpu_per_million / share }
 }
 

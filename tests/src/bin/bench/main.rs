@@ -1,4 +1,4 @@
-//! `make bench`: each figure beside what it is compared to in the same run, as a table and in
+//! `make bench`: measures each figure together with its baseline in the same run, and writes both as a table and to
 //! `target/bench.json`.
 
 #![allow(clippy::print_stdout, reason = "the table is the output")]
@@ -18,11 +18,11 @@ mod takeover;
 
 use table::Table;
 
-/// A part's name, and what measures it.
-type Part = (&'static str, fn(&mut Table));
+/// A benchmark's name and its function.
+type Benchmark = (&'static str, fn(&mut Table));
 
 fn main() {
-    let parts: [Part; 8] = [
+    let benchmarks: [Benchmark; 8] = [
         ("takeover", takeover::run),
         ("beats", beats::run),
         ("claims", claims_per_second::run),
@@ -33,14 +33,14 @@ fn main() {
         ("agents", agents::run),
     ];
     let chosen: Vec<String> = std::env::args().skip(1).collect();
-    if let Some(unknown) = chosen.iter().find(|name| parts.iter().all(|(part, _)| part != name)) {
-        let names = parts.map(|(name, _)| name).join(", ");
-        eprintln!("no part {unknown:?}; there are {names}, all of them by default");
+    if let Some(unknown) = chosen.iter().find(|chosen| benchmarks.iter().all(|(name, _)| name != chosen)) {
+        let names = benchmarks.map(|(name, _)| name).join(", ");
+        eprintln!("unknown benchmark {unknown:?}; the benchmarks are {names}; without arguments all of them run");
         std::process::exit(2);
     }
     backbeat_tests::start_stack_for_throughput();
     let mut table = Table::default();
-    for (name, run) in parts {
+    for (name, run) in benchmarks {
         if chosen.is_empty() || chosen.iter().any(|chosen| chosen == name) {
             eprintln!("measuring {name}");
             run(&mut table);

@@ -1,4 +1,4 @@
-//! What a member's memory comes to with 100,000 agents, each with a claim a beat.
+//! Peak memory of a reverb member with 100,000 agents that each send one claim per beat.
 
 use std::time::Duration;
 
@@ -25,16 +25,16 @@ pub(crate) fn run(table: &mut Table) {
         wait_until("the next beat", LIMIT, || newest() >= beat);
         (0..AGENTS).for_each(|agent| claims.send(agent, beat));
     }
-    claims.wait_until_sent();
-    let whole = |report: &backbeat_schemas::BarReport| report.agents_reporting == AGENTS as i64;
+    claims.wait_until_acknowledged();
+    let is_complete = |report: &backbeat_schemas::BarReport| report.agents_reporting == AGENTS as i64;
     wait_until("two reports of all agents", LIMIT, || {
-        cluster.reports().iter().filter(|entry| whole(&entry.record)).count() >= 2
+        cluster.reports().iter().filter(|entry| is_complete(&entry.record)).count() >= 2
     });
     table.add(Row {
         name: "reverb_rss_100k_agents_mib",
         value: peak_mib(reverb.pid()),
         unit: "MiB",
-        beside: "goal",
-        beside_value: GOAL_MIB,
+        baseline: "goal",
+        baseline_value: GOAL_MIB,
     });
 }

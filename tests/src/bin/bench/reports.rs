@@ -1,5 +1,5 @@
-//! How soon a report is in a consumer's hands after the beat that closes its window, while agents make 20,000
-//! claims a second; and what its transactions cost.
+//! The delay from the beat that closes a window to the receipt of its report by a consumer, at 20,000 claims per
+//! second; and the cost of the report's transactions.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -17,7 +17,7 @@ const LIMIT: Duration = Duration::from_mins(1);
 const WINDOWS: usize = 200;
 const WARM_UP: usize = 10;
 const DELAY_GOAL_MS: f64 = 250.0;
-/// Windows in one transaction of a replay, as the merge has them.
+/// The number of windows that the merge finishes in one transaction during a replay.
 const BATCH: u32 = 500;
 const ROUNDS: usize = 15;
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -26,28 +26,29 @@ pub(crate) fn run(table: &mut Table) {
     let (delays, report) = delays();
     for (name, percent) in [("report_delay_p50_ms", 50), ("report_delay_p95_ms", 95), ("report_delay_p99_ms", 99)] {
         let value = percentile(&delays, percent);
-        table.add(Row { name, value, unit: "ms", beside: "goal for the p99", beside_value: DELAY_GOAL_MS });
+        table.add(Row { name, value, unit: "ms", baseline: "goal for the p99", baseline_value: DELAY_GOAL_MS });
     }
     let one = costs(&report, 1);
     table.add(Row {
         name: "eos_window_ms",
-        value: median(one.iter().map(|(with, _)| *with).collect()),
+        value: median(one.iter().map(|(transactional, _)| *transactional).collect()),
         unit: "ms",
-        beside: "the same without a transaction",
-        beside_value: median(one.iter().map(|(_, without)| *without).collect()),
+        baseline: "the same without a transaction",
+        baseline_value: median(one.iter().map(|(_, plain)| *plain).collect()),
     });
     let batches = costs(&report, BATCH);
-    let percent = batches.iter().map(|(with, without)| (with / without - 1.0) * 100.0).collect();
+    let percent = batches.iter().map(|(transactional, plain)| (transactional / plain - 1.0) * 100.0).collect();
     table.add(Row {
         name: "eos_cost_percent",
         value: median(percent),
         unit: "% of the time",
-        beside: "without transactions",
-        beside_value: 0.0,
+        baseline: "without transactions",
+        baseline_value: 0.0,
     });
 }
 
-/// From the closing beat's `emitted_at` to the report in a consumer's hands, in milliseconds; and a report.
+/// The delays from the closing beat's `emitted_at` to the receipt of the report by a consumer, in milliseconds; and one
+/// of the reports.
 fn delays() -> (Vec<f64>, BarReport) {
     let cluster = Cluster::new(12);
     let _pulse = cluster.serve("pulse", &["--cluster", "bench", "--bpm", "240", "--max-bpm", "240", "--bar", "2"]);
@@ -55,19 +56,19 @@ fn delays() -> (Vec<f64>, BarReport) {
     wait_until("a report", LIMIT, || !cluster.reports().is_empty());
     let (newest, done) = (AtomicI64::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
-        scope.spawn(|| ClaimSource::new(&cluster).pace(&newest, &done));
+        scope.spawn(|| ClaimSource::new(&cluster).send_at_constant_rate(&newest, &done));
         let mut frames = cluster.reader::<BeatFrame>(TopicName::BeatFrames);
         let mut reports = cluster.reader::<BarReport>(TopicName::BarReports);
         frames.seek(0).expect("Kafka answers");
         let end = reports.end().expect("Kafka answers");
         reports.seek(end).expect("Kafka answers");
         let mut emitted = HashMap::new();
-        let mut heard: Vec<(BarReport, f64)> = Vec::new();
+        let mut received: Vec<(BarReport, f64)> = Vec::new();
         let deadline = Instant::now() + 10 * LIMIT;
-        while heard.len() < WARM_UP + WINDOWS {
-            assert!(Instant::now() < deadline, "{} reports: {}", heard.len(), reverb.log());
+        while received.len() < WARM_UP + WINDOWS {
+            assert!(Instant::now() < deadline, "{} reports: {}", received.len(), reverb.log());
             if let Some(entry) = reports.poll(Duration::from_millis(1)).expect("Kafka answers") {
-                heard.push((entry.record, now_ms()));
+                received.push((entry.record, now_ms()));
             }
             if let Some(entry) = frames.poll(Duration::ZERO).expect("Kafka answers") {
                 newest.store(entry.record.beat_index.get(), Ordering::Relaxed);
@@ -75,15 +76,15 @@ fn delays() -> (Vec<f64>, BarReport) {
             }
         }
         done.store(true, Ordering::Relaxed);
-        let counted = heard[WARM_UP..].iter().map(|(report, _)| report.claims).sum::<i64>();
-        assert!(counted > 0, "claims were counted");
+        let counted = received[WARM_UP..].iter().map(|(report, _)| report.claims).sum::<i64>();
+        assert!(counted > 0, "no claim was counted");
         let delay = |(report, at): &(BarReport, f64)| at - emitted[&report.to_beat.plus(1)];
-        (heard[WARM_UP..].iter().map(delay).collect(), heard[WARM_UP].0.clone())
+        (received[WARM_UP..].iter().map(delay).collect(), received[WARM_UP].0.clone())
     })
 }
 
-/// The milliseconds that it takes until Kafka has acknowledged the records of `windows` windows: in a
-/// transaction, and without one.
+/// The milliseconds until Kafka has acknowledged the records of `windows` windows, for each round with a transaction
+/// and without one.
 fn costs(report: &BarReport, windows: u32) -> Vec<(f64, f64)> {
     let cluster = Cluster::new(1);
     let topics = cluster.broker().topics();
@@ -99,35 +100,35 @@ fn costs(report: &BarReport, windows: u32) -> Vec<(f64, f64)> {
     let id = topics.merge_transactional_id();
     let mut producer = TransactionalProducer::open(cluster.broker(), &id, TIMEOUT, TIMEOUT).expect("Kafka answers");
     let sender = Sender::new(cluster.broker(), None).expect("a producer");
-    let mut with = || {
+    let mut send_in_transaction = || {
         let began = Instant::now();
-        let mut transaction = producer.begin().expect("begins");
+        let mut transaction = producer.begin().expect("the transaction begins");
         for (key, report, done) in &records {
-            transaction.send(&reports, key, report, 0).expect("there is room");
-            transaction.send(&partials, key, done, 0).expect("there is room");
+            transaction.send(&reports, key, report, 0).expect("the queue has room");
+            transaction.send(&partials, key, done, 0).expect("the queue has room");
         }
-        transaction.commit().expect("commits");
+        transaction.commit().expect("the transaction commits");
         began.elapsed().as_secs_f64() * 1_000.0
     };
-    let without = || {
+    let send_plain = || {
         let began = Instant::now();
         let deliveries = std::sync::Arc::new(Deliveries::default());
         for (key, report, done) in &records {
             for (topic, value) in [(&reports, report), (&partials, done)] {
                 let record = Outgoing { topic, key: Some(key.as_bytes()), value, headers: &[] };
-                sender.send(record, &deliveries).expect("there is room");
+                sender.send(record, &deliveries).expect("the queue has room");
             }
         }
-        // A flush takes 100 ms at least.
+        // Not by a flush, which takes at least 100 ms.
         while deliveries.outstanding() > 0 {
-            assert!(began.elapsed() < TIMEOUT, "Kafka answers");
+            assert!(began.elapsed() < TIMEOUT, "not acknowledged within {TIMEOUT:?}");
             thread::sleep(Duration::from_micros(50));
         }
         assert_eq!(deliveries.acknowledged(), 2 * u64::from(windows));
         began.elapsed().as_secs_f64() * 1_000.0
     };
-    // Once for the connections.
-    with();
-    without();
-    (0..ROUNDS).map(|_| (with(), without())).collect()
+    // Not measured: the first sends, which open the connections.
+    send_in_transaction();
+    send_plain();
+    (0..ROUNDS).map(|_| (send_in_transaction(), send_plain())).collect()
 }

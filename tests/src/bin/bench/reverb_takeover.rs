@@ -1,4 +1,5 @@
-//! From the death of the member that merges to the next report in a consumer's hands, in a group of three.
+//! The time from killing the member that runs the merge to the receipt of the next report by a consumer, in a group of
+//! three.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use crate::table::{Row, Table, median, now_ms, percentile};
 const KILLS: usize = 15;
 const LIMIT: Duration = Duration::from_mins(1);
 const GOAL_MS: f64 = 10_000.0;
-/// Quiet between kills, so that the group has settled.
+/// The pause before each kill, in which the group becomes stable.
 const SETTLE: Duration = Duration::from_secs(2);
 
 pub(crate) fn run(table: &mut Table) {
@@ -25,25 +26,24 @@ pub(crate) fn run(table: &mut Table) {
     for _ in 0..KILLS {
         members.iter().for_each(Program::wait_ready);
         std::thread::sleep(SETTLE);
-        let merging = wait_for("a merge", LIMIT, || members.iter().position(is_merging));
+        let merging = wait_for("a member that runs the merge", LIMIT, || members.iter().position(is_merging));
         let mut reports = cluster.reader::<BarReport>(TopicName::BarReports);
         let end = reports.end().expect("Kafka answers");
         reports.seek(end).expect("Kafka answers");
-        let mut dying = members.swap_remove(merging);
-        let (died, died_ms) = (Instant::now(), now_ms());
-        dying.signal(Signal::KILL);
-        // Of a window that was closed since.
-        wait_until("a report", LIMIT, || {
+        let mut victim = members.swap_remove(merging);
+        let (killed, killed_ms) = (Instant::now(), now_ms());
+        victim.signal(Signal::KILL);
+        wait_until("a report of a window that closed after the kill", LIMIT, || {
             let entry = reports.poll(Duration::from_millis(10)).expect("Kafka answers");
-            entry.is_some_and(|entry| entry.record.closed_at.millis() as f64 > died_ms)
+            entry.is_some_and(|entry| entry.record.closed_at.millis() as f64 > killed_ms)
         });
-        took.push(died.elapsed().as_secs_f64() * 1_000.0);
-        dying.wait();
+        took.push(killed.elapsed().as_secs_f64() * 1_000.0);
+        victim.wait();
         members.push(member());
     }
     let rows = [("reverb_takeover_median_ms", median(took.clone())), ("reverb_takeover_p99_ms", percentile(&took, 99))];
     for (name, value) in rows {
-        table.add(Row { name, value, unit: "ms", beside: "goal for the p99", beside_value: GOAL_MS });
+        table.add(Row { name, value, unit: "ms", baseline: "goal for the p99", baseline_value: GOAL_MS });
     }
 }
 

@@ -1,4 +1,4 @@
-//! The table of figures.
+//! The table of benchmark figures.
 
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -11,24 +11,24 @@ pub(crate) struct Table {
     rows: Vec<Row>,
 }
 
-/// One figure beside another, both of this run.
+/// A figure and its baseline.
 pub(crate) struct Row {
-    /// Its name in `target/bench.json`.
+    /// The figure's name in `target/bench.json`.
     pub(crate) name: &'static str,
-    /// What was measured.
+    /// The measured value.
     pub(crate) value: f64,
-    /// Its unit.
+    /// The unit of both values.
     pub(crate) unit: &'static str,
-    /// What it stands beside: what was measured in the same run, or what is wanted.
-    pub(crate) beside: &'static str,
-    /// Its value, in the same unit.
-    pub(crate) beside_value: f64,
+    /// The name of the baseline: another measurement of the same run, a goal or a requirement.
+    pub(crate) baseline: &'static str,
+    /// The baseline's value.
+    pub(crate) baseline_value: f64,
 }
 
 impl Row {
-    /// `None` beside 0.
+    /// The value divided by the baseline's; `None` for a baseline of 0.
     fn ratio(&self) -> Option<f64> {
-        (self.beside_value != 0.0).then(|| self.value / self.beside_value)
+        (self.baseline_value != 0.0).then(|| self.value / self.baseline_value)
     }
 }
 
@@ -39,33 +39,33 @@ impl Table {
 
     pub(crate) fn print(&self) {
         let cores = std::thread::available_parallelism().map_or(0, usize::from);
-        println!("\n{cores} cores, shared by Kafka, the registry and what is measured\n");
-        println!("{:<36} {:>12} {:<14} {:>12}  {:<34} {:>6}", "figure", "value", "unit", "beside", "", "ratio");
+        println!("\n{cores} cores, shared by Kafka, the registry and the measured programs\n");
+        println!("{:<36} {:>12} {:<14} {:>12}  {:<34} {:>6}", "figure", "value", "unit", "baseline", "", "ratio");
         for row in &self.rows {
             println!(
                 "{:<36} {:>12.2} {:<14} {:>12.2}  {:<34} {:>6}",
                 row.name,
                 row.value,
                 row.unit,
-                row.beside_value,
-                row.beside,
+                row.baseline_value,
+                row.baseline,
                 row.ratio().map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"))
             );
         }
     }
 
-    /// Into `target/bench.json`, where the figures of parts that did not run now stay as they were.
+    /// Writes the figures to `target/bench.json`, which keeps the figures of benchmarks that did not run this time.
     pub(crate) fn write(&self) {
         let figure = |row: &Row| {
-            let beside = json!({ "name": row.beside, "value": row.beside_value });
+            let baseline = json!({ "name": row.baseline, "value": row.baseline_value });
             (
                 row.name.to_owned(),
-                json!({ "value": row.value, "unit": row.unit, "beside": beside, "ratio": row.ratio() }),
+                json!({ "value": row.value, "unit": row.unit, "beside": baseline, "ratio": row.ratio() }),
             )
         };
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench.json");
-        let before = std::fs::read_to_string(&path).ok().and_then(|text| serde_json::from_str(&text).ok());
-        let mut figures: Map<String, Value> = before.unwrap_or_default();
+        let previous = std::fs::read_to_string(&path).ok().and_then(|text| serde_json::from_str(&text).ok());
+        let mut figures: Map<String, Value> = previous.unwrap_or_default();
         figures.extend(self.rows.iter().map(figure));
         let text = serde_json::to_string_pretty(&figures).expect("figures are JSON");
         std::fs::write(&path, text + "\n").unwrap_or_else(|error| panic!("writing {}: {error}", path.display()));
@@ -73,18 +73,18 @@ impl Table {
     }
 }
 
-/// The wall clock, in milliseconds since the Unix epoch.
+/// The time of the wall clock, in milliseconds since the Unix epoch.
 pub(crate) fn now_ms() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64() * 1_000.0
+    SystemTime::now().duration_since(UNIX_EPOCH).expect("the clock is after 1970").as_secs_f64() * 1_000.0
 }
 
-/// The middle one.
+/// The median of `values`; the upper one of the two middle values if their number is even.
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
 
-/// The smallest value that `percent` of them do not exceed.
+/// The smallest of `values` that at least `percent` % of them do not exceed.
 pub(crate) fn percentile(values: &[f64], percent: usize) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
