@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
-use backbeat_broker::Seen;
+use backbeat_broker::TopicRecord;
 use backbeat_schemas::{BarReport, BeatFrame, BeatIndex, BorrowedClaim, StatusClaim, WindowId, check_claim};
 use serde::Serialize;
 
@@ -122,8 +122,8 @@ impl Ledger {
     }
 
     /// Records a claim found in the log: with its agent, and in the window that counts it.
-    pub(crate) fn record_found(&mut self, found: Seen<StatusClaim>) {
-        let Seen { partition, offset, key, record } = found;
+    pub(crate) fn record_found(&mut self, found: TopicRecord<StatusClaim>) {
+        let TopicRecord { partition, offset, key, record } = found;
         let begun = self.frames.partition_point(|frame| frame.boundary(partition) <= offset);
         // Records before the first boundary are not of this run, and those at or after the last one not reported yet.
         let Some(arrival) = begun.checked_sub(1).filter(|_| begun < self.frames.len()) else { return };
@@ -335,17 +335,17 @@ mod tests {
         serde_json::from_value(report).expect("the report is valid")
     }
 
-    fn claim(offset: i64, agent: &str, beat_index: i64) -> Seen<StatusClaim> {
+    fn claim(offset: i64, agent: &str, beat_index: i64) -> TopicRecord<StatusClaim> {
         let claim = json!({
             "type": "backbeat.statusclaim.v1", "agent_id": agent, "task_id": "t", "beat_index": beat_index,
             "state": "executing", "beats_left": 0, "progress": 0.0, "notes": "", "hlc": "7ffd:0001:beef",
         });
         let record = Ok(serde_json::from_value(claim).expect("the claim is valid"));
-        Seen { partition: 0, offset, key: Some(agent.into()), record }
+        TopicRecord { partition: 0, offset, key: Some(agent.into()), record }
     }
 
-    fn garbage(offset: i64, agent: &str) -> Seen<StatusClaim> {
-        Seen { partition: 0, offset, key: Some(agent.into()), record: Err("garbage".to_owned()) }
+    fn garbage(offset: i64, agent: &str) -> TopicRecord<StatusClaim> {
+        TopicRecord { partition: 0, offset, key: Some(agent.into()), record: Err("garbage".to_owned()) }
     }
 
     /// A run on beats 2 to 5: agent a claims on each, b on 2 and, late, on 3; the claim of c is malformed.
@@ -360,7 +360,7 @@ mod tests {
         ledger
     }
 
-    fn log() -> Vec<Seen<StatusClaim>> {
+    fn log() -> Vec<TopicRecord<StatusClaim>> {
         // The second claim of b arrives on beat 4, when its window has closed. Offset 5 is before the run, 61 after it.
         let claims = [(20, "a", 2), (30, "a", 3), (40, "a", 4), (50, "a", 5), (21, "b", 2), (41, "b", 3), (5, "a", 0)];
         let mut log: Vec<_> = claims.into_iter().map(|(offset, agent, beat)| claim(offset, agent, beat)).collect();
@@ -368,13 +368,13 @@ mod tests {
         log
     }
 
-    fn record_log(ledger: &mut Ledger, log: Vec<Seen<StatusClaim>>) {
+    fn record_log(ledger: &mut Ledger, log: Vec<TopicRecord<StatusClaim>>) {
         for record in log {
             ledger.record_found(record);
         }
     }
 
-    fn verify(log: Vec<Seen<StatusClaim>>, reports: [BarReport; 2]) -> VerificationResult {
+    fn verify(log: Vec<TopicRecord<StatusClaim>>, reports: [BarReport; 2]) -> VerificationResult {
         let mut ledger = run();
         record_log(&mut ledger, log);
         for report in reports {

@@ -3,7 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use backbeat_broker::{Broker, ClaimEnds, KafkaArgs, LogReader, Registry, TailFrom, Tailed, TopicName, TopicTail};
+use backbeat_broker::{
+    Broker, ClaimEnds, KafkaArgs, LogReader, ReadFrom, Registry, TopicEvent, TopicName, TopicReader,
+};
 use backbeat_schemas::{BarReport, BeatFrame, BeatIndex};
 use backbeat_service::Shutdown;
 use tokio::runtime::Handle;
@@ -59,15 +61,15 @@ pub(crate) fn verify(
     for ReceivedBeat { beat, downbeat } in received {
         agents.beat(*downbeat).for_each(|plan| ledger.record_sent(*beat, &plan));
     }
-    let from = TailFrom::Offsets(first_boundary);
-    let mut claims = TopicTail::new(&broker, &registry, runtime, TopicName::StatusClaims, &from)?;
+    let from = ReadFrom::Offsets(first_boundary);
+    let mut claims = TopicReader::new(&broker, &registry, runtime, TopicName::StatusClaims, &from)?;
     loop {
         if stop.is_cancelled() {
             return Ok(None);
         }
         match claims.next(POLL_TIMEOUT)? {
-            Some(Tailed::Record(record)) => ledger.record_found(record),
-            Some(Tailed::End) => return Ok(Some(ledger.into_result())),
+            Some(TopicEvent::Record(record)) => ledger.record_found(record),
+            Some(TopicEvent::End) => return Ok(Some(ledger.into_result())),
             None => {}
         }
     }
@@ -76,10 +78,10 @@ pub(crate) fn verify(
 /// Fetches the end offset of each partition of `statusclaims`.
 fn claim_ends(broker: &Broker) -> anyhow::Result<Vec<i64>> {
     let claims = ClaimEnds::new(broker)?;
-    let by_leader = claims.partitions(QUERY_TIMEOUT)?;
+    let by_leader = claims.partitions_by_leader(QUERY_TIMEOUT)?;
     let mut ends = vec![None; by_leader.values().map(Vec::len).sum()];
     for partitions in by_leader.values() {
-        for (partition, end) in claims.read(partitions, QUERY_TIMEOUT) {
+        for (partition, end) in claims.fetch(partitions, QUERY_TIMEOUT) {
             ends[partition as usize] = Some(end);
         }
     }

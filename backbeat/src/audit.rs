@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use backbeat_broker::{Broker, KafkaArgs, Registry};
-use backbeat_reverb::shell::{AuditRange, Audited, Finding, audit};
+use backbeat_reverb::shell::{AuditRange, AuditedWindow, Finding, audit};
 use backbeat_schemas::BeatIndex;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -108,7 +108,7 @@ pub(crate) fn audit_range(
     Ok(summary)
 }
 
-fn as_text(audited: &Audited) -> String {
+fn as_text(audited: &AuditedWindow) -> String {
     let (beat, id) = (audited.from_beat, audited.window_id);
     match &audited.finding {
         Finding::Identical => format!("identical     beat {beat}  window {id}"),
@@ -129,7 +129,7 @@ fn differences(published: &Value, computed: &Value) -> Vec<String> {
     differing.map(|(field, value)| format!("{field} {value}, computed {}", computed[field.as_str()])).collect()
 }
 
-fn as_json(audited: &Audited) -> Value {
+fn as_json(audited: &AuditedWindow) -> Value {
     let (finding, detail) = match &audited.finding {
         Finding::Identical => ("identical", json!({})),
         Finding::Duplicate { reports } => ("duplicate", json!({ "reports": reports })),

@@ -396,7 +396,7 @@ fn reader_at_end<R: Record + 'static>(
     topic: TopicName,
 ) -> anyhow::Result<LogReader<R>> {
     let mut reader = LogReader::new(broker, registry, runtime, topic)?;
-    let end = reader.end()?;
+    let end = reader.end_offset()?;
     reader.seek(end)?;
     Ok(reader)
 }

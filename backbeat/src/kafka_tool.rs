@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use backbeat_devstack::stock_tool;
+use backbeat_devstack::kafka_cli;
 
 /// Flags of `backbeat kafka`.
 #[derive(Debug, Clone, clap::Args)]
@@ -40,5 +40,5 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Tool::GetOffsets => "org.apache.kafka.tools.GetOffsetShell",
     };
     // It replaces this process, so that signals reach it.
-    Err(stock_tool(class)?.args(&args.args).exec()).context("running java")
+    Err(kafka_cli(class)?.args(&args.args).exec()).context("running java")
 }

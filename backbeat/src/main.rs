@@ -87,7 +87,7 @@ fn main() -> ExitCode {
         "error".clone_into(&mut args.log.log_level);
     }
     args.log.init();
-    backbeat_service::conclude(run(args.command))
+    backbeat_service::exit_code(run(args.command))
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {

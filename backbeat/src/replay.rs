@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use backbeat_broker::{Broker, KafkaArgs, Registry};
-use backbeat_reverb::shell::{AuditRange, ReplayPlan, ReplayTo, execute_replay, plan_replay};
+use backbeat_reverb::shell::{AuditRange, ReplayPlan, ReplayTarget, execute_replay, plan_replay};
 use backbeat_schemas::{BeatIndex, Timestamp, WindowId};
 use chrono::DateTime;
 use serde_json::json;
@@ -71,10 +71,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let registry = Registry::new(&args.kafka)?;
     let Target { to_beat, to_window, to_datetime, .. } = &args.to;
     let to = match (to_beat, to_window, to_datetime) {
-        (Some(beat), _, _) => ReplayTo::Beat(BeatIndex::try_from(*beat).context("--to-beat")?),
-        (_, Some(window), _) => ReplayTo::Window(*window),
-        (_, _, Some(instant)) => ReplayTo::Instant(*instant),
-        _ => ReplayTo::Earliest,
+        (Some(beat), _, _) => ReplayTarget::Beat(BeatIndex::try_from(*beat).context("--to-beat")?),
+        (_, Some(window), _) => ReplayTarget::Window(*window),
+        (_, _, Some(instant)) => ReplayTarget::Instant(*instant),
+        _ => ReplayTarget::Earliest,
     };
     let plan = plan_replay(&broker, &registry, runtime.handle(), to)?;
     let ReplayPlan { group, window_id, from_beat, newest_beat, offsets, claims } = &plan;

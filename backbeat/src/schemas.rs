@@ -3,7 +3,7 @@
 use std::fmt;
 use std::process::ExitCode;
 
-use backbeat_broker::{Broker, KafkaArgs, Registered, Registry, TopicName};
+use backbeat_broker::{Broker, KafkaArgs, Registry, SubjectStatus, TopicName};
 use backbeat_schemas::{BarPartial, BarReport, BeatFrame, Record, StatusClaim};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
@@ -40,7 +40,7 @@ struct CheckArgs {
 /// The result of checking one subject.
 struct SubjectCheck {
     subject: String,
-    found: Registered,
+    found: SubjectStatus,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -77,9 +77,9 @@ impl SubjectCheck {
     }
 
     fn as_json(&self) -> Value {
-        let Registered { versions, is_ours, compatibility, refused } = &self.found;
+        let SubjectStatus { versions, is_registered, compatibility, refused } = &self.found;
         json!({
-            "subject": self.subject, "ok": self.is_ok(), "versions": versions, "registered": is_ours,
+            "subject": self.subject, "ok": self.is_ok(), "versions": versions, "registered": is_registered,
             "compatibility": compatibility, "refused": refused,
         })
     }
@@ -87,12 +87,12 @@ impl SubjectCheck {
 
 impl fmt::Display for SubjectCheck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Registered { versions, is_ours, compatibility, refused } = &self.found;
+        let SubjectStatus { versions, is_registered, compatibility, refused } = &self.found;
         write!(f, "{:<24} ", self.subject)?;
         match refused {
             Some(reason) => write!(f, "REFUSED by the registry, which has {versions} versions: {reason}")?,
             None if *versions == 0 => write!(f, "not registered yet; `backbeat topics` registers it")?,
-            None if *is_ours => write!(f, "registered, one of {versions} versions")?,
+            None if *is_registered => write!(f, "registered, one of {versions} versions")?,
             None => write!(f, "compatible with all {versions} versions, not registered yet")?,
         }
         if *versions > 0 && !self.is_transitive() {

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
-use backbeat_broker::{Broker, KafkaArgs, Registry, Seen, TailFrom, Tailed, TopicName, TopicTail};
+use backbeat_broker::{Broker, KafkaArgs, ReadFrom, Registry, TopicEvent, TopicName, TopicReader, TopicRecord};
 use backbeat_schemas::{BarReport, BeatFrame, Record, StatusClaim};
 use tokio::runtime::Runtime;
 
@@ -57,21 +57,21 @@ fn print_records<R: Record + 'static>(args: &Args, topic: TopicName) -> anyhow::
     let runtime = Runtime::new()?;
     let broker = Broker::new(&args.kafka, "backbeat-tail")?;
     let registry = Registry::new(&args.kafka)?;
-    let from = if args.from_beginning { TailFrom::Beginning } else { TailFrom::Last(10) };
-    let mut tail = TopicTail::<R>::new(&broker, &registry, runtime.handle(), topic, &from)
+    let from = if args.from_beginning { ReadFrom::Beginning } else { ReadFrom::Last(10) };
+    let mut tail = TopicReader::<R>::new(&broker, &registry, runtime.handle(), topic, &from)
         .with_context(|| format!("reading {} from {}", broker.topics().name(topic), broker.bootstrap_servers()))?;
     let mut printed = 0;
     while args.max.is_none_or(|max| printed < max) {
         match tail.next(POLL_TIMEOUT)? {
-            Some(Tailed::Record(Seen { record: Ok(record), .. })) => {
+            Some(TopicEvent::Record(TopicRecord { record: Ok(record), .. })) => {
                 printed += 1;
                 print_bytes(format!("{}\n", serde_json::to_string(&record)?).as_bytes());
             }
-            Some(Tailed::Record(Seen { partition, offset, record: Err(reason), .. })) => {
+            Some(TopicEvent::Record(TopicRecord { partition, offset, record: Err(reason), .. })) => {
                 tracing::warn!(partition, offset, reason, "undecodable record");
             }
-            Some(Tailed::End) if !args.follow => break,
-            Some(Tailed::End) | None => {}
+            Some(TopicEvent::End) if !args.follow => break,
+            Some(TopicEvent::End) | None => {}
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -22,7 +22,7 @@ impl ClaimEnds {
     }
 
     /// Returns the partitions of `statusclaims`, grouped by the id of the broker that is their partition leader.
-    pub fn partitions(&self, timeout: Duration) -> Result<BTreeMap<i32, Vec<i32>>, KafkaError> {
+    pub fn partitions_by_leader(&self, timeout: Duration) -> Result<BTreeMap<i32, Vec<i32>>, KafkaError> {
         let metadata = self.consumer.fetch_metadata(Some(&self.topic), timeout)?;
         let mut by_leader = BTreeMap::<i32, Vec<i32>>::new();
         for partition in metadata.topics().iter().flat_map(rdkafka::metadata::MetadataTopic::partitions) {
@@ -33,7 +33,7 @@ impl ClaimEnds {
 
     /// Fetches the last stable offsets of `partitions`, which should all have the same partition leader. Returns
     /// (partition, offset) pairs, without the partitions whose offset cannot be fetched.
-    pub fn read(&self, partitions: &[i32], timeout: Duration) -> Vec<(i32, i64)> {
+    pub fn fetch(&self, partitions: &[i32], timeout: Duration) -> Vec<(i32, i64)> {
         let mut list = TopicPartitionList::new();
         let added = partitions.iter().try_for_each(|p| list.add_partition_offset(&self.topic, *p, Offset::End));
         match added.and_then(|()| self.consumer.offsets_for_times(list, timeout)) {

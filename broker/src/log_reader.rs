@@ -88,7 +88,7 @@ impl<R: Record + 'static> LogReader<R> {
 
     /// Creates a reader with low latency for random access: [`LogReader::last`], [`LogReader::first_where`] and
     /// [`LogReader::read`]. Following the end of the log with it would poll Kafka needlessly often.
-    pub fn for_searches(
+    pub fn for_random_access(
         broker: &Broker,
         registry: &Registry,
         runtime: &Handle,
@@ -138,13 +138,13 @@ impl<R: Record + 'static> LogReader<R> {
     }
 
     /// Fetches the log start offset: the first offset that is retained.
-    pub fn low(&self) -> Result<i64, ReadError> {
+    pub fn log_start(&self) -> Result<i64, ReadError> {
         let watermarks = self.consumer.fetch_watermarks(&self.topic, PARTITION, QUERY_TIMEOUT);
         watermarks.map(|(low, _)| low).map_err(|source| self.failed(source))
     }
 
     /// Fetches the end of the committed log: the last stable offset.
-    pub fn end(&self) -> Result<i64, ReadError> {
+    pub fn end_offset(&self) -> Result<i64, ReadError> {
         Ok(self.offset_for(Offset::End)?.unwrap_or(0))
     }
 
@@ -153,7 +153,7 @@ impl<R: Record + 'static> LogReader<R> {
     pub fn offset_at(&self, millis: i64) -> Result<i64, ReadError> {
         match self.offset_for(Offset::Offset(millis))? {
             Some(offset) => Ok(offset),
-            None => self.end(),
+            None => self.end_offset(),
         }
     }
 
@@ -177,7 +177,7 @@ impl<R: Record + 'static> LogReader<R> {
 
     /// Returns the last record that matches `predicate`. Searches backwards like [`LogReader::last`].
     pub fn last_where(&mut self, predicate: impl Fn(&R) -> bool) -> Result<Option<Entry<R>>, ReadError> {
-        let (low, mut end) = (self.low()?, self.end()?);
+        let (low, mut end) = (self.log_start()?, self.end_offset()?);
         let skipped = self.skipped;
         let mut found = None;
         let mut step = 8;
@@ -227,7 +227,7 @@ impl<R: Record + 'static> LogReader<R> {
     /// Returns the first record that matches `predicate`, by a binary search of about 20 fetches. Every record after a
     /// matching one must match, too.
     pub fn first_where(&mut self, predicate: impl Fn(&R) -> bool) -> Result<Option<Entry<R>>, ReadError> {
-        let (mut low, mut high) = (self.low()?, self.end()?);
+        let (mut low, mut high) = (self.log_start()?, self.end_offset()?);
         let mut found = None;
         while low < high {
             let middle = low + (high - low) / 2;
@@ -299,7 +299,7 @@ impl<R: Record + 'static> LogReader<R> {
         let (header, body) = Header::split(&raw.value)?;
         match self.schemas.lookup(header.schema_id) {
             Lookup::Known(schema) => Ok(Some(schema.decode(body)?)),
-            Lookup::Wrong(error) => Err(error.into()),
+            Lookup::Incompatible(error) => Err(error.into()),
             Lookup::Unknown | Lookup::Pending => Ok(None),
         }
     }

@@ -76,11 +76,11 @@ pub enum FetchError {
 
 /// The result of checking a schema against a subject of the registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Registered {
+pub struct SubjectStatus {
     /// The number of the subject's versions.
     pub versions: usize,
     /// True if the checked schema is one of these versions.
-    pub is_ours: bool,
+    pub is_registered: bool,
     /// The subject's compatibility level; `None` if it has none of its own.
     pub compatibility: Option<String>,
     /// The reason why the schema is incompatible with the subject's versions; `None` if it is compatible.
@@ -140,21 +140,22 @@ impl Registry {
     }
 
     /// Checks `R`'s schema against the versions of `subject`. Changes nothing in the registry.
-    pub async fn check<R: Record>(&self, subject: &str) -> Result<Registered, RegistryError> {
+    pub async fn check<R: Record>(&self, subject: &str) -> Result<SubjectStatus, RegistryError> {
         self.check_text(subject, R::schema().text()).await
     }
 
     /// Checks the JSON text of any schema against the versions of `subject`. Changes nothing in the registry.
-    pub async fn check_text(&self, subject: &str, schema: &str) -> Result<Registered, RegistryError> {
+    pub async fn check_text(&self, subject: &str, schema: &str) -> Result<SubjectStatus, RegistryError> {
         let subject_url = format!("{}/subjects/{subject}", self.url);
         let versions = self.send(self.http.get(format!("{subject_url}/versions"))).await?;
         let versions = versions.as_ref().and_then(Value::as_array).map_or(0, Vec::len);
         let config = self.send(self.http.get(format!("{}/config/{subject}", self.url))).await?;
         let level = config.as_ref().and_then(|config| config["compatibilityLevel"].as_str());
-        let mut found = Registered { versions, is_ours: false, compatibility: level.map(str::to_owned), refused: None };
+        let mut found =
+            SubjectStatus { versions, is_registered: false, compatibility: level.map(str::to_owned), refused: None };
         if versions > 0 {
             let body = json!({ "schema": schema });
-            found.is_ours = self.send(self.post(subject_url, &body)).await?.is_some();
+            found.is_registered = self.send(self.post(subject_url, &body)).await?.is_some();
             let url = format!("{}/compatibility/subjects/{subject}/versions?verbose=true", self.url);
             let answer = self.send(self.post(url, &body)).await?.unwrap_or_default();
             if answer["is_compatible"] != true {

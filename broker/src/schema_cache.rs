@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::{FetchError, Registry};
 
 /// How long the fetch of an id that the registry does not know is retried before the id counts as unknown: the schema
-/// may not have been replicated to this instance of the registry yet (DESIGN, "Reverb"). Also how often an unknown id
+/// may not have been replicated to this instance of the registry yet (docs/design.md, "Reverb"). Also how often an unknown id
 /// is fetched again.
 const UNKNOWN_AFTER: Duration = Duration::from_mins(1);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -36,7 +36,7 @@ pub enum Lookup<R> {
     /// The schema.
     Known(Arc<WriterSchema<R>>),
     /// The schema is not one of `R`, or does not parse.
-    Wrong(DecodeError),
+    Incompatible(DecodeError),
     /// The registry has answered for a minute that it has no such schema; it is asked again every minute.
     Unknown,
     /// The schema is still being fetched; look it up again later.
@@ -47,7 +47,7 @@ impl<R> Clone for Lookup<R> {
     fn clone(&self) -> Self {
         match self {
             Self::Known(schema) => Self::Known(Arc::clone(schema)),
-            Self::Wrong(error) => Self::Wrong(error.clone()),
+            Self::Incompatible(error) => Self::Incompatible(error.clone()),
             Self::Unknown => Self::Unknown,
             Self::Pending => Self::Pending,
         }
@@ -93,7 +93,7 @@ async fn fetch<R: Record>(registry: &Registry, id: u32) -> Lookup<R> {
             Ok(text) => {
                 return match WriterSchema::parse(&text) {
                     Ok(schema) => Lookup::Known(Arc::new(schema)),
-                    Err(error) => Lookup::Wrong(error),
+                    Err(error) => Lookup::Incompatible(error),
                 };
             }
             Err(FetchError::Unknown(_)) => {

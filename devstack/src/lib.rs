@@ -34,7 +34,7 @@ use registry::Registry;
 
 /// Returns a command that runs the Kafka CLI tool of `class`, such as `org.apache.kafka.tools.TopicCommand`, without
 /// arguments.
-pub fn stock_tool(class: &str) -> Result<Command, DevstackError> {
+pub fn kafka_cli(class: &str) -> Result<Command, DevstackError> {
     Artifacts::fetch().map(|artifacts| kafka::java_class(&artifacts, class))
 }
 
@@ -48,7 +48,7 @@ pub fn console_consumer() -> Result<Command, DevstackError> {
 
 /// Returns a command that runs a schema registry on loopback, with its state in memory. The caller sets
 /// `QUARKUS_HTTP_PORT` and other settings of Quarkus.
-pub fn stock_registry() -> Result<Command, DevstackError> {
+pub fn registry_command() -> Result<Command, DevstackError> {
     Artifacts::fetch().map(|artifacts| registry::command(&artifacts, false))
 }
 
@@ -121,14 +121,14 @@ impl Devstack {
     }
 
     /// Suspends one broker with SIGSTOP, or resumes it.
-    pub fn hang_broker(&self, index: usize, hangs: bool) -> Result<(), DevstackError> {
-        let signal = if hangs { Signal::STOP } else { Signal::CONT };
+    pub fn set_broker_paused(&self, index: usize, paused: bool) -> Result<(), DevstackError> {
+        let signal = if paused { Signal::STOP } else { Signal::CONT };
         self.kafka.brokers[index].process.signal(signal).context(|| "sending a signal to kafka".to_owned())
     }
 
     /// Suspends the registry with SIGSTOP, or resumes it.
-    pub fn hang_registry(&self, hangs: bool) -> Result<(), DevstackError> {
-        let signal = if hangs { Signal::STOP } else { Signal::CONT };
+    pub fn set_registry_paused(&self, paused: bool) -> Result<(), DevstackError> {
+        let signal = if paused { Signal::STOP } else { Signal::CONT };
         self.registry.process.signal(signal).context(|| "sending a signal to the registry".to_owned())
     }
 

@@ -84,7 +84,7 @@ fn mutated<R: Record>(record: &R, changes: &[(Index, u8, u8)]) -> Option<R> {
             _ => drop(body.splice(at..=at, [0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, byte & 1])),
         }
     }
-    WriterSchema::<R>::ours().decode(&body).ok()
+    WriterSchema::<R>::own().decode(&body).ok()
 }
 
 fn changes() -> impl Strategy<Value = Vec<(Index, u8, u8)>> {

@@ -72,7 +72,7 @@ pub struct WriterSchema<R> {
 
 impl<R: Record> WriterSchema<R> {
     /// Returns this program's own schema.
-    pub fn ours() -> Self {
+    pub fn own() -> Self {
         Self { different: None, record: PhantomData }
     }
 

@@ -257,7 +257,7 @@ mod tests {
 
     /// Decodes `body` with both decoders; `None` for an error, since their error texts may differ.
     fn both(body: &[u8]) -> (Option<BorrowedClaim<'static>>, Option<BorrowedClaim<'_>>) {
-        let schema = WriterSchema::<StatusClaim>::ours();
+        let schema = WriterSchema::<StatusClaim>::own();
         (schema.decode(body).ok().map(Into::into), schema.decode_borrowed(body).ok())
     }
 

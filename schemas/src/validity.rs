@@ -1,4 +1,4 @@
-//! The validity rules of a claim (DESIGN, "Validity of a claim"), except the one on its beat, which needs the claim's
+//! The validity rules of a claim (docs/design.md, "Validity of a claim"), except the one on its beat, which needs the claim's
 //! arrival beat.
 
 use crate::{BorrowedClaim, DecodeError, HeaderError, Hlc, HlcError};

@@ -37,7 +37,7 @@ fn round_trip<R: Record>(record: &R) -> R {
     let value = wire(7, record);
     let (header, body) = Header::split(&value).expect("the wire format");
     assert_eq!(header.schema_id, 7);
-    WriterSchema::ours().decode(body).expect("an encoded record decodes")
+    WriterSchema::own().decode(body).expect("an encoded record decodes")
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn wire_of_a_claim_equals_the_golden_bytes() {
 fn decode_with_left_over_or_missing_bytes_fails() {
     let value = wire(1, &from_json::<StatusClaim>(CLAIM));
     let (_, body) = Header::split(&value).expect("the wire format");
-    let schema = WriterSchema::<StatusClaim>::ours();
+    let schema = WriterSchema::<StatusClaim>::own();
     let longer = [body, &[0]].concat();
     assert_eq!(schema.decode(&longer), Err(DecodeError::LeftOver { bytes: 1 }));
     for length in 0..body.len() {
@@ -206,9 +206,9 @@ proptest! {
 
     #[test]
     fn decode_of_random_bytes_does_not_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-        let _ = WriterSchema::<StatusClaim>::ours().decode(&bytes);
-        let _ = WriterSchema::<BeatFrame>::ours().decode(&bytes);
-        let _ = WriterSchema::<BarPartial>::ours().decode(&bytes);
+        let _ = WriterSchema::<StatusClaim>::own().decode(&bytes);
+        let _ = WriterSchema::<BeatFrame>::own().decode(&bytes);
+        let _ = WriterSchema::<BarPartial>::own().decode(&bytes);
     }
 }
 

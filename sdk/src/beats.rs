@@ -124,7 +124,7 @@ fn follow_from_newest(
     let newest = reader.last()?;
     let start = match &newest {
         Some(entry) => entry.offset,
-        None => reader.low()?,
+        None => reader.log_start()?,
     };
     reader.seek(start)?;
     while !frames.is_closed() {

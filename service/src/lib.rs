@@ -13,5 +13,5 @@ pub use command_line::command_line;
 pub use http::{ApiError, ErrorBody, HttpArgs, base_routes, serve};
 pub use logging::{DEFAULT_LEVEL, Environment, LogArgs};
 pub use openapi::described;
-pub use outcome::{block_on, conclude};
+pub use outcome::{block_on, exit_code};
 pub use shutdown::{Shutdown, on_signals};

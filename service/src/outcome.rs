@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use tokio::runtime::Runtime;
 
 /// Converts a program's result into its exit code; an error is logged in one line with its causes, and gives 1.
-pub fn conclude(result: anyhow::Result<ExitCode>) -> ExitCode {
+pub fn exit_code(result: anyhow::Result<ExitCode>) -> ExitCode {
     result.unwrap_or_else(|error| {
         tracing::error!("{error:#}");
         ExitCode::FAILURE
@@ -15,5 +15,5 @@ pub fn conclude(result: anyhow::Result<ExitCode>) -> ExitCode {
 /// Runs a program to completion on a new tokio runtime, and returns its exit code as [`conclude`] does.
 pub fn block_on(program: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
     let result = Runtime::new().map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(program));
-    conclude(result.map(|()| ExitCode::SUCCESS))
+    exit_code(result.map(|()| ExitCode::SUCCESS))
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use backbeat_devstack::{Devstack, Options, free_port, stock_tool};
+use backbeat_devstack::{Devstack, Options, free_port, kafka_cli};
 use backbeat_tests::{Cluster, stack, wait_until};
 use serde_json::Value;
 
@@ -26,7 +26,7 @@ fn topics_are_created_once_and_refused_with_other_settings() {
     let expected = format!("{}statusclaims: number of partitions is 4, must be at least 6", cluster.prefix());
     assert!(text(&more.stderr).contains(&expected), "{}", text(&more.stderr));
 
-    let mut configs = stock_tool("kafka.admin.ConfigCommand").expect("the Kafka CLI is available");
+    let mut configs = kafka_cli("kafka.admin.ConfigCommand").expect("the Kafka CLI is available");
     configs.args(["--bootstrap-server", &stack().bootstrap_servers(), "--alter", "--entity-type", "topics"]);
     configs.args([
         "--entity-name",

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use backbeat_devstack::stock_tool;
+use backbeat_devstack::kafka_cli;
 use backbeat_tests::{Program, run, wait_for, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(90);
 /// of its own, even if the environment names another one.
 fn dev(dir: &Path, kafka_port: &str, more: &[&str]) -> Dev {
     // Downloads Kafka now, if it was not yet, and not while a test waits.
-    stock_tool("kafka.Kafka").expect("Kafka can be downloaded");
+    kafka_cli("kafka.Kafka").expect("Kafka can be downloaded");
     let mut command = Command::new(Program::executable("backbeat"));
     command.args(["dev", "--dir"]).arg(dir);
     command.args([

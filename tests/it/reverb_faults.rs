@@ -99,16 +99,16 @@ impl Scenario<'_> {
                 devstack.start_broker(0).expect("the broker starts again");
             }
             Fault::HangKafka => {
-                devstack.hang_broker(0, true).expect("the broker is paused");
+                devstack.set_broker_paused(0, true).expect("the broker is paused");
                 std::thread::sleep(Duration::from_millis(self.rng.random_range(500..8_000)));
-                devstack.hang_broker(0, false).expect("the broker continues");
+                devstack.set_broker_paused(0, false).expect("the broker continues");
             }
             Fault::HangRegistry => {
-                devstack.hang_registry(true).expect("the registry is paused");
+                devstack.set_registry_paused(true).expect("the registry is paused");
                 stop(self.take_random_member());
                 self.add_member();
                 std::thread::sleep(Duration::from_millis(self.rng.random_range(500..3_000)));
-                devstack.hang_registry(false).expect("the registry continues");
+                devstack.set_registry_paused(false).expect("the registry continues");
             }
             Fault::Reset => {
                 self.resume(true);

@@ -151,13 +151,13 @@ fn run_without_kafka_runs_the_program_and_spends_its_budget() {
     let wrapper = run(&cluster, "outage", &flags, &["sh", "-c", &program]);
     let mut wrapper = { wrapper }.stderr(Stdio::piped()).spawn().expect("backbeat starts");
     process_in(&started);
-    devstack.hang_broker(0, true).expect("the broker is paused");
+    devstack.set_broker_paused(0, true).expect("the broker is paused");
     // Local beats spend the budget.
     wait_until("the budget to be spent", LIMIT, || wrapper.try_wait().expect("backbeat is a child").is_some());
     let ended = wrapper.wait_with_output().expect("backbeat has ended");
     assert_eq!(ended.status.code(), Some(124), "{}", text(&ended.stderr));
     assert!(text(&ended.stderr).contains("were lost"), "{}", text(&ended.stderr));
-    devstack.hang_broker(0, false).expect("the broker continues");
+    devstack.set_broker_paused(0, false).expect("the broker continues");
     drop(pulse);
 
     devstack.stop_broker(0).expect("the broker stops");

@@ -9,7 +9,7 @@ use std::time::Duration;
 use backbeat_broker::{
     Broker, Entry, KafkaArgs, LogReader, ReadError, Registry, TopicName, TransactionalProducer, ensure_topics,
 };
-use backbeat_devstack::{Devstack, Options, Stack, stock_tool};
+use backbeat_devstack::{Devstack, Options, Stack, kafka_cli};
 use backbeat_schemas::{BarReport, BeatFrame, Record, wire};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -177,7 +177,7 @@ impl Cluster {
 
     /// Resets the offsets of reverb's group with `kafka-consumer-groups` and its flags `target`.
     pub fn reset_offsets(&self, target: &[&str]) {
-        let mut tool = stock_tool("org.apache.kafka.tools.consumer.group.ConsumerGroupCommand")
+        let mut tool = kafka_cli("org.apache.kafka.tools.consumer.group.ConsumerGroupCommand")
             .expect("the Kafka CLI is available");
         tool.args(["--bootstrap-server", &self.kafka.bootstrap_servers, "--group", &self.broker.topics().group()]);
         tool.args(["--reset-offsets", "--execute"]).args(target);
@@ -213,7 +213,7 @@ impl Cluster {
     /// Reads as [`Self::read_all`] does; an error if Kafka does not answer.
     pub fn try_read_all<R: Record + 'static>(&self, topic: TopicName) -> Result<Vec<Entry<R>>, ReadError> {
         let mut reader = self.reader(topic);
-        let (low, end) = (reader.low()?, reader.end()?);
+        let (low, end) = (reader.log_start()?, reader.end_offset()?);
         let mut entries = Vec::new();
         reader.read(low, end, |entry| entries.push(entry))?;
         Ok(entries)

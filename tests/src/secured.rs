@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use backbeat_devstack::{Supervised, free_port, stock_registry, stock_tool};
+use backbeat_devstack::{Supervised, free_port, kafka_cli, registry_command};
 
 use crate::{run, wait_until};
 
@@ -56,13 +56,13 @@ group.initial.rebalance.delay.ms=0
         );
         let path = dir.join("server.properties");
         fs::write(&path, settings).expect("the file is written");
-        let mut format = stock_tool("kafka.tools.StorageTool").expect("Kafka is available");
+        let mut format = kafka_cli("kafka.tools.StorageTool").expect("Kafka is available");
         format.args(["format", "--cluster-id", "YmFja2JlYXQtc2VjdXJlZA", "--config"]).arg(&path);
         for user in users {
             format.args(["--add-scram", &format!("SCRAM-SHA-512=[name={user},password={user}-secret]")]);
         }
         run(&mut format);
-        let mut kafka = stock_tool("kafka.Kafka").expect("Kafka is available");
+        let mut kafka = kafka_cli("kafka.Kafka").expect("Kafka is available");
         kafka.arg(&path);
         let process = Supervised::spawn(&kafka, &dir.join("broker.log"), STOP_TIMEOUT).expect("the broker starts");
         let (client_address, admin_address) = (format!("127.0.0.1:{clients}"), format!("127.0.0.1:{admin}"));
@@ -96,7 +96,7 @@ group.initial.rebalance.delay.ms=0
 
     /// Adds ACLs that allow `user` the `operations` on `resources`, given as flags of `kafka-acls` with their values.
     pub fn allow(&self, user: &str, operations: &[&str], resources: &[(&str, &str)]) {
-        let mut tool = stock_tool("org.apache.kafka.tools.AclCommand").expect("the Kafka CLI is available");
+        let mut tool = kafka_cli("org.apache.kafka.tools.AclCommand").expect("the Kafka CLI is available");
         tool.args(["--bootstrap-server", &self.admin_address, "--add", "--allow-principal", &format!("User:{user}")]);
         for operation in operations {
             tool.args(["--operation", operation]);
@@ -123,7 +123,7 @@ impl SecuredRegistry {
         let (authority, key) = (dir.join("registry-ca.pem"), dir.join("registry-key.pem"));
         fs::write(&authority, own.cert.pem()).expect("the file is written");
         fs::write(&key, own.signing_key.serialize_pem()).expect("the file is written");
-        let mut command = stock_registry().expect("the registry is available");
+        let mut command = registry_command().expect("the registry is available");
         command.current_dir(dir);
         command.envs([("QUARKUS_HTTP_PORT", &plain), ("QUARKUS_HTTP_SSL_PORT", &port)]);
         command.env("QUARKUS_HTTP_INSECURE_REQUESTS", "disabled");

@@ -139,7 +139,7 @@ impl BoundarySampler {
 fn follow_partition_leaders(shared: &Arc<Shared>, running: &Receiver<()>) {
     loop {
         let mut interval = METADATA_RETRY_INTERVAL;
-        match shared.ends.partitions(FETCH_TIMEOUT) {
+        match shared.ends.partitions_by_leader(FETCH_TIMEOUT) {
             Ok(by_leader) => {
                 let any_leader = by_leader.keys().any(|leader| *leader >= 0);
                 assign(shared, by_leader);
@@ -188,7 +188,7 @@ fn sample_partitions(shared: &Shared, partitions: &Mutex<Vec<i32>>, woken: &Rece
         let requested = Instant::now();
         // Copied, because no lock may be held while the broker is asked: it would block the conductor.
         let partitions = lock(partitions).clone();
-        let ends = shared.ends.read(&partitions, FETCH_TIMEOUT);
+        let ends = shared.ends.fetch(&partitions, FETCH_TIMEOUT);
         record(&mut lock(&shared.sampled), &ends, requested);
         // Random, so that nodes which started together do not send their requests together.
         let pause = REFRESH_INTERVAL.mul_f64(rand::rng().random_range(0.8..1.0));

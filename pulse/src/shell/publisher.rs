@@ -47,8 +47,8 @@ impl Publisher {
         status: SharedStatus,
     ) -> Result<Self, ReadError> {
         let runtime = Handle::current();
-        let frames = LogReader::for_searches(&broker, registry, &runtime, TopicName::BeatFrames)?;
-        let reports = LogReader::for_searches(&broker, registry, &runtime, TopicName::BarReports)?;
+        let frames = LogReader::for_random_access(&broker, registry, &runtime, TopicName::BeatFrames)?;
+        let reports = LogReader::for_random_access(&broker, registry, &runtime, TopicName::BarReports)?;
         Ok(Self { broker, frames, reports, schema_id, boundary_sampler, producer: None, metrics, status })
     }
 

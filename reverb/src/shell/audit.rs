@@ -37,7 +37,7 @@ pub struct AuditRange {
 
 /// The result of the audit of one window.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Audited {
+pub struct AuditedWindow {
     /// The window's id.
     pub window_id: WindowId,
     /// The window's downbeat.
@@ -76,7 +76,7 @@ pub fn audit(
     runtime: &Handle,
     range: AuditRange,
     stop: &Shutdown,
-    mut on_audited: impl FnMut(Audited, usize),
+    mut on_audited: impl FnMut(AuditedWindow, usize),
 ) -> anyhow::Result<()> {
     let frames = read_frames(broker, registry, runtime, range)?;
     let windows = windows(&frames, range);
@@ -89,7 +89,7 @@ pub fn audit(
         for (window, tally) in chunk.iter().zip(tallies) {
             let reports = published.remove(&window.from).unwrap_or_default();
             let finding = tally.map_or(Finding::NotRetained, |tally| compare(&frames, window, &tally, reports));
-            on_audited(Audited { window_id: window.id, from_beat: window.from, finding }, windows.len());
+            on_audited(AuditedWindow { window_id: window.id, from_beat: window.from, finding }, windows.len());
         }
     }
     Ok(())
@@ -112,7 +112,7 @@ fn compare(frames: &Frames, window: &Window, tally: &Tally, mut reports: Vec<Pub
 }
 
 fn read_frames(broker: &Broker, registry: &Registry, runtime: &Handle, range: AuditRange) -> anyhow::Result<Frames> {
-    let mut tail = LogReader::<BeatFrame>::for_searches(broker, registry, runtime, TopicName::BeatFrames)?;
+    let mut tail = LogReader::<BeatFrame>::for_random_access(broker, registry, runtime, TopicName::BeatFrames)?;
     let newest = tail.last()?.context("no beat has been published yet")?.record;
     let reader = LogReader::new(broker, registry, runtime, TopicName::BeatFrames)?;
     let mut table = FrameTable::new(reader, newest.cluster_id.clone());
@@ -156,7 +156,7 @@ fn read_reports(
     let mut reader = LogReader::<BarReport>::new(broker, registry, runtime, TopicName::BarReports)?;
     let closed_at = frames.get(first.end).map(|next| next.scheduled_at).unwrap_or_default();
     // A report's timestamp is its closed_at, so the reports of later windows have higher offsets.
-    let (start, end) = (reader.offset_at(closed_at.millis())?, reader.end()?);
+    let (start, end) = (reader.offset_at(closed_at.millis())?, reader.end_offset()?);
     let mut reports = BTreeMap::<_, Vec<_>>::new();
     reader.read(start, end, |entry| {
         reports.entry(entry.record.from_beat).or_default().push((entry.record, entry.body));

@@ -45,7 +45,7 @@ impl ClaimDecoder {
         if self.last.as_ref().is_none_or(|(last, _)| *last != id) {
             match self.schemas.lookup(id) {
                 Lookup::Known(schema) => self.last = Some((id, schema)),
-                Lookup::Wrong(error) => return Err(error.into()),
+                Lookup::Incompatible(error) => return Err(error.into()),
                 Lookup::Unknown => return Err(InvalidClaim::UnknownSchema(id)),
                 Lookup::Pending => return Ok(None),
             }

@@ -99,7 +99,7 @@ impl FrameTable {
             return Ok(());
         }
         let (start, newest) = self.search(|reader| {
-            let Some(newest) = reader.last()? else { return Ok((reader.low()?, None)) };
+            let Some(newest) = reader.last()? else { return Ok((reader.log_start()?, None)) };
             let known = Some(newest.record.beat_index);
             let oldest = beat.get() - i64::from(newest.record.grace_beats);
             // The bar's downbeat is less than this bar's length back. Other bars may have other lengths.
@@ -107,7 +107,7 @@ impl FrameTable {
             let target = within.beat_index.get() - i64::from(within.bar_length);
             let start = match reader.first_where(|frame| frame.beat_index.get() >= target)? {
                 Some(entry) => entry.offset,
-                None => reader.low()?,
+                None => reader.log_start()?,
             };
             Ok((start, known))
         })?;

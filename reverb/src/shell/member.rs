@@ -157,10 +157,10 @@ impl Member {
     /// Positions the readers before the member sends or processes anything.
     fn init_readers(&mut self) -> Result<(), TableError> {
         // `barpartials` is read from before the first partial that this member can send.
-        let end = self.partials.end()?;
+        let end = self.partials.end_offset()?;
         self.partials.seek(end)?;
-        let reports = self.reports.end()?;
-        self.reports.seek((reports - KNOWN_REPORTS).max(self.reports.low()?))?;
+        let reports = self.reports.end_offset()?;
+        self.reports.seek((reports - KNOWN_REPORTS).max(self.reports.log_start()?))?;
         self.bar_length.after = self.table.newest_beat()?;
         Ok(())
     }

@@ -188,11 +188,11 @@ impl<'s> Session<'s> {
     }
 
     fn catch_up(&mut self) -> Result<(), SessionError> {
-        let end = self.partials.end()?;
+        let end = self.partials.end_offset()?;
         let last_done = self.partials.last_where(BarPartial::is_done)?;
         let low = match last_done.and_then(|entry| entry.record.into_body()) {
-            Some(PartialBody::Done(done)) => done.low.max(self.partials.low()?),
-            _ => self.partials.low()?,
+            Some(PartialBody::Done(done)) => done.low.max(self.partials.log_start()?),
+            _ => self.partials.log_start()?,
         };
         let merge = &mut self.merge;
         self.partials.read(low, end, |entry| add_record(merge, entry))?;

@@ -22,6 +22,6 @@ mod status;
 mod timeouts;
 
 pub use args::{Args, Reemit};
-pub use audit::{AuditRange, Audited, Finding, audit};
-pub use replay::{ReplayPlan, ReplayTo, execute_replay, plan_replay};
+pub use audit::{AuditRange, AuditedWindow, Finding, audit};
+pub use replay::{ReplayPlan, ReplayTarget, execute_replay, plan_replay};
 pub use run::run;

@@ -16,7 +16,7 @@ use crate::core::CommittedOffset;
 
 /// The first window of a replay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ReplayTo {
+pub enum ReplayTarget {
     /// The window that contains this beat.
     Beat(BeatIndex),
     /// The window with this id.
@@ -45,34 +45,39 @@ pub struct ReplayPlan {
 }
 
 /// Plans a replay to `to`, without changing anything. Blocks.
-pub fn plan_replay(broker: &Broker, registry: &Registry, runtime: &Handle, to: ReplayTo) -> anyhow::Result<ReplayPlan> {
-    let mut frames = LogReader::<BeatFrame>::for_searches(broker, registry, runtime, TopicName::BeatFrames)?;
+pub fn plan_replay(
+    broker: &Broker,
+    registry: &Registry,
+    runtime: &Handle,
+    to: ReplayTarget,
+) -> anyhow::Result<ReplayPlan> {
+    let mut frames = LogReader::<BeatFrame>::for_random_access(broker, registry, runtime, TopicName::BeatFrames)?;
     let newest = frames.last()?.context("no beat has been published yet")?.record;
     let ranges = watermarks(&broker.reader()?, &broker.topics().name(TopicName::StatusClaims))?;
     let is_whole =
         |frame: &BeatFrame| ranges.iter().all(|(partition, (log_start, _))| frame.boundary(*partition) >= *log_start);
     let within = match to {
-        ReplayTo::Beat(beat) => {
+        ReplayTarget::Beat(beat) => {
             let newest = newest.beat_index;
             ensure!(beat <= newest, "beat {beat} has not been published yet; the newest is {newest}");
             frames.first_where(|frame| frame.beat_index >= beat)?.map(|entry| entry.record)
         }
-        ReplayTo::Window(id) => {
+        ReplayTarget::Window(id) => {
             frames.last_where(|frame| frame.window_id == id && frame.downbeat)?.map(|entry| entry.record)
         }
-        ReplayTo::Instant(instant) => {
+        ReplayTarget::Instant(instant) => {
             let after = frames.first_where(|frame| frame.scheduled_at > instant)?.map(|entry| entry.record);
             let beat = after.map_or(Some(newest.beat_index), |after| after.beat_index.previous());
             let beat = beat.with_context(|| format!("{instant} is before the first beat"))?;
             frames.first_where(|frame| frame.beat_index >= beat)?.map(|entry| entry.record)
         }
-        ReplayTo::Earliest => frames.first_where(is_whole)?.map(|entry| entry.record),
+        ReplayTarget::Earliest => frames.first_where(is_whole)?.map(|entry| entry.record),
     };
     let within = within.context(match to {
-        ReplayTo::Window(_) => "no frame of this window in beatframes",
+        ReplayTarget::Window(_) => "no frame of this window in beatframes",
         _ => "no such beat in beatframes",
     })?;
-    let opening = if to == ReplayTo::Earliest {
+    let opening = if to == ReplayTarget::Earliest {
         // Only from its downbeat on is a window wholly retained, so the window of this frame itself may not be.
         next_downbeat(&mut frames, &within)?
     } else {

@@ -34,7 +34,7 @@ impl ReportIndex {
     /// Returns the fingerprint of the last report of the window that opened at `from`.
     pub(crate) fn last(&mut self, from: BeatIndex, closed_at: Timestamp) -> Result<Option<Fingerprint>, ReadError> {
         if self.since.is_none_or(|since| closed_at < since) {
-            let (start, end) = (self.reader.offset_at(closed_at.millis())?, self.reader.end()?);
+            let (start, end) = (self.reader.offset_at(closed_at.millis())?, self.reader.end_offset()?);
             self.reports.clear();
             let reports = &mut self.reports;
             self.reader.read(start, end, |entry| {

@@ -102,7 +102,7 @@ fn measure(bpm: &str, loaded: bool) -> Run {
 
 fn receive_beats<'scope>(cluster: &Cluster, scope: &'scope thread::Scope<'scope, '_>) -> Run {
     let mut reader = cluster.reader::<BeatFrame>(TopicName::BeatFrames);
-    let end = reader.end().expect("Kafka answers");
+    let end = reader.end_offset().expect("Kafka answers");
     reader.seek(end).expect("Kafka answers");
     let mut received: Vec<(BeatFrame, f64)> = Vec::new();
     let mut bare = None;

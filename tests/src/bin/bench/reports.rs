@@ -60,7 +60,7 @@ fn delays() -> (Vec<f64>, BarReport) {
         let mut frames = cluster.reader::<BeatFrame>(TopicName::BeatFrames);
         let mut reports = cluster.reader::<BarReport>(TopicName::BarReports);
         frames.seek(0).expect("Kafka answers");
-        let end = reports.end().expect("Kafka answers");
+        let end = reports.end_offset().expect("Kafka answers");
         reports.seek(end).expect("Kafka answers");
         let mut emitted = HashMap::new();
         let mut received: Vec<(BarReport, f64)> = Vec::new();

@@ -28,7 +28,7 @@ pub(crate) fn run(table: &mut Table) {
         std::thread::sleep(SETTLE);
         let merging = wait_for("a member that runs the merge", LIMIT, || members.iter().position(is_merging));
         let mut reports = cluster.reader::<BarReport>(TopicName::BarReports);
-        let end = reports.end().expect("Kafka answers");
+        let end = reports.end_offset().expect("Kafka answers");
         reports.seek(end).expect("Kafka answers");
         let mut victim = members.swap_remove(merging);
         let (killed, killed_ms) = (Instant::now(), now_ms());

@@ -18,7 +18,7 @@ const SCHEMA_POLL: Duration = Duration::from_millis(10);
 
 /// The position at which a topic reader starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum TailFrom {
+pub enum ReadFrom {
     /// The log start offset of each partition.
     Beginning,
     /// This many offsets before the end of each partition.
@@ -29,16 +29,16 @@ pub enum TailFrom {
 
 /// An event of a topic reader.
 #[derive(Debug)]
-pub enum Tailed<R> {
+pub enum TopicEvent<R> {
     /// A record.
-    Record(Seen<R>),
+    Record(TopicRecord<R>),
     /// Every partition has been read to its end. Returned once.
     End,
 }
 
 /// A record and its position.
 #[derive(Debug)]
-pub struct Seen<R> {
+pub struct TopicRecord<R> {
     /// The record's partition.
     pub partition: i32,
     /// The record's offset.
@@ -50,21 +50,21 @@ pub struct Seen<R> {
 }
 
 /// A reader of all partitions of a topic of records of type `R`. All its calls block.
-pub struct TopicTail<R> {
+pub struct TopicReader<R> {
     consumer: Reader,
     schemas: SchemaCache<R>,
     /// The partitions that have not been read to their end yet.
     unread: BTreeSet<i32>,
 }
 
-impl<R: Record + 'static> TopicTail<R> {
+impl<R: Record + 'static> TopicReader<R> {
     /// Creates a reader of `topic` that starts at `from`. Partitions added later are not read.
     pub fn new(
         broker: &Broker,
         registry: &Registry,
         runtime: &Handle,
         topic: TopicName,
-        from: &TailFrom,
+        from: &ReadFrom,
     ) -> Result<Self, KafkaError> {
         let topic = broker.topics().name(topic);
         let consumer = broker.reader()?;
@@ -80,9 +80,9 @@ impl<R: Record + 'static> TopicTail<R> {
         for partition in &partitions {
             let (low, high) = consumer.fetch_watermarks(&topic, *partition, QUERY_TIMEOUT)?;
             let offset = match from {
-                TailFrom::Beginning => low,
-                TailFrom::Last(count) => (high - count).max(low),
-                TailFrom::Offsets(offsets) => offsets.get(*partition as usize).map_or(low, |offset| low.max(*offset)),
+                ReadFrom::Beginning => low,
+                ReadFrom::Last(count) => (high - count).max(low),
+                ReadFrom::Offsets(offsets) => offsets.get(*partition as usize).map_or(low, |offset| low.max(*offset)),
             };
             assignment.add_partition_offset(&topic, *partition, Offset::Offset(offset))?;
         }
@@ -91,16 +91,16 @@ impl<R: Record + 'static> TopicTail<R> {
     }
 
     /// Returns the next event, or `None` if none arrives within `timeout`. Waits longer for a record's schema.
-    pub fn next(&mut self, timeout: Duration) -> Result<Option<Tailed<R>>, KafkaError> {
+    pub fn next(&mut self, timeout: Duration) -> Result<Option<TopicEvent<R>>, KafkaError> {
         match self.consumer.poll(timeout) {
             None => Ok(None),
             Some(Err(KafkaError::PartitionEOF(partition))) => {
                 let was_unread = self.unread.remove(&partition);
-                Ok((was_unread && self.unread.is_empty()).then_some(Tailed::End))
+                Ok((was_unread && self.unread.is_empty()).then_some(TopicEvent::End))
             }
             Some(Err(error)) if is_transient(&error) => Ok(None),
             Some(Err(error)) => Err(error),
-            Some(Ok(message)) => Ok(Some(Tailed::Record(Seen {
+            Some(Ok(message)) => Ok(Some(TopicEvent::Record(TopicRecord {
                 partition: message.partition(),
                 offset: message.offset(),
                 key: message.key().map(<[u8]>::to_vec),
@@ -114,7 +114,7 @@ impl<R: Record + 'static> TopicTail<R> {
         loop {
             match self.schemas.lookup(header.schema_id) {
                 Lookup::Known(schema) => return schema.decode(body).map_err(|error| error.to_string()),
-                Lookup::Wrong(error) => return Err(error.to_string()),
+                Lookup::Incompatible(error) => return Err(error.to_string()),
                 Lookup::Unknown => return Err(format!("schema id {} is not known to the registry", header.schema_id)),
                 Lookup::Pending => std::thread::sleep(SCHEMA_POLL),
             }

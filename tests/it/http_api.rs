@@ -1,0 +1,58 @@
+//! The OpenAPI descriptions of both services against the services: the files in `docs/openapi/` are what is served, and
+//! schemathesis finds no request whose response they do not describe.
+
+use std::env;
+use std::fs;
+use std::process::Command;
+
+use backbeat_tests::{Cluster, Program, run};
+use serde_json::Value;
+
+use crate::interop::python;
+use crate::pipeline::{reverb, wait_for_reports};
+
+/// Compares `docs/openapi/NAME.json` with what `service` serves, or replaces it where `UPDATE_DOCS` is set.
+fn check_description(name: &str, service: &Program) {
+    let (status, served) = service.get("/api/v1/openapi.json").expect("the service answers");
+    assert_eq!(status, 200);
+    let description: Value = serde_json::from_str(&served).expect("the description is JSON");
+    for (path, operations) in description["paths"].as_object().expect("there are paths") {
+        for (method, operation) in operations.as_object().expect("there are operations") {
+            assert!(operation["summary"].is_string(), "{method} {path} has no summary");
+        }
+    }
+    let path = format!("{}/../docs/openapi/{name}.json", env!("CARGO_MANIFEST_DIR"));
+    if env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&path, served + "\n").expect("docs can be written");
+        return;
+    }
+    let file = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    assert!(file.trim_end() == served, "docs/openapi/{name}.json lags behind {name}; run `make docs`");
+}
+
+/// Sends generated requests, valid and invalid, to every described operation, and checks each response against the
+/// description.
+fn conforms(service: &Program) {
+    let schemathesis = python().with_file_name("schemathesis");
+    let mut command = Command::new(schemathesis);
+    command.current_dir(env!("CARGO_TARGET_TMPDIR")).args(["--no-color", "run", "--seed", "1", "--max-examples", "40"]);
+    // A 503 is described. Which tempo and bar length are accepted depends on those in force.
+    command.args(["--exclude-checks", "not_a_server_error,positive_data_acceptance"]);
+    // Adding a node that does not run takes 10 s: tests/it/members.rs adds one that does.
+    command.args(["--exclude-operation-id", "add_node"]);
+    command.arg(format!("{}/api/v1/openapi.json", service.url().expect("the service listens")));
+    run(&mut command);
+}
+
+#[test]
+fn services_answer_as_their_openapi_descriptions_say() {
+    let cluster = Cluster::new(2);
+    let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "600", "--max-bpm", "6000", "--bar", "4"]);
+    let reverb = reverb(&cluster, &[]);
+    wait_for_reports(&cluster, 2);
+    for (name, service) in [("pulse", &pulse), ("reverb", &reverb)] {
+        check_description(name, service);
+        conforms(service);
+        service.wait_ready();
+    }
+}
