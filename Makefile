@@ -61,7 +61,7 @@ simulate:
 # Writes the generated parts of docs/ (cli.md, metrics.md) and docs/openapi/ anew.
 docs: export UPDATE_DOCS := 1
 docs: build
-	$(CARGO) test --locked --package backbeat-tests --test it -- docs
+	$(CARGO) test --locked --package backbeat-tests --test it -- docs:: http_api::
 
 # Builds the images, named by IMAGES and VERSION: make docker IMAGES=registry.example/ VERSION=0.1.0
 VERSION ?= dev

@@ -31,6 +31,7 @@ pub(crate) struct StatusBody {
     #[serde(flatten)]
     member: MemberStatus,
     /// By partition, who sent its newest partial.
+    #[schema(value_type = BTreeMap<String, LastPartial>)]
     group: BTreeMap<i32, LastPartial>,
     /// The SLOs: `rollup_delay`, `beat_delivery` and `pulse_jitter`.
     #[schema(value_type = Vec<Slo>, min_items = 3, max_items = 3)]
@@ -94,6 +95,7 @@ pub(crate) struct WindowStatus {
     /// How the window was finished, if this member read its `done`.
     pub(crate) verdict: Option<Verdict>,
     /// The shares of the partitions that this member owns.
+    #[schema(value_type = BTreeMap<String, Share>)]
     pub(crate) partitions: BTreeMap<i32, Share>,
     /// The report, once this member has read it.
     pub(crate) report: Option<BarReport>,
