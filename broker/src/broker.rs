@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
@@ -10,6 +11,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaResult;
 
 use crate::client_log::init_error_counter;
+use crate::client_watch::init_replaced_counter;
 use crate::{ClientLog, KafkaArgs, Reader, Topics};
 
 /// The largest record that a producer sends: a claim of Kafka's default limit (1 MB) must still fit into the
@@ -20,6 +22,7 @@ pub(crate) const MAX_RECORD_BYTES: usize = 2 * 1024 * 1024;
 #[derive(Debug, Clone)]
 pub struct Broker {
     base: ClientConfig,
+    client_id: String,
     bootstrap_servers: String,
     topics: Topics,
 }
@@ -52,17 +55,25 @@ impl Broker {
     /// brokers' logs.
     pub fn new(args: &KafkaArgs, client_id: &str) -> Result<Self, SettingsError> {
         init_error_counter();
+        init_replaced_counter();
         let mut base = ClientConfig::new();
+        // Once Kafka is available again, a client reconnects within a second (the default is 10). A properties file may
+        // say otherwise.
+        base.set("reconnect.backoff.max.ms", "1000");
         if let Some(path) = &args.kafka_config {
             for (key, value) in read_properties(path)? {
                 base.set(key, value);
             }
         }
         base.set("bootstrap.servers", &args.bootstrap_servers);
-        base.set("client.id", client_id);
         // Discovers added partitions soon (the default is 5 minutes).
         base.set("topic.metadata.refresh.interval.ms", "5000");
-        Ok(Self { base, bootstrap_servers: args.bootstrap_servers.clone(), topics: Topics::new(&args.topic_prefix) })
+        Ok(Self {
+            base,
+            client_id: client_id.to_owned(),
+            bootstrap_servers: args.bootstrap_servers.clone(),
+            topics: Topics::new(&args.topic_prefix),
+        })
     }
 
     /// Returns the bootstrap servers, as host:port,...
@@ -75,9 +86,25 @@ impl Broker {
         &self.topics
     }
 
+    /// Returns the settings of a new client, whose client id is unlike any other's of this process: the brokers' logs
+    /// then tell a replaced client from its successor.
+    fn client_settings(&self) -> ClientConfig {
+        static CLIENTS: AtomicU32 = AtomicU32::new(1);
+        let mut config = self.base.clone();
+        config.set("client.id", format!("{}-{}", self.client_id, CLIENTS.fetch_add(1, Ordering::Relaxed)));
+        config
+    }
+
     /// Returns the settings of an admin client.
     pub(crate) fn admin_settings(&self) -> ClientConfig {
-        self.base.clone()
+        self.client_settings()
+    }
+
+    /// Creates a client that only finds out whether the brokers answer. It logs nothing.
+    pub(crate) fn probe(&self) -> KafkaResult<BaseConsumer<SilentContext>> {
+        let mut config = self.client_settings();
+        config.set("log_level", "0");
+        config.create_with_context(SilentContext)
     }
 
     /// Creates a `read_committed` consumer that belongs to no consumer group.
@@ -94,7 +121,7 @@ impl Broker {
     }
 
     fn reader_settings(&self) -> ClientConfig {
-        let mut config = self.base.clone();
+        let mut config = self.client_settings();
         // librdkafka requires a group id even for manual assignment; nothing is ever committed to it.
         config.set("group.id", format!("{}readers", self.topics.prefix()));
         config.set("enable.auto.commit", "false");
@@ -134,7 +161,7 @@ impl Broker {
 
     /// Returns the settings of an idempotent producer that partitions keys as Java clients do.
     pub(crate) fn producer_settings(&self) -> ClientConfig {
-        let mut config = self.base.clone();
+        let mut config = self.client_settings();
         config.set("enable.idempotence", "true");
         config.set("partitioner", "murmur2_random");
         config.set("message.max.bytes", MAX_RECORD_BYTES.to_string());
@@ -179,7 +206,7 @@ pub enum GroupProtocol {
 }
 
 /// A client context that logs nothing.
-struct SilentContext;
+pub(crate) struct SilentContext;
 
 impl rdkafka::ClientContext for SilentContext {
     fn error(&self, _: rdkafka::error::KafkaError, _: &str) {}

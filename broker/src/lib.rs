@@ -6,6 +6,7 @@
 mod broker;
 mod claim_ends;
 mod client_log;
+mod client_watch;
 mod kafka_args;
 mod log_reader;
 mod registry;
@@ -18,6 +19,7 @@ mod transaction;
 pub use broker::{Broker, GroupProtocol, SettingsError, cluster_id};
 pub use claim_ends::ClaimEnds;
 pub use client_log::{ClientLog, Reader, assign, is_transient, log_client_error};
+pub use client_watch::ClientWatch;
 pub use kafka_args::KafkaArgs;
 pub use log_reader::{Entry, LogReader, ReadError};
 pub use registry::{FetchError, Registry, RegistryError, SubjectStatus, without_credentials};

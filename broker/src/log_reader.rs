@@ -9,6 +9,7 @@ use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
+use crate::client_watch::WatchedReader;
 use crate::{Broker, Lookup, Reader, Registry, SchemaCache, TopicName, assign, is_transient};
 
 const PARTITION: i32 = 0;
@@ -18,10 +19,13 @@ const POLL: Duration = Duration::from_millis(100);
 const READ_TIMEOUT: Duration = Duration::from_secs(15);
 const SCHEMA_POLL: Duration = Duration::from_millis(10);
 
-/// A reader of the committed records, of type `R`, of a single-partition topic. All its calls block.
+/// A reader of the committed records, of type `R`, of a single-partition topic. All its calls block. A Kafka client that
+/// has lost its brokers is replaced at the position that it had.
 pub struct LogReader<R> {
-    consumer: Reader,
+    consumer: WatchedReader,
     topic: String,
+    /// The offset of the next record; `None` while it is paused.
+    position: Option<i64>,
     schemas: SchemaCache<R>,
     /// A record whose schema is still being fetched.
     pending: Option<RawRecord>,
@@ -102,13 +106,15 @@ impl<R: Record + 'static> LogReader<R> {
         registry: &Registry,
         runtime: &Handle,
         topic: TopicName,
-        create: impl FnOnce(&Broker) -> KafkaResult<Reader>,
+        create: fn(&Broker) -> KafkaResult<Reader>,
     ) -> Result<Self, ReadError> {
         let topic = broker.topics().name(topic);
-        let consumer = create(broker).map_err(|source| ReadError::Kafka { topic: topic.clone(), source })?;
+        let consumer = WatchedReader::new(broker, &topic, create)
+            .map_err(|source| ReadError::Kafka { topic: topic.clone(), source })?;
         Ok(Self {
             consumer,
             topic,
+            position: None,
             schemas: SchemaCache::new(registry.clone(), runtime.clone()),
             pending: None,
             skipped: 0,
@@ -117,14 +123,32 @@ impl<R: Record + 'static> LogReader<R> {
 
     /// Pauses the reader: it fetches nothing until the next [`LogReader::seek`].
     pub fn pause(&mut self) -> Result<(), ReadError> {
-        assign(&self.consumer, &TopicPartitionList::new()).map_err(|source| self.failed(source))
+        self.position = None;
+        self.assign_position()
     }
 
     /// Sets the position to `offset`.
     pub fn seek(&mut self, offset: i64) -> Result<(), ReadError> {
         self.pending = None;
+        self.position = Some(offset);
+        // A new client is assigned the position, too.
+        if self.replace_if_lost()? { Ok(()) } else { self.assign_position() }
+    }
+
+    /// Replaces the Kafka client if it is lost, and returns true if it was.
+    fn replace_if_lost(&mut self) -> Result<bool, ReadError> {
+        let is_replaced = self.consumer.replace_if_lost().map_err(|source| self.failed(source))?;
+        if is_replaced {
+            self.assign_position()?;
+        }
+        Ok(is_replaced)
+    }
+
+    fn assign_position(&self) -> Result<(), ReadError> {
         let mut assignment = TopicPartitionList::new();
-        let added = assignment.add_partition_offset(&self.topic, PARTITION, Offset::Offset(offset));
+        let added = self.position.map_or(Ok(()), |position| {
+            assignment.add_partition_offset(&self.topic, PARTITION, Offset::Offset(position))
+        });
         added.and_then(|()| assign(&self.consumer, &assignment)).map_err(|source| self.failed(source))
     }
 
@@ -138,26 +162,28 @@ impl<R: Record + 'static> LogReader<R> {
     }
 
     /// Fetches the log start offset: the first offset that is retained.
-    pub fn log_start(&self) -> Result<i64, ReadError> {
+    pub fn log_start(&mut self) -> Result<i64, ReadError> {
+        self.replace_if_lost()?;
         let watermarks = self.consumer.fetch_watermarks(&self.topic, PARTITION, QUERY_TIMEOUT);
         watermarks.map(|(low, _)| low).map_err(|source| self.failed(source))
     }
 
     /// Fetches the end of the committed log: the last stable offset.
-    pub fn end_offset(&self) -> Result<i64, ReadError> {
+    pub fn end_offset(&mut self) -> Result<i64, ReadError> {
         Ok(self.offset_for(Offset::End)?.unwrap_or(0))
     }
 
     /// Fetches the offset of the first record whose timestamp is `millis` (milliseconds since the Unix epoch) or later;
     /// the end of the committed log if there is none.
-    pub fn offset_at(&self, millis: i64) -> Result<i64, ReadError> {
+    pub fn offset_at(&mut self, millis: i64) -> Result<i64, ReadError> {
         match self.offset_for(Offset::Offset(millis))? {
             Some(offset) => Ok(offset),
             None => self.end_offset(),
         }
     }
 
-    fn offset_for(&self, query: Offset) -> Result<Option<i64>, ReadError> {
+    fn offset_for(&mut self, query: Offset) -> Result<Option<i64>, ReadError> {
+        self.replace_if_lost()?;
         let mut list = TopicPartitionList::new();
         let added = list.add_partition_offset(&self.topic, PARTITION, query);
         let answer = added.and_then(|()| self.consumer.offsets_for_times(list, QUERY_TIMEOUT));
@@ -258,6 +284,7 @@ impl<R: Record + 'static> LogReader<R> {
     }
 
     fn poll_event(&mut self, timeout: Duration) -> Result<Polled<R>, ReadError> {
+        self.replace_if_lost()?;
         let raw = match self.pending.take() {
             Some(raw) => raw,
             None => match self.consumer.poll(timeout) {
@@ -266,6 +293,7 @@ impl<R: Record + 'static> LogReader<R> {
                 Some(Err(error)) if is_transient(&error) => return Ok(Polled::Nothing),
                 Some(Err(source)) => return Err(self.failed(source)),
                 Some(Ok(message)) => {
+                    self.position = Some(message.offset() + 1);
                     RawRecord { offset: message.offset(), value: message.payload().unwrap_or_default().to_vec() }
                 }
             },

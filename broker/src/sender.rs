@@ -1,22 +1,29 @@
 //! An idempotent producer that never blocks its caller.
 
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 use rdkafka::ClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
-use rdkafka::message::{DeliveryResult, Header, OwnedHeaders};
-use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
+use rdkafka::message::{BorrowedHeaders, DeliveryResult, Header, Message, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
 
 use crate::client_log::count_client_error;
-use crate::{Broker, log_client_error};
+use crate::client_watch::answers;
+use crate::{Broker, ClientWatch, TopicName, log_client_error};
 
 /// The largest latency that the histogram distinguishes: an hour.
 const MAX_LATENCY_US: u64 = 3_600_000_000;
 /// The histogram's precision: 1 %.
 const SIGNIFICANT_DIGITS: u8 = 2;
+/// The limit of the time that a lost client takes to give back its records.
+const PURGE_TIMEOUT: Duration = Duration::from_secs(2);
+const PURGE_POLL: Duration = Duration::from_millis(5);
+/// A flush looks this often whether the client was replaced.
+const FLUSH_TURN: Duration = Duration::from_millis(500);
 
 /// The delivery counts of a group of records.
 #[derive(Debug, Default)]
@@ -62,20 +69,52 @@ pub struct Outgoing<'a> {
 pub struct QueueFull;
 
 /// An idempotent producer. Sending never blocks; the outcome is counted in the record's [`Deliveries`].
+///
+/// A Kafka client that has lost its brokers is replaced, and what was not acknowledged is sent again by its successor. A
+/// record may then be in the log twice.
 #[derive(Clone)]
 pub struct Sender {
-    producer: ThreadedProducer<DeliveryContext>,
+    shared: Arc<Shared>,
+}
+
+type Producer = ThreadedProducer<DeliveryContext>;
+
+struct Shared {
+    settings: Settings,
+    /// Written only while the client is replaced.
+    producer: RwLock<Arc<Producer>>,
+    latency: Arc<Mutex<Histogram<u64>>>,
+}
+
+/// How to create the client.
+struct Settings {
+    broker: Broker,
+    /// A topic that it writes to.
+    topic: String,
+    delivery_timeout: Option<Duration>,
 }
 
 struct DeliveryContext {
     /// The time from sending to acknowledgement, in microseconds.
-    latency: Mutex<Histogram<u64>>,
+    latency: Arc<Mutex<Histogram<u64>>>,
+    /// Set while the client is replaced: records that are purged then go to the successor.
+    is_replaced: AtomicBool,
+    purged: Mutex<Vec<OwnedRecord>>,
 }
 
 /// A record in flight.
 struct InFlight {
     sent_at: Instant,
     deliveries: Arc<Deliveries>,
+}
+
+/// A record on its way from one client to its successor.
+struct OwnedRecord {
+    topic: String,
+    key: Option<Vec<u8>>,
+    value: Vec<u8>,
+    headers: Option<OwnedHeaders>,
+    in_flight: Box<InFlight>,
 }
 
 impl ClientContext for DeliveryContext {
@@ -88,12 +127,26 @@ impl ProducerContext for DeliveryContext {
     type DeliveryOpaque = Box<InFlight>;
 
     fn delivery(&self, result: &DeliveryResult<'_>, in_flight: Box<InFlight>) {
-        let InFlight { sent_at, deliveries } = *in_flight;
+        let is_purged = |error: &KafkaError| {
+            use RDKafkaErrorCode::{PurgeInflight, PurgeQueue};
+            let is_purged = matches!(error.rdkafka_error_code(), Some(PurgeInflight | PurgeQueue));
+            is_purged && self.is_replaced.load(Ordering::Acquire)
+        };
+        let deliveries = Arc::clone(&in_flight.deliveries);
         match result {
             Ok(_) => {
-                let micros = u64::try_from(sent_at.elapsed().as_micros()).unwrap_or(u64::MAX);
-                self.latency.lock().unwrap_or_else(PoisonError::into_inner).saturating_record(micros);
+                let micros = u64::try_from(in_flight.sent_at.elapsed().as_micros()).unwrap_or(u64::MAX);
+                lock(&self.latency).saturating_record(micros);
                 deliveries.acknowledged.fetch_add(1, Ordering::AcqRel)
+            }
+            Err((error, record)) if is_purged(error) => {
+                return lock(&self.purged).push(OwnedRecord {
+                    topic: record.topic().to_owned(),
+                    key: record.key().map(<[u8]>::to_vec),
+                    value: record.payload().unwrap_or_default().to_vec(),
+                    headers: record.headers().map(BorrowedHeaders::detach),
+                    in_flight,
+                });
             }
             Err((error, _)) => {
                 count_client_error(error);
@@ -105,21 +158,99 @@ impl ProducerContext for DeliveryContext {
     }
 }
 
-impl Sender {
-    /// Creates a producer that retries each record for at most `delivery_timeout`; `None` is without limit.
-    pub fn new(broker: &Broker, delivery_timeout: Option<Duration>) -> Result<Self, KafkaError> {
-        let mut config = broker.producer_settings();
-        config.set("message.timeout.ms", delivery_timeout.map_or(0, |limit| limit.as_millis()).to_string());
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Settings {
+    fn create(&self, latency: &Arc<Mutex<Histogram<u64>>>) -> Result<Arc<Producer>, KafkaError> {
+        let mut config = self.broker.producer_settings();
+        config.set("message.timeout.ms", self.delivery_timeout.map_or(0, |limit| limit.as_millis()).to_string());
         config.set("linger.ms", "2");
         config.set("queue.buffering.max.messages", "200000");
         config.set("compression.type", "lz4");
+        let context = DeliveryContext {
+            latency: Arc::clone(latency),
+            is_replaced: AtomicBool::default(),
+            purged: Mutex::default(),
+        };
+        Ok(Arc::new(config.create_with_context(context)?))
+    }
+}
+
+impl Shared {
+    /// Watches the client of the moment, and replaces it if it is lost, for as long as a sender exists.
+    fn watch(self: &Arc<Self>) {
+        let Settings { broker, topic, .. } = &self.settings;
+        let producer = Arc::clone(&self.producer.read().unwrap_or_else(PoisonError::into_inner));
+        let shared = Arc::downgrade(self);
+        let on_lost = move || {
+            if let Some(shared) = shared.upgrade() {
+                shared.replace();
+            }
+        };
+        ClientWatch::start(broker, topic, &producer, |producer, topic| answers(producer.client(), topic), on_lost);
+    }
+
+    fn replace(self: &Arc<Self>) {
+        let successor = match self.settings.create(&self.latency) {
+            Ok(successor) => successor,
+            Err(error) => return tracing::error!(%error, "cannot create a kafka client in place of one that is lost"),
+        };
+        {
+            let mut producer = self.producer.write().unwrap_or_else(PoisonError::into_inner);
+            let lost = std::mem::replace(&mut *producer, Arc::clone(&successor));
+            lost.context().is_replaced.store(true, Ordering::Release);
+            lost.purge(PurgeConfig::default().queue().inflight());
+            let deadline = Instant::now() + PURGE_TIMEOUT;
+            while lost.in_flight_count() > 0 && Instant::now() < deadline {
+                thread::sleep(PURGE_POLL);
+            }
+            let records = std::mem::take(&mut *lock(&lost.context().purged));
+            tracing::info!(records = records.len(), "sending again what a lost kafka client had not delivered");
+            for record in records {
+                resend(&successor, record);
+            }
+        }
+        self.watch();
+    }
+}
+
+fn resend(producer: &Producer, OwnedRecord { topic, key, value, headers, in_flight }: OwnedRecord) {
+    let deliveries = Arc::clone(&in_flight.deliveries);
+    let mut record = BaseRecord::<[u8], [u8], _>::with_opaque_to(&topic, in_flight).payload(&value);
+    if let Some(key) = &key {
+        record = record.key(key);
+    }
+    if let Some(headers) = headers {
+        record = record.headers(headers);
+    }
+    // The successor's queue is as long as the lost client's.
+    if let Err((error, _)) = producer.send(record) {
+        tracing::error!(%error, topic, "a record cannot be sent again");
+        deliveries.failed.fetch_add(1, Ordering::AcqRel);
+        deliveries.outstanding.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+impl Sender {
+    /// Creates a producer that writes to `topic`, among others, and retries each record for at most `delivery_timeout`;
+    /// `None` is without limit.
+    pub fn new(broker: &Broker, topic: TopicName, delivery_timeout: Option<Duration>) -> Result<Self, KafkaError> {
+        let settings = Settings { broker: broker.clone(), topic: broker.topics().name(topic), delivery_timeout };
         let latency = Histogram::new_with_max(MAX_LATENCY_US, SIGNIFICANT_DIGITS).expect("the bounds are valid");
-        Ok(Self { producer: config.create_with_context(DeliveryContext { latency: Mutex::new(latency) })? })
+        let latency = Arc::new(Mutex::new(latency));
+        let producer = RwLock::new(settings.create(&latency)?);
+        let shared = Arc::new(Shared { settings, producer, latency });
+        shared.watch();
+        Ok(Self { shared })
     }
 
     /// Queues `record`, and counts its outcome in `deliveries`. A record that can never be sent, such as one that is
     /// too large, counts as failed at once.
     pub fn send(&self, record: Outgoing<'_>, deliveries: &Arc<Deliveries>) -> Result<(), QueueFull> {
+        // Locked only while the client is replaced.
+        let Ok(producer) = self.shared.producer.try_read() else { return Err(QueueFull) };
         let in_flight = Box::new(InFlight { sent_at: Instant::now(), deliveries: Arc::clone(deliveries) });
         let mut message = BaseRecord::<[u8], [u8], _>::with_opaque_to(record.topic, in_flight).payload(record.value);
         if let Some(key) = record.key {
@@ -133,7 +264,7 @@ impl Sender {
                 }));
         }
         deliveries.outstanding.fetch_add(1, Ordering::AcqRel);
-        let error = match self.producer.send(message) {
+        let error = match producer.send(message) {
             Ok(()) => return Ok(()),
             Err((error, _)) => error,
         };
@@ -149,18 +280,31 @@ impl Sender {
 
     /// Returns the producer's fatal error, if it has one. Such a producer cannot send any more: create another one.
     pub fn fatal_error(&self) -> Option<String> {
-        self.producer.client().fatal_error().map(|(code, reason)| format!("{code}: {reason}"))
+        self.producer().client().fatal_error().map(|(code, reason)| format!("{code}: {reason}"))
     }
 
     /// Returns the time from [`Sender::send`] to Kafka's acknowledgement at `quantile` (0 to 1), over all records so
     /// far. Zero if none was acknowledged.
     pub fn latency(&self, quantile: f64) -> Duration {
-        let latency = &self.producer.client().context().latency;
-        Duration::from_micros(latency.lock().unwrap_or_else(PoisonError::into_inner).value_at_quantile(quantile))
+        Duration::from_micros(lock(&self.shared.latency).value_at_quantile(quantile))
     }
 
     /// Waits until all queued records are acknowledged or failed, at most `timeout`. Blocks.
     pub fn flush(&self, timeout: Duration) -> Result<(), KafkaError> {
-        self.producer.flush(timeout)
+        let deadline = Instant::now() + timeout;
+        loop {
+            let producer = self.producer();
+            // In turns, since the client may be replaced meanwhile.
+            let turn = FLUSH_TURN.min(deadline.saturating_duration_since(Instant::now()));
+            match producer.flush(turn) {
+                Ok(()) if Arc::ptr_eq(&producer, &self.producer()) => return Ok(()),
+                Err(error) if Instant::now() >= deadline => return Err(error),
+                _ => {}
+            }
+        }
+    }
+
+    fn producer(&self) -> Arc<Producer> {
+        Arc::clone(&self.shared.producer.read().unwrap_or_else(PoisonError::into_inner))
     }
 }

@@ -1,6 +1,6 @@
 //! A reader of all partitions of a topic, outside any consumer group.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use backbeat_schemas::{Header, Record};
@@ -11,7 +11,8 @@ use rdkafka::metadata::{MetadataPartition, MetadataTopic};
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
-use crate::{Broker, Lookup, Reader, Registry, SchemaCache, TopicName, is_transient};
+use crate::client_watch::WatchedReader;
+use crate::{Broker, Lookup, Registry, SchemaCache, TopicName, assign, is_transient};
 
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 const SCHEMA_POLL: Duration = Duration::from_millis(10);
@@ -51,7 +52,10 @@ pub struct TopicRecord<R> {
 
 /// A reader of all partitions of a topic of records of type `R`. All its calls block.
 pub struct TopicReader<R> {
-    consumer: Reader,
+    consumer: WatchedReader,
+    topic: String,
+    /// The offset of the next record of each partition.
+    positions: BTreeMap<i32, i64>,
     schemas: SchemaCache<R>,
     /// The partitions that have not been read to their end yet.
     unread: BTreeSet<i32>,
@@ -67,7 +71,7 @@ impl<R: Record + 'static> TopicReader<R> {
         from: &ReadFrom,
     ) -> Result<Self, KafkaError> {
         let topic = broker.topics().name(topic);
-        let consumer = broker.reader()?;
+        let consumer = WatchedReader::new(broker, &topic, Broker::reader)?;
         let metadata = consumer.fetch_metadata(Some(&topic), QUERY_TIMEOUT)?;
         let found = metadata.topics().first();
         // The topic does not exist, or ACLs do not allow to describe it.
@@ -76,7 +80,7 @@ impl<R: Record + 'static> TopicReader<R> {
         }
         let partitions: BTreeSet<i32> =
             found.into_iter().flat_map(MetadataTopic::partitions).map(MetadataPartition::id).collect();
-        let mut assignment = TopicPartitionList::new();
+        let mut positions = BTreeMap::new();
         for partition in &partitions {
             let (low, high) = consumer.fetch_watermarks(&topic, *partition, QUERY_TIMEOUT)?;
             let offset = match from {
@@ -84,14 +88,27 @@ impl<R: Record + 'static> TopicReader<R> {
                 ReadFrom::Last(count) => (high - count).max(low),
                 ReadFrom::Offsets(offsets) => offsets.get(*partition as usize).map_or(low, |offset| low.max(*offset)),
             };
-            assignment.add_partition_offset(&topic, *partition, Offset::Offset(offset))?;
+            positions.insert(*partition, offset);
         }
-        consumer.assign(&assignment)?;
-        Ok(Self { consumer, schemas: SchemaCache::new(registry.clone(), runtime.clone()), unread: partitions })
+        let schemas = SchemaCache::new(registry.clone(), runtime.clone());
+        let reader = Self { consumer, topic, positions, schemas, unread: partitions };
+        reader.assign_positions()?;
+        Ok(reader)
+    }
+
+    fn assign_positions(&self) -> Result<(), KafkaError> {
+        let mut assignment = TopicPartitionList::new();
+        for (partition, offset) in &self.positions {
+            assignment.add_partition_offset(&self.topic, *partition, Offset::Offset(*offset))?;
+        }
+        assign(&self.consumer, &assignment)
     }
 
     /// Returns the next event, or `None` if none arrives within `timeout`. Waits longer for a record's schema.
     pub fn next(&mut self, timeout: Duration) -> Result<Option<TopicEvent<R>>, KafkaError> {
+        if self.consumer.replace_if_lost()? {
+            self.assign_positions()?;
+        }
         match self.consumer.poll(timeout) {
             None => Ok(None),
             Some(Err(KafkaError::PartitionEOF(partition))) => {
@@ -100,12 +117,13 @@ impl<R: Record + 'static> TopicReader<R> {
             }
             Some(Err(error)) if is_transient(&error) => Ok(None),
             Some(Err(error)) => Err(error),
-            Some(Ok(message)) => Ok(Some(TopicEvent::Record(TopicRecord {
-                partition: message.partition(),
-                offset: message.offset(),
-                key: message.key().map(<[u8]>::to_vec),
-                record: self.decode(message.payload().unwrap_or_default()),
-            }))),
+            Some(Ok(message)) => {
+                let (partition, offset) = (message.partition(), message.offset());
+                self.positions.insert(partition, offset + 1);
+                let key = message.key().map(<[u8]>::to_vec);
+                let record = self.decode(message.payload().unwrap_or_default());
+                Ok(Some(TopicEvent::Record(TopicRecord { partition, offset, key, record })))
+            }
         }
     }
 

@@ -89,7 +89,7 @@ impl Connection {
     /// Fails if the registry rejects the schema of claims, or if a Kafka client cannot be created.
     pub async fn reporter(&self) -> Result<Reporter, ConnectError> {
         let schema_id = self.register_claim_schema().await?;
-        let sender = Sender::new(&self.broker, Some(DELIVERY_TIMEOUT))?;
+        let sender = Sender::new(&self.broker, TopicName::StatusClaims, Some(DELIVERY_TIMEOUT))?;
         Ok(Reporter::new(sender, self.broker.topics().name(TopicName::StatusClaims), schema_id))
     }
 

@@ -158,7 +158,7 @@ fn dev_whose_program_dies_exits_with_the_reason() {
     let mut child = dev(dir.path(), "0", &["--cluster", ""]);
     assert!(!child.0.wait().expect("the process ends").success());
     let stderr = fs::read_to_string(dir.path().join("stderr.txt")).expect("the file exists");
-    assert!(stderr.contains(" has ended") && stderr.contains("--cluster \"\" is no cluster name"), "{stderr}");
+    assert!(stderr.contains(" has ended") && stderr.contains("--cluster \"\" is not a cluster name"), "{stderr}");
     wait_until("all processes to end", LIMIT, || processes_of(dir.path()).is_empty());
 }
 

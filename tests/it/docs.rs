@@ -26,15 +26,15 @@ fn check_generated(file: &str, expected: &str) {
         fs::write(&path, format!("{head}{BEGIN}\n{expected}{END}{tail}")).expect("docs can be written");
         return;
     }
-    for (number, (found, expected)) in found.trim_start().lines().zip(expected.lines()).enumerate() {
+    let (found, expected) = (found.trim(), expected.trim());
+    for (number, (found, expected)) in found.lines().zip(expected.lines()).enumerate() {
+        let line = number + 1;
         assert_eq!(
-            found,
-            expected,
-            "docs/{file} lags behind the programs at generated line {}; run `make docs`",
-            number + 1
+            found, expected,
+            "docs/{file} lags behind the programs at line {line} of its generated part; run `make docs`"
         );
     }
-    assert_eq!(found.trim_start(), expected, "docs/{file} lags behind the programs; run `make docs`");
+    assert_eq!(found, expected, "docs/{file} lags behind the programs; run `make docs`");
 }
 
 fn help(program: &str, subcommand: Option<&str>) -> String {

@@ -94,7 +94,7 @@ fn invalid_claims_become_dead_letters_with_their_reason() {
     let (claim_schema, frame_schema) =
         (claim_schema.expect("the schema is registered"), frame_schema.expect("the schema is registered"));
 
-    let sender = Sender::new(cluster.broker(), None).expect("a producer");
+    let sender = Sender::new(cluster.broker(), TopicName::StatusClaims, None).expect("a producer");
     let deliveries = Arc::<Deliveries>::default();
     let send = |(key, value): &Record| {
         let topic = topics.name(TopicName::StatusClaims);

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use backbeat_broker::log_client_error;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::statistics::Statistics;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
@@ -33,6 +33,9 @@ struct State {
     /// The group coordinator has admitted this member, even if it has assigned no partition.
     has_joined: bool,
     ends: BTreeMap<i32, PartitionEnd>,
+    /// The consumer has lost all its brokers.
+    abandoned: bool,
+    commit_failed: bool,
 }
 
 /// A change of the assignment.
@@ -116,6 +119,16 @@ impl Group {
         self.lock().ends.get(&partition).map(|end| end.last_stable_offset).filter(|end| *end >= 0)
     }
 
+    /// Gives the consumer up, which has lost all its brokers: what it revokes as it is closed is not committed.
+    pub(crate) fn abandon(&self) {
+        self.lock().abandoned = true;
+    }
+
+    /// Returns true if a commit has failed since the last call.
+    pub(crate) fn take_commit_failure(&self) -> bool {
+        std::mem::take(&mut self.lock().commit_failed)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -176,21 +189,30 @@ impl ConsumerContext for Group {
         let Rebalance::Revoke(list) = rebalance else { return };
         let revoked = partitions(list);
         let topic = list.elements().first().map(|element| element.topic().to_owned()).unwrap_or_default();
-        let (positions, merge) = {
+        let (positions, merge, abandoned) = {
             let mut state = self.lock();
             let positions = revoked.iter().filter_map(|p| Some((*p, state.committable.remove(p)?))).collect();
             state.ends.retain(|partition, _| !revoked.contains(partition));
-            (positions, if revoked.contains(&MERGE_PARTITION) { state.merge.take() } else { None })
+            let merge = if revoked.contains(&MERGE_PARTITION) { state.merge.take() } else { None };
+            (positions, merge, state.abandoned)
         };
         // Dropping the merge waits until it has ended: no other member may merge before.
         drop(merge);
-        if !consumer.assignment_lost()
+        if !abandoned
+            && !consumer.assignment_lost()
             && let Err(error) = commit_offsets(consumer, &topic, &positions, CommitMode::Sync)
         {
             tracing::warn!(%error, partitions = ?revoked, "cannot commit the last offsets; the next owner reads some claims again");
         }
         tracing::info!(partitions = ?revoked, "partitions revoked");
         self.lock().changes.push(AssignmentChange::Revoked(revoked));
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
+        if let Err(error) = result {
+            tracing::warn!(%error, "cannot commit offsets; they are committed again");
+            self.lock().commit_failed = true;
+        }
     }
 
     fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use backbeat_broker::{Entry, LogReader};
+use backbeat_broker::{ClientWatch, Entry, LogReader};
 use backbeat_schemas::{BarPartial, BarReport, BeatFrame, BeatIndex, PartialBody, Record};
 use backbeat_service::Shutdown;
 use rdkafka::TopicPartitionList;
@@ -44,7 +44,8 @@ const LEAVE_WITHIN: Duration = Duration::from_secs(3);
 
 /// One member of reverb's group.
 pub(crate) struct Member {
-    pub(crate) consumer: GroupConsumer,
+    pub(crate) consumer: Arc<GroupConsumer>,
+    pub(crate) watch: ClientWatch,
     pub(crate) group: Arc<Group>,
     pub(crate) topic: String,
     pub(crate) table: FrameTable,
@@ -89,10 +90,26 @@ impl BarLengthGuard {
     }
 }
 
+/// Why a member ended without an error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum MemberEnd {
+    /// It was told to stop.
+    Shutdown,
+    /// Its consumer has lost all its brokers: another member should take its place, in this process.
+    Lost,
+}
+
 impl Member {
-    /// Runs until `shutdown` or an error that retrying cannot solve, such as an inconsistent log. Blocks.
-    pub(crate) fn run(mut self, shutdown: &Shutdown) -> anyhow::Result<()> {
+    /// Runs until `shutdown`, until its consumer is lost, or until an error that retrying cannot solve, such as an
+    /// inconsistent log. Blocks.
+    pub(crate) fn run(mut self, shutdown: &Shutdown) -> anyhow::Result<MemberEnd> {
         let outcome = self.work(shutdown);
+        if matches!(outcome, Ok(MemberEnd::Lost)) {
+            // Nothing can be committed or left with this consumer; the group notices by its session timeout.
+            self.group.abandon();
+            self.group.stop_merge();
+            return outcome;
+        }
         if let Err(error) = self.producer.sender.flush(FLUSH_WITHIN) {
             tracing::warn!(%error, "cannot send all partials and dead letters before the stop; the next owner sends them again");
         }
@@ -117,18 +134,21 @@ impl Member {
         }
     }
 
-    fn work(&mut self, shutdown: &Shutdown) -> anyhow::Result<()> {
+    fn work(&mut self, shutdown: &Shutdown) -> anyhow::Result<MemberEnd> {
         while let Err(error) = self.init_readers() {
             tracing::warn!(%error, "cannot read the topics yet; waiting for kafka and the schema registry");
             std::thread::sleep(RETRY_PAUSE);
             if shutdown.is_cancelled() {
-                return Ok(());
+                return Ok(MemberEnd::Shutdown);
             }
         }
         self.consumer.subscribe(&[&self.topic])?;
         self.status.update(|member| member.waiting_for = Some("partitions of statusclaims".into()));
         let (mut commit_at, mut status_at, mut resolve_at) = (Instant::now(), Instant::now(), Instant::now());
         while !shutdown.is_cancelled() {
+            if self.watch.is_lost() {
+                return Ok(MemberEnd::Lost);
+            }
             let now = Instant::now();
             // Before claims are polled, because this may replace the table that their outputs refer to.
             if !self.start_positions.is_empty() && now >= resolve_at {
@@ -151,7 +171,7 @@ impl Member {
                 status_at = now + STATUS_EVERY;
             }
         }
-        Ok(())
+        Ok(MemberEnd::Shutdown)
     }
 
     /// Positions the readers before the member sends or processes anything.
@@ -160,7 +180,8 @@ impl Member {
         let end = self.partials.end_offset()?;
         self.partials.seek(end)?;
         let reports = self.reports.end_offset()?;
-        self.reports.seek((reports - KNOWN_REPORTS).max(self.reports.log_start()?))?;
+        let log_start = self.reports.log_start()?;
+        self.reports.seek((reports - KNOWN_REPORTS).max(log_start))?;
         self.bar_length.after = self.table.newest_beat()?;
         Ok(())
     }
@@ -365,6 +386,9 @@ impl Member {
             bail!("fatal error of the producer of partials and dead letters: {reason}");
         }
         self.partitions.values_mut().for_each(|partition| partition.retry(&mut self.producer, &self.metrics));
+        if self.group.take_commit_failure() {
+            self.committed.clear();
+        }
         let mut positions = self.group.committable();
         positions.retain(|partition, position| self.committed.get(partition) != Some(position));
         match commit_offsets(&self.consumer, &self.topic, &positions, CommitMode::Async) {

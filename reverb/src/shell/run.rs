@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::Context;
-use backbeat_broker::{Broker, LogReader, Registry, SchemaCache, Sender, TopicName, wait_for_topics};
+use backbeat_broker::{Broker, ClientWatch, LogReader, Registry, SchemaCache, Sender, TopicName, wait_for_topics};
 use backbeat_schemas::{BarPartial, BarReport, BeatFrame};
 use backbeat_service::{Shutdown, serve};
 use rdkafka::consumer::Consumer;
@@ -14,7 +14,7 @@ use tokio::runtime::Handle;
 use super::claim_decoder::ClaimDecoder;
 use super::frame_table::FrameTable;
 use super::group::{Group, GroupConsumer};
-use super::member::{BarLengthGuard, Member};
+use super::member::{BarLengthGuard, Member, MemberEnd};
 use super::merger::MergeSettings;
 use super::metrics::Metrics;
 use super::owned_partition::PartialProducer;
@@ -24,7 +24,7 @@ use super::{Args, http};
 /// Runs reverb until `shutdown`, or until an error that retrying cannot solve.
 pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
     let metrics = Arc::new(Metrics::new()?);
-    let name = format!("{}-{:08x}", args.node, rand::random::<u32>());
+    let name = member_name(&args);
     let status = SharedStatus::new(args.cluster.clone(), name.clone());
     let stop_serving = shutdown.child_token();
     let server = tokio::spawn(serve(listener, http::routes(&metrics, status.clone()), stop_serving.clone()));
@@ -49,14 +49,29 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
                 reemit: args.reemit,
                 metrics: Arc::clone(&metrics),
             };
-            let work =
-                move || member(&args, name, &broker, &registry, &runtime, merge, metrics, status)?.run(&shutdown);
+            let work = move || {
+                let mut name = name;
+                loop {
+                    let member = member(&args, &name, &broker, &registry, &runtime, &merge, &metrics, &status)?;
+                    if member.run(&shutdown)? == MemberEnd::Shutdown {
+                        return Ok(());
+                    }
+                    // Partials name their member and are counted by it, so another one needs a name of its own.
+                    name = member_name(&args);
+                    status.update(|member| member.name.clone_from(&name));
+                    tracing::warn!(name, "the member's kafka client was lost: another member takes its place");
+                }
+            };
             tokio::task::spawn_blocking(work).await.context("the member's thread panicked")?
         }
     };
     stop_serving.cancel();
     server.await.context("the http server panicked")??;
     outcome
+}
+
+fn member_name(args: &Args) -> String {
+    format!("{}-{:08x}", args.node, rand::random::<u32>())
 }
 
 /// Waits for Kafka, the topics and the registry, and returns the schema ids of reports and partials.
@@ -71,41 +86,43 @@ async fn prepare(broker: &Broker, registry: &Registry) -> anyhow::Result<(u32, u
 #[allow(clippy::too_many_arguments, reason = "it only puts the parts together")]
 fn member(
     args: &Args,
-    name: String,
+    name: &str,
     broker: &Broker,
     registry: &Registry,
     runtime: &Handle,
-    merge: MergeSettings,
-    metrics: Arc<Metrics>,
-    status: SharedStatus,
+    merge: &MergeSettings,
+    metrics: &Arc<Metrics>,
+    status: &SharedStatus,
 ) -> anyhow::Result<Member> {
     let mut settings = broker.group_member(args.group_protocol);
     // Statistics matter only if control records end a partition, so they may be a second old.
     settings.set("statistics.interval.ms", "1000");
     let consumer: GroupConsumer = settings.create_with_context(Group::default())?;
-    let group = Arc::clone(consumer.context());
+    let (group, consumer) = (Arc::clone(consumer.context()), Arc::new(consumer));
+    let topic = broker.topics().name(TopicName::StatusClaims);
     let frames = LogReader::<BeatFrame>::new(broker, registry, runtime, TopicName::BeatFrames)?;
     Ok(Member {
+        watch: ClientWatch::consumer(broker, &topic, &consumer),
         consumer,
         group,
-        topic: broker.topics().name(TopicName::StatusClaims),
+        topic,
         table: FrameTable::new(frames, args.cluster.clone()),
         partials: LogReader::new(broker, registry, runtime, TopicName::BarPartials)?,
         reports: LogReader::new(broker, registry, runtime, TopicName::BarReports)?,
         decoder: ClaimDecoder::new(SchemaCache::new(registry.clone(), runtime.clone())),
         producer: PartialProducer {
-            sender: Sender::new(broker, None)?,
+            sender: Sender::new(broker, TopicName::BarPartials, None)?,
             topics: broker.topics().clone(),
             partial_schema: merge.partial_schema,
-            member: name,
+            member: name.to_owned(),
             counter: 0,
             partial_deliveries: Arc::default(),
             started_at: Instant::now(),
         },
-        merge,
+        merge: merge.clone(),
         bar_length: BarLengthGuard { expected: args.expect_bar_length, after: None },
-        metrics,
-        status,
+        metrics: Arc::clone(metrics),
+        status: status.clone(),
         partitions: Default::default(),
         start_positions: Default::default(),
         committed: Default::default(),

@@ -29,7 +29,7 @@ impl ClaimSource {
         let subject = topics.subject(TopicName::StatusClaims);
         let schema =
             runtime().block_on(cluster.registry().register::<StatusClaim>(&subject)).expect("the schema is registered");
-        let sender = Sender::new(cluster.broker(), None).expect("a producer");
+        let sender = Sender::new(cluster.broker(), TopicName::StatusClaims, None).expect("a producer");
         Self { sender, deliveries: Arc::default(), topic: topics.name(TopicName::StatusClaims), schema }
     }
 

@@ -99,7 +99,7 @@ fn costs(report: &BarReport, windows: u32) -> Vec<(f64, f64)> {
         .collect();
     let id = topics.merge_transactional_id();
     let mut producer = TransactionalProducer::open(cluster.broker(), &id, TIMEOUT, TIMEOUT).expect("Kafka answers");
-    let sender = Sender::new(cluster.broker(), None).expect("a producer");
+    let sender = Sender::new(cluster.broker(), TopicName::BarPartials, None).expect("a producer");
     let mut send_in_transaction = || {
         let began = Instant::now();
         let mut transaction = producer.begin().expect("the transaction begins");

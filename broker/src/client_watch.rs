@@ -1,0 +1,187 @@
+//! Detects Kafka clients that have lost all their brokers for ever, so that their owners replace them.
+//!
+//! librdkafka (2.12 to 2.15 at least: its issue 5301) stops connecting to any broker if a metadata response without brokers
+//! reaches it at an unlucky moment, as a broker that was hung for longer than its session sends one. Such a client reports
+//! errors or nothing at all until its process ends, while other clients of the same brokers work. So every client that
+//! lives long is asked, once a second, for the end of a partition. One that cannot answer for [`LOST_AFTER`], while a new
+//! client of the same settings can, is lost. If Kafka itself is unavailable, the new client gets no answer either.
+
+use std::collections::VecDeque;
+use std::ops::Deref;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use prometheus::{IntCounter, register_int_counter};
+use rand::Rng;
+use rdkafka::ClientContext;
+use rdkafka::client::Client;
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::KafkaResult;
+
+use crate::{Broker, Reader};
+
+const ASK_EVERY: Duration = Duration::from_secs(1);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+/// A client is lost if it does not answer for this long although new clients are answered. Clients reconnect within a
+/// second (`reconnect.backoff.max.ms`), so one that is not lost has had several attempts by then.
+const LOST_AFTER: Duration = Duration::from_secs(4);
+/// The longest pause between two new clients while Kafka is unavailable.
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// The limit of replacements in a process. Beyond it, replacing clients does not help.
+const MAX_REPLACEMENTS_PER_MINUTE: usize = 30;
+
+/// The verdict on one client, which the watch's thread sets and the client's owner looks at.
+#[derive(Debug, Clone, Default)]
+pub struct ClientWatch {
+    lost: Arc<AtomicBool>,
+}
+
+impl ClientWatch {
+    /// Starts to watch `consumer`, with questions about partition 0 of `topic`, until it is dropped.
+    pub fn consumer<C: ConsumerContext + 'static>(
+        broker: &Broker,
+        topic: &str,
+        consumer: &Arc<BaseConsumer<C>>,
+    ) -> Self {
+        Self::start(broker, topic, consumer, |consumer, topic| answers(consumer.client(), topic), || ())
+    }
+
+    /// Starts to watch `client`, which `answers` asks, and calls `on_lost` if it is lost.
+    pub(crate) fn start<T: Send + Sync + 'static>(
+        broker: &Broker,
+        topic: &str,
+        client: &Arc<T>,
+        answers: fn(&T, &str) -> bool,
+        on_lost: impl FnOnce() + Send + 'static,
+    ) -> Self {
+        let watch = Self::default();
+        let (client, lost) = (Arc::downgrade(client), Arc::clone(&watch.lost));
+        let (broker, topic) = (broker.clone(), topic.to_owned());
+        let started = thread::Builder::new().name("kafka-watch".into()).spawn(move || {
+            if wait_until_lost(&broker, &topic, &client, answers) {
+                lost.store(true, Ordering::Release);
+                on_lost();
+            }
+        });
+        if let Err(error) = started {
+            tracing::warn!(%error, "cannot start the thread that watches a kafka client; it is not replaced if it is lost");
+        }
+        watch
+    }
+
+    /// Returns true if the client has lost all its brokers: it never works again, and its owner should replace it.
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+}
+
+/// Asks `client` a question that any client of the cluster can answer.
+pub(crate) fn answers<C: ClientContext>(client: &Client<C>, topic: &str) -> bool {
+    client.fetch_watermarks(topic, 0, ANSWER_TIMEOUT).is_ok()
+}
+
+/// Returns true once the client is lost, false once it is dropped.
+fn wait_until_lost<T>(broker: &Broker, topic: &str, client: &Weak<T>, answers: fn(&T, &str) -> bool) -> bool {
+    let mut pause = ASK_EVERY;
+    // Since when new clients are answered and this one is not.
+    let mut alone_since = None::<Instant>;
+    loop {
+        // Clients of many processes that lost their brokers together are not replaced together.
+        thread::sleep(pause.mul_f64(rand::rng().random_range(0.7..1.0)));
+        let Some(watched) = client.upgrade() else { return false };
+        if answers(&watched, topic) {
+            (pause, alone_since) = (ASK_EVERY, None);
+            continue;
+        }
+        drop(watched);
+        if !new_client_is_answered(broker, topic) {
+            (pause, alone_since) = ((pause * 2).min(MAX_PAUSE), None);
+            continue;
+        }
+        pause = ASK_EVERY;
+        if alone_since.get_or_insert_with(Instant::now).elapsed() >= LOST_AFTER && may_replace() {
+            tracing::warn!(
+                topic,
+                "a kafka client has lost its brokers, which answer a new client: replacing the client"
+            );
+            return true;
+        }
+    }
+}
+
+fn new_client_is_answered(broker: &Broker, topic: &str) -> bool {
+    let Ok(client) = broker.probe() else { return false };
+    // It has to connect first.
+    client.fetch_watermarks(topic, 0, ANSWER_TIMEOUT * 2).is_ok()
+}
+
+/// Counts a replacement, unless there were too many within a minute.
+fn may_replace() -> bool {
+    static RECENT: Mutex<VecDeque<Instant>> = Mutex::new(VecDeque::new());
+    let mut recent = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
+    while recent.front().is_some_and(|at| at.elapsed() > Duration::from_mins(1)) {
+        recent.pop_front();
+    }
+    if recent.len() >= MAX_REPLACEMENTS_PER_MINUTE {
+        tracing::error!(limit = MAX_REPLACEMENTS_PER_MINUTE, "kafka clients are lost faster than they may be replaced");
+        return false;
+    }
+    recent.push_back(Instant::now());
+    if let Some(replaced) = &*REPLACED {
+        replaced.inc();
+    }
+    true
+}
+
+/// The counter of replaced clients, in Prometheus' default registry; `None` if the name is already registered.
+static REPLACED: LazyLock<Option<IntCounter>> = LazyLock::new(|| {
+    let help = "Kafka clients of this process that lost all their brokers and were replaced.";
+    register_int_counter!("backbeat_kafka_clients_replaced_total", help).ok()
+});
+
+/// Registers the counter of replaced clients, so that it is exported before the first.
+pub(crate) fn init_replaced_counter() {
+    LazyLock::force(&REPLACED);
+}
+
+/// A reader with the means to replace it.
+pub(crate) struct WatchedReader {
+    broker: Broker,
+    topic: String,
+    create: fn(&Broker) -> KafkaResult<Reader>,
+    consumer: Arc<Reader>,
+    watch: ClientWatch,
+}
+
+impl WatchedReader {
+    /// Creates a reader of `topic`.
+    pub(crate) fn new(broker: &Broker, topic: &str, create: fn(&Broker) -> KafkaResult<Reader>) -> KafkaResult<Self> {
+        let consumer = Arc::new(create(broker)?);
+        let watch = ClientWatch::consumer(broker, topic, &consumer);
+        Ok(Self { broker: broker.clone(), topic: topic.to_owned(), create, consumer, watch })
+    }
+
+    /// Replaces the reader if it is lost. Returns true if it was; the new reader has no assignment.
+    pub(crate) fn replace_if_lost(&mut self) -> KafkaResult<bool> {
+        let is_lost = self.watch.is_lost();
+        if is_lost {
+            *self = Self::new(&self.broker, &self.topic, self.create)?;
+        }
+        Ok(is_lost)
+    }
+
+    /// Returns the reader, to be used without a lock on this value.
+    pub(crate) fn share(&self) -> Arc<Reader> {
+        Arc::clone(&self.consumer)
+    }
+}
+
+impl Deref for WatchedReader {
+    type Target = Reader;
+
+    fn deref(&self) -> &Reader {
+        &self.consumer
+    }
+}
