@@ -26,7 +26,7 @@ const ASK_EVERY: Duration = Duration::from_secs(1);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// A client is lost if it does not answer for this long although new clients are answered. Clients reconnect within a
 /// second (`reconnect.backoff.max.ms`), so one that is not lost has had several attempts by then.
-const LOST_AFTER: Duration = Duration::from_secs(4);
+const LOST_AFTER: Duration = Duration::from_secs(2);
 /// The longest pause between two new clients while Kafka is unavailable.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 /// The limit of replacements in a process. Beyond it, replacing clients does not help.
