@@ -22,7 +22,7 @@ struct Pipeline {
 
 impl Pipeline {
     /// Starts pulse, reverb and agents behind the proxy; the test itself reads from the broker.
-    fn start() -> Self {
+    fn start(refused_offset_fetches: u32) -> Self {
         let proxy = KafkaProxy::start(&stack().bootstrap_servers());
         let cluster = Cluster::new(3);
         let servers = proxy.bootstrap_servers();
@@ -33,6 +33,7 @@ impl Pipeline {
             let args = through(args);
             cluster.serve(name, &args.iter().map(String::as_str).collect::<Vec<_>>())
         };
+        proxy.refuse_offset_fetches(refused_offset_fetches);
         let pulse = serve("pulse", &["--cluster", "it", "--bpm", "240", "--max-bpm", "240", "--bar", "4"]);
         let reverb = serve("reverb", &["--cluster", "it"]);
         let args = through(&["--agents", "20"]);
@@ -76,7 +77,7 @@ impl Pipeline {
 /// Each client that there is at the start is lost, one after the other.
 #[test]
 fn each_lost_client_is_replaced_and_reports_go_on() {
-    let pipeline = Pipeline::start();
+    let pipeline = Pipeline::start(0);
     let lost: BTreeSet<String> = pipeline.proxy.clients();
     for client in &lost {
         pipeline.proxy.block(client);
@@ -91,7 +92,7 @@ fn each_lost_client_is_replaced_and_reports_go_on() {
 /// As a broker that its controller has fenced answers: metadata with topics and without brokers.
 #[test]
 fn metadata_without_brokers_leaves_no_client_lost() {
-    let pipeline = Pipeline::start();
+    let pipeline = Pipeline::start(0);
     for round in 0..5 {
         pipeline.proxy.set_without_brokers(true);
         std::thread::sleep(WITHOUT_BROKERS);
@@ -99,5 +100,14 @@ fn metadata_without_brokers_leaves_no_client_lost() {
         let after = pipeline.wait_until_it_goes_on(&format!("round {round}"));
         eprintln!("round {round}: reports again after {after:?}, {} clients replaced so far", pipeline.replaced());
     }
+    pipeline.check();
+}
+
+/// librdkafka does not retry its own request for committed offsets if the broker is not the coordinator (its issue 5586):
+/// the partitions of such a member would never start.
+#[test]
+fn offset_fetches_refused_by_a_wrong_coordinator_do_not_stop_a_member() {
+    let pipeline = Pipeline::start(4);
+    assert_eq!(pipeline.proxy.offset_fetches_to_refuse(), 0, "the fault was caused");
     pipeline.check();
 }

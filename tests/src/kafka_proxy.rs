@@ -10,7 +10,10 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use kafka_protocol::messages::{ApiKey, FindCoordinatorResponse, MetadataResponse, ResponseHeader};
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::{
+    ApiKey, FindCoordinatorResponse, MetadataResponse, OffsetFetchResponse, ResponseHeader,
+};
 use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -44,6 +47,8 @@ struct State {
     blocked: BTreeSet<String>,
     /// Metadata has topics and no brokers, as that of a broker which its controller has fenced.
     without_brokers: bool,
+    /// How many responses to OffsetFetch still say that the broker is not the group's coordinator.
+    wrong_coordinator: u32,
 }
 
 /// A request that awaits its response.
@@ -79,6 +84,16 @@ impl KafkaProxy {
         self.shared.changed.send_replace(());
     }
 
+    /// Answers the next `responses` requests for committed offsets as a broker that is not the group's coordinator.
+    pub fn refuse_offset_fetches(&self, responses: u32) {
+        self.shared.lock().wrong_coordinator = responses;
+    }
+
+    /// Returns how many of them were not asked for yet.
+    pub fn offset_fetches_to_refuse(&self) -> u32 {
+        self.shared.lock().wrong_coordinator
+    }
+
     /// Sets whether metadata responses lack their brokers.
     pub fn set_without_brokers(&self, without_brokers: bool) {
         self.shared.lock().without_brokers = without_brokers;
@@ -112,6 +127,17 @@ impl Shared {
                     }
                 })
             }
+            Ok(api @ ApiKey::OffsetFetch) if self.takes_wrong_coordinator() => {
+                Self::transform::<OffsetFetchResponse>(api, request.version, frame, |response| {
+                    let error = ResponseError::NotCoordinator.code();
+                    response.error_code = error;
+                    for group in &mut response.groups {
+                        group.error_code = error;
+                        group.topics.clear();
+                    }
+                    response.topics.clear();
+                })
+            }
             Ok(api @ ApiKey::FindCoordinator) => {
                 Self::transform::<FindCoordinatorResponse>(api, request.version, frame, |response| {
                     if !response.host.is_empty() {
@@ -124,6 +150,13 @@ impl Shared {
             }
             _ => frame,
         }
+    }
+
+    fn takes_wrong_coordinator(&self) -> bool {
+        let mut state = self.lock();
+        let takes = state.wrong_coordinator > 0;
+        state.wrong_coordinator = state.wrong_coordinator.saturating_sub(1);
+        takes
     }
 
     fn host(&self) -> StrBytes {
