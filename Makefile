@@ -56,7 +56,7 @@ bench:
 simulate: export SEEDS ?= 20000
 simulate: export FIRST ?= 0
 simulate:
-	$(CARGO) test --release --locked -p backbeat-pulse -p backbeat-reverb --test simulation -- whatever --nocapture
+	$(CARGO) test --release --locked -p backbeat-pulse -p backbeat-reverb --test simulation -- under_faults --nocapture
 
 # Writes the generated parts of docs/ (cli.md, metrics.md) and docs/openapi/ anew.
 docs: export UPDATE_DOCS := 1

@@ -96,9 +96,9 @@ impl Recompute {
         });
         let overtaken =
             |window: &Window| boundary(window.from) < log_start && boundary(window.from) < boundary(window.closing);
-        let classified =
+        let shares =
             closed.map(|closed| ClosedWindow { retained: closed.retained && !overtaken(&closed.window), ..closed });
-        Ok(classified.collect())
+        Ok(shares.collect())
     }
 
     fn fetch_log_start(&self, partition: i32) -> Result<i64, RecomputeError> {
@@ -125,7 +125,9 @@ impl Recompute {
             }
             let message = match self.consumer.poll(POLL) {
                 Some(Ok(message)) => message,
-                // The boundary was known before this read started, so the log's end lies at or after it.
+                // The range ends at a boundary, which was the last stable offset when it was sampled. So at the end of
+                // the partition no record of the range is left to read: the missing offsets are control records or
+                // expired.
                 Some(Err(KafkaError::PartitionEOF(_))) => return Ok(false),
                 Some(Err(error)) if !is_transient(&error) => return Err(error.into()),
                 Some(Err(_)) | None if last.elapsed() < GIVE_UP_AFTER => continue,
