@@ -392,8 +392,8 @@ fn reverb_api_shows_status_metrics_and_windows() {
     for (path, expected) in [
         ("nonsense", "window"),
         ("?limit=0", "limit is 0; allowed are 1 to 1000"),
-        ("?before=-1", "allowed are before, a beat, and limit"),
-        ("?bevore=4", "allowed are before, a beat, and limit"),
+        ("?before=-1", "the parameters are `before` (a beat index) and `limit`"),
+        ("?bevore=4", "the parameters are `before` (a beat index) and `limit`"),
     ] {
         let separator = if path.starts_with('?') { "" } else { "/" };
         let (status, body) = answer(&format!("/api/v1/windows{separator}{path}"));

@@ -101,9 +101,9 @@ impl Recompute {
         });
         let overtaken =
             |window: &Window| boundary(window.from) < log_start && boundary(window.from) < boundary(window.closing);
-        let classified =
+        let shares =
             closed.map(|closed| ClosedWindow { retained: closed.retained && !overtaken(&closed.window), ..closed });
-        Ok(classified.collect())
+        Ok(shares.collect())
     }
 
     fn fetch_log_start(&self, partition: i32) -> Result<i64, RecomputeError> {
@@ -144,7 +144,7 @@ impl Recompute {
             }
             let message = match self.consumer.poll(POLL) {
                 Some(Ok(message)) => message,
-                // The rest of the range has no records, if the log really reaches the range's end: a new partition leader may
+                // The missing offsets are control records or expired, if the log really reaches the range's end: a new partition leader may
                 // not know it yet, and a recreated topic ends before it. A second fetch after that proves it.
                 Some(Err(KafkaError::PartitionEOF(_))) => {
                     let log_end = self.fetch_log_end(partition)?;
