@@ -2,6 +2,7 @@
 
 mod claim;
 mod commit_tracker;
+mod fetch_start;
 mod frames;
 mod merge;
 mod murmur2;
@@ -16,6 +17,7 @@ mod testing;
 
 pub use claim::{Claim, DecodedClaim, RawRecord};
 pub use commit_tracker::CommitTracker;
+pub use fetch_start::FetchStart;
 pub use frames::{FrameError, Frames, Window};
 pub use merge::{Completion, Merge, verdict};
 pub use murmur2::partition_of;

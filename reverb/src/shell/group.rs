@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use backbeat_broker::log_client_error;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
+use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
 use super::merger::MergeThread;
@@ -14,6 +15,9 @@ use crate::core::CommittedOffset;
 
 /// The merge runs on the member that owns this partition.
 pub(crate) const MERGE_PARTITION: i32 = 0;
+
+/// The number of statistics in a row that prove the end of a partition. The first may be of before a seek.
+const PROVEN_AFTER: u32 = 3;
 
 /// A consumer in reverb's group.
 pub(crate) type GroupConsumer = BaseConsumer<Group>;
@@ -52,10 +56,8 @@ struct PartitionEnd {
     log_start: i64,
     /// The end of the partition for readers of committed records; negative if it is not known.
     last_stable_offset: i64,
-    /// Every fetched record was polled, and the fetcher has reached the end of the partition.
-    drained: bool,
-    /// The last two statistics were drained at the same offset.
-    unchanged: bool,
+    /// The number of statistics in a row that were drained at this offset.
+    drained_times: u32,
 }
 
 impl Group {
@@ -110,13 +112,18 @@ impl Group {
         state
             .ends
             .get(&partition)
-            .filter(|end| end.drained && end.unchanged)
+            .filter(|end| end.drained_times >= PROVEN_AFTER)
             .map(|end| (end.next_offset, end.log_start))
     }
 
     /// Returns the last stable offset of `partition`, as of the last statistics.
     pub(crate) fn last_stable_offset(&self, partition: i32) -> Option<i64> {
         self.lock().ends.get(&partition).map(|end| end.last_stable_offset).filter(|end| *end >= 0)
+    }
+
+    /// Forgets the end of `partition`, which was sought: statistics that are on their way may be of before.
+    pub(crate) fn forget_end(&self, partition: i32) {
+        self.lock().ends.remove(&partition);
     }
 
     /// Gives the consumer up, which has lost all its brokers: what it revokes as it is closed is not committed.
@@ -168,16 +175,15 @@ impl ClientContext for Group {
             let next_offset = partition.next_offset;
             let drained =
                 partition.fetch_state == "active" && partition.fetchq_cnt == 0 && partition.eof_offset >= next_offset;
-            let unchanged =
-                state.ends.get(id).is_some_and(|before| before.drained && before.next_offset == next_offset);
+            let before = state.ends.get(id).filter(|before| before.next_offset == next_offset);
+            let drained_times = if drained { before.map_or(0, |before| before.drained_times) + 1 } else { 0 };
             state.ends.insert(
                 *id,
                 PartitionEnd {
                     next_offset,
                     log_start: partition.lo_offset,
                     last_stable_offset: partition.ls_offset,
-                    drained,
-                    unchanged,
+                    drained_times,
                 },
             );
         }
@@ -185,8 +191,53 @@ impl ClientContext for Group {
 }
 
 impl ConsumerContext for Group {
-    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        let Rebalance::Revoke(list) = rebalance else { return };
+    /// Takes partitions at the log start and paused, whatever was committed: a new partition is sought once its start
+    /// position is known. librdkafka would otherwise fetch the committed offsets itself, and never start a partition if
+    /// that request goes to a broker that is not the coordinator any more (its issue 5586).
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, code: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        let done = if code == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            self.assign(consumer, list)
+        } else {
+            if code != RDKafkaRespErr::RD_KAFKA_RESP_ERR__REVOKE_PARTITIONS {
+                tracing::warn!(error = %RDKafkaErrorCode::from(code), "a rebalance has failed");
+            }
+            self.prepare_revocation(consumer, list);
+            consumer.incremental_unassign(list)
+        };
+        if let Err(error) = done {
+            tracing::error!(%error, "cannot apply an assignment");
+        }
+    }
+
+    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
+        if let Err(error) = result {
+            tracing::warn!(%error, "cannot commit offsets; they are committed again");
+            self.lock().commit_failed = true;
+        }
+    }
+}
+
+impl Group {
+    fn assign(&self, consumer: &BaseConsumer<Self>, list: &mut TopicPartitionList) -> KafkaResult<()> {
+        list.set_all_offsets(Offset::Beginning)?;
+        consumer.incremental_assign(list)?;
+        let assigned = partitions(list);
+        self.lock().has_joined = true;
+        if assigned.is_empty() {
+            return Ok(());
+        }
+        if let Err(error) = consumer.pause(list) {
+            tracing::warn!(%error, "cannot pause new partitions");
+        }
+        tracing::info!(partitions = ?assigned, "partitions assigned");
+        let mut state = self.lock();
+        state.ends.retain(|partition, _| !assigned.contains(partition));
+        state.changes.push(AssignmentChange::Assigned(assigned));
+        Ok(())
+    }
+
+    /// Ends what this member does with the partitions in `list`, before another member gets them.
+    fn prepare_revocation(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
         let revoked = partitions(list);
         let topic = list.elements().first().map(|element| element.topic().to_owned()).unwrap_or_default();
         let (positions, merge_thread, abandoned) = {
@@ -206,29 +257,5 @@ impl ConsumerContext for Group {
         }
         tracing::info!(partitions = ?revoked, "partitions revoked");
         self.lock().changes.push(AssignmentChange::Revoked(revoked));
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, _: &TopicPartitionList) {
-        if let Err(error) = result {
-            tracing::warn!(%error, "cannot commit offsets; they are committed again");
-            self.lock().commit_failed = true;
-        }
-    }
-
-    fn post_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        let Rebalance::Assign(list) = rebalance else { return };
-        let assigned = partitions(list);
-        self.lock().has_joined = true;
-        if assigned.is_empty() {
-            return;
-        }
-        // New partitions stay paused until their start positions are known.
-        if let Err(error) = consumer.pause(list) {
-            tracing::warn!(%error, "cannot pause new partitions");
-        }
-        tracing::info!(partitions = ?assigned, "partitions assigned");
-        let mut state = self.lock();
-        state.ends.retain(|partition, _| !assigned.contains(partition));
-        state.changes.push(AssignmentChange::Assigned(assigned));
     }
 }

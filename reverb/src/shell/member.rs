@@ -8,10 +8,10 @@ use anyhow::bail;
 use backbeat_broker::{ClientWatch, Entry, LogReader};
 use backbeat_schemas::{BarPartial, BarReport, BeatFrame, BeatIndex, PartialBody, Record};
 use backbeat_service::Shutdown;
-use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
+use rdkafka::{Offset, TopicPartitionList};
 
 use super::claim_decoder::ClaimDecoder;
 use super::frame_table::{FrameTable, TableError};
@@ -35,6 +35,8 @@ const STATUS_INTERVAL: Duration = Duration::from_millis(250);
 const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval at which start positions of new partitions are looked for.
 const RESOLVE_INTERVAL: Duration = Duration::from_millis(200);
+/// Time for librdkafka to answer a seek. The next turn of the loop tries again.
+const SEEK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Reports read at the start, for `/api/v1/windows`.
 const KNOWN_REPORTS: i64 = 200;
 /// Time at shutdown for unacknowledged partials and dead letters.
@@ -293,6 +295,15 @@ impl Member {
     fn advance(&mut self) {
         for partition in self.partitions.values_mut() {
             let id = partition.id;
+            if let Some(offset) = partition.seek_offset() {
+                match self.consumer.seek(&self.topic, id, Offset::Offset(offset), SEEK_TIMEOUT) {
+                    Ok(()) => {
+                        self.group.forget_end(id);
+                        partition.mark_sought();
+                    }
+                    Err(error) => tracing::warn!(%error, partition = id, offset, "cannot seek to the start position"),
+                }
+            }
             let log_start = || fetch_log_start(&self.consumer, &self.topic, id);
             partition.process_deferred(self.table.frames(), &mut self.decoder, &log_start);
             if let (Some((drained_end, log_start)), false) = (self.group.drained_end(partition.id), partition.paused) {

@@ -10,7 +10,7 @@ use backbeat_schemas::{BarPartial, InvalidClaim, wire};
 use super::claim_decoder::ClaimDecoder;
 use super::metrics::Metrics;
 use super::status::{ShareStatus, SharedStatus};
-use crate::core::{Frames, Outbound, Partition, PartitionAggregator, RawRecord};
+use crate::core::{FetchStart, Frames, Outbound, Partition, PartitionAggregator, RawRecord};
 
 /// The producer of partials and dead letters, with the member's name and counter.
 pub(crate) struct PartialProducer {
@@ -30,7 +30,9 @@ pub(crate) struct OwnedPartition {
     pub(crate) id: i32,
     /// `None` until the start position is known.
     pub(crate) core: Option<Partition>,
-    /// Records polled before the start position was known or while their schema is being fetched, in order.
+    /// `None` until the start position is known.
+    fetch_start: Option<FetchStart>,
+    /// Records polled while their schema is being fetched, in order.
     deferred: VecDeque<(i64, RawRecord)>,
     dead_letters: Arc<Deliveries>,
     pub(crate) paused: bool,
@@ -39,15 +41,33 @@ pub(crate) struct OwnedPartition {
 impl OwnedPartition {
     /// Creates a partition that was just assigned and is paused.
     pub(crate) fn new(id: i32) -> Self {
-        Self { id, core: None, deferred: VecDeque::new(), dead_letters: Arc::default(), paused: true }
+        Self {
+            id,
+            core: None,
+            fetch_start: None,
+            deferred: VecDeque::new(),
+            dead_letters: Arc::default(),
+            paused: true,
+        }
     }
 
     /// Starts the partition with an aggregator at its start position.
     pub(crate) fn start(&mut self, aggregator: PartitionAggregator) {
+        self.fetch_start = Some(FetchStart::new(aggregator.next_offset()));
         self.core = Some(Partition::new(self.id, aggregator));
     }
 
-    /// Processes a polled record, or defers it. `fetch_log_start` asks Kafka for the log start offset.
+    /// Returns the offset that the consumer is to be sought to.
+    pub(crate) fn seek_offset(&self) -> Option<i64> {
+        self.fetch_start.as_ref().and_then(FetchStart::seek_offset)
+    }
+
+    /// Records that the consumer was sought.
+    pub(crate) fn mark_sought(&mut self) {
+        self.fetch_start.iter_mut().for_each(FetchStart::mark_sought);
+    }
+
+    /// Processes a polled record, defers it, or discards one from before the start. `fetch_log_start` asks Kafka for the log start offset.
     pub(crate) fn process(
         &mut self,
         offset: i64,
@@ -57,6 +77,9 @@ impl OwnedPartition {
         decoder: &mut ClaimDecoder,
         fetch_log_start: &dyn Fn() -> Option<i64>,
     ) {
+        if !self.fetch_start.as_mut().is_some_and(|start| start.admit(offset)) {
+            return;
+        }
         let raw = || RawRecord { key: key.map(<[u8]>::to_vec), value: value.map(<[u8]>::to_vec) };
         if let Some(core) = self.core.as_mut().filter(|_| self.deferred.is_empty())
             && let Some(claim) = decoder.decode(key, value)
@@ -156,7 +179,7 @@ impl OwnedPartition {
 
     /// Returns true if the partition must be paused.
     pub(crate) fn must_pause(&self) -> bool {
-        !self.deferred.is_empty() || self.core.as_ref().is_none_or(Partition::is_full)
+        self.seek_offset().is_some() || !self.deferred.is_empty() || self.core.as_ref().is_none_or(Partition::is_full)
     }
 }
 
