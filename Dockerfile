@@ -1,5 +1,5 @@
-# The images of BACKBEAT. Targets: backbeat-pulse, backbeat-reverb, backbeat-agent-sim, backbeat (the operator's
-# command), backbeat-console (kafka-console-consumer with an Avro deserializer) and backbeat-connect (a Kafka Connect
+# The images of BACKBEAT. Targets: backbeat-pulse, backbeat-reverb, backbeat-agent-sim, backbeat (the `backbeat`
+# CLI), backbeat-console (kafka-console-consumer with an Avro deserializer) and backbeat-connect (a Kafka Connect
 # worker with the plugins that the sinks in connect/ need). `make docker` builds them all.
 
 FROM rust:1.95-slim-bookworm AS chef

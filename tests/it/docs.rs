@@ -1,4 +1,4 @@
-//! The references in `docs/` against the programs: what they print must be what the programs say.
+//! The references in `docs/`, compared with the help texts and the metrics of the programs.
 //!
 //! `make docs` (`UPDATE_DOCS=1`) writes them anew.
 
@@ -64,7 +64,7 @@ fn cli_reference_is_what_the_programs_print() {
     check_generated("cli.md", &reference);
 }
 
-/// What an exposition says of one metric.
+/// One metric of an exposition.
 #[derive(Default)]
 struct Metric {
     kind: String,
