@@ -51,8 +51,8 @@ pub enum SettingsError {
 }
 
 impl Broker {
-    /// Creates the client settings of the Kafka cluster that `args` name; connects to nothing yet. `client_id` appears in the
-    /// brokers' logs.
+    /// Creates the client settings of the Kafka cluster that `args` name; connects to nothing yet. `client_id` appears in
+    /// the brokers' logs.
     pub fn new(args: &KafkaArgs, client_id: &str) -> Result<Self, SettingsError> {
         init_error_counter();
         init_replaced_counter();

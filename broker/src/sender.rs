@@ -234,8 +234,8 @@ fn resend(producer: &Producer, OwnedRecord { topic, key, value, headers, in_flig
 }
 
 impl Sender {
-    /// Creates an idempotent producer that writes to `topic`, among others, and retries each record for at most `delivery_timeout`;
-    /// `None` is without limit.
+    /// Creates an idempotent producer that writes to `topic`, among others, and retries each record for at most
+    /// `delivery_timeout`; `None` is without limit.
     pub fn new(broker: &Broker, topic: TopicName, delivery_timeout: Option<Duration>) -> Result<Self, KafkaError> {
         let settings = Settings { broker: broker.clone(), topic: broker.topics().name(topic), delivery_timeout };
         let latency = Histogram::new_with_max(MAX_LATENCY_US, SIGNIFICANT_DIGITS).expect("the bounds are valid");

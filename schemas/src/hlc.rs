@@ -10,8 +10,8 @@ use crate::Timestamp;
 /// The largest physical part. 48 bits of milliseconds reach 8,900 years ahead; a larger value is corrupt.
 const MAX_PHYSICAL: u64 = (1 << 48) - 1;
 
-/// An HLC timestamp, the time of a hybrid logical clock: `<physical>:<logical>:<node>` in lower-case hex. The physical part is in
-/// milliseconds since the Unix epoch.
+/// An HLC timestamp, the time of a hybrid logical clock: `<physical>:<logical>:<node>` in lower-case hex. The
+/// physical part is in milliseconds since the Unix epoch.
 ///
 /// HLC timestamps are ordered by physical and logical part; the node part only breaks ties.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
