@@ -1,12 +1,12 @@
-# The images of BACKBEAT. Targets: backbeat-pulse, backbeat-reverb, backbeat-agent-sim, backbeat (the `backbeat`
-# CLI), backbeat-console (kafka-console-consumer with an Avro deserializer) and backbeat-connect (a Kafka Connect
-# worker with the plugins that the sinks in connect/ need). `make docker` builds them all.
+# The images of BACKBEAT. Targets: backbeat-pulse, backbeat-reverb, backbeat-agent-sim, backbeat (the CLI),
+# backbeat-console (kafka-console-consumer with an Avro deserializer) and backbeat-connect (a Kafka Connect worker with
+# the plugins that the sinks in connect/ need). `make docker` builds them all.
 
 FROM rust:1.95-slim-bookworm AS chef
-# OpenSSL, zlib and zstd are built from source and linked statically.
+# Programs link the system's OpenSSL; zlib and zstd are built from source.
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends ca-certificates g++ gcc libc6-dev make perl \
+    && apt-get install --yes --no-install-recommends ca-certificates g++ gcc libc6-dev libssl-dev make pkg-config \
     && rm -rf /var/lib/apt/lists/*
 RUN cargo install --locked cargo-chef@0.1.78
 WORKDIR /build
@@ -30,7 +30,7 @@ RUN strip --strip-debug pulse reverb agent-sim backbeat
 FROM debian:bookworm-slim AS runtime
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install --yes --no-install-recommends ca-certificates \
+    && apt-get install --yes --no-install-recommends ca-certificates libssl3 \
     && rm -rf /var/lib/apt/lists/* \
     && groupadd --gid 10001 backbeat \
     && useradd --uid 10001 --gid backbeat --no-create-home --home-dir /var/lib/backbeat backbeat \

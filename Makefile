@@ -1,7 +1,7 @@
 # `make run-dev` runs everything on this machine, `make test` tests it. Both do all the set-up that they need.
 
 CARGO ?= cargo
-# Built once per user. A debug build is enough: it takes a third of the time to compile.
+# cargo-deny, built once per user. A debug build is enough: it takes a third of the time to compile.
 DENY_VERSION := 0.20.2
 DENY_ROOT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/backbeat/cargo-deny-$(DENY_VERSION)
 DENY := $(DENY_ROOT)/bin/cargo-deny
@@ -52,11 +52,12 @@ bench:
 	$(CARGO) build --workspace --release --locked
 	target/release/bench $(ARGS)
 
-# Runs the simulations with the SEEDS seeds from FIRST on: make simulate SEEDS=100000. With SEEDS=1 they print their trace.
+# Runs the simulations with SEEDS seeds from FIRST on: make simulate SEEDS=100000. With SEEDS=1 they print the trace:
+# make simulate FIRST=17 SEEDS=1
 simulate: export SEEDS ?= 20000
 simulate: export FIRST ?= 0
 simulate:
-	$(CARGO) test --release --locked -p backbeat-pulse -p backbeat-reverb --test simulation -- whatever --nocapture
+	$(CARGO) test --release --locked -p backbeat-pulse -p backbeat-reverb --test simulation -- under_faults --nocapture
 
 # Writes the generated parts of docs/ (cli.md, metrics.md) and docs/openapi/ anew.
 docs: export UPDATE_DOCS := 1

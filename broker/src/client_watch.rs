@@ -27,7 +27,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The time for which a client's probes fail, while those of new clients succeed, before the client counts as lost.
 /// Clients reconnect within a second (`reconnect.backoff.max.ms`), so a client that is not lost has had several attempts
 /// by then.
-const LOST_AFTER: Duration = Duration::from_secs(4);
+const LOST_AFTER: Duration = Duration::from_secs(2);
 /// The longest pause between two new clients while Kafka is unavailable.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 /// The limit of replacements in a process. Beyond it, replacing clients does not help.

@@ -3,7 +3,7 @@
 //! ```text
 //!  statusclaims ──▶ core::PartitionAggregator, one per partition ──▶ barpartials ──▶ core::Merge ──▶ barreports
 //!                        ▲                                │               ▲      └──▶ barpartials (done)
-//!  beatframes  ──▶ core::Frames (the table of boundaries) ┼───────────────┘
+//!  beatframes  ──▶ core::Frames (with their boundaries) ──┼───────────────┘
 //!                                                         └──▶ core::CommitTracker ──▶ committed offsets
 //! ```
 //!

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use backbeat_reverb::core::{
-    CommittedOffset, DecodedClaim, Frames, Merge, Output, PartitionAggregator, RawRecord, Ready, Tally, bar_report,
-    verdict,
+    CommittedOffset, Completion, DecodedClaim, Frames, Merge, Output, PartitionAggregator, RawRecord, Tally,
+    bar_report, verdict,
 };
 use backbeat_schemas::{
     BarPartial, BeatFrame, BeatIndex, Done, Header, HlcClock, InvalidClaim, Partial, PartialBody, Phase, Record, Tempo,
@@ -109,8 +109,8 @@ fn work(frames: &Frames, committed: CommittedOffset, merge: &Merge) {
             }
         }
     }
-    for (window, ready) in merge.ready(frames, 100) {
-        if let Ready::Complete(counts) = ready {
+    for (window, completion) in merge.completions(frames, 100) {
+        if let Completion::Sum(counts) = completion {
             let report = bar_report(frames, &window, &counts).expect("the closing frame is in the table");
             assert_eq!(verdict(Some(&report), &report, false), (Verdict::Verified, false));
         }

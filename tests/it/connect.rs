@@ -116,11 +116,10 @@ impl Warehouse {
     fn restart_failed_tasks(&self) {
         let url = self.connect.url();
         let sinks = self.cluster.backbeat(&["sinks", "--connect-url", &url]);
-        if sinks.status.code() == Some(3) {
-            let files = ["postgres", "iceberg", "files"].map(|name| self.dir.path().join(format!("{name}.json")));
-            let files = files.iter().filter_map(|file| file.to_str());
-            let args: Vec<&str> = ["--replication-factor", "1"].into_iter().chain(files).collect();
-            self.backbeat_sinks(&args);
+        let printed = String::from_utf8_lossy(&sinks.stdout).into_owned();
+        for name in printed.lines().filter(|line| line.contains("FAILED")).filter_map(|line| line.split(' ').next()) {
+            let file = self.dir.path().join(format!("{name}.json"));
+            self.backbeat_sinks(&["--replication-factor", "1", file.to_str().expect("the path is UTF-8")]);
         }
     }
 

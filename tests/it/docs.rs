@@ -1,9 +1,12 @@
-//! The references in `docs/`, compared with the help texts and the metrics of the programs.
+//! The documents in `docs/` against the programs: the generated parts must be what the programs print and export, and the
+//! tests that they cite must exist.
 //!
-//! `make docs` (`UPDATE_DOCS=1`) writes them anew.
+//! `make docs` (`UPDATE_DOCS=1`) writes the generated parts anew.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use std::{env, fs};
@@ -114,4 +117,37 @@ fn metrics_reference_is_what_the_services_export() {
         }
     }
     check_generated("metrics.md", &reference);
+}
+
+/// The files whose names end with `.EXTENSION` in `directory`, which is relative to this package.
+fn files(directory: &str, extension: &str) -> Vec<PathBuf> {
+    let directory = format!("{}/{directory}", env!("CARGO_MANIFEST_DIR"));
+    let entries = fs::read_dir(&directory).unwrap_or_else(|error| panic!("{directory}: {error}"));
+    let paths = entries.map(|entry| entry.expect("a directory entry").path());
+    paths.filter(|path| path.extension().is_some_and(|found| found == extension)).collect()
+}
+
+/// Returns each `MODULE::NAME` in `text`.
+fn citations(text: &str) -> impl Iterator<Item = (&str, &str)> {
+    let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':'));
+    words.filter_map(|word| word.split_once("::")).filter(|(module, name)| !module.is_empty() && !name.is_empty())
+}
+
+#[test]
+fn tests_cited_in_docs_exist() {
+    let read = |path: &Path| fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let stem = |path: &Path| path.file_stem().and_then(OsStr::to_str).expect("names are UTF-8").to_owned();
+    let modules: BTreeMap<String, String> = files("it", "rs").iter().map(|path| (stem(path), read(path))).collect();
+    let mut cited = BTreeSet::new();
+    for path in files("../docs", "md") {
+        let text = read(&path);
+        for (module, name) in citations(&text) {
+            if let Some(source) = modules.get(module) {
+                let is_there = source.contains(&format!("fn {name}("));
+                assert!(is_there, "{} cites {module}::{name}, which tests/it/{module}.rs lacks", path.display());
+                cited.insert(name.to_owned());
+            }
+        }
+    }
+    assert!(cited.len() > 5, "few citations were found: {cited:?}");
 }

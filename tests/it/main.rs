@@ -12,6 +12,7 @@ mod http_fuzz;
 mod interop;
 mod invalid_claims;
 mod log_reader;
+mod lost_clients;
 mod members;
 mod oracle;
 mod pipeline;

@@ -238,6 +238,22 @@ fn audit_finds_different_and_missing_reports() {
     );
 }
 
+/// Claims that are gone with their topic are not claims that were never made.
+#[test]
+fn audit_of_a_recreated_topic_fails_and_says_so() {
+    let cluster = Cluster::new(1);
+    let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200", "--bar", "4"]);
+    let reverb = reverb(&cluster, &[]);
+    let sim = cluster.start("agent-sim", &["--agents", "20"]);
+    wait_until("a whole report", LIMIT, || cluster.reports().iter().any(|entry| entry.record.claims > 20));
+    drop((sim, reverb, pulse));
+    cluster.recreate_claims();
+    let audit = cluster.backbeat(&["audit"]);
+    let stderr = String::from_utf8_lossy(&audit.stderr).into_owned();
+    assert_eq!(audit.status.code(), Some(1), "{stderr}{}", String::from_utf8_lossy(&audit.stdout));
+    assert!(stderr.contains("ends at offset 0, below the boundary"), "{stderr}");
+}
+
 /// Reverb uses the consumer group protocol of KIP-848 here.
 #[test]
 fn claims_late_or_invalid_with_a_grace_are_reported_as_such() {
@@ -376,8 +392,8 @@ fn reverb_api_shows_status_metrics_and_windows() {
     for (path, expected) in [
         ("nonsense", "window"),
         ("?limit=0", "limit is 0; allowed are 1 to 1000"),
-        ("?before=-1", "allowed are before, a beat, and limit"),
-        ("?bevore=4", "allowed are before, a beat, and limit"),
+        ("?before=-1", "the parameters are `before` (a beat index) and `limit`"),
+        ("?bevore=4", "the parameters are `before` (a beat index) and `limit`"),
     ] {
         let separator = if path.starts_with('?') { "" } else { "/" };
         let (status, body) = answer(&format!("/api/v1/windows{separator}{path}"));

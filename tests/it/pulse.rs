@@ -42,8 +42,12 @@ fn pulse_fenced_by_another_without_peers_stops_with_the_reason() {
     let (loser, mut winner): (&mut Program, Program) =
         if first.is_running() { (&mut second, first) } else { (&mut first, second) };
     assert_eq!(loser.wait(), 1);
-    assert!(loser.log().contains("looking out for another pulse"), "the fenced node did not wait: {}", loser.log());
-    assert!(loser.log().contains("a pulse without peers gives way"), "{}", loser.log());
+    assert!(
+        loser.log().contains("the producer was fenced; backing off"),
+        "the fenced node did not wait: {}",
+        loser.log()
+    );
+    assert!(loser.log().contains("this node has no peers, so it stops"), "{}", loser.log());
     let beats = cluster.frames().len();
     wait_for_beats(&cluster, beats + 20);
     assert!(winner.is_running());

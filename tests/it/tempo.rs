@@ -72,13 +72,13 @@ fn tempo_limits_hold_for_requests_to_a_follower() {
         assert!(!error(&response).is_empty());
     }
     let nothing_pending = request(&nodes, node, &Method::DELETE, TEMPO, &Value::Null, None);
-    assert_eq!((nothing_pending.0, error(&nothing_pending)), (409, "no change is under way"));
+    assert_eq!((nothing_pending.0, error(&nothing_pending)), (409, "no change is pending"));
 
     let accepted = change(&json!({ "tempo_bpm": 24, "ramp": true }));
     assert_eq!(accepted, (200, json!({ "from_beat": 4, "tempo_bpm": 24, "bar_length": 4 })));
     let second = change(&json!({ "tempo_bpm": 1.05 }));
     assert_eq!(second.0, 409);
-    assert!(error(&second).contains("is under way, now at 1 BPM"), "{second:?}");
+    assert!(error(&second).contains("is pending, now at 1 BPM"), "{second:?}");
     wait_until("the pending change in the follower's status", LIMIT, || {
         nodes.node(node).get_json("/api/v1/status")["pending"]["ramp"] == json!(true)
     });

@@ -14,7 +14,9 @@ use backbeat_schemas::{BarReport, BeatFrame, Record, wire};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use crate::{Program, run};
+use crate::{Program, run, wait_until};
+
+const RECREATE_LIMIT: Duration = Duration::from_mins(1);
 
 static RUNTIME: OnceLock<Runtime> = OnceLock::new();
 static STACK: OnceLock<Stack> = OnceLock::new();
@@ -183,6 +185,22 @@ impl Cluster {
         tool.args(["--reset-offsets", "--execute"]).args(target);
         tool.args(["--topic", &self.broker.topics().name(TopicName::StatusClaims)]);
         run(&mut tool);
+    }
+
+    /// Deletes `statusclaims` and creates it again, empty, with one partition.
+    pub fn recreate_claims(&self) {
+        let topic = self.broker.topics().name(TopicName::StatusClaims);
+        let cli = |args: &[&str]| {
+            let mut cli = kafka_cli("org.apache.kafka.tools.TopicCommand").expect("Kafka's CLI is installed");
+            cli.args(["--bootstrap-server", &self.kafka.bootstrap_servers, "--topic", &topic]).args(args);
+            cli
+        };
+        run(&mut cli(&["--delete"]));
+        // Kafka deletes a topic in the background.
+        wait_until("the topic to be created again", RECREATE_LIMIT, || {
+            let created = cli(&["--create", "--partitions", "1", "--replication-factor", "1"]).output();
+            created.is_ok_and(|output| output.status.success())
+        });
     }
 
     /// Publishes `report` the way reverb does.

@@ -2,12 +2,14 @@
 //! a BACKBEAT cluster with topics of its own.
 
 mod cluster;
+mod kafka_proxy;
 mod program;
 mod pulse_nodes;
 mod secured;
 mod wait;
 
 pub use cluster::{Cluster, own_devstack, runtime, stack, start_stack_for_throughput};
+pub use kafka_proxy::KafkaProxy;
 pub use program::{Program, run};
 pub use pulse_nodes::PulseNodes;
 pub use secured::{SecuredKafka, SecuredRegistry};

@@ -1,4 +1,4 @@
-//! The boundary: the end of every partition of `statusclaims` just before a beat.
+//! The boundary: the last stable offset (LSO) of every partition of `statusclaims`, sampled just before a beat.
 
 /// Offsets by partition. A boundary never goes back, and never loses a partition.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -10,24 +10,24 @@ impl Boundary {
         Self(offsets)
     }
 
-    /// Advances `partition` to `end`; a lower offset, from a stale response, changes nothing.
-    pub fn advance(&mut self, partition: i32, end: i64) {
+    /// Advances `partition` to `offset`; a lower offset, from a stale response, changes nothing.
+    pub fn advance(&mut self, partition: i32, offset: i64) {
         let Ok(index) = usize::try_from(partition) else { return };
         if self.0.len() <= index {
             self.0.resize(index + 1, 0);
         }
-        self.0[index] = self.0[index].max(end);
+        self.0[index] = self.0[index].max(offset);
     }
 
     /// Advances every partition to `other`'s offset, where that is higher.
     pub fn advance_to(&mut self, other: &Self) {
-        for (partition, end) in (0..).zip(&other.0) {
-            self.advance(partition, *end);
+        for (partition, offset) in (0..).zip(&other.0) {
+            self.advance(partition, *offset);
         }
     }
 
     /// The offset of `partition`, if the boundary has that partition.
-    pub fn end(&self, partition: i32) -> Option<i64> {
+    pub fn offset(&self, partition: i32) -> Option<i64> {
         usize::try_from(partition).ok().and_then(|index| self.0.get(index)).copied()
     }
 

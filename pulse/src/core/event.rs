@@ -25,88 +25,93 @@ impl Now {
 }
 
 /// This node's role in Raft, as Raft reports it. It may be out of date: a leader that was restarted believes for a
-/// while that its old term holds.
+/// while that it still leads its old term.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum RaftRole {
-    /// This node leads.
+    /// This node is Raft's leader.
     Leader {
-        /// Raft's term.
-        term: u64,
-        /// No other node has a vote.
+        /// The term of Raft. A frame's term is another number: see [`super::Metronome::take_over`].
+        raft_term: u64,
+        /// True if no other node has a vote.
         sole_voter: bool,
     },
-    /// Another node leads.
+    /// Another node is Raft's leader.
     Follower {
         /// The leader's name.
         leader: String,
     },
-    /// No leader is known.
+    /// Raft's leader is not known.
     Leaderless,
     /// This node is not a voter (yet, or any more).
     NonMember,
 }
 
-/// Something that the shell reports to the core.
+/// An input of the core, from the shell.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
-    /// Raft's view of this node has changed.
+    /// This node's role in Raft has changed.
     RaftRoleChanged(RaftRole),
     /// Raft has applied a plan.
     PlanApplied(Plan),
-    /// The response to [`Command::ConfirmQuorum`], which always comes.
+    /// The response to [`Command::CheckQuorum`]. Every check gets one.
     QuorumChecked {
-        /// The command's ticket.
-        ticket: u64,
-        /// A majority confirmed, after the command, that this node leads.
+        /// The id of the check.
+        check_id: u64,
+        /// A quorum confirmed, after the command, that this node is Raft's leader.
         confirmed: bool,
     },
-    /// A committed frame was read, one of this node's own included.
+    /// A committed frame was read, from any node, this one included.
     FrameRead(Box<BeatFrame>),
-    /// The time of [`super::Leadership::deadline`] has come.
+    /// The instant of [`super::Leadership::deadline`] has come. An `Elapsed` before it changes nothing, because the
+    /// core compares each of its instants with the clock; so the shell may send one whenever it wakes up.
     Elapsed,
     /// The tail of `beatframes` was read.
     Tail {
         /// The newest committed frame; `None` if there is no frame.
         frame: Option<Box<BeatFrame>>,
-        /// `barreports` is empty.
+        /// `barreports` is empty. Also true if there is a frame: then `barreports` is not read, because its reports
+        /// show a loss of frames only if `beatframes` is empty.
         no_reports: bool,
     },
-    /// The transactional id is open: every earlier leader is fenced.
+    /// Transactions are initialized: the producer of every earlier leader is fenced.
     TransactionsInitialized,
-    /// The first boundary after the fence was sampled, or the time for it ran out.
+    /// The response to [`Command::SampleBoundary`]: the first boundary after `InitTransactions` was sampled, or not in
+    /// time.
     BoundarySampled,
     /// The frame of [`Command::Publish`] is committed.
     Committed,
     /// The frame may or may not be committed.
     InDoubt,
-    /// Another producer has opened the transactional id.
+    /// Kafka fenced this producer: another one initialized the transactional id, or a transaction timed out.
     Fenced,
-    /// The tail could not be read, or the transactional id could not be opened.
+    /// The tail could not be read, or transactions could not be initialized.
     KafkaUnavailable,
 }
 
-/// Something that the shell must do.
+/// An output of the core, which the shell executes.
 ///
-/// `ReadTail`, `InitTransactions`, `SampleBoundary` and `Publish` go to the publisher: at most one of them is under
-/// way, and each is answered by one event.
+/// `ReadTail`, `InitTransactions`, `SampleBoundary` and `Publish` go to the publisher: at most one of them is pending,
+/// and each is answered by one event.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Command {
-    /// Ask a majority whether this node leads: answered by [`Event::QuorumChecked`].
-    ConfirmQuorum {
-        /// A number for the response to carry.
-        ticket: u64,
+    /// Check with a quorum whether this node is Raft's leader: answered by [`Event::QuorumChecked`].
+    CheckQuorum {
+        /// The id of the check, for the response to carry.
+        check_id: u64,
     },
     /// Read the newest committed frame: [`Event::Tail`] or [`Event::KafkaUnavailable`].
     ReadTail,
-    /// Open the transactional id: [`Event::TransactionsInitialized`], [`Event::Fenced`] or [`Event::KafkaUnavailable`].
+    /// Initialize transactions: [`Event::TransactionsInitialized`], [`Event::Fenced`] or [`Event::KafkaUnavailable`].
     InitTransactions,
-    /// Fetch the ends of `statusclaims`: [`Event::BoundarySampled`].
+    /// Sample the first boundary of a leadership and wait for it, for a limited time: [`Event::BoundarySampled`]. After
+    /// that time the leadership starts with the last frame's boundary.
     SampleBoundary,
     /// Publish the next beat: [`Event::Committed`], [`Event::InDoubt`] or [`Event::Fenced`].
     Publish(Box<BeatFrame>),
-    /// Fetch the ends of `statusclaims` in the background: a beat is near.
+    /// Sample the boundary for the beat that is due soon, in the background. No event answers it: the beat takes the
+    /// newest boundary that is known when it is due.
     RefreshBoundary,
-    /// Drop the transactional producer, without committing or aborting.
+    /// Drop the transactional producer, without a commit or an abort.
     CloseProducer,
     /// Stop sending heartbeats as Raft's leader, so that another node is elected.
     StepDown,
@@ -116,7 +121,7 @@ pub enum Command {
     Stop(StopReason),
 }
 
-/// Why pulse cannot continue.
+/// The reason why pulse cannot continue.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum StopReason {
     /// The topics belong to another cluster.
@@ -129,19 +134,20 @@ pub enum StopReason {
         /// This node's cluster.
         configured: String,
     },
-    /// Another pulse publishes beats for this cluster.
+    /// Another pulse publishes beats for this cluster, and this node has no peers to elect a leader with.
     #[error(
-        "fenced: another pulse, node {node:?}, has published beat {beat} of this cluster; a pulse without peers gives way"
+        "fenced: another pulse, node {node:?}, has published beat {beat} of this cluster; this node has no peers, so it stops"
     )]
     CompetingLeader {
-        /// Its node name.
+        /// The other pulse's node name.
         node: String,
-        /// Its newest beat.
+        /// The other pulse's newest beat.
         beat: i64,
     },
-    /// The frames that reports were made from are gone.
+    /// `beatframes` is empty although beats were published. A first beat with index 0 would repeat window ids.
     #[error(
-        "beatframes is empty but barreports is not: the frames were lost or deleted, and beats must not begin at 0 again"
+        "beatframes is empty although beats were published (barreports has reports, or this node has read frames): the \
+         frames were lost or deleted, and beats must not restart at 0"
     )]
     FramesLost,
 }

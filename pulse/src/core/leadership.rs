@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!               elected                        quorum
-//!  Following ────────────▶ Confirming(TakeOver) ──────▶ ReadingTail ──▶ InitTransactions ──▶ VerifyingTail ─┐
+//!  Standby ──────────────▶ Confirming(TakeOver) ──────▶ ReadingTail ──▶ InitTransactions ──▶ VerifyingTail ─┐
 //!      │                                                   ▲                                                │
 //!      └────────── no leader and beats missed: degraded ───┘                                                │
 //!  ┌────────────────────────────────────────────────────────────────────────────────────────────────────────┘
@@ -24,23 +24,24 @@
 //!  for COMMIT_TIMEOUT
 //!  deadline            AwaitingCompetingLeader                CheckingCompetingLeader
 //!                      Pausing, SteppedDown                   Confirming(TakeOver) as Raft's leader, ReadingTail if
-//!                                                             degraded, otherwise Following
-//!  tail                CheckingCompetingLeader                InitTransactions, or stops if another pulse has beaten
-//!                      ReadingTail, degraded, newer beats     Following
-//!  another leads, or   Waiting, Pausing, SteppedDown,         Following, at once
+//!                                                             degraded, otherwise Standby
+//!  tail                CheckingCompetingLeader                InitTransactions, or stops if another pulse has
+//!                                                             published a beat
+//!                      ReadingTail, degraded, newer beats     Standby
+//!  another leads, or   Waiting, Pausing, SteppedDown,         Standby, at once
 //!  not a voter         AwaitingCompetingLeader
-//!                      ReadingTail, SamplingBoundary,         Following, with the next response
+//!                      ReadingTail, SamplingBoundary,         Standby, with the next response
 //!                      Confirming(FirstBeat),
 //!                      Confirming(Beat), Publishing
-//!                      any other, after a failure             Following
-//!  not confirmed       Confirming(TakeOver), and              Following
+//!                      any other, after a failure             Standby
+//!  not confirmed       Confirming(TakeOver), and              Standby
 //!                      Confirming(FirstBeat) unless degraded
 //! ```
 //!
-//! An election starts a takeover, and a quorum confirms it twice. What makes it safe is Kafka's fence: opening the
-//! transactional id fences every earlier leader, and only what the log says after that is trusted. Without a quorum
-//! the leader goes on, or after a while another node takes over, through the same fence and with frames marked as
-//! degraded.
+//! An election starts a takeover, and a quorum confirms it twice. Kafka's fencing makes it safe: `InitTransactions`
+//! fences the producer of every earlier leader, and only the tail that is read after it is trusted. Without a quorum
+//! the leader continues, or after a while another node takes over, also with `InitTransactions` and with frames marked
+//! as degraded.
 
 use std::time::Duration;
 
@@ -53,39 +54,39 @@ use super::{
 
 /// A leader that could not commit a beat for this long, or for a period if that is longer, steps down.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long before a beat its boundary is sampled, if a quarter of the period is not shorter.
+/// The time before a beat at which its boundary is sampled, or a quarter of the period if that is shorter.
 const BOUNDARY_LEAD: Duration = Duration::from_millis(25);
 /// The pause before the next attempt when Kafka was unavailable.
 const KAFKA_PAUSE: Duration = Duration::from_millis(250);
-/// The first pause after this node was fenced; it doubles each time.
-const FENCE_PAUSE: Duration = Duration::from_millis(50);
+/// The base of the exponential backoff, with jitter, after this node was fenced.
+const FENCE_BACKOFF: Duration = Duration::from_millis(50);
 const MAX_FENCE_DOUBLINGS: u32 = 6;
-/// How long a node without peers waits for a competing leader's beat, after that beat's schedule.
+/// The time that a node without peers waits for a competing leader's beat, from that beat's schedule on.
 const COMPETING_LEADER_MARGIN: Duration = Duration::from_secs(1);
 /// Election timeouts without a confirmed leader after which the cluster counts as leaderless.
 const LEADERLESS_TIMEOUTS: u32 = 5;
-/// How often per election timeout a quorum check that failed is retried.
+/// Retries of a failed quorum check per election timeout.
 const QUORUM_RETRIES_PER_ELECTION_TIMEOUT: u32 = 6;
 
 /// The node's state; the module's documentation draws the transitions.
 #[derive(Debug, Clone, PartialEq)]
 enum State {
-    /// Not publishing: another node leads, or none does.
-    Following,
-    /// Waiting for a quorum to confirm that this node leads.
+    /// Standing by without publishing: another node leads, or none does.
+    Standby,
+    /// Waiting for a quorum to confirm that this node is Raft's leader.
     Confirming(Purpose),
-    /// Reading the tail before fencing anybody.
+    /// Reading the tail before any producer is fenced.
     ReadingTail,
-    /// Opening the transactional id, which fences every earlier leader.
+    /// Initializing transactions, which fences the producer of every earlier leader.
     InitTransactions,
-    /// Reading the tail again, which nobody else can extend now.
+    /// Reading the tail again, which no other node can extend now.
     VerifyingTail,
     /// Sampling the first boundary of this leadership.
     SamplingBoundary,
     /// Waiting for the next beat to be due.
     Waiting {
         due: Duration,
-        /// When to refresh the boundary for the beat; `None` once that was requested.
+        /// The instant at which the boundary for the beat is requested; `None` once it was.
         sample_at: Option<Duration>,
     },
     /// Committing this frame.
@@ -105,7 +106,7 @@ enum State {
 enum Purpose {
     /// The start of a takeover.
     TakeOver,
-    /// Its end: the first beat.
+    /// The end of a takeover: the first beat.
     FirstBeat,
     /// A due beat, which is degraded without a quorum.
     Beat,
@@ -115,8 +116,8 @@ enum Purpose {
 /// response may have been delayed while this node was suspended.
 #[derive(Debug, Default)]
 struct QuorumChecks {
-    /// The number of the last check.
-    ticket: u64,
+    /// The id of the last check.
+    check_id: u64,
     /// Start of the check that is not completed yet.
     pending: Option<Duration>,
     /// Start of the last check that was completed.
@@ -136,17 +137,17 @@ struct ObservedFrame {
 /// A node's role, for the API, logs and metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// It follows another node.
+    /// Another node is Raft's leader.
     Follower,
-    /// It knows no leader, and does not lead.
+    /// No leader of Raft is known, and this node publishes no beats.
     Leaderless,
-    /// It is not a voter of the cluster.
+    /// The node is not a voter of the cluster.
     NonMember,
-    /// It is taking over, or taking over again after a failure.
+    /// The node is taking over, or taking over again after a failure.
     TakingOver,
-    /// It publishes beats.
+    /// The node publishes beats.
     Leader,
-    /// It publishes beats without a quorum.
+    /// The node publishes beats without a quorum.
     DegradedLeader,
 }
 
@@ -161,7 +162,7 @@ pub struct Leadership {
     raft_role: RaftRole,
     raft_term: u64,
     quorum_checks: QuorumChecks,
-    /// When Raft was last known to have a leader.
+    /// The instant at which Raft was last known to have a leader.
     leader_known_at: Duration,
     /// Random extra wait before a takeover without a quorum, so that nodes do not all start at once.
     takeover_delay: Duration,
@@ -169,15 +170,15 @@ pub struct Leadership {
     plan: Option<Plan>,
     /// The plan that is being proposed to Raft.
     proposed: Option<Plan>,
-    /// True from the verified tail behind this node's own fence until it follows.
+    /// True from the tail verified after this node's own `InitTransactions` until it stands by.
     leading: bool,
     /// True while this node takes over or leads without a quorum.
     degraded: bool,
-    /// When this node began the takeover or beat that is not committed yet.
+    /// The instant at which this node began the takeover or beat that is not committed yet.
     uncommitted_since: Option<Duration>,
     /// The frame whose commit is in doubt until the tail is read.
     in_doubt: Option<Box<BeatFrame>>,
-    /// How often this node was fenced since its last commit.
+    /// The number of times that this node was fenced since its last commit.
     times_fenced: u32,
 }
 
@@ -188,7 +189,7 @@ impl Leadership {
             metronome,
             bounds,
             election_timeout,
-            state: State::Following,
+            state: State::Standby,
             raft_role: RaftRole::Leaderless,
             raft_term: 0,
             quorum_checks: QuorumChecks::default(),
@@ -222,7 +223,7 @@ impl Leadership {
                 Role::DegradedLeader
             }
             State::Waiting { .. } | State::Publishing(_) | State::Confirming(Purpose::Beat) => Role::Leader,
-            State::Following | State::SteppedDown { .. } | State::AwaitingCompetingLeader { .. } => {
+            State::Standby | State::SteppedDown { .. } | State::AwaitingCompetingLeader { .. } => {
                 match self.raft_role {
                     RaftRole::Follower { .. } => Role::Follower,
                     RaftRole::NonMember => Role::NonMember,
@@ -238,10 +239,10 @@ impl Leadership {
         matches!(self.raft_role, RaftRole::Follower { .. }) || self.has_quorum(now)
     }
 
-    /// When the shell must send [`Event::Elapsed`], on the monotonic clock.
+    /// The instant at which the shell must send [`Event::Elapsed`], on the monotonic clock.
     pub fn deadline(&self) -> Option<Duration> {
         match &self.state {
-            State::Following => [self.next_quorum_check(), self.takeover_at()].into_iter().flatten().min(),
+            State::Standby => [self.next_quorum_check(), self.takeover_at()].into_iter().flatten().min(),
             State::Waiting { due, sample_at } => {
                 [Some(*due), *sample_at, self.next_quorum_check()].into_iter().flatten().min()
             }
@@ -269,7 +270,7 @@ impl Leadership {
                 self.proposed.take_if(|proposed| *proposed == plan);
                 Vec::new()
             }
-            Event::QuorumChecked { ticket, confirmed } => self.on_quorum(ticket, confirmed, now, boundary),
+            Event::QuorumChecked { check_id, confirmed } => self.on_quorum(check_id, confirmed, now, boundary),
             Event::FrameRead(frame) => {
                 self.observe(&frame, now);
                 Vec::new()
@@ -290,7 +291,7 @@ impl Leadership {
         match self.role() {
             Role::Leader => {}
             Role::DegradedLeader => return Err(Refusal::Unavailable("there is no quorum: the tempo is frozen")),
-            _ => return Err(Refusal::Unavailable("the leader is not publishing beats yet")),
+            _ => return Err(Refusal::Unavailable("this node is not publishing beats")),
         }
         let in_flight = match &self.state {
             State::Publishing(frame) => Some(&**frame),
@@ -333,30 +334,30 @@ impl Leadership {
     }
 
     fn on_raft_role(&mut self, raft_role: RaftRole, now: Now) -> Vec<Command> {
-        if let RaftRole::Leader { term, .. } = &raft_role {
-            self.raft_term = *term;
+        if let RaftRole::Leader { raft_term, .. } = &raft_role {
+            self.raft_term = *raft_term;
         }
         // A leader was known until now, or is known from now on.
         if matches!(self.raft_role, RaftRole::Follower { .. }) || matches!(raft_role, RaftRole::Follower { .. }) {
             self.record_leader(now);
         }
         self.raft_role = raft_role;
-        let must_follow = self.must_follow();
+        let must_stand_by = self.must_stand_by();
         match self.state {
-            State::Following if self.is_raft_leader() => vec![self.confirm(Purpose::TakeOver, now)],
-            State::Waiting { .. } | State::Pausing { .. } | State::AwaitingCompetingLeader { .. } if must_follow => {
-                self.follow()
+            State::Standby if self.is_raft_leader() => vec![self.confirm(Purpose::TakeOver, now)],
+            State::Waiting { .. } | State::Pausing { .. } | State::AwaitingCompetingLeader { .. } if must_stand_by => {
+                self.stand_by()
             }
-            State::SteppedDown { .. } if must_follow => {
-                self.state = State::Following;
+            State::SteppedDown { .. } if must_stand_by => {
+                self.state = State::Standby;
                 vec![Command::Rejoin]
             }
             _ => Vec::new(),
         }
     }
 
-    fn on_quorum(&mut self, ticket: u64, confirmed: bool, now: Now, boundary: &Boundary) -> Vec<Command> {
-        if ticket != self.quorum_checks.ticket {
+    fn on_quorum(&mut self, check_id: u64, confirmed: bool, now: Now, boundary: &Boundary) -> Vec<Command> {
+        if check_id != self.quorum_checks.check_id {
             return Vec::new();
         }
         self.quorum_checks.completed = self.quorum_checks.pending.take();
@@ -376,11 +377,11 @@ impl Leadership {
                 self.degraded = false;
                 self.read_tail(now)
             }
-            (Purpose::TakeOver, false) => self.follow(),
-            (Purpose::FirstBeat | Purpose::Beat, _) if self.must_follow() => self.follow(),
-            (Purpose::FirstBeat, false) if !self.degraded => self.follow(),
+            (Purpose::TakeOver, false) => self.stand_by(),
+            (Purpose::FirstBeat | Purpose::Beat, _) if self.must_stand_by() => self.stand_by(),
+            (Purpose::FirstBeat, false) if !self.degraded => self.stand_by(),
             (Purpose::FirstBeat, confirmed) => {
-                // Only a confirmation after the fence counts for the first beat behind it.
+                // For the first beat only a confirmation after `InitTransactions` counts.
                 self.quorum_checks.confirmed.take_if(|_| !confirmed);
                 self.wait(now)
             }
@@ -393,11 +394,11 @@ impl Leadership {
         let is_takeover_due = has_passed(self.takeover_at());
         let must_check_quorum = has_passed(self.next_quorum_check());
         match &mut self.state {
-            State::Following if is_takeover_due => {
+            State::Standby if is_takeover_due => {
                 self.degraded = true;
                 self.read_tail(now)
             }
-            State::Following if must_check_quorum => vec![self.confirm(Purpose::TakeOver, now)],
+            State::Standby if must_check_quorum => vec![self.confirm(Purpose::TakeOver, now)],
             State::Waiting { due, .. } if *due <= now.monotonic => {
                 let needs_check = self.is_raft_leader() && !self.has_recent_quorum_check(now);
                 if needs_check { vec![self.confirm(Purpose::Beat, now)] } else { self.publish(now, boundary) }
@@ -431,7 +432,7 @@ impl Leadership {
     /// Processes the response to a command that the publisher carried out.
     fn on_kafka_response(&mut self, response: Event, now: Now) -> Vec<Command> {
         let response = if self.is_stale_tail(&response) { Event::KafkaUnavailable } else { response };
-        match (std::mem::replace(&mut self.state, State::Following), response) {
+        match (std::mem::replace(&mut self.state, State::Standby), response) {
             (State::ReadingTail, Event::Tail { frame, no_reports }) => self.on_tail(frame.as_deref(), no_reports, now),
             (State::CheckingCompetingLeader, Event::Tail { frame, .. }) => {
                 match self.competing_leader(frame.as_deref()) {
@@ -444,8 +445,8 @@ impl Leadership {
                 self.enter(State::VerifyingTail, Command::ReadTail)
             }
             (State::SamplingBoundary, Event::BoundarySampled) => {
-                if self.must_follow() {
-                    self.follow()
+                if self.must_stand_by() {
+                    self.stand_by()
                 } else if self.degraded && !self.is_raft_leader() {
                     self.wait(now)
                 } else {
@@ -453,17 +454,17 @@ impl Leadership {
                 }
             }
             (State::Publishing(frame), Event::Committed) => {
-                self.metronome.resume(*frame);
+                self.metronome.set_last(*frame);
                 self.uncommitted_since = None;
                 self.times_fenced = 0;
-                if self.must_follow() { self.follow() } else { self.wait(now) }
+                if self.must_stand_by() { self.stand_by() } else { self.wait(now) }
             }
             (State::Publishing(frame), Event::InDoubt) => {
                 self.in_doubt = Some(frame);
-                if let Some(commands) = self.follow_or_step_down(now) {
+                if let Some(commands) = self.stand_by_or_step_down(now) {
                     commands
                 } else if self.is_raft_leader() && !self.has_recent_quorum_check(now) {
-                    // If this node was suspended, opening the id now would fence a newer leader.
+                    // If this node was suspended, initializing transactions now would fence a newer leader.
                     vec![self.confirm(Purpose::TakeOver, now)]
                 } else {
                     self.enter(State::InitTransactions, Command::InitTransactions)
@@ -477,7 +478,7 @@ impl Leadership {
             (
                 State::ReadingTail | State::InitTransactions | State::VerifyingTail | State::CheckingCompetingLeader,
                 Event::KafkaUnavailable,
-            ) => self.follow_or_step_down(now).unwrap_or_else(|| {
+            ) => self.stand_by_or_step_down(now).unwrap_or_else(|| {
                 self.enter(State::Pausing { until: now.monotonic + KAFKA_PAUSE }, Command::CloseProducer)
             }),
             (state, response) => unreachable!("{response:?} is not a response to a command of {state:?}"),
@@ -503,13 +504,13 @@ impl Leadership {
         }
         // Without a quorum, a node takes over only if no other node publishes beats.
         let may_take_over = !self.degraded || self.takeover_at().is_some_and(|at| at <= now.monotonic);
-        if self.must_follow() || !may_take_over {
-            return self.follow();
+        if self.must_stand_by() || !may_take_over {
+            return self.stand_by();
         }
         self.enter(State::InitTransactions, Command::InitTransactions)
     }
 
-    /// Continues from the tail read behind the fence: only this node can append a frame now.
+    /// Continues from the tail read after `InitTransactions`: only this node can append a frame now.
     fn on_verified_tail(&mut self, frame: Option<Box<BeatFrame>>, no_reports: bool, now: Now) -> Vec<Command> {
         if let Some(reason) = self.stop_reason(frame.as_deref(), no_reports) {
             return vec![Command::Stop(reason)];
@@ -521,7 +522,7 @@ impl Leadership {
         self.in_doubt = None;
         if let Some(frame) = frame {
             self.observe(&frame, now);
-            self.metronome.resume(*frame);
+            self.metronome.set_last(*frame);
         }
         if !self.leading {
             self.leading = true;
@@ -547,15 +548,15 @@ impl Leadership {
         // Without a quorum the plan may be outdated, so the tempo does not change.
         let plan = self.plan.as_ref().filter(|_| !self.degraded);
         self.uncommitted_since.get_or_insert(now.monotonic);
-        let mut frame = Box::new(self.metronome.beat(now.wall(), boundary, plan));
+        let mut frame = Box::new(self.metronome.build_frame(now.wall(), boundary, plan));
         frame.degraded = self.degraded;
         self.enter(State::Publishing(frame.clone()), Command::Publish(frame))
     }
 
     fn on_fenced(&mut self, now: Now) -> Vec<Command> {
         self.times_fenced += 1;
-        if self.must_follow() {
-            return self.follow();
+        if self.must_stand_by() {
+            return self.stand_by();
         }
         self.state = if self.is_sole_voter() {
             let until_due = self.metronome.due().map_or(0, |due| due.millis_since(now.wall()));
@@ -564,37 +565,37 @@ impl Leadership {
                 until: now.monotonic + until_due + COMPETING_LEADER_MARGIN.mul_f64(1.0 + now.random / 2.0),
             }
         } else {
-            let doubled = FENCE_PAUSE * 2_u32.pow(self.times_fenced.min(MAX_FENCE_DOUBLINGS));
-            State::Pausing { until: now.monotonic + doubled.mul_f64(0.5 + now.random / 2.0) }
+            let backoff = FENCE_BACKOFF * 2_u32.pow(self.times_fenced.min(MAX_FENCE_DOUBLINGS));
+            State::Pausing { until: now.monotonic + backoff.mul_f64(0.5 + now.random / 2.0) }
         };
         vec![Command::CloseProducer]
     }
 
-    /// Starts another attempt, unless this node no longer leads.
+    /// Starts another attempt to publish, unless this node must no longer lead.
     fn retry(&mut self, now: Now) -> Vec<Command> {
         if self.is_raft_leader() {
             vec![self.confirm(Purpose::TakeOver, now)]
-        } else if self.degraded && !self.must_follow() {
+        } else if self.degraded && !self.must_stand_by() {
             self.read_tail(now)
         } else {
-            self.follow()
+            self.stand_by()
         }
     }
 
-    /// Gives up the leadership, or the attempt at it.
-    fn follow(&mut self) -> Vec<Command> {
+    /// Gives up the leadership, or the attempt at it, and stands by.
+    fn stand_by(&mut self) -> Vec<Command> {
         self.leading = false;
         self.degraded = false;
         self.in_doubt = None;
         self.uncommitted_since = None;
         self.proposed = None;
-        self.enter(State::Following, Command::CloseProducer)
+        self.enter(State::Standby, Command::CloseProducer)
     }
 
-    /// After a failure: follows or steps down, or returns `None` if this node should try again.
-    fn follow_or_step_down(&mut self, now: Now) -> Option<Vec<Command>> {
-        if self.must_follow() {
-            Some(self.follow())
+    /// Reacts to a failure: stands by or steps down, or returns `None` if this node should try again.
+    fn stand_by_or_step_down(&mut self, now: Now) -> Option<Vec<Command>> {
+        if self.must_stand_by() {
+            Some(self.stand_by())
         } else if self.must_step_down(now) {
             Some(self.step_down(now))
         } else {
@@ -603,7 +604,7 @@ impl Leadership {
     }
 
     fn step_down(&mut self, now: Now) -> Vec<Command> {
-        let commands = self.follow();
+        let commands = self.stand_by();
         self.state = State::SteppedDown { until: now.monotonic + self.leaderless_after() };
         commands.into_iter().chain([Command::StepDown]).collect()
     }
@@ -619,12 +620,12 @@ impl Leadership {
     }
 
     fn quorum_check(&mut self, now: Now) -> Command {
-        self.quorum_checks.ticket += 1;
+        self.quorum_checks.check_id += 1;
         self.quorum_checks.pending = Some(now.monotonic);
-        Command::ConfirmQuorum { ticket: self.quorum_checks.ticket }
+        Command::CheckQuorum { check_id: self.quorum_checks.check_id }
     }
 
-    /// When the next quorum check is due: as Raft's leader once per election timeout, and sooner after a failed one.
+    /// The instant of the next quorum check: as Raft's leader once per election timeout, and sooner after a failed one.
     fn next_quorum_check(&self) -> Option<Duration> {
         let was_confirmed = self.quorum_checks.confirmed == self.quorum_checks.completed;
         let interval = if was_confirmed {
@@ -646,10 +647,10 @@ impl Leadership {
         self.quorum_checks.completed.is_some_and(|at| now.monotonic.saturating_sub(at) <= self.leaderless_after())
     }
 
-    /// When this node may take over without a quorum: the cluster has been leaderless, and more than one beat was
-    /// missed.
+    /// The instant from which this node may take over without a quorum: by then the cluster has been leaderless for
+    /// long, and more than one beat was missed.
     fn takeover_at(&self) -> Option<Duration> {
-        let observed = self.observed.as_ref().filter(|_| !self.must_follow())?;
+        let observed = self.observed.as_ref().filter(|_| !self.must_stand_by())?;
         let missed = observed.at + observed.period * 2;
         Some(missed.max(self.leader_known_at + self.leaderless_after()) + self.takeover_delay)
     }
@@ -682,12 +683,12 @@ impl Leadership {
         matches!(self.raft_role, RaftRole::Leader { sole_voter: true, .. })
     }
 
-    /// Returns true if this node must not lead: another node does, or this one is not a voter.
-    fn must_follow(&self) -> bool {
+    /// Returns true if this node must stand by: another node is Raft's leader, or this one is not a voter.
+    fn must_stand_by(&self) -> bool {
         matches!(self.raft_role, RaftRole::Follower { .. } | RaftRole::NonMember)
     }
 
-    /// Why pulse must not continue after this tail, if it must not.
+    /// Returns the reason why pulse must not continue after this tail, or `None` if it may.
     fn stop_reason(&self, frame: Option<&BeatFrame>, no_reports: bool) -> Option<StopReason> {
         let cluster_id = self.metronome.cluster_id();
         match frame {

@@ -35,8 +35,8 @@ impl Metronome {
         Self { initial_config, node, clock: HlcClock::new(hlc_node), term: 0, last: None, position: 0 }
     }
 
-    /// Continues after `last`, the newest committed frame.
-    pub fn resume(&mut self, last: BeatFrame) {
+    /// Sets the newest committed frame, after which the schedule continues.
+    pub fn set_last(&mut self, last: BeatFrame) {
         self.clock.observe(last.hlc);
         let follows = last.beat_index == self.next_beat();
         self.position = match (last.downbeat, follows) {
@@ -47,7 +47,7 @@ impl Metronome {
         self.last = Some(last);
     }
 
-    /// Begins a leadership, with a term above that of every earlier frame and not below Raft's.
+    /// Begins a leadership. Its frames' term is above that of every earlier frame, and not below Raft's.
     pub fn take_over(&mut self, raft_term: u64) {
         let newest = self.term.max(self.last.as_ref().map_or(0, |last| last.term));
         self.term = (newest + 1).max(raft_term as i64);
@@ -73,7 +73,7 @@ impl Metronome {
         self.last.as_ref().map_or(BeatIndex::ZERO, |last| last.beat_index.plus(1))
     }
 
-    /// When the next beat is due; `None` before a cluster's first beat, which is due at once.
+    /// The instant at which the next beat is due; `None` before a cluster's first beat, which is due at once.
     pub fn due(&self) -> Option<Timestamp> {
         self.last.as_ref().map(|last| last.deadline_at)
     }
@@ -83,9 +83,9 @@ impl Metronome {
         self.last.as_ref().map_or(self.initial_config.tempo, |last| last.tempo_bpm)
     }
 
-    /// Returns the next beat's frame, emitted at `now` with the boundary sampled just before. `plan` takes effect at
+    /// Builds the next beat's frame, emitted at `now` with the boundary sampled just before. `plan` takes effect at
     /// downbeats only.
-    pub fn beat(&mut self, now: Timestamp, boundary: &Boundary, plan: Option<&Plan>) -> BeatFrame {
+    pub fn build_frame(&mut self, now: Timestamp, boundary: &Boundary, plan: Option<&Plan>) -> BeatFrame {
         let hlc = self.clock.tick(now);
         match &self.last {
             None => self.first_frame(now, hlc, boundary),
@@ -206,8 +206,8 @@ mod tests {
     }
 
     fn beat_with_plan(metronome: &mut Metronome, now: i64, plan: Option<&Plan>) -> BeatFrame {
-        let frame = metronome.beat(Timestamp::from_millis(now), &Boundary::default(), plan);
-        metronome.resume(frame.clone());
+        let frame = metronome.build_frame(Timestamp::from_millis(now), &Boundary::default(), plan);
+        metronome.set_last(frame.clone());
         frame
     }
 
@@ -276,9 +276,9 @@ mod tests {
         let last = first.last().expect("a last frame").clone();
         // With other flags, and a wall clock five minutes behind.
         let mut second = metronome("120", 8);
-        second.resume(last.clone());
+        second.set_last(last.clone());
         second.take_over(7);
-        let next = second.beat(last.emitted_at.plus_millis(-300_000), &Boundary::default(), None);
+        let next = second.build_frame(last.emitted_at.plus_millis(-300_000), &Boundary::default(), None);
         assert_eq!((next.beat_index.get(), next.term, next.bar_length), (6, 7, 4));
         assert_eq!(next.tempo_bpm, last.tempo_bpm);
         assert!(next.hlc.is_after(last.hlc));
@@ -326,7 +326,7 @@ mod tests {
         let downbeats: Vec<i64> = frames.iter().filter(|f| f.downbeat).map(|f| f.beat_index.get()).collect();
         assert_eq!(downbeats, [0, 4, 6, 8]);
         assert_eq!(metronome.next_downbeat(None).get(), 10);
-        let in_flight = metronome.beat(Timestamp::from_millis(9_000), &Boundary::default(), Some(&plan));
+        let in_flight = metronome.build_frame(Timestamp::from_millis(9_000), &Boundary::default(), Some(&plan));
         assert_eq!(metronome.next_downbeat(Some(&in_flight)).get(), 10);
     }
 }

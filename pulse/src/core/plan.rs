@@ -5,11 +5,11 @@ use serde::{Deserialize, Serialize};
 
 /// The change that was committed last. Raft replicates it, so that every leader carries it out.
 ///
-/// It takes effect at the first downbeat at or after `from`. Every downbeat changes the tempo by at most 10 % towards
-/// `tempo`: so a distant tempo is reached by a ramp, and a plan that a new leader finds overdue causes no jump.
+/// The plan takes effect at the first downbeat at or after `from`. Every downbeat changes the tempo by at most 10 %
+/// towards `tempo`: so a distant tempo is reached by a ramp, and a plan that a new leader finds overdue causes no jump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {
-    /// The first beat at which it may take effect.
+    /// The first beat at which the plan may take effect.
     pub from: BeatIndex,
     /// The tempo to reach.
     pub tempo: Tempo,
@@ -52,7 +52,7 @@ pub struct TempoBounds {
 /// The longest bar, in beats.
 pub const MAX_BAR_LENGTH: u16 = 1_000;
 
-/// Why a request is refused.
+/// The reason why a request is refused.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Refusal {
     /// The tempo is out of bounds.
@@ -78,7 +78,7 @@ pub enum Refusal {
     #[error("bar_length {0} is out of range; allowed are 1 to 1000 beats, and no less than the grace of {1} beats")]
     BarLength(u16, u16),
     /// An earlier change is not yet carried out.
-    #[error("a change to {} in bars of {}, from beat {}, is under way, now at {current}; wait for it or cancel it", plan.tempo, plan.bar_length, plan.from)]
+    #[error("a change to {} in bars of {}, from beat {}, is pending, now at {current}; wait for it or cancel it", plan.tempo, plan.bar_length, plan.from)]
     Pending {
         /// The earlier change.
         plan: Plan,
@@ -86,7 +86,7 @@ pub enum Refusal {
         current: Tempo,
     },
     /// There is no pending change to cancel.
-    #[error("no change is under way")]
+    #[error("no change is pending")]
     NothingPending,
     /// This node cannot change the plan at the moment.
     #[error("{0}")]

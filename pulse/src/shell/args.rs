@@ -34,7 +34,8 @@ pub struct Args {
     #[arg(long, conflicts_with = "peers", requires = "raft_bind")]
     pub join: bool,
 
-    /// The address at which other nodes reach Raft; by default this node's in --peers, and none without peers.
+    /// The address that Raft listens on; by default this node's in --peers. Without --peers it is also the address that
+    /// other nodes connect to, and by default there is none.
     #[arg(long, env = "BACKBEAT_RAFT_BIND")]
     raft_bind: Option<SocketAddr>,
 
@@ -42,7 +43,7 @@ pub struct Args {
     #[arg(long, env = "BACKBEAT_RAFT_SECRET_FILE", value_name = "FILE")]
     raft_secret_file: Option<PathBuf>,
 
-    /// A file with the token that requests which change something must carry.
+    /// A file with the bearer token that write requests must carry.
     #[arg(long, env = "BACKBEAT_ADMIN_TOKEN_FILE", value_name = "FILE")]
     admin_token_file: Option<PathBuf>,
 
@@ -87,11 +88,11 @@ pub struct Args {
     pub log: LogArgs,
 }
 
-/// The prototype's tempo bounds.
+/// The default tempo bounds.
 const DEFAULT_MIN_BPM: f64 = 1.0;
 const DEFAULT_MAX_BPM: f64 = 24.0;
 
-/// Below this, 10 % of a tempo would be less than the smallest tempo step.
+/// The lowest possible bound: 10 % of a slower tempo would be less than the smallest tempo step.
 const SLOWEST_BPM: f64 = 0.01;
 
 /// A flag with an invalid value.
@@ -177,10 +178,10 @@ impl Args {
         bounds.map(|(min, max)| TempoBounds { min, max }).ok_or(FlagError::Bounds { min, max })
     }
 
-    /// Logs a warning if the tempo bounds are not the standard ones.
+    /// Logs a warning if the tempo bounds are not the default ones.
     pub(crate) fn warn_about_bounds(&self) {
         if self.min_bpm != DEFAULT_MIN_BPM || self.max_bpm != DEFAULT_MAX_BPM {
-            tracing::warn!(min = self.min_bpm, max = self.max_bpm, "tempo bounds differ from the standard 1 to 24 BPM");
+            tracing::warn!(min = self.min_bpm, max = self.max_bpm, "tempo bounds differ from the default 1 to 24 BPM");
         }
     }
 
@@ -242,7 +243,7 @@ impl Args {
         Ok(())
     }
 
-    /// The policy for requests that change something.
+    /// The authorization of write requests.
     pub(crate) fn write_authorization(&self) -> anyhow::Result<WriteAuthorization> {
         Ok(match &self.admin_token_file {
             Some(path) => WriteAuthorization::Token(Secret::read(path)?),
@@ -278,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn initial_config_without_flags_is_the_prototypes() {
+    fn initial_config_without_flags_has_the_defaults() {
         let initial_config = initial_config(&[]).expect("defaults are allowed");
         assert_eq!((initial_config.tempo.bpm(), initial_config.bar_length, initial_config.grace_beats), (1.0, 8, 0));
     }
@@ -305,8 +306,8 @@ mod tests {
         let args = args(&["--node", "a", "--peers", peers]);
         assert_eq!(args.bootstrap_nodes().expect("valid peers").len(), 2);
         assert_eq!(args.raft_listen_address().as_deref(), Some("127.0.0.1:9001"));
-        let outsider = self::args(&["--node", "c", "--peers", peers]);
-        let error = outsider.bootstrap_nodes().expect_err("not among the peers").to_string();
+        let stranger = self::args(&["--node", "c", "--peers", peers]);
+        let error = stranger.bootstrap_nodes().expect_err("not among the peers").to_string();
         assert_eq!(error, "--peers names a, b, but not this node, \"c\" (--node)");
         for wrong in ["a", "a=", "a=host", "a=host:x", "a=:1", "=host:1", "a=host:0"] {
             assert!(Args::try_parse_from(["pulse", "--peers", wrong]).is_err(), "{wrong}");

@@ -1,7 +1,8 @@
-//! Samples the boundary in the background, so that it adds no jitter to a beat.
+//! Samples the boundary, the last stable offset (LSO) of every partition of `statusclaims`, in the background, so that
+//! it adds no jitter to a beat.
 //!
-//! One thread per partition leader, a broker that leads partitions of `statusclaims`: with a slow broker only that
-//! broker's partitions become stale.
+//! One sampler thread for each broker that is a partition leader: with a slow broker only that broker's partitions
+//! become stale. A metadata thread keeps the sampler threads in line with the partition leaders.
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -23,22 +24,22 @@ const METADATA_INTERVAL: Duration = Duration::from_secs(5);
 const METADATA_RETRY_INTERVAL: Duration = Duration::from_millis(200);
 /// Kafka counts as unavailable if no broker has answered for this long.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// A log end below the boundary for this long is not a stale response: the topic was lost or recreated.
+/// A last stable offset below the boundary for this long is not a stale response: the topic was lost or recreated.
 const LOST_AFTER: Duration = Duration::from_secs(30);
 
 /// The newest boundary, and when it was sampled.
 #[derive(Debug, Default)]
 struct Sampled {
     boundary: Boundary,
-    /// When the newest end of each partition was requested.
+    /// By partition, the instant at which the newest offset was requested.
     requested_at: BTreeMap<i32, Instant>,
-    /// The partitions whose log ends lie below the boundary.
+    /// The partitions whose last stable offsets lie below the boundary.
     below: BTreeMap<i32, BelowBoundary>,
-    /// When any broker answered last.
+    /// The instant at which any broker answered last.
     last_response: Option<Instant>,
 }
 
-/// A log end below the boundary, with the first and the last request that returned such an end.
+/// A last stable offset below the boundary, with the first and the last request that returned such an offset.
 #[derive(Debug, Clone, Copy)]
 struct BelowBoundary {
     end: i64,
@@ -49,8 +50,8 @@ struct BelowBoundary {
 /// A partition of `statusclaims` has lost offsets that a boundary already contains.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "statusclaims-{partition} ends at offset {end}, below the boundary {boundary} already sampled, for over 30 s: \
-     the topic was lost or recreated, and its claims no longer match the beats"
+    "the last stable offset of statusclaims-{partition} has been {end} for over 30 s, below the boundary {boundary} already \
+     sampled: the topic was lost or recreated, and its claims no longer match the beats"
 )]
 pub(crate) struct LogLost {
     partition: i32,
@@ -61,43 +62,44 @@ pub(crate) struct LogLost {
 /// The threads that sample boundaries. They end when this is dropped.
 pub(crate) struct BoundarySampler {
     shared: Arc<Shared>,
-    /// Dropped to end the metadata thread.
-    _running: Sender<()>,
+    /// Dropped to stop the metadata thread.
+    _stop_sender: Sender<()>,
 }
 
 struct Shared {
     ends: ClaimEnds,
     sampled: Mutex<Sampled>,
-    partition_leaders: Mutex<BTreeMap<i32, PartitionLeader>>,
+    /// By the id of the broker that the thread asks.
+    sampler_threads: Mutex<BTreeMap<i32, SamplerThread>>,
 }
 
-/// The handle of the thread that fetches ends from one broker; the thread ends when this is dropped.
-struct PartitionLeader {
-    wake: Sender<()>,
+/// The handle of the thread that samples the partitions of one partition leader. The thread stops when this is dropped.
+struct SamplerThread {
+    wake_sender: Sender<()>,
     partitions: Arc<Mutex<Vec<i32>>>,
 }
 
 impl BoundarySampler {
     pub(crate) fn start(ends: ClaimEnds) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared { ends, sampled: Mutex::default(), partition_leaders: Mutex::default() });
-        let (running, ended) = channel();
+        let shared = Arc::new(Shared { ends, sampled: Mutex::default(), sampler_threads: Mutex::default() });
+        let (stop_sender, stop_receiver) = channel();
         let for_thread = Arc::clone(&shared);
         thread::Builder::new()
             .name("claim-metadata".into())
-            .spawn(move || follow_partition_leaders(&for_thread, &ended))?;
-        Ok(Self { shared, _running: running })
+            .spawn(move || refresh_partition_leaders(&for_thread, &stop_receiver))?;
+        Ok(Self { shared, _stop_sender: stop_sender })
     }
 
     /// Requests a new sample now, in the background.
     pub(crate) fn refresh(&self) {
-        for leader in lock(&self.shared.partition_leaders).values() {
-            // It fails only if the thread has ended.
-            let _ = leader.wake.send(());
+        for thread in lock(&self.shared.sampler_threads).values() {
+            // Fails only if the thread has ended.
+            let _ = thread.wake_sender.send(());
         }
     }
 
-    /// Raises the boundary to at least `boundary`, the last frame's, since boundaries never go back.
-    pub(crate) fn raise_to(&self, boundary: Boundary) {
+    /// Advances the boundary to `boundary`, the last frame's, where that is higher: boundaries never go back.
+    pub(crate) fn advance_to(&self, boundary: Boundary) {
         let mut sampled = lock(&self.shared.sampled);
         let mut merged = boundary;
         merged.advance_to(&sampled.boundary);
@@ -109,7 +111,7 @@ impl BoundarySampler {
         lock(&self.shared.sampled).boundary.clone()
     }
 
-    /// Returns true if every partition's end was requested at or after `since`.
+    /// Returns true if every partition's offset was requested at or after `since`.
     pub(crate) fn is_fresh(&self, since: Instant) -> bool {
         let sampled = lock(&self.shared.sampled);
         !sampled.requested_at.is_empty() && sampled.requested_at.values().all(|requested| *requested >= since)
@@ -129,14 +131,14 @@ impl BoundarySampler {
             Err(LogLost {
                 partition: *partition,
                 end: below.end,
-                boundary: sampled.boundary.end(*partition).unwrap_or(0),
+                boundary: sampled.boundary.offset(*partition).unwrap_or(0),
             })
         })
     }
 }
 
-/// Keeps one thread running for each broker that leads partitions.
-fn follow_partition_leaders(shared: &Arc<Shared>, running: &Receiver<()>) {
+/// Fetches the partition leaders from time to time, and keeps one sampler thread running for each.
+fn refresh_partition_leaders(shared: &Arc<Shared>, stop_receiver: &Receiver<()>) {
     loop {
         let mut interval = METADATA_RETRY_INTERVAL;
         match shared.ends.partitions_by_leader(FETCH_TIMEOUT) {
@@ -149,8 +151,8 @@ fn follow_partition_leaders(shared: &Arc<Shared>, running: &Receiver<()>) {
             }
             Err(error) => tracing::warn!(%error, "cannot fetch the partition leaders of statusclaims"),
         }
-        if running.recv_timeout(interval) == Err(RecvTimeoutError::Disconnected) {
-            lock(&shared.partition_leaders).clear();
+        if stop_receiver.recv_timeout(interval) == Err(RecvTimeoutError::Disconnected) {
+            lock(&shared.sampler_threads).clear();
             return;
         }
     }
@@ -162,28 +164,30 @@ fn assign(shared: &Arc<Shared>, by_leader: BTreeMap<i32, Vec<i32>>) {
     for partition in by_leader.values().flatten() {
         lock(&shared.sampled).requested_at.entry(*partition).or_insert(long_ago);
     }
-    let mut partition_leaders = lock(&shared.partition_leaders);
-    partition_leaders.retain(|leader, _| by_leader.contains_key(leader));
+    let mut sampler_threads = lock(&shared.sampler_threads);
+    sampler_threads.retain(|leader, _| by_leader.contains_key(leader));
     for (leader, partitions) in by_leader.into_iter().filter(|(leader, _)| *leader >= 0) {
-        if let Some(known) = partition_leaders.get(&leader) {
+        if let Some(known) = sampler_threads.get(&leader) {
             *lock(&known.partitions) = partitions;
             continue;
         }
-        let (wake, woken) = channel();
+        let (wake_sender, wake_receiver) = channel();
         let partitions = Arc::new(Mutex::new(partitions));
         let (for_thread, its_partitions) = (Arc::clone(shared), Arc::clone(&partitions));
         match thread::Builder::new()
             .name("claim-ends".into())
-            .spawn(move || sample_partitions(&for_thread, &its_partitions, &woken))
+            .spawn(move || sample_partitions(&for_thread, &its_partitions, &wake_receiver))
         {
-            Ok(_) => drop(partition_leaders.insert(leader, PartitionLeader { wake, partitions })),
-            Err(error) => tracing::warn!(%error, leader, "cannot start a thread to fetch log ends from this broker"),
+            Ok(_) => drop(sampler_threads.insert(leader, SamplerThread { wake_sender, partitions })),
+            Err(error) => {
+                tracing::warn!(%error, leader, "cannot start a thread to sample the partitions of this leader");
+            }
         }
     }
 }
 
-/// Fetches the ends of one broker's partitions until its [`PartitionLeader`] is dropped.
-fn sample_partitions(shared: &Shared, partitions: &Mutex<Vec<i32>>, woken: &Receiver<()>) {
+/// Samples the partitions of one partition leader until its [`SamplerThread`] is dropped.
+fn sample_partitions(shared: &Shared, partitions: &Mutex<Vec<i32>>, wake_receiver: &Receiver<()>) {
     loop {
         let requested = Instant::now();
         // Copied, because no lock may be held while the broker is asked: it would block the conductor.
@@ -192,8 +196,9 @@ fn sample_partitions(shared: &Shared, partitions: &Mutex<Vec<i32>>, woken: &Rece
         record(&mut lock(&shared.sampled), &ends, requested);
         // Random, so that nodes which started together do not send their requests together.
         let pause = REFRESH_INTERVAL.mul_f64(rand::rng().random_range(0.8..1.0));
-        match woken.recv_timeout(pause) {
-            Ok(()) => while woken.try_recv().is_ok() {},
+        match wake_receiver.recv_timeout(pause) {
+            // Several requests at once are answered by one sample.
+            Ok(()) => while wake_receiver.try_recv().is_ok() {},
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
@@ -202,7 +207,7 @@ fn sample_partitions(shared: &Shared, partitions: &Mutex<Vec<i32>>, woken: &Rece
 
 fn record(sampled: &mut Sampled, ends: &[(i32, i64)], requested: Instant) {
     for (partition, end) in ends {
-        if sampled.boundary.end(*partition).is_some_and(|boundary| *end < boundary) {
+        if sampled.boundary.offset(*partition).is_some_and(|boundary| *end < boundary) {
             let below = sampled.below.entry(*partition).or_insert(BelowBoundary {
                 end: *end,
                 first: requested,
@@ -232,12 +237,12 @@ mod tests {
         let start = Instant::now();
         record(&mut sampled, &[(0, 10)], start);
         record(&mut sampled, &[(0, 7)], start + Duration::from_secs(1));
-        let below = sampled.below.into_values().next().expect("an end below the boundary");
+        let below = sampled.below.into_values().next().expect("an offset below the boundary");
         assert!(below.last - below.first < LOST_AFTER);
     }
 
     #[test]
-    fn ends_below_the_boundary_for_30_s_are_a_lost_log_until_a_newer_end_clears_them() {
+    fn offsets_below_the_boundary_for_30_s_are_a_lost_log_until_a_newer_offset_clears_them() {
         let mut sampled = Sampled::default();
         let start = Instant::now();
         record(&mut sampled, &[(0, 10)], start);

@@ -1,7 +1,7 @@
 //! The conductor thread: receives events, passes them to the core, and executes the core's commands.
 //!
 //! ```text
-//!   raft ──────┐                              ┌─▶ raft (confirm a quorum, step down)
+//!   raft ──────┐                              ┌─▶ raft (check the quorum, step down)
 //!   watcher ───┼─▶ inputs ─▶ core::Leadership ┼─▶ publisher ─▶ Kafka
 //!   publisher ─┘                   ▲          └─▶ boundary sampler
 //!                                clock
@@ -23,8 +23,8 @@ use super::raft::RaftNode;
 use super::status::SharedStatus;
 use crate::core::{Command, Event, InitialConfig, Leadership, Now, Plan, PlanRequest, RaftRole, Refusal, Role};
 
-/// The longest wait for an input, so that a lost topic is noticed in time.
-const MAX_WAIT: Duration = Duration::from_secs(1);
+/// The longest wait for an input, so that a lost topic is noticed in time even at a slow tempo.
+const IDLE_WAIT: Duration = Duration::from_secs(1);
 
 /// An input of the conductor.
 pub(crate) enum ConductorInput {
@@ -52,17 +52,17 @@ pub(crate) struct Conductor {
     pub(crate) status: SharedStatus,
 }
 
-/// State that metrics and logs need besides the core's, above all to measure takeovers.
+/// The conductor's own observations, for metrics and logs.
 #[derive(Default)]
-struct TakeoverStatistics {
-    /// When Raft elected this node, until the first beat after that.
+struct Observations {
+    /// The instant at which Raft elected this node, until the first beat after it.
     elected: Option<Instant>,
     /// The flags were compared with a frame.
     flags_compared: bool,
-    /// When the next beat's boundary was requested.
+    /// The instant at which the next beat's boundary was requested.
     boundary_requested: Option<Instant>,
     raft_role: Option<RaftRole>,
-    /// The last known leader.
+    /// The last known leader of Raft.
     leader: Option<String>,
     role: Option<Role>,
 }
@@ -70,12 +70,10 @@ struct TakeoverStatistics {
 impl Conductor {
     /// Runs until [`ConductorInput::Shutdown`], or until pulse cannot continue. Blocks.
     pub(crate) fn run(mut self, inputs: &Receiver<ConductorInput>) -> anyhow::Result<()> {
-        let mut takeover = TakeoverStatistics::default();
+        let mut observations = Observations::default();
         loop {
-            let input = match self.leadership.deadline() {
-                Some(at) => inputs.recv_timeout(at.saturating_sub(self.clock.monotonic())),
-                None => inputs.recv_timeout(MAX_WAIT),
-            };
+            let until_deadline = self.leadership.deadline().map(|at| at.saturating_sub(self.clock.monotonic()));
+            let input = inputs.recv_timeout(until_deadline.map_or(IDLE_WAIT, |wait| wait.min(IDLE_WAIT)));
             self.boundary_sampler.check_for_lost_log()?;
             let event = match input {
                 Ok(ConductorInput::Event(event)) => event,
@@ -90,22 +88,23 @@ impl Conductor {
                     self.leadership.give_up_proposal();
                     continue;
                 }
+                // Before the deadline too: the core ignores it then.
                 Err(RecvTimeoutError::Timeout) => Event::Elapsed,
                 Ok(ConductorInput::Shutdown) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             };
-            self.record(&event, &mut takeover);
+            self.record(&event, &mut observations);
             let boundary = self.boundary_sampler.current();
             for command in self.leadership.on(event, self.clock.now(), &boundary) {
-                self.execute(command, &mut takeover)?;
+                self.execute(command, &mut observations)?;
             }
-            self.publish_status(&mut takeover);
+            self.publish_status(&mut observations);
         }
     }
 
-    fn execute(&self, command: Command, takeover: &mut TakeoverStatistics) -> anyhow::Result<()> {
+    fn execute(&self, command: Command, observations: &mut Observations) -> anyhow::Result<()> {
         tracing::debug!(?command, "executing a command of the core");
         match command {
-            Command::ConfirmQuorum { ticket } => {
+            Command::CheckQuorum { check_id } => {
                 let (raft, inputs) = (self.raft.clone(), self.inputs.clone());
                 self.runtime.spawn(async move {
                     let confirmed = raft.confirm_leadership().await;
@@ -114,11 +113,11 @@ impl Conductor {
                     if let Some(plan) = *raft.plan().borrow() {
                         let _ = inputs.send(ConductorInput::Event(Event::PlanApplied(plan)));
                     }
-                    let _ = inputs.send(ConductorInput::Event(Event::QuorumChecked { ticket, confirmed }));
+                    let _ = inputs.send(ConductorInput::Event(Event::QuorumChecked { check_id, confirmed }));
                 });
             }
             Command::RefreshBoundary => {
-                takeover.boundary_requested = Some(Instant::now());
+                observations.boundary_requested = Some(Instant::now());
                 self.boundary_sampler.refresh();
             }
             Command::StepDown => {
@@ -128,7 +127,7 @@ impl Conductor {
             Command::Rejoin => self.raft.set_heartbeats(true),
             Command::Stop(reason) => return Err(reason.into()),
             command => {
-                let requested = takeover.boundary_requested.take_if(|_| matches!(command, Command::Publish(_)));
+                let requested = observations.boundary_requested.take_if(|_| matches!(command, Command::Publish(_)));
                 if requested.is_some_and(|requested| !self.boundary_sampler.is_fresh(requested)) {
                     self.metrics.record_stale_boundary();
                 }
@@ -139,43 +138,41 @@ impl Conductor {
     }
 
     /// Records an event in metrics and logs.
-    fn record(&self, event: &Event, takeover: &mut TakeoverStatistics) {
+    fn record(&self, event: &Event, observations: &mut Observations) {
         match event {
             Event::RaftRoleChanged(raft_role) => {
                 tracing::info!(?raft_role, "raft role changed");
                 let leads = |raft_role: &RaftRole| matches!(raft_role, RaftRole::Leader { .. });
                 if !leads(raft_role) {
-                    takeover.elected = None;
-                } else if !takeover.raft_role.as_ref().is_some_and(leads) {
-                    takeover.elected = Some(Instant::now());
+                    observations.elected = None;
+                } else if !observations.raft_role.as_ref().is_some_and(leads) {
+                    observations.elected = Some(Instant::now());
                 }
-                takeover.raft_role = Some(raft_role.clone());
+                observations.raft_role = Some(raft_role.clone());
                 let leader = match raft_role {
                     RaftRole::Leader { .. } => Some(self.leadership.metronome().node()),
                     RaftRole::Follower { leader } => Some(leader.as_str()),
                     RaftRole::Leaderless | RaftRole::NonMember => None,
                 };
                 if let Some(leader) = leader
-                    && takeover.leader.as_deref() != Some(leader)
+                    && observations.leader.as_deref() != Some(leader)
                 {
-                    let previous = takeover.leader.replace(leader.to_owned());
+                    let previous = observations.leader.replace(leader.to_owned());
                     if previous.is_some() {
                         self.metrics.record_leader_change();
                     }
                 }
             }
             Event::Fenced => {
-                tracing::warn!(
-                    "fenced by another producer: pausing, and looking out for another pulse of this cluster"
-                );
+                tracing::warn!("the producer was fenced; backing off");
             }
             Event::Committed => {
-                if let Some(elected) = takeover.elected.take() {
+                if let Some(elected) = observations.elected.take() {
                     self.metrics.record_takeover(elected.elapsed());
                 }
             }
-            Event::Tail { frame: Some(frame), .. } if !takeover.flags_compared => {
-                takeover.flags_compared = true;
+            Event::Tail { frame: Some(frame), .. } if !observations.flags_compared => {
+                observations.flags_compared = true;
                 self.compare_flags(frame);
             }
             _ => {}
@@ -202,9 +199,9 @@ impl Conductor {
     }
 
     /// Publishes the role and the plan in status, metrics and logs.
-    fn publish_status(&self, takeover: &mut TakeoverStatistics) {
+    fn publish_status(&self, observations: &mut Observations) {
         let role = self.leadership.role();
-        if takeover.role.replace(role) != Some(role) {
+        if observations.role.replace(role) != Some(role) {
             let last = self.leadership.metronome().last();
             let (beat, node) = (last.map(|last| last.beat_index), last.map(|last| &last.node));
             tracing::info!(?role, last_beat = ?beat, by = ?node, "role changed");

@@ -1,4 +1,4 @@
-//! Operators' commands: any node accepts them, and the leader executes them.
+//! Operators' commands: any node accepts them, and Raft's leader executes them.
 
 use std::sync::mpsc::Sender;
 use std::time::Duration;
@@ -17,7 +17,8 @@ use super::conductor::ConductorInput;
 use super::raft::{Client, MembershipError, NodeError, NodeInfo, NodeName, RaftNode};
 use crate::core::{Event, Plan, PlanRequest, Refusal};
 
-/// The leader's path for commands that other nodes forward; fixed, since nodes of different versions use it.
+/// The path on the leader for commands that other nodes forward. Nodes of different versions use it, so it keeps its
+/// name.
 const FORWARDED: &str = "/raft/passed-on";
 /// Limits a forwarded command; adding a node may take its time.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(30);
@@ -106,7 +107,8 @@ impl Control {
         tracing::info!(?command, %leader, "forwarding an operator's command to the leader");
         let forwarded = self.client.call(leader, &info.address, FORWARDED, &command, FORWARD_TIMEOUT).await;
         forwarded.unwrap_or_else(|error| {
-            AdminResponse::unavailable(&format!("cannot reach the leader, {leader}: {error}"), Some((leader, info)))
+            let reason = format!("cannot forward the command to the leader, {leader}: {error}");
+            AdminResponse::unavailable(&reason, Some((leader, info)))
         })
     }
 
@@ -118,7 +120,7 @@ impl Control {
             post(async move |Json(command): Json<AdminCommand>| {
                 if !accepts_forwarded {
                     let reason =
-                        "the leader accepts no changes from other nodes without a --raft-secret-file; send the change to the leader itself";
+                        "the leader accepts no forwarded commands without a --raft-secret-file; send the request to the leader itself";
                     return Json(AdminResponse::refused(StatusCode::FORBIDDEN, &reason));
                 }
                 // Not forwarded again: if this node does not lead, the caller learns it from the response.

@@ -23,13 +23,14 @@ use super::raft::{NodeName, NodeStatus};
 use super::secret::Secret;
 use super::status::{RoleName, SharedStatus, StatusBody};
 
-/// The authorization of requests that change something.
+/// The authorization of write requests: those that change the tempo, the bar length or the cluster's nodes.
 pub(crate) enum WriteAuthorization {
-    /// Allowed with this bearer token.
+    /// Write requests are allowed with this bearer token.
     Token(Secret),
-    /// Allowed without a token: the server listens on loopback only, so all callers are on this machine.
+    /// Write requests are allowed without a token: the server listens on loopback only, so all callers are on this
+    /// machine.
     Loopback,
-    /// Not allowed.
+    /// Write requests are disabled.
     Disabled,
 }
 
@@ -42,12 +43,12 @@ pub(crate) struct Components {
 #[derive(Clone)]
 pub(crate) struct Api {
     pub(crate) status: SharedStatus,
-    /// Not set before Kafka and the schema registry have answered.
+    /// The components, set once Kafka and the schema registry have answered.
     pub(crate) components: Arc<OnceLock<Components>>,
 }
 
 pub(crate) fn routes(metrics: &Metrics, api: Api, write_authorization: WriteAuthorization) -> Router {
-    let changes = OpenApiRouter::new()
+    let writes = OpenApiRouter::new()
         .routes(routes!(change_tempo, cancel_change))
         .routes(routes!(add_node))
         .routes(routes!(remove_node))
@@ -55,7 +56,7 @@ pub(crate) fn routes(metrics: &Metrics, api: Api, write_authorization: WriteAuth
     let reads = OpenApiRouter::new().routes(routes!(ready)).routes(routes!(get_status));
     router_with_openapi(
         "BACKBEAT pulse",
-        base_routes(metrics.registry.clone()).merge(changes).merge(reads).with_state(api),
+        base_routes(metrics.registry.clone()).merge(writes).merge(reads).with_state(api),
     )
 }
 
@@ -67,11 +68,11 @@ async fn authorize(
     match &*write_authorization {
         // A web page that a browser on this machine shows must not act for its operator.
         WriteAuthorization::Loopback if request.headers().contains_key(header::ORIGIN) => {
-            Err(ApiError::forbidden("changes from web pages need a token: start pulse with --admin-token-file"))
+            Err(ApiError::forbidden("write requests from web pages need a token: start pulse with --admin-token-file"))
         }
         WriteAuthorization::Loopback => Ok(next.run(request).await),
         WriteAuthorization::Disabled => Err(ApiError::forbidden(
-            "changes are off: this node listens beyond loopback and was started without --admin-token-file",
+            "write requests are disabled: this node listens beyond loopback and was started without --admin-token-file",
         )),
         WriteAuthorization::Token(token) => {
             let authorization = request.headers().get(header::AUTHORIZATION);
@@ -107,7 +108,7 @@ struct Ready {
 /// Readiness: Kafka answers, and Raft has a leader.
 #[utoipa::path(get, path = "/ready", responses(
     (status = 200, description = "The node is ready.", body = Ready),
-    (status = 503, description = "It is not, and why.", body = ErrorBody),
+    (status = 503, description = "Not ready; the body says why.", body = ErrorBody),
 ))]
 async fn ready(State(api): State<Api>) -> Result<Json<Ready>, ApiError> {
     let components = api.components()?;
@@ -116,7 +117,7 @@ async fn ready(State(api): State<Api>) -> Result<Json<Ready>, ApiError> {
         return Err(ApiError::unavailable("kafka is unavailable"));
     }
     if !status.knows_leader {
-        return Err(ApiError::unavailable("raft has no leader: no majority of the voters is reachable"));
+        return Err(ApiError::unavailable("raft has no leader: no quorum of the voters is reachable"));
     }
     Ok(Json(Ready { status: "ready", role: status.role }))
 }
@@ -128,11 +129,11 @@ async fn get_status(State(api): State<Api>) -> Json<StatusBody> {
     Json(api.status.snapshot().body(nodes))
 }
 
-/// The response to a change of tempo or bar length that a quorum has agreed on.
+/// The response to a change of tempo or bar length that Raft has committed.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "it describes the JSON that the leader answers with")]
-struct AgreedPlan {
-    /// The downbeat from which it holds.
+struct CommittedPlan {
+    /// The beat from which the change applies: it takes effect at the first downbeat at or after this beat.
     from_beat: BeatIndex,
     tempo_bpm: Tempo,
     bar_length: u16,
@@ -147,12 +148,12 @@ struct Nodes {
 
 /// Changes the tempo, the bar length or both, from the next downbeat.
 #[utoipa::path(post, path = "/api/v1/tempo", request_body = TempoChange, responses(
-    (status = 200, description = "Agreed.", body = AgreedPlan),
+    (status = 200, description = "Committed.", body = CommittedPlan),
     (status = 400, description = "The body is invalid, or the change is out of bounds or more than 10 %.", body = ErrorBody),
     (status = 401, description = "The token is missing or wrong.", body = ErrorBody),
-    (status = 403, description = "Changes are off.", body = ErrorBody),
+    (status = 403, description = "Write requests are disabled, or the request came from a web page.", body = ErrorBody),
     (status = 409, description = "Another change is pending.", body = ErrorBody),
-    (status = 503, description = "Not now; the change may still happen.", body = ErrorBody),
+    (status = 503, description = "No leader, no quorum, or shutting down; the change may still be committed: check /api/v1/status.", body = ErrorBody),
 ))]
 async fn change_tempo(State(api): State<Api>, body: Bytes) -> Result<AdminResponse, ApiError> {
     let change = parse(
@@ -164,11 +165,11 @@ async fn change_tempo(State(api): State<Api>, body: Bytes) -> Result<AdminRespon
 
 /// Cancels the pending change.
 #[utoipa::path(delete, path = "/api/v1/tempo", responses(
-    (status = 200, description = "Cancelled.", body = AgreedPlan),
+    (status = 200, description = "Cancelled.", body = CommittedPlan),
     (status = 401, description = "The token is missing or wrong.", body = ErrorBody),
-    (status = 403, description = "Changes are off.", body = ErrorBody),
+    (status = 403, description = "Write requests are disabled, or the request came from a web page.", body = ErrorBody),
     (status = 409, description = "No change is pending.", body = ErrorBody),
-    (status = 503, description = "Not now; the change may still happen.", body = ErrorBody),
+    (status = 503, description = "No leader, no quorum, or shutting down; the change may still be committed: check /api/v1/status.", body = ErrorBody),
 ))]
 async fn cancel_change(State(api): State<Api>) -> Result<AdminResponse, ApiError> {
     api.execute(AdminCommand::CancelChange).await
@@ -178,10 +179,10 @@ async fn cancel_change(State(api): State<Api>) -> Result<AdminResponse, ApiError
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct NewNode {
-    /// Its `--node`.
+    /// The node's name, from its `--node`.
     #[schema(pattern = "^[A-Za-z0-9._-]{1,63}$")]
     node: String,
-    /// host:port of its Raft server.
+    /// The host:port of the node's Raft server.
     #[schema(example = "127.0.0.1:9004")]
     address: String,
 }
@@ -189,11 +190,11 @@ struct NewNode {
 /// Adds a node to the cluster.
 #[utoipa::path(post, path = "/api/v1/members", request_body = NewNode, responses(
     (status = 200, description = "Added.", body = Nodes),
-    (status = 400, description = "The body is invalid, or the node does not answer.", body = ErrorBody),
+    (status = 400, description = "The body is invalid, or the node did not replicate the log in time.", body = ErrorBody),
     (status = 401, description = "The token is missing or wrong.", body = ErrorBody),
-    (status = 403, description = "Changes are off.", body = ErrorBody),
-    (status = 409, description = "The node is in the cluster already.", body = ErrorBody),
-    (status = 503, description = "Not now; the change may still happen.", body = ErrorBody),
+    (status = 403, description = "Write requests are disabled, or the request came from a web page.", body = ErrorBody),
+    (status = 409, description = "The node is already in the cluster.", body = ErrorBody),
+    (status = 503, description = "No leader, no quorum, or shutting down; the change may still be committed: check /api/v1/status.", body = ErrorBody),
 ))]
 async fn add_node(State(api): State<Api>, body: Bytes) -> Result<AdminResponse, ApiError> {
     let NewNode { node, address } = parse(&body, r#"{"node": "pulse-4", "address": "host:port"}"#)?;
@@ -210,9 +211,9 @@ async fn add_node(State(api): State<Api>, body: Bytes) -> Result<AdminResponse, 
         (status = 200, description = "Removed.", body = Nodes),
         (status = 400, description = "That is not a node name.", body = ErrorBody),
         (status = 401, description = "The token is missing or wrong.", body = ErrorBody),
-        (status = 403, description = "Changes are off.", body = ErrorBody),
+        (status = 403, description = "Write requests are disabled, or the request came from a web page.", body = ErrorBody),
         (status = 409, description = "The node is not in the cluster, or is its only one.", body = ErrorBody),
-        (status = 503, description = "Not now; the change may still happen.", body = ErrorBody),
+        (status = 503, description = "No leader, no quorum, or shutting down; the change may still be committed: check /api/v1/status.", body = ErrorBody),
     ))]
 async fn remove_node(State(api): State<Api>, Path(node): Path<String>) -> Result<AdminResponse, ApiError> {
     api.execute(AdminCommand::RemoveNode { node: node_name(&node)? }).await

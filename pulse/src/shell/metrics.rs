@@ -1,14 +1,15 @@
-//! Pulse's metrics. Some exist twice: under the prototype's name and under one with the service's prefix.
+//! Pulse's metrics. Some exist twice: under a name without the service's prefix, which the prototype exported and
+//! dashboards may use, and under the same name with the prefix.
 
 use std::time::Duration;
 
 use backbeat_schemas::BeatFrame;
 use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
 
-/// From 0.1 ms to 1 s, finest around the SLO of 20 ms.
+/// Buckets from 0.1 ms to 1 s, finest around the SLO of 20 ms.
 const JITTER_BUCKETS: [f64; 13] = [0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0];
 
-/// From a warm start to the delay after which agents use local beats.
+/// Buckets from 50 ms to 1 min, the period at the default tempo.
 const TAKEOVER_BUCKETS: [f64; 10] = [0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
 /// A beat sent more than this after its schedule counts as late: the SLO on jitter.
 const LATE_MS: i64 = 20;
@@ -46,7 +47,7 @@ impl Metrics {
                 .buckets(JITTER_BUCKETS.to_vec()),
             )?,
             is_leader: under_both_names("backbeat_is_leader", "backbeat_pulse_is_leader", |name| {
-                IntGauge::new(name, "1 while this node publishes the beats")
+                IntGauge::new(name, "1 while this node is the publishing leader: the one that publishes beats")
             })?,
             tempo: under_both_names("backbeat_current_tempo_bpm", "backbeat_pulse_current_tempo_bpm", |name| {
                 Gauge::new(name, "Tempo of the last beat published by this node, in beats per minute")
@@ -58,15 +59,15 @@ impl Metrics {
             degraded_beats: IntCounter::new("backbeat_pulse_degraded_beats_total", "Beats published without a quorum")?,
             re_anchors: IntCounter::new(
                 "backbeat_pulse_re_anchors_total",
-                "Beats more than a period off schedule, which re-anchored it",
+                "Beats that this node published more than a period off their schedule, so that the schedule continues from them",
             )?,
             failed_transactions: IntCounter::new(
                 "backbeat_pulse_transaction_failures_total",
-                "Transactions that failed or were fenced",
+                "Transactions, and attempts to initialize them, that failed or were fenced",
             )?,
             stale_boundaries: IntCounter::new(
                 "backbeat_pulse_stale_lines_total",
-                "Beats published with a stale boundary, because ListOffsets was not answered in time",
+                "Beats published with a stale boundary, because Kafka did not answer ListOffsets in time (boundaries were once called lines; the metric keeps its name for dashboards)",
             )?,
             commit: Histogram::with_opts(HistogramOpts::new(
                 "backbeat_pulse_commit_seconds",
@@ -74,17 +75,20 @@ impl Metrics {
             ))?,
             leader_changes: IntCounter::new(
                 "backbeat_pulse_leader_changes_total",
-                "Leader changes observed by this node",
+                "Changes of Raft's leader observed by this node",
             )?,
             takeover: Histogram::with_opts(
                 HistogramOpts::new(
                     "backbeat_pulse_takeover_seconds",
-                    "Time from this node's election to its first beat",
+                    "Time from this node's election as Raft's leader to its first committed beat",
                 )
                 .buckets(TAKEOVER_BUCKETS.to_vec()),
             )?,
             degraded: IntGauge::new("backbeat_pulse_degraded", "1 while this node publishes beats without a quorum")?,
-            has_leader: IntGauge::new("backbeat_pulse_has_leader", "1 while this node knows a Raft leader")?,
+            has_leader: IntGauge::new(
+                "backbeat_pulse_has_leader",
+                "1 while this node knows a leader of Raft, which may be itself",
+            )?,
             registry,
         };
         let registry = &metrics.registry;
@@ -139,11 +143,11 @@ impl Metrics {
     }
 }
 
-/// Creates a metric under the prototype's name and again under the name with the service's prefix.
+/// Creates a metric under its name without the service's prefix and again under the name with the prefix.
 fn under_both_names<M>(
-    prototype: &str,
+    unprefixed: &str,
     prefixed: &str,
     new: impl Fn(&str) -> prometheus::Result<M>,
 ) -> prometheus::Result<[M; 2]> {
-    Ok([new(prototype)?, new(prefixed)?])
+    Ok([new(unprefixed)?, new(prefixed)?])
 }

@@ -14,14 +14,18 @@ use super::metrics::Metrics;
 use super::status::SharedStatus;
 use crate::core::{Boundary, Command, Event};
 
-/// Limits opening the transactional id, and every commit.
+/// The timeout of `InitTransactions` and of every commit, and the transaction timeout.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// Timeouts of the first attempts to open the transactional id, in milliseconds; a last attempt has the whole
-/// [`TRANSACTION_TIMEOUT`]. librdkafka waits for half a second if Kafka was still completing the transaction that the
-/// previous leader left open, which takes Kafka 2 ms, or if the connection to the coordinator was not up yet; a new
-/// producer retries at once.
-const QUICK_ATTEMPTS_MS: [u64; 5] = [100, 100, 100, 200, 500];
-/// Limits sampling the first boundary; after that a leadership starts from the last frame's (docs/design.md, "Pulse").
+/// The timeouts of the first attempts to initialize transactions, in milliseconds; a last attempt has the whole
+/// [`TRANSACTION_TIMEOUT`].
+///
+/// The first attempts are short, because waiting takes longer than starting over. librdkafka waits half a second before
+/// it retries if Kafka is still aborting the transaction that the previous leader left open, or if there is no
+/// connection to the transaction coordinator yet. Either is over within milliseconds. Each attempt creates a new
+/// producer, which sends its request at once.
+const SHORT_ATTEMPTS_MS: [u64; 5] = [100, 100, 100, 200, 500];
+/// The timeout for the first boundary of a leadership, which after that starts with the last frame's boundary
+/// (docs/design.md, "Pulse").
 const FIRST_BOUNDARY_TIMEOUT: Duration = Duration::from_secs(2);
 const BOUNDARY_POLL: Duration = Duration::from_millis(2);
 
@@ -85,7 +89,7 @@ impl Publisher {
         self.frames.pause()?;
         self.reports.pause()?;
         if let Some(frame) = &frame {
-            self.boundary_sampler.raise_to(Boundary::new(frame.claim_offsets.clone()));
+            self.boundary_sampler.advance_to(Boundary::new(frame.claim_offsets.clone()));
         }
         Ok(Event::Tail { frame, no_reports })
     }
@@ -94,17 +98,17 @@ impl Publisher {
         // Two producers with one transactional id would fence each other.
         self.producer = None;
         let id = self.broker.topics().pulse_transactional_id();
-        let open = |timeout| TransactionalProducer::open(&self.broker, &id, TRANSACTION_TIMEOUT, timeout);
-        let attempts = QUICK_ATTEMPTS_MS.iter().map(|millis| open(Duration::from_millis(*millis)));
-        let mut decisive = attempts.filter(|opened| matches!(opened, Ok(_) | Err(TransactionError::Fenced(_))));
-        match decisive.next().unwrap_or_else(|| open(TRANSACTION_TIMEOUT)) {
+        let initialize = |timeout| TransactionalProducer::open(&self.broker, &id, TRANSACTION_TIMEOUT, timeout);
+        let attempts = SHORT_ATTEMPTS_MS.iter().map(|millis| initialize(Duration::from_millis(*millis)));
+        let mut decisive = attempts.filter(|outcome| matches!(outcome, Ok(_) | Err(TransactionError::Fenced(_))));
+        match decisive.next().unwrap_or_else(|| initialize(TRANSACTION_TIMEOUT)) {
             Ok(producer) => {
                 self.producer = Some(producer);
                 Event::TransactionsInitialized
             }
             Err(error) => {
                 self.metrics.record_failed_transaction();
-                tracing::warn!(%error, "cannot open the transactional id");
+                tracing::warn!(%error, "cannot initialize transactions");
                 if matches!(error, TransactionError::Fenced(_)) { Event::Fenced } else { Event::KafkaUnavailable }
             }
         }
@@ -118,7 +122,7 @@ impl Publisher {
         }
         if !self.boundary_sampler.is_fresh(requested) {
             self.metrics.record_stale_boundary();
-            tracing::warn!("cannot sample a first boundary within 2 s: starting from the last frame's");
+            tracing::warn!("cannot sample a first boundary within 2 s: starting with the last frame's boundary");
         }
         Event::BoundarySampled
     }
@@ -143,7 +147,7 @@ impl Publisher {
     fn send(&mut self, frame: &BeatFrame) -> Result<(), TransactionError> {
         let topic = self.broker.topics().name(TopicName::BeatFrames);
         let value = wire(self.schema_id, frame);
-        let producer = self.producer.as_mut().expect("the core publishes only with an open transactional id");
+        let producer = self.producer.as_mut().expect("the core publishes only after transactions are initialized");
         let mut transaction = producer.begin()?;
         transaction.send(&topic, &frame.cluster_id, &value, frame.emitted_at.millis())?;
         transaction.commit()

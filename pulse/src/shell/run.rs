@@ -75,11 +75,11 @@ struct Setup {
     initial_config: InitialConfig,
     bounds: TempoBounds,
     bootstrap_nodes: BTreeMap<NodeName, NodeInfo>,
-    /// Changes need no token, and are accepted on loopback only.
+    /// Write requests need no token, and are accepted on loopback only.
     writes_are_loopback_only: bool,
 }
 
-/// Everything prepared before Raft starts: a node that cannot reach Kafka takes no part in elections.
+/// The results of the preparation before Raft starts: a node that cannot reach Kafka takes no part in elections.
 struct Prepared {
     broker: Broker,
     registry: Registry,

@@ -39,7 +39,7 @@ pub(crate) struct StatusBody {
     cluster_id: String,
     node: String,
     role: RoleName,
-    /// The leader's name, as far as this node knows.
+    /// The name of Raft's leader, as far as this node knows.
     leader: Option<String>,
     /// The term of the newest beat.
     term: Option<i64>,
@@ -54,17 +54,18 @@ pub(crate) struct StatusBody {
     members: Vec<NodeStatus>,
     /// The newest committed frame.
     last_beat: Option<BeatFrame>,
-    /// What the node waits for before it can take part.
+    /// The services that must answer before this node can take part.
     waiting_for: Option<String>,
 }
 
 /// A committed change that is not yet carried out.
 #[derive(Debug, Serialize, ToSchema)]
 pub(crate) struct Pending {
+    /// The beat from which the change applies: it takes effect at the first downbeat at or after this beat.
     from_beat: BeatIndex,
     tempo_bpm: Tempo,
     bar_length: u16,
-    /// It takes more than one step of 10 %.
+    /// True if the change takes more than one step of 10 %.
     ramp: bool,
 }
 
@@ -77,7 +78,7 @@ pub(crate) struct Jitter {
     p99: i64,
 }
 
-/// What the node does.
+/// The node's role.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum RoleName {
@@ -85,7 +86,7 @@ pub(crate) enum RoleName {
     Starting,
     Follower,
     Leaderless,
-    /// Named so in the API since its first version.
+    // The API keeps the name from its first version.
     #[serde(rename = "outsider")]
     NonMember,
     TakingOver,

@@ -1,5 +1,5 @@
-//! The watcher thread: reads every committed frame, no matter which node wrote it. A node without a leader must know
-//! whether beats still come, and every node's status shows the newest.
+//! The watcher thread: reads every committed frame, whichever node wrote it. A node without a leader takes over only if
+//! no more frames come, and every node's status shows the newest one.
 
 use std::sync::mpsc::Sender;
 use std::time::Duration;
@@ -30,14 +30,14 @@ impl Watcher {
     /// Reads until `shutdown`.
     pub(crate) fn run(mut self, conductor: &Sender<ConductorInput>, shutdown: &Shutdown) {
         while !shutdown.is_cancelled() {
-            if let Err(error) = self.follow(conductor, shutdown) {
+            if let Err(error) = self.read_frames(conductor, shutdown) {
                 tracing::warn!(%error, "cannot read beatframes");
                 std::thread::sleep(RETRY_PAUSE);
             }
         }
     }
 
-    fn follow(&mut self, conductor: &Sender<ConductorInput>, shutdown: &Shutdown) -> Result<(), ReadError> {
+    fn read_frames(&mut self, conductor: &Sender<ConductorInput>, shutdown: &Shutdown) -> Result<(), ReadError> {
         match self.frames.last()? {
             Some(last) => {
                 self.frames.seek(last.offset + 1)?;

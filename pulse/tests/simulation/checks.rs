@@ -51,7 +51,7 @@ pub(crate) fn frame(log: &[BeatFrame], frame: &BeatFrame, ends: &Boundary) -> Re
     let expected = log.len() as i64;
     ensure(index == expected, INDICES, || format!("beat {index}, not {expected}"))?;
     let within_ends =
-        (0..).zip(&frame.claim_offsets).all(|(p, boundary)| ends.end(p).is_some_and(|end| *boundary <= end));
+        (0..).zip(&frame.claim_offsets).all(|(p, boundary)| ends.offset(p).is_some_and(|end| *boundary <= end));
     ensure(within_ends, BOUNDARIES, || format!("beat {index}: {:?} is ahead of {ends:?}", frame.claim_offsets))?;
     let Some(before) = log.last() else { return Ok(()) };
 

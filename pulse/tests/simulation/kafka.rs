@@ -1,4 +1,4 @@
-//! A model of Kafka, as far as pulse depends on it: a log, one transactional id with its fence, and `statusclaims`,
+//! A model of Kafka, as far as pulse depends on it: a log, one transactional id with its epoch, and `statusclaims`,
 //! which grows steadily.
 
 use backbeat_pulse::core::Boundary;
@@ -37,8 +37,8 @@ impl Kafka {
         self.sabotage == Some(sabotage)
     }
 
-    /// Opens the transactional id: every earlier epoch is fenced.
-    pub(crate) fn open(&mut self) -> u64 {
+    /// Initializes transactions: every earlier epoch is fenced.
+    pub(crate) fn init_transactions(&mut self) -> u64 {
         if !self.is(Sabotage::NoFence) {
             self.epoch += 1;
         }

@@ -22,7 +22,7 @@ fn run(seed: u64, sabotage: Option<Sabotage>) -> SeedResult {
 }
 
 #[test]
-fn beats_keep_the_invariants_whatever_fails() {
+fn beats_under_faults_keep_the_invariants() {
     let (seeds, beats) = run_seeds(SEEDS, |seed| run(seed, None));
     assert!(beats > 20 * seeds, "{beats} beats in {seeds} seeds are too few to test the invariants");
 }

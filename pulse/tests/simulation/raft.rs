@@ -1,4 +1,4 @@
-//! A model of Raft, as far as pulse depends on it: at most one leader a term, elected by a majority; a quorum
+//! A model of Raft, as far as pulse depends on it: at most one leader a term, elected by a quorum; a quorum
 //! confirmation is true when it is given; nodes learn of leaders late, and a partitioned leader does not notice.
 
 use backbeat_pulse::core::RaftRole;
@@ -26,7 +26,7 @@ impl Links {
         self.alive[from] && self.alive[to] && (from == to || !self.cut[from][to])
     }
 
-    fn has_majority(&self, node: usize) -> bool {
+    fn has_quorum(&self, node: usize) -> bool {
         (0..self.voters).filter(|other| self.reaches(node, *other)).count() > self.voters / 2
     }
 }
@@ -36,7 +36,7 @@ pub(crate) struct Raft {
     pub(crate) leader: Option<usize>,
     /// Each node's view of its role.
     pub(crate) views: [RaftRole; NODES],
-    /// When the next leader is elected, if the current one stays lost.
+    /// The time of the next election, if the current leader stays lost.
     election_at: Option<u64>,
 }
 
@@ -45,14 +45,14 @@ impl Raft {
         Self { term: 0, leader: None, views: std::array::from_fn(|_| RaftRole::Leaderless), election_at: None }
     }
 
-    /// Returns true if a majority confirms that `node` leads.
+    /// Returns true if a quorum confirms that `node` leads.
     pub(crate) fn confirms(&self, node: usize, links: &Links) -> bool {
-        self.leader == Some(node) && links.has_majority(node)
+        self.leader == Some(node) && links.has_quorum(node)
     }
 
     /// Advances Raft to `now`, and returns the nodes whose view changed.
     pub(crate) fn step(&mut self, now: u64, links: &Links, rng: &mut ChaCha8Rng) -> Vec<usize> {
-        let is_stable = self.leader.is_some_and(|leader| links.has_majority(leader) && !links.stepped_down[leader]);
+        let is_stable = self.leader.is_some_and(|leader| links.has_quorum(leader) && !links.stepped_down[leader]);
         if is_stable {
             self.election_at = None;
         } else if self.election_at.is_none() {
@@ -60,7 +60,7 @@ impl Raft {
         } else if self.election_at.is_some_and(|at| at <= now) {
             self.election_at = None;
             let candidates: Vec<usize> =
-                (0..links.voters).filter(|node| links.has_majority(*node) && !links.stepped_down[*node]).collect();
+                (0..links.voters).filter(|node| links.has_quorum(*node) && !links.stepped_down[*node]).collect();
             if !candidates.is_empty() {
                 self.term += 1;
                 self.leader = Some(candidates[rng.random_range(0..candidates.len())]);
@@ -72,7 +72,7 @@ impl Raft {
     /// Updates the view of `node`, and returns true if it changed.
     fn update_view(&mut self, node: usize, links: &Links) -> bool {
         let view = match self.leader {
-            Some(leader) if leader == node => RaftRole::Leader { term: self.term, sole_voter: links.voters == 1 },
+            Some(leader) if leader == node => RaftRole::Leader { raft_term: self.term, sole_voter: links.voters == 1 },
             Some(leader) if links.reaches(leader, node) && !links.stepped_down[leader] => {
                 RaftRole::Follower { leader: name(leader) }
             }

@@ -19,7 +19,7 @@ use crate::raft::{Links, Raft, name};
 pub(crate) const NODES: usize = 3;
 const SLOWEST_BPM: u32 = 4;
 const FASTEST_BPM: u32 = 600;
-/// In microseconds, as all times here.
+/// A second. All times here are in microseconds.
 const SECOND: u64 = 1_000_000;
 const ELECTION_TIMEOUT: Duration = Duration::from_millis(240);
 /// The interval between two steps of Raft.
@@ -106,7 +106,7 @@ enum SimEvent {
     Deliver(Event),
     /// The deadline of a node's core has come; with the number of the timer.
     Timer(u64),
-    /// A quorum check, with its ticket, reaches the other nodes.
+    /// A quorum check, with its id, reaches the other nodes.
     QuorumRequest(u64),
     /// A command, from the producer with this epoch, reaches Kafka.
     KafkaRequest(Box<Command>, u64),
@@ -130,15 +130,15 @@ struct Node {
     /// The number of its current timer; earlier timers are void.
     timer: u64,
     boundary: Boundary,
-    /// The epoch of its open producer.
+    /// The epoch of its producer, while it has one.
     epoch: Option<u64>,
-    /// A command is under way to Kafka.
+    /// A command to Kafka is pending.
     awaits_kafka: bool,
     is_cut_off_from_kafka: bool,
-    /// When a quorum last confirmed that it leads.
+    /// The time at which a quorum last confirmed that the node is Raft's leader.
     confirmed_at: Option<u64>,
-    /// When it last opened the transactional id.
-    opened_at: u64,
+    /// The time at which the node last initialized transactions.
+    initialized_at: u64,
 }
 
 pub(crate) struct World {
@@ -182,7 +182,7 @@ impl World {
             awaits_kafka: false,
             is_cut_off_from_kafka: false,
             confirmed_at: None,
-            opened_at: 0,
+            initialized_at: 0,
         };
         let voters = if rng.random_bool(0.15) { 1 } else { NODES };
         let links = Links { voters, alive: [false; NODES], cut: [[false; NODES]; NODES], stepped_down: [false; NODES] };
@@ -328,7 +328,7 @@ impl World {
                     self.commit(epoch, *frame)?;
                 }
                 Command::InitTransactions if self.kafka.up => {
-                    self.kafka.open();
+                    self.kafka.init_transactions();
                 }
                 _ => {}
             }
@@ -360,14 +360,14 @@ impl World {
                 }
                 _ => Ok(()),
             },
-            SimEvent::QuorumRequest(ticket) => {
+            SimEvent::QuorumRequest(check_id) => {
                 let is_true = self.raft.confirms(node, &self.links);
                 if is_true {
                     self.nodes[node].confirmed_at = Some(self.now);
                 }
                 let confirmed = is_true || self.sabotage == Some(Sabotage::FalseQuorum);
                 let delay = if confirmed { 100..5_000 } else { 1_000..480_000 };
-                self.schedule(node, delay, SimEvent::Deliver(Event::QuorumChecked { ticket, confirmed }));
+                self.schedule(node, delay, SimEvent::Deliver(Event::QuorumChecked { check_id, confirmed }));
                 Ok(())
             }
             SimEvent::KafkaRequest(command, epoch) => self.process_kafka_request(node, *command, epoch),
@@ -398,9 +398,9 @@ impl World {
                 Event::Tail { frame: frame.map(Box::new), no_reports: true }
             }
             Command::InitTransactions => {
-                let epoch = self.kafka.open();
+                let epoch = self.kafka.init_transactions();
                 self.nodes[node].epoch = Some(epoch);
-                self.nodes[node].opened_at = self.now;
+                self.nodes[node].initialized_at = self.now;
                 let holders = self.nodes.iter().filter(|node| node.epoch == Some(epoch)).count();
                 ensure(holders == 1, checks::ONE_LEADER, || format!("{holders} producers of epoch {epoch}"))?;
                 Event::TransactionsInitialized
@@ -532,7 +532,7 @@ impl World {
     }
 
     fn execute(&mut self, node: usize, command: Command) -> Result<(), Violation> {
-        if !matches!(command, Command::ConfirmQuorum { .. } | Command::RefreshBoundary) {
+        if !matches!(command, Command::CheckQuorum { .. } | Command::RefreshBoundary) {
             let what = match &command {
                 Command::Publish(frame) => format!("publish {} of term {}", frame.beat_index, frame.term),
                 other => format!("{other:?}"),
@@ -540,7 +540,7 @@ impl World {
             writeln!(self.trace, "{:>10} n{node} -> {what}", self.now).expect("a string");
         }
         match command {
-            Command::ConfirmQuorum { ticket } => self.schedule(node, 0..2_000, SimEvent::QuorumRequest(ticket)),
+            Command::CheckQuorum { check_id } => self.schedule(node, 0..2_000, SimEvent::QuorumRequest(check_id)),
             Command::RefreshBoundary => {
                 if self.kafka.up && !self.nodes[node].is_cut_off_from_kafka {
                     self.schedule(node, 500..20_000, SimEvent::BoundaryResponse(claim_ends(self.now)));
@@ -554,7 +554,7 @@ impl World {
             }
             command => {
                 let awaits_kafka = std::mem::replace(&mut self.nodes[node].awaits_kafka, true);
-                ensure(!awaits_kafka, checks::PROGRESS, || format!("n{node} has two commands under way to Kafka"))?;
+                ensure(!awaits_kafka, checks::PROGRESS, || format!("n{node} has two commands to Kafka pending"))?;
                 if matches!(command, Command::InitTransactions) {
                     self.nodes[node].epoch = None;
                 }
@@ -572,15 +572,15 @@ impl World {
 
     /// Checks that a node may publish `frame`: with an open producer, and if it is not degraded with a quorum.
     fn check_may_publish(&self, node: usize, frame: &BeatFrame) -> Result<(), Violation> {
-        let Node { epoch, confirmed_at, opened_at, is_paused, .. } = &self.nodes[node];
+        let Node { epoch, confirmed_at, initialized_at, is_paused, .. } = &self.nodes[node];
         ensure(epoch.is_some() && !is_paused, checks::ONE_LEADER, || format!("n{node} publishes without a producer"))?;
         // The confirmation was given a little before the node received it.
         let has_quorum = confirmed_at.is_some_and(|at| self.now <= at + QUORUM_VALIDITY + SECOND / 2);
         ensure(frame.degraded || has_quorum, checks::DEGRADED, || format!("n{node} at {}: {frame:?}", self.now))?;
-        // For the first beat of a leader only a confirmation after its fence counts.
+        // For the first beat of a leader only a confirmation after its `InitTransactions` counts.
         let is_first = self.kafka.log.last().is_none_or(|last| last.term != frame.term);
-        let after_fence = confirmed_at.is_some_and(|at| at >= *opened_at);
-        ensure(frame.degraded || !is_first || after_fence, checks::DEGRADED, || {
+        let is_after_init = confirmed_at.is_some_and(|at| at >= *initialized_at);
+        ensure(frame.degraded || !is_first || is_after_init, checks::DEGRADED, || {
             format!("first beat of n{node}: {frame:?}")
         })
     }

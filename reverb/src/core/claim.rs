@@ -14,7 +14,7 @@ pub struct Claim<'r> {
     pub task: Cow<'r, str>,
     /// The beat that the claim names. Only the aggregator knows whether it had been published when the claim arrived.
     pub beat: i64,
-    /// In state review or done, with budget left.
+    /// The task is in state review or done, and its beat budget is not overdrawn (`beats_left >= 0`).
     pub on_time_review: bool,
     /// Help that was promised has been given.
     pub help_fulfilled: bool,

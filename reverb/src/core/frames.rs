@@ -1,4 +1,4 @@
-//! The table of boundaries: maps an offset to the beat on which it arrived, and a beat to its window.
+//! Consecutive frames by beat, with the window of each beat.
 
 use std::collections::VecDeque;
 
@@ -78,13 +78,16 @@ impl Frames {
                 });
             }
             Some(last) if !continues(&last.frame.claim_offsets, &frame.claim_offsets) => {
-                return Err(invalid(&frame, "its boundaries lie before those of the last beat"));
+                return Err(invalid(&frame, "its claim_offsets go back or lose a partition"));
             }
             Some(last)
                 if frame.downbeat
                     != self.window_of(last.frame.beat_index).is_some_and(|w| w.end == frame.beat_index) =>
             {
-                return Err(invalid(&frame, "its bar has another length than its downbeat says"));
+                return Err(invalid(
+                    &frame,
+                    "it starts a bar too early or too late for the bar_length of the last downbeat",
+                ));
             }
             Some(_) if frame.downbeat => frame.beat_index,
             Some(last) => last.from,

@@ -9,29 +9,31 @@ use super::{Counts, Frames, LOGIC, Window};
 /// The partials of all windows that are not done.
 #[derive(Debug, Default)]
 pub struct Merge {
-    sets: BTreeMap<BeatIndex, ShareSet>,
+    sets: BTreeMap<BeatIndex, PartialSet>,
     /// By partition, the newest partial: its offset in `barpartials` and its window's downbeat.
     newest: HashMap<i32, (i64, BeatIndex)>,
     next_offset: i64,
 }
 
+/// The partials of one window.
 #[derive(Debug)]
-struct ShareSet {
+struct PartialSet {
+    /// The offset of the first of them in `barpartials`.
     first_offset: i64,
     partials: BTreeMap<i32, Partial>,
 }
 
-/// The way in which a window can be finished now.
+/// The way to finish a window.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Ready {
-    /// Every partition's share is there: the sum of the counts.
-    Complete(Counts),
-    /// A share's claims are no longer wholly retained, so there can be no report.
+pub enum Completion {
+    /// Every partition's share is there: report the sum of their counts.
+    Sum(Counts),
+    /// A share's claims are no longer wholly retained: finish the window without a report.
     Skip,
-    /// The shares do not add up or have another `logic`, so the claims must be read again.
+    /// The shares do not add up or have another `logic`: read the claims again.
     Recompute,
-    /// The missing shares will not come. The window is dropped if its report exists, and recomputed otherwise.
-    CannotComplete,
+    /// The missing shares will not come: drop the window if its report exists, and read the claims again otherwise.
+    RecomputeUnlessReported,
 }
 
 impl Merge {
@@ -39,7 +41,8 @@ impl Merge {
     pub fn add_partial(&mut self, offset: i64, from: BeatIndex, partial: Partial) {
         self.next_offset = offset + 1;
         self.newest.insert(partial.partition, (offset, from));
-        let set = self.sets.entry(from).or_insert_with(|| ShareSet { first_offset: offset, partials: BTreeMap::new() });
+        let set =
+            self.sets.entry(from).or_insert_with(|| PartialSet { first_offset: offset, partials: BTreeMap::new() });
         set.partials.insert(partial.partition, partial);
     }
 
@@ -49,33 +52,34 @@ impl Merge {
         self.sets.remove(&from);
     }
 
-    /// Returns the windows that can be finished now, oldest first, at most `limit`.
-    pub fn ready(&self, frames: &Frames, limit: usize) -> Vec<(Window, Ready)> {
-        let classified = self.sets.iter().filter_map(|(from, set)| {
+    /// Returns the windows that can be finished now and how, oldest first, at most `limit`.
+    pub fn completions(&self, frames: &Frames, limit: usize) -> Vec<(Window, Completion)> {
+        let completions = self.sets.iter().filter_map(|(from, set)| {
             let window = frames.window_of(*from).filter(|window| window.from == *from)?;
             let partitions = frames.get(window.closing)?.claim_offsets.len();
-            Some((window, self.classify(*from, set, partitions)?))
+            Some((window, self.completion(*from, set, partitions)?))
         });
-        classified.take(limit).collect()
+        completions.take(limit).collect()
     }
 
-    fn classify(&self, from: BeatIndex, set: &ShareSet, partitions: usize) -> Option<Ready> {
+    /// Returns the way to finish the window that opened at `from`, or `None` while shares may still come.
+    fn completion(&self, from: BeatIndex, set: &PartialSet, partitions: usize) -> Option<Completion> {
         let mut missing = (0..partitions as i32).filter(|p| !set.partials.contains_key(p)).peekable();
         if missing.peek().is_some() {
             let sent_later_window =
                 |p| self.newest.get(&p).is_some_and(|(offset, window)| *offset > set.first_offset && *window > from);
-            return missing.all(sent_later_window).then_some(Ready::CannotComplete);
+            return missing.all(sent_later_window).then_some(Completion::RecomputeUnlessReported);
         }
         let partials = || set.partials.values().filter(|partial| (0..partitions as i32).contains(&partial.partition));
         if partials().any(|partial| !partial.retained) {
-            return Some(Ready::Skip);
+            return Some(Completion::Skip);
         }
         if partials().any(|partial| partial.misplaced || partial.logic != LOGIC) {
-            return Some(Ready::Recompute);
+            return Some(Completion::Recompute);
         }
         let mut counts = Counts::default();
         partials().for_each(|partial| counts.add(&Counts::from(partial)));
-        Some(Ready::Complete(counts))
+        Some(Completion::Sum(counts))
     }
 
     /// Returns the downbeat of the oldest window that is not done.
@@ -101,8 +105,8 @@ impl Merge {
     }
 }
 
-/// Returns how a window is finished whose last report is `published` and whose correct report is `computed`, and
-/// whether `computed` must be written. `always` writes it even if the two are equal.
+/// Returns the verdict on a window whose last report is `published` and whose correct report is `computed`, and true
+/// if `computed` must be written. `always` writes it even if the two are equal.
 pub fn verdict<T: PartialEq>(published: Option<&T>, computed: &T, always: bool) -> (Verdict, bool) {
     match published {
         None => (Verdict::Written, true),
@@ -156,19 +160,19 @@ mod tests {
         }
     }
 
-    fn ready(merge: &Merge) -> Vec<(i64, Ready)> {
+    fn completions(merge: &Merge) -> Vec<(i64, Completion)> {
         // Bars of 2 beats, two partitions, 9 beats.
         let frames = frames_of_partitions(2, 0, &[&[0; 9], &[0; 9]]);
-        merge.ready(&frames, 100).into_iter().map(|(window, ready)| (window.from.get(), ready)).collect()
+        merge.completions(&frames, 100).into_iter().map(|(window, how)| (window.from.get(), how)).collect()
     }
 
     #[test]
-    fn window_with_a_partial_of_every_partition_is_complete() {
+    fn window_with_a_partial_of_every_partition_has_their_sum() {
         let mut merge = Merge::default();
         merge.add_partial(0, beat(0), partial(0, 3));
-        assert_eq!(ready(&merge), []);
+        assert_eq!(completions(&merge), []);
         merge.add_partial(1, beat(0), partial(1, 4));
-        assert_eq!(ready(&merge), [(0, Ready::Complete(Counts { agents: 7, claims: 7, ..Counts::default() }))]);
+        assert_eq!(completions(&merge), [(0, Completion::Sum(Counts { agents: 7, claims: 7, ..Counts::default() }))]);
     }
 
     #[test]
@@ -177,15 +181,15 @@ mod tests {
         for (offset, partition) in [(0, 0), (1, 0), (2, 1)] {
             merge.add_partial(offset, beat(0), partial(partition, 3));
         }
-        assert_eq!(ready(&merge), [(0, Ready::Complete(Counts { agents: 6, claims: 6, ..Counts::default() }))]);
+        assert_eq!(completions(&merge), [(0, Completion::Sum(Counts { agents: 6, claims: 6, ..Counts::default() }))]);
     }
 
     #[test]
-    fn window_without_its_closing_frame_is_not_ready() {
+    fn window_without_its_closing_frame_cannot_be_finished() {
         let mut merge = Merge::default();
         merge.add_partial(0, beat(8), partial(0, 1));
         merge.add_partial(1, beat(8), partial(1, 1));
-        assert_eq!(ready(&merge), []);
+        assert_eq!(completions(&merge), []);
     }
 
     #[test]
@@ -196,7 +200,7 @@ mod tests {
             change(&mut changed);
             merge.add_partial(0, beat(0), changed);
             merge.add_partial(1, beat(0), partial(1, 1));
-            assert_eq!(ready(&merge), [(0, Ready::Recompute)]);
+            assert_eq!(completions(&merge), [(0, Completion::Recompute)]);
         }
     }
 
@@ -205,18 +209,18 @@ mod tests {
         let mut merge = Merge::default();
         merge.add_partial(0, beat(0), Partial { retained: false, misplaced: true, ..partial(0, 1) });
         merge.add_partial(1, beat(0), partial(1, 1));
-        assert_eq!(ready(&merge), [(0, Ready::Skip)]);
+        assert_eq!(completions(&merge), [(0, Completion::Skip)]);
     }
 
     #[test]
-    fn set_cannot_complete_once_all_missing_partitions_sent_a_later_window() {
+    fn window_whose_missing_partitions_sent_a_later_window_is_recomputed_unless_reported() {
         let mut merge = Merge::default();
-        // Partition 1 sent a later window before the set of window 0 was opened: it may have been reset since.
+        // Partition 1 sent a later window before the first partial of window 0: it may have been reset since.
         merge.add_partial(0, beat(4), partial(1, 1));
         merge.add_partial(1, beat(0), partial(0, 1));
-        assert_eq!(ready(&merge), []);
+        assert_eq!(completions(&merge), []);
         merge.add_partial(2, beat(2), partial(1, 1));
-        assert_eq!(ready(&merge), [(0, Ready::CannotComplete)]);
+        assert_eq!(completions(&merge), [(0, Completion::RecomputeUnlessReported)]);
     }
 
     #[test]

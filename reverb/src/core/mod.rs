@@ -17,7 +17,7 @@ mod testing;
 pub use claim::{Claim, DecodedClaim, RawRecord};
 pub use commit_tracker::CommitTracker;
 pub use frames::{FrameError, Frames, Window};
-pub use merge::{Merge, Ready, verdict};
+pub use merge::{Completion, Merge, verdict};
 pub use murmur2::partition_of;
 pub use partition::{Outbound, Partition, RESEND_AFTER};
 pub use partition_aggregator::{ClosedWindow, Output, PartitionAggregator};

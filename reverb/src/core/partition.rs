@@ -86,7 +86,8 @@ impl Partition {
         self.aggregator.process(offset, decoded, frames, raw, &mut self.outputs);
     }
 
-    /// Advances to `offset`, because no record below it is to come: see [`PartitionAggregator::skip_to`].
+    /// Advances to `offset`, because no record with a lower offset will be delivered: see
+    /// [`PartitionAggregator::skip_to`].
     pub fn skip_to(&mut self, offset: i64, log_start: i64) {
         self.aggregator.skip_to(offset, log_start);
     }
@@ -121,7 +122,8 @@ impl Partition {
         self.outbox.range(queued_before..)
     }
 
-    /// Returns the next record to send. Partials wait while dead letters, maybe of their window, are unacknowledged.
+    /// Returns the next record to send. Partials wait while dead letters, maybe of their window, are unacknowledged, so
+    /// that no report counts an invalid claim whose record could still be lost.
     pub fn next_outbound(&self, dead_letters_in_flight: bool) -> Option<&Outbound> {
         let next = self.outbox.front()?;
         (matches!(next, Outbound::DeadLetter { .. }) || !dead_letters_in_flight).then_some(next)

@@ -147,7 +147,7 @@ impl PartitionAggregator {
             self.next_offset = offset + 1;
             return self.classify(offset, decoded, frames, || Box::new(raw()), outputs);
         }
-        // Records come in the order of their offsets, so no record below this one is to come.
+        // Records come in the order of their offsets, so no record with a lower offset will be delivered.
         self.next_offset = offset;
         self.advance(frames, outputs);
         self.next_offset = offset + 1;
@@ -164,8 +164,8 @@ impl PartitionAggregator {
         self.pending.push_back((offset, pending));
     }
 
-    /// Advances the position to `offset`, because no record below it is to come, or to `log_start`, the log start
-    /// offset, if that is higher.
+    /// Advances the position to `offset`, because no record with a lower offset will be delivered, or to `log_start`,
+    /// the log start offset, if that is higher.
     pub fn skip_to(&mut self, offset: i64, log_start: i64) {
         if log_start > self.next_offset {
             self.expired.push(self.next_offset..log_start);
@@ -189,7 +189,8 @@ impl PartitionAggregator {
                 };
                 self.classify(offset, decoded, frames, || raw.unwrap_or_default(), outputs);
             }
-            // The boundary is reached by a record at or past it, or because no record below it is to come.
+            // The boundary is reached by a record at or past it, or because no record with a lower offset will be
+            // delivered.
             if self.pending.is_empty() && self.next_offset < boundary {
                 break;
             }
@@ -341,7 +342,7 @@ mod tests {
             process(&mut aggregator, offset, "a", 0);
         }
         assert_eq!(closed(&advance(&mut aggregator, &table)), []);
-        // A record past the boundary proves that no record below it is to come.
+        // A record past the boundary proves that no record with a lower offset will be delivered.
         process(&mut aggregator, 5, "b", 2);
         assert_eq!(closed(&advance(&mut aggregator, &table)), [(0, 4, 0, 0)]);
     }

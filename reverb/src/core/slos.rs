@@ -16,6 +16,7 @@ const PULSE_JITTER_MS: i64 = 20;
 /// One SLO and its recent measurements.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Slo {
+    // Wire: `rollup_delay` is the time from a window's closing beat to its report.
     /// `rollup_delay`, `beat_delivery` or `pulse_jitter`.
     pub name: &'static str,
     /// The requirement in words, with its source.
@@ -26,6 +27,7 @@ pub struct Slo {
     pub p95_ms: Option<i64>,
     /// The number of samples, at most 1,000.
     pub samples: usize,
+    // The API keeps the name from its first version.
     /// True if the SLO is met; `None` without samples.
     #[serde(rename = "holds")]
     pub met: Option<bool>,

@@ -1,4 +1,4 @@
-//! The start position of a partition's aggregator, from its committed offset.
+//! The start position of a partition's aggregator: the window to start with, found from the committed offset.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,8 @@ use super::{Frames, PartitionAggregator};
 pub struct CommittedOffset {
     /// The committed offset.
     pub offset: i64,
-    /// The downbeat. A reset of the group changes the offset, but keeps the metadata or removes it.
+    /// The downbeat, if the metadata has one. A reset of the group's offsets changes the offset, but keeps the metadata
+    /// or removes it, so the downbeat may belong to another offset.
     pub downbeat: Option<i64>,
 }
 
@@ -26,18 +27,21 @@ impl CommittedOffset {
         self.downbeat.map_or_else(String::new, |downbeat| format!("1:{downbeat}"))
     }
 
-    /// Returns true if an aggregator may start at or before the beat of `frame`. Then this is true of all later ones.
+    /// Returns true if the start position may lie at or before the beat of `frame`: the frame is at or after the
+    /// committed downbeat, or a window that opens with it could be aggregated. If it is true of a frame, it is true of
+    /// all later frames, so that a binary search finds the first.
     pub fn starts_by(&self, frame: &BeatFrame, partition: i32, log_starts: &BTreeMap<i32, i64>) -> bool {
         self.downbeat.is_some_and(|downbeat| frame.beat_index.get() >= downbeat)
             || self.allows_start(frame, partition, log_starts)
     }
 
-    /// Creates the aggregator of `partition`. `log_starts` has the log start offsets of all partitions. Returns `None`
-    /// if `frames` does not reach the start position yet. The table must reach back to the first frame for which
-    /// [`Self::starts_by`] is true.
+    /// Creates the aggregator of `partition` at its start position, or returns `None` if `frames` does not reach that
+    /// far yet. `frames` must begin no later than the first frame for which [`Self::starts_by`] is true. `log_starts`
+    /// has the log start offsets of all partitions.
     ///
-    /// The committed downbeat is trusted only if its boundary equals the committed offset. Otherwise the aggregator
-    /// starts at the oldest window at or after the offset whose claims are retained in every partition.
+    /// The start position is the committed downbeat if its boundary equals the committed offset. Otherwise the offset
+    /// was reset or never committed, and the start position is the first downbeat at or after the offset whose window
+    /// is retained in every partition.
     pub fn start_aggregator(
         &self,
         partition: i32,
@@ -64,7 +68,8 @@ impl CommittedOffset {
         frames.downbeat_from(after.beat_index)
     }
 
-    /// Returns true if a window that opens with `frame` lies at or after the offset and is wholly retained.
+    /// Returns true if a window that opens with `frame` would lie at or after the committed offset and be retained in
+    /// every partition.
     fn allows_start(&self, frame: &BeatFrame, partition: i32, log_starts: &BTreeMap<i32, i64>) -> bool {
         frame.boundary(partition) >= self.offset
             && log_starts.iter().all(|(other, log_start)| frame.boundary(*other) >= *log_start)

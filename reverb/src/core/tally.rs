@@ -9,7 +9,7 @@ use super::{Claim, partition_of};
 pub struct Counts {
     /// Distinct agents with a counted claim.
     pub agents: i64,
-    /// Distinct tasks in state review or done with budget left.
+    /// Distinct tasks in state review or done whose beat budget is not overdrawn (`beats_left >= 0`).
     pub on_time_reviews: i64,
     /// Distinct tasks with help fulfilled.
     pub help_fulfilled: i64,

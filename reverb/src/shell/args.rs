@@ -15,11 +15,11 @@ pub struct Args {
     #[arg(long, env = "BACKBEAT_NODE", default_value = "reverb")]
     pub node: String,
 
-    /// Stop with an error if a window opens with another number of beats (the prototype's --bar-length works too).
+    /// Stop with an error if a window opens with another number of beats (alias: --bar-length).
     #[arg(long, alias = "bar-length", value_name = "BEATS")]
     pub expect_bar_length: Option<u16>,
 
-    /// Which reports a replay writes: only missing or different ones, or also identical ones.
+    /// The reports that a replay writes: only missing or different ones, or also identical ones.
     #[arg(long, value_enum, default_value_t = Reemit::Changed)]
     pub reemit: Reemit,
 

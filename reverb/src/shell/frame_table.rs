@@ -1,4 +1,4 @@
-//! The table of boundaries, read from `beatframes`.
+//! The table of consecutive frames, read from `beatframes`.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ pub(crate) struct FrameTable {
     reader: LogReader<BeatFrame>,
     frames: Frames,
     cluster_id: String,
-    /// The offset of the next frame to read; `None` until a window was asked for.
+    /// The offset of the next frame to read; `None` until [`FrameTable::ensure_covers`] was called.
     next_offset: Option<i64>,
     /// The newest beat of the log when the table was started.
     newest: Option<BeatIndex>,
@@ -117,7 +117,7 @@ impl FrameTable {
         Ok(self.reader.seek(start)?)
     }
 
-    /// Empties the table and stops reading until a window is asked for again.
+    /// Empties the table and stops reading until [`FrameTable::ensure_covers`] is called again.
     pub(crate) fn clear(&mut self) {
         self.frames = Frames::default();
         self.next_offset = None;

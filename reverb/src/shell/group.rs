@@ -29,7 +29,7 @@ struct State {
     changes: Vec<AssignmentChange>,
     /// By partition, the offset to commit when it is revoked.
     committable: BTreeMap<i32, CommittedOffset>,
-    merge: Option<MergeThread>,
+    merge_thread: Option<MergeThread>,
     /// The group coordinator has admitted this member, even if it has assigned no partition.
     has_joined: bool,
     ends: BTreeMap<i32, PartitionEnd>,
@@ -45,12 +45,12 @@ pub(crate) enum AssignmentChange {
     Revoked(Vec<i32>),
 }
 
-/// The end of a partition, from librdkafka's statistics.
+/// The last stable offset of a partition and the progress towards it, from librdkafka's statistics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct PartitionEnd {
     next_offset: i64,
     log_start: i64,
-    /// The end for readers of committed records.
+    /// The end of the partition for readers of committed records; negative if it is not known.
     last_stable_offset: i64,
     /// Every fetched record was polled, and the fetcher has reached the end of the partition.
     drained: bool,
@@ -75,20 +75,20 @@ impl Group {
     }
 
     /// Hands over the running merge, so that it stops before `statusclaims-0` is assigned to another member.
-    pub(crate) fn set_merge_thread(&self, merge: MergeThread) {
-        let earlier = self.lock().merge.replace(merge);
+    pub(crate) fn set_merge_thread(&self, merge_thread: MergeThread) {
+        let earlier = self.lock().merge_thread.replace(merge_thread);
         drop(earlier);
     }
 
     /// Returns true if the merge runs in this member.
     pub(crate) fn is_merging(&self) -> bool {
-        self.lock().merge.as_ref().is_some_and(|merge| !merge.has_ended())
+        self.lock().merge_thread.as_ref().is_some_and(|thread| !thread.has_ended())
     }
 
-    /// Takes the merge out if it has ended by itself.
-    pub(crate) fn take_ended_merge(&self) -> Option<MergeThread> {
+    /// Takes the merge's thread out if it has ended by itself.
+    pub(crate) fn take_ended_merge_thread(&self) -> Option<MergeThread> {
         let mut state = self.lock();
-        state.merge.take_if(|merge| merge.has_ended())
+        state.merge_thread.take_if(|thread| thread.has_ended())
     }
 
     /// Returns true if this member has joined the group.
@@ -98,14 +98,14 @@ impl Group {
 
     /// Stops the merge and waits until it has ended.
     pub(crate) fn stop_merge(&self) {
-        let merge = self.lock().merge.take();
-        drop(merge);
+        let merge_thread = self.lock().merge_thread.take();
+        drop(merge_thread);
     }
 
-    /// Returns an offset of `partition` below which no record is to come, and the log start offset, if the statistics
-    /// prove one. Needed if control records end the log: the consumer's position never passes them, so the next
-    /// boundary would never be reached.
-    pub(crate) fn proven_end(&self, partition: i32) -> Option<(i64, i64)> {
+    /// Returns the end of `partition` and its log start offset, if the statistics prove that the consumer has polled
+    /// all records up to there: no record with a lower offset will be delivered. Needed if control records end the log:
+    /// the consumer's position never passes them, so the next boundary would never be reached.
+    pub(crate) fn drained_end(&self, partition: i32) -> Option<(i64, i64)> {
         let state = self.lock();
         state
             .ends
@@ -189,15 +189,15 @@ impl ConsumerContext for Group {
         let Rebalance::Revoke(list) = rebalance else { return };
         let revoked = partitions(list);
         let topic = list.elements().first().map(|element| element.topic().to_owned()).unwrap_or_default();
-        let (positions, merge, abandoned) = {
+        let (positions, merge_thread, abandoned) = {
             let mut state = self.lock();
             let positions = revoked.iter().filter_map(|p| Some((*p, state.committable.remove(p)?))).collect();
             state.ends.retain(|partition, _| !revoked.contains(partition));
-            let merge = if revoked.contains(&MERGE_PARTITION) { state.merge.take() } else { None };
-            (positions, merge, state.abandoned)
+            let merge_thread = if revoked.contains(&MERGE_PARTITION) { state.merge_thread.take() } else { None };
+            (positions, merge_thread, state.abandoned)
         };
         // Dropping the merge waits until it has ended: no other member may merge before.
-        drop(merge);
+        drop(merge_thread);
         if !abandoned
             && !consumer.assignment_lost()
             && let Err(error) = commit_offsets(consumer, &topic, &positions, CommitMode::Sync)

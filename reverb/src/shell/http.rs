@@ -11,7 +11,7 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::metrics::Metrics;
-use super::status::{MAX_WINDOWS, SharedStatus, StatusBody, WindowStatus};
+use super::status::{MAX_LISTED_WINDOWS, SharedStatus, StatusBody, WindowStatus};
 
 const DEFAULT_LIMIT: usize = 100;
 
@@ -37,7 +37,7 @@ struct Ready {
 /// Ready means: joined the group, and all owned partitions have started and caught up. A member may own none.
 #[utoipa::path(get, path = "/ready", responses(
     (status = 200, description = "The member is ready.", body = Ready),
-    (status = 503, description = "It is not, and why.", body = ErrorBody),
+    (status = 503, description = "Not ready; the body says why.", body = ErrorBody),
 ))]
 async fn ready(State(status): State<SharedStatus>) -> Result<Json<Ready>, ApiError> {
     match status.waiting_for() {
@@ -73,7 +73,7 @@ struct Windows {
     next_before: Option<BeatIndex>,
 }
 
-/// Windows, newest first: open ones, and the last 1,000 that were finished.
+/// Windows, newest first: the newest 1,000 windows at most, open or finished.
 #[utoipa::path(get, path = "/api/v1/windows", params(Page), responses(
     (status = 200, description = "A page of windows.", body = Windows),
     (status = 400, description = "A parameter is not allowed.", body = ErrorBody),
@@ -83,11 +83,11 @@ async fn windows(
     page: Result<Query<Page>, QueryRejection>,
 ) -> Result<Json<Windows>, ApiError> {
     let Query(Page { before, limit }) = page.map_err(|error| {
-        ApiError::bad_request(format!("{}; allowed are before, a beat, and limit", error.body_text()))
+        ApiError::bad_request(format!("{}; the parameters are `before` (a beat index) and `limit`", error.body_text()))
     })?;
     let limit = limit.unwrap_or(DEFAULT_LIMIT);
-    if !(1..=MAX_WINDOWS).contains(&limit) {
-        return Err(ApiError::bad_request(format!("limit is {limit}; allowed are 1 to {MAX_WINDOWS}")));
+    if !(1..=MAX_LISTED_WINDOWS).contains(&limit) {
+        return Err(ApiError::bad_request(format!("limit is {limit}; allowed are 1 to {MAX_LISTED_WINDOWS}")));
     }
     let (windows, more) = status.windows(before, limit);
     let next_before = windows.last().map(|last| last.from_beat).filter(|_| more);
@@ -107,7 +107,7 @@ async fn window(State(status): State<SharedStatus>, Path(id): Path<String>) -> R
         id.parse().map_err(|error: backbeat_schemas::WindowIdError| ApiError::bad_request(error.to_string()))?;
     let found = status.window(id).ok_or_else(|| {
         ApiError::not_found(format!(
-            "window {id} is neither open nor among the last {MAX_WINDOWS} here; older reports are in barreports"
+            "window {id} is not among the newest {MAX_LISTED_WINDOWS} windows that this member knows; older reports are in barreports"
         ))
     })?;
     Ok(Json(found))

@@ -16,11 +16,11 @@ use rdkafka::message::Message;
 use super::claim_decoder::ClaimDecoder;
 use super::frame_table::{FrameTable, TableError};
 use super::group::{AssignmentChange, Group, GroupConsumer, MERGE_PARTITION, commit_offsets};
-use super::merger::{MergeEnd, MergeSettings, MergeThread};
+use super::merger::{MergeContext, MergeEnd, MergeThread};
 use super::metrics::Metrics;
 use super::owned_partition::{OwnedPartition, PartialProducer};
 use super::start_positions::StartPositions;
-use super::status::{OpenWindow, PartitionStatus, Share, SharedStatus};
+use super::status::{OpenWindow, PartitionStatus, ShareStatus, SharedStatus};
 use super::timeouts::QUERY_TIMEOUT;
 use crate::core::{CommittedOffset, Partition, PartitionAggregator};
 
@@ -29,18 +29,18 @@ const BATCH: usize = 2_000;
 /// Longest wait of a poll without records, and so the delay until a new frame is noticed.
 const POLL: Duration = Duration::from_millis(5);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-const COMMIT_EVERY: Duration = Duration::from_secs(1);
-const STATUS_EVERY: Duration = Duration::from_millis(250);
+const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
+const STATUS_INTERVAL: Duration = Duration::from_millis(250);
 /// Interval at which a fenced merge checks whether this member still owns the merge's partition.
-const CONFIRM_EVERY: Duration = Duration::from_secs(1);
+const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval at which start positions of new partitions are looked for.
-const RESOLVE_EVERY: Duration = Duration::from_millis(200);
+const RESOLVE_INTERVAL: Duration = Duration::from_millis(200);
 /// Reports read at the start, for `/api/v1/windows`.
 const KNOWN_REPORTS: i64 = 200;
 /// Time at shutdown for unacknowledged partials and dead letters.
-const FLUSH_WITHIN: Duration = Duration::from_secs(5);
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time at shutdown for leaving the group.
-const LEAVE_WITHIN: Duration = Duration::from_secs(3);
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// One member of reverb's group.
 pub(crate) struct Member {
@@ -53,19 +53,21 @@ pub(crate) struct Member {
     pub(crate) reports: LogReader<BarReport>,
     pub(crate) decoder: ClaimDecoder,
     pub(crate) producer: PartialProducer,
-    pub(crate) merge: MergeSettings,
+    pub(crate) merge_context: MergeContext,
     pub(crate) bar_length: BarLengthGuard,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) status: SharedStatus,
     pub(crate) partitions: BTreeMap<i32, OwnedPartition>,
     pub(crate) start_positions: StartPositions,
-    pub(crate) committed: BTreeMap<i32, CommittedOffset>,
+    /// By partition, the offset whose commit was requested last and has not failed.
+    pub(crate) commit_requested: BTreeMap<i32, CommittedOffset>,
     /// The newest frame that was checked and measured.
     pub(crate) checked: Option<BeatIndex>,
     /// The merge's partition was just assigned, so the merge must start.
     pub(crate) merge_due: bool,
-    /// Set if the merge was fenced: when to check next whether this member still owns the merge's partition.
-    pub(crate) fenced: Option<Instant>,
+    /// The instant of the next check whether this member still owns the merge's partition; `None` unless the merge was
+    /// fenced.
+    pub(crate) recheck_fenced_merge_at: Option<Instant>,
 }
 
 /// Stops the member when a window opens, after the start, with another length than `--expect-bar-length`.
@@ -90,12 +92,12 @@ impl BarLengthGuard {
     }
 }
 
-/// Why a member ended without an error.
+/// The reason why a member ended without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MemberEnd {
-    /// It was told to stop.
+    /// The process was told to stop.
     Shutdown,
-    /// Its consumer has lost all its brokers: another member should take its place, in this process.
+    /// The member's consumer has lost all its brokers: another member takes its place, in this process.
     Lost,
 }
 
@@ -110,7 +112,7 @@ impl Member {
             self.group.stop_merge();
             return outcome;
         }
-        if let Err(error) = self.producer.sender.flush(FLUSH_WITHIN) {
+        if let Err(error) = self.producer.sender.flush(FLUSH_TIMEOUT) {
             tracing::warn!(%error, "cannot send all partials and dead letters before the stop; the next owner sends them again");
         }
         self.group.stop_merge();
@@ -125,7 +127,7 @@ impl Member {
     /// consumer that is being closed (`assert: !rd_kafka_assignment_in_progress`, its issue 4027).
     fn leave(&self) {
         self.consumer.unsubscribe();
-        let deadline = Instant::now() + LEAVE_WITHIN;
+        let deadline = Instant::now() + LEAVE_TIMEOUT;
         while Instant::now() < deadline {
             let is_quiet = self.consumer.poll(POLL).is_none();
             if is_quiet && self.consumer.assignment().is_ok_and(|assignment| assignment.count() == 0) {
@@ -143,7 +145,7 @@ impl Member {
             }
         }
         self.consumer.subscribe(&[&self.topic])?;
-        self.status.update(|member| member.waiting_for = Some("partitions of statusclaims".into()));
+        self.status.update(|member| member.waiting_for = Some("admission to the consumer group".into()));
         let (mut commit_at, mut status_at, mut resolve_at) = (Instant::now(), Instant::now(), Instant::now());
         while !shutdown.is_cancelled() {
             if self.watch.is_lost() {
@@ -153,7 +155,7 @@ impl Member {
             // Before claims are polled, because this may replace the table that their outputs refer to.
             if !self.start_positions.is_empty() && now >= resolve_at {
                 self.start_aggregators()?;
-                resolve_at = now + RESOLVE_EVERY;
+                resolve_at = now + RESOLVE_INTERVAL;
             }
             self.poll_claims();
             self.apply_assignment_changes()?;
@@ -164,11 +166,11 @@ impl Member {
             self.supervise_merge()?;
             if now >= commit_at {
                 self.retry_and_commit()?;
-                commit_at = now + COMMIT_EVERY;
+                commit_at = now + COMMIT_INTERVAL;
             }
             if now >= status_at {
                 self.publish_status();
-                status_at = now + STATUS_EVERY;
+                status_at = now + STATUS_INTERVAL;
             }
         }
         Ok(MemberEnd::Shutdown)
@@ -208,7 +210,7 @@ impl Member {
             let (key, value) = (message.key(), message.payload());
             partition.process(message.offset(), key, value, self.table.frames(), &mut self.decoder, &log_start);
         }
-        self.metrics.claims_processed(polled as u64);
+        self.metrics.record_claims_processed(polled as u64);
     }
 
     fn apply_assignment_changes(&mut self) -> anyhow::Result<()> {
@@ -218,7 +220,7 @@ impl Member {
                     for partition in &revoked {
                         self.partitions.remove(partition);
                         self.start_positions.remove(*partition);
-                        self.committed.remove(partition);
+                        self.commit_requested.remove(partition);
                     }
                 }
                 AssignmentChange::Assigned(assigned) => {
@@ -229,18 +231,18 @@ impl Member {
                     self.merge_due |= assigned.contains(&MERGE_PARTITION);
                 }
             }
-            self.metrics.rebalanced(self.partitions.len());
+            self.metrics.record_assignment_change(self.partitions.len());
         }
         if self.partitions.is_empty() {
             self.table.clear();
         }
         // Only the net result of the batch counts, because a merge that starts fences the one before it.
         if !self.partitions.contains_key(&MERGE_PARTITION) {
-            (self.merge_due, self.fenced) = (false, None);
+            (self.merge_due, self.recheck_fenced_merge_at) = (false, None);
         }
         if std::mem::take(&mut self.merge_due) {
-            self.fenced = None;
-            self.group.set_merge_thread(MergeThread::start(self.merge.clone())?);
+            self.recheck_fenced_merge_at = None;
+            self.group.set_merge_thread(MergeThread::start(self.merge_context.clone())?);
         }
         Ok(())
     }
@@ -281,7 +283,7 @@ impl Member {
             self.bar_length.check(frame)?;
             // Delivery is not measured on frames that were read to catch up.
             if let Some(delivered_after_ms) = was_current.then(|| self.status.record_frame(frame)).flatten() {
-                self.metrics.beat_delivered(delivered_after_ms);
+                self.metrics.record_beat_delivery(delivered_after_ms);
             }
         }
         self.checked = Some(last.beat_index);
@@ -293,19 +295,19 @@ impl Member {
             let id = partition.id;
             let log_start = || fetch_log_start(&self.consumer, &self.topic, id);
             partition.process_deferred(self.table.frames(), &mut self.decoder, &log_start);
-            if let (Some((proven_end, log_start)), false) = (self.group.proven_end(partition.id), partition.paused) {
-                partition.skip_to(proven_end, log_start);
+            if let (Some((drained_end, log_start)), false) = (self.group.drained_end(partition.id), partition.paused) {
+                partition.skip_to(drained_end, log_start);
             }
             partition.advance(self.table.frames(), &mut self.producer, &self.metrics, &self.status);
-            let full = partition.is_full();
-            if full != partition.paused {
+            let must_pause = partition.must_pause();
+            if must_pause != partition.paused {
                 let mut list = TopicPartitionList::new();
                 list.add_partition(&self.topic, partition.id);
-                let done = if full { self.consumer.pause(&list) } else { self.consumer.resume(&list) };
+                let done = if must_pause { self.consumer.pause(&list) } else { self.consumer.resume(&list) };
                 match done {
-                    Ok(()) => partition.paused = full,
+                    Ok(()) => partition.paused = must_pause,
                     Err(error) => {
-                        tracing::warn!(%error, partition = partition.id, full, "cannot pause or resume a partition");
+                        tracing::warn!(%error, partition = partition.id, must_pause, "cannot pause or resume a partition");
                     }
                 }
             }
@@ -348,12 +350,12 @@ impl Member {
     }
 
     fn supervise_merge(&mut self) -> anyhow::Result<()> {
-        match self.group.take_ended_merge().and_then(|ended| ended.end()) {
+        match self.group.take_ended_merge_thread().and_then(|ended| ended.end()) {
             None => {}
             Some(MergeEnd::Failed(error)) => return Err(error),
-            Some(MergeEnd::Fenced) => self.fenced = Some(Instant::now()),
+            Some(MergeEnd::Fenced) => self.recheck_fenced_merge_at = Some(Instant::now()),
         }
-        if self.fenced.is_some_and(|since| Instant::now() >= since) {
+        if self.recheck_fenced_merge_at.is_some_and(|at| Instant::now() >= at) {
             self.restart_fenced_merge()?;
         }
         Ok(())
@@ -364,11 +366,11 @@ impl Member {
     fn restart_fenced_merge(&mut self) -> anyhow::Result<()> {
         let positions = self.group.committable();
         // Committing an empty list would succeed without asking the broker.
-        let ours = positions.contains_key(&MERGE_PARTITION) && !self.consumer.assignment_lost();
+        let is_owner = positions.contains_key(&MERGE_PARTITION) && !self.consumer.assignment_lost();
         match commit_offsets(&self.consumer, &self.topic, &positions, CommitMode::Sync) {
-            Ok(()) if ours => {
-                self.fenced = None;
-                self.group.set_merge_thread(MergeThread::start(self.merge.clone())?);
+            Ok(()) if is_owner => {
+                self.recheck_fenced_merge_at = None;
+                self.group.set_merge_thread(MergeThread::start(self.merge_context.clone())?);
                 return Ok(());
             }
             Ok(()) => {}
@@ -376,7 +378,7 @@ impl Member {
                 tracing::warn!(%error, "the merge was fenced and the group does not confirm its partition; not merging");
             }
         }
-        self.fenced = Some(Instant::now() + CONFIRM_EVERY);
+        self.recheck_fenced_merge_at = Some(Instant::now() + RECHECK_INTERVAL);
         Ok(())
     }
 
@@ -387,12 +389,12 @@ impl Member {
         }
         self.partitions.values_mut().for_each(|partition| partition.retry(&mut self.producer, &self.metrics));
         if self.group.take_commit_failure() {
-            self.committed.clear();
+            self.commit_requested.clear();
         }
         let mut positions = self.group.committable();
-        positions.retain(|partition, position| self.committed.get(partition) != Some(position));
+        positions.retain(|partition, position| self.commit_requested.get(partition) != Some(position));
         match commit_offsets(&self.consumer, &self.topic, &positions, CommitMode::Async) {
-            Ok(()) => self.committed.extend(positions),
+            Ok(()) => self.commit_requested.extend(positions),
             Err(error) => tracing::warn!(%error, "cannot commit offsets"),
         }
         let oldest = self
@@ -413,8 +415,13 @@ impl Member {
         for owned in self.partitions.values() {
             let aggregator = owned.core.as_ref().map(Partition::aggregator);
             for (window, claims) in aggregator.into_iter().flat_map(PartitionAggregator::open_windows) {
-                let share =
-                    Share::new(frames, window, owned.id, aggregator.map(PartitionAggregator::next_offset), claims);
+                let share = ShareStatus::new(
+                    frames,
+                    window,
+                    owned.id,
+                    aggregator.map(PartitionAggregator::next_offset),
+                    claims,
+                );
                 self.status.set_share(window, owned.id, share);
             }
             partitions.push(PartitionStatus {
@@ -422,7 +429,7 @@ impl Member {
                 position: aggregator.map(PartitionAggregator::next_offset),
                 end: self.group.last_stable_offset(owned.id),
                 beat: aggregator.map(PartitionAggregator::arrival_beat),
-                waiting_claims: aggregator.map_or(0, PartitionAggregator::pending),
+                pending_claims: aggregator.map_or(0, PartitionAggregator::pending),
             });
         }
         let beats_since = |beat| newest.map_or(0, |newest| newest.beat_index.since(beat));
@@ -436,20 +443,20 @@ impl Member {
         // A lag within one bar is normal: its windows close with the next downbeat.
         let enough = newest.map_or(0, |newest| i64::from(newest.bar_length));
         let waiting_for = if !self.group.has_joined() {
-            Some("partitions of statusclaims".to_owned())
+            Some("admission to the consumer group".to_owned())
         } else if !self.start_positions.is_empty() {
-            Some(format!("the first window of partitions {:?}", self.start_positions.partitions()))
+            Some(format!("the start positions of partitions {:?} of statusclaims", self.start_positions.partitions()))
         } else if !partitions.is_empty() && !self.table.is_caught_up() {
-            Some("frames that are still to be read".to_owned())
+            Some("the rest of beatframes: its frames are still being read".to_owned())
         } else if lag_beats > enough {
-            Some(format!("claims of {lag_beats} beats that are still to be read"))
+            Some(format!("the rest of statusclaims: the slowest partition lags by {lag_beats} beats"))
         } else {
             None
         };
-        let waiting = partitions.iter().map(|partition| partition.waiting_claims).sum();
+        let pending_claims = partitions.iter().map(|partition| partition.pending_claims).sum();
         let oldest = oldest_open_window.as_ref().map_or(0, |window| window.age_beats);
-        self.metrics.lag(waiting, lag_beats, lag_records, oldest);
-        self.metrics.slos(&self.status.slos());
+        self.metrics.set_lag(pending_claims, lag_beats, lag_records, oldest);
+        self.metrics.set_slos(&self.status.slos());
         let newest_beat = newest.map(|frame| frame.beat_index);
         self.status.update(|member| {
             member.merging = self.group.is_merging();
@@ -482,7 +489,7 @@ fn poll_all<R: Record + 'static>(reader: &mut LogReader<R>, kind: &str) -> Vec<E
 /// Fetches the log start offset of `partition`; `None` if Kafka does not answer.
 fn fetch_log_start(consumer: &GroupConsumer, topic: &str, partition: i32) -> Option<i64> {
     match consumer.fetch_watermarks(topic, partition, QUERY_TIMEOUT) {
-        Ok((low, _)) => Some(low),
+        Ok((log_start, _)) => Some(log_start),
         Err(error) => {
             tracing::warn!(%error, partition, "cannot fetch the log start offset to tell whether retention deleted the missing offsets");
             None

@@ -1,8 +1,8 @@
 //! The merge: collects partials and writes reports. One member of a cluster runs it, the one that owns
 //! `statusclaims-0`.
 //!
-//! All its state is in the log. After any error it drops everything, opens its transactional id again, which resolves
-//! transactions in doubt, and reads `barpartials` from the offset that the last `done` names.
+//! All its state is in the log. After any error it drops its state, initializes transactions again, which resolves
+//! transactions in doubt, and reads `barpartials` from the restart offset that the last `done` names.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -19,12 +19,12 @@ use super::frame_table::{FrameTable, TableError};
 use super::metrics::Metrics;
 use super::recompute::{Recompute, RecomputeError};
 use super::report_index::{Fingerprint, ReportIndex};
-use crate::core::{Counts, Merge, Ready, Window, bar_report, verdict};
+use crate::core::{Completion, Counts, Merge, Window, bar_report, verdict};
 
 /// Kafka aborts a transaction that is open for longer. An open one blocks every reader of `barpartials`.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Windows finished in one transaction. A transaction of this size commits within about a second.
-const MAX_WINDOWS: usize = 500;
+const MAX_WINDOWS_PER_TRANSACTION: usize = 500;
 /// Partials read before the sets are checked again.
 const BATCH: usize = 10_000;
 const POLL: Duration = Duration::from_millis(5);
@@ -32,7 +32,7 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// The clients and settings of the merge.
 #[derive(Clone)]
-pub(crate) struct MergeSettings {
+pub(crate) struct MergeContext {
     pub(crate) broker: Broker,
     pub(crate) registry: Registry,
     pub(crate) runtime: Handle,
@@ -46,7 +46,7 @@ pub(crate) struct MergeSettings {
 /// The reason why a merge ended by itself.
 #[derive(Debug)]
 pub(crate) enum MergeEnd {
-    /// The transactional id was opened again: by another member, or by Kafka after a transaction timeout.
+    /// Kafka fenced the merge's producer: another member initialized the transactional id, or a transaction timed out.
     Fenced,
     /// The log is inconsistent.
     Failed(anyhow::Error),
@@ -60,15 +60,15 @@ pub(crate) struct MergeThread {
 }
 
 impl MergeThread {
-    pub(crate) fn start(settings: MergeSettings) -> std::io::Result<Self> {
+    pub(crate) fn start(context: MergeContext) -> std::io::Result<Self> {
         let stop = Shutdown::new();
         let (ended, end) = channel();
         let thread = std::thread::Builder::new().name("merge".into()).spawn({
             let stop = stop.clone();
             move || {
-                if let Some(how) = run(&settings, &stop) {
+                if let Some(reason) = run(&context, &stop) {
                     // The receiver may be gone: then nobody needs the reason.
-                    let _ = ended.send(how);
+                    let _ = ended.send(reason);
                 }
             }
         })?;
@@ -109,9 +109,9 @@ enum SessionError {
     Kafka(#[from] rdkafka::error::KafkaError),
 }
 
-fn run(settings: &MergeSettings, stop: &Shutdown) -> Option<MergeEnd> {
+fn run(context: &MergeContext, stop: &Shutdown) -> Option<MergeEnd> {
     while !stop.is_cancelled() {
-        let error = match Session::open(settings).and_then(|mut session| session.run(stop)) {
+        let error = match Session::start(context).and_then(|mut session| session.run(stop)) {
             Ok(()) | Err(SessionError::Recompute(RecomputeError::Stopped)) => return None,
             Err(SessionError::Transaction(TransactionError::Fenced(error))) => {
                 tracing::warn!(%error, "the merge was fenced");
@@ -120,7 +120,7 @@ fn run(settings: &MergeSettings, stop: &Shutdown) -> Option<MergeEnd> {
             Err(SessionError::Table(TableError::Frame(error))) => return Some(MergeEnd::Failed(error.into())),
             Err(error) => error,
         };
-        settings.metrics.merge_restarted();
+        context.metrics.record_merge_restart();
         tracing::warn!(%error, "the merge failed and starts over");
         let until = Instant::now() + RETRY_PAUSE;
         while Instant::now() < until && !stop.is_cancelled() {
@@ -130,9 +130,9 @@ fn run(settings: &MergeSettings, stop: &Shutdown) -> Option<MergeEnd> {
     None
 }
 
-/// A merge between opening its transactional id and its first error.
-struct Session<'s> {
-    settings: &'s MergeSettings,
+/// A merge from `InitTransactions` to its first error.
+struct Session<'c> {
+    context: &'c MergeContext,
     producer: TransactionalProducer,
     partials: LogReader<BarPartial>,
     table: FrameTable,
@@ -160,10 +160,10 @@ impl WindowOutcome {
     }
 }
 
-impl<'s> Session<'s> {
-    /// Opens the transactional id, which fences every earlier merge, then reads the partials of windows not yet done.
-    fn open(settings: &'s MergeSettings) -> Result<Self, SessionError> {
-        let MergeSettings { broker, registry, runtime, .. } = settings;
+impl<'c> Session<'c> {
+    /// Initializes transactions, which fences every earlier merge, then reads the partials of windows not yet done.
+    fn start(context: &'c MergeContext) -> Result<Self, SessionError> {
+        let MergeContext { broker, registry, runtime, .. } = context;
         let producer = TransactionalProducer::open(
             broker,
             &broker.topics().merge_transactional_id(),
@@ -171,12 +171,12 @@ impl<'s> Session<'s> {
             TRANSACTION_TIMEOUT,
         )?;
         let mut session = Self {
-            settings,
+            context,
             producer,
             partials: LogReader::new(broker, registry, runtime, TopicName::BarPartials)?,
             table: FrameTable::new(
                 LogReader::new(broker, registry, runtime, TopicName::BeatFrames)?,
-                settings.cluster_id.clone(),
+                context.cluster_id.clone(),
             ),
             reports: ReportIndex::new(LogReader::new(broker, registry, runtime, TopicName::BarReports)?),
             recompute: Recompute::new(broker, registry, runtime)?,
@@ -190,13 +190,13 @@ impl<'s> Session<'s> {
     fn catch_up(&mut self) -> Result<(), SessionError> {
         let end = self.partials.end_offset()?;
         let last_done = self.partials.last_where(BarPartial::is_done)?;
-        let low = match last_done.and_then(|entry| entry.record.into_body()) {
+        let restart_offset = match last_done.and_then(|entry| entry.record.into_body()) {
             Some(PartialBody::Done(done)) => done.low.max(self.partials.log_start()?),
             _ => self.partials.log_start()?,
         };
         let merge = &mut self.merge;
-        self.partials.read(low, end, |entry| add_record(merge, entry))?;
-        Ok(self.partials.seek(low.max(end))?)
+        self.partials.read(restart_offset, end, |entry| add_record(merge, entry))?;
+        Ok(self.partials.seek(restart_offset.max(end))?)
     }
 
     fn run(&mut self, stop: &Shutdown) -> Result<(), SessionError> {
@@ -212,22 +212,22 @@ impl<'s> Session<'s> {
             let Some(oldest) = self.merge.oldest() else { continue };
             self.table.ensure_covers(oldest)?;
             self.table.poll(Duration::ZERO)?;
-            let ready = self.merge.ready(self.table.frames(), MAX_WINDOWS);
-            if !ready.is_empty() {
-                self.finish_windows(ready, stop)?;
+            let completions = self.merge.completions(self.table.frames(), MAX_WINDOWS_PER_TRANSACTION);
+            if !completions.is_empty() {
+                self.finish_windows(completions, stop)?;
             }
         }
         Ok(())
     }
 
     /// Determines the outcome of each window, then writes all of them in one transaction.
-    fn finish_windows(&mut self, ready: Vec<(Window, Ready)>, stop: &Shutdown) -> Result<(), SessionError> {
-        let mut outcomes = Vec::with_capacity(ready.len());
-        for (window, ready) in ready {
-            outcomes.push(self.determine_outcome(window, &ready, stop)?);
+    fn finish_windows(&mut self, completions: Vec<(Window, Completion)>, stop: &Shutdown) -> Result<(), SessionError> {
+        let mut outcomes = Vec::with_capacity(completions.len());
+        for (window, completion) in completions {
+            outcomes.push(self.determine_outcome(window, &completion, stop)?);
         }
         let written = self.write_transaction(&outcomes);
-        self.settings.metrics.transaction(written.as_ref().err());
+        self.context.metrics.record_transaction(written.as_ref().err());
         written?;
         for outcome in &outcomes {
             self.merge.add_done(None, outcome.window.from);
@@ -235,9 +235,9 @@ impl<'s> Session<'s> {
         }
         let newest = outcomes.last().map(|outcome| outcome.window);
         let oldest = self.merge.oldest().or(newest.map(|window| window.from));
-        if let Some(closed_at) = oldest.and_then(|from| self.table.frames().get(from)).map(|frame| frame.scheduled_at) {
+        if let Some(opened_at) = oldest.and_then(|from| self.table.frames().get(from)).map(|frame| frame.scheduled_at) {
             let oldest = oldest.expect("its frame was found above");
-            self.reports.drop_before(oldest, closed_at);
+            self.reports.drop_before(oldest, opened_at);
             self.table.drop_before(oldest);
         }
         Ok(())
@@ -246,20 +246,23 @@ impl<'s> Session<'s> {
     fn determine_outcome(
         &mut self,
         window: Window,
-        ready: &Ready,
+        completion: &Completion,
         stop: &Shutdown,
     ) -> Result<WindowOutcome, SessionError> {
-        let exists = *ready == Ready::CannotComplete && self.last_report(&window)?.is_some();
-        if exists {
+        let is_reported = *completion == Completion::RecomputeUnlessReported && self.last_report(&window)?.is_some();
+        if is_reported {
             return Ok(WindowOutcome::without_report(window, Verdict::Dropped));
         }
-        let counts = match ready {
-            Ready::Complete(counts) => Some(*counts),
-            Ready::Skip => None,
-            Ready::Recompute | Ready::CannotComplete => self.recompute.window(self.table.frames(), &window, stop)?,
+        let counts = match completion {
+            Completion::Sum(counts) => Some(*counts),
+            Completion::Skip => None,
+            Completion::Recompute | Completion::RecomputeUnlessReported => {
+                self.recompute.window(self.table.frames(), &window, stop)?
+            }
         };
         let Some(counts) = counts else {
-            let cause = if *ready == Ready::Skip { "expired_before_read" } else { "expired_before_recompute" };
+            let cause =
+                if *completion == Completion::Skip { "expired_before_read" } else { "expired_before_recompute" };
             return Ok(WindowOutcome {
                 skip_cause: Some(cause),
                 ..WindowOutcome::without_report(window, Verdict::Skipped)
@@ -270,23 +273,24 @@ impl<'s> Session<'s> {
 
     fn compare_with_published(&mut self, window: Window, counts: &Counts) -> Result<WindowOutcome, SessionError> {
         let report = bar_report(self.table.frames(), &window, counts)
-            .expect("a window is ready once its closing frame is there");
+            .expect("a window is finished only if its closing frame is there");
         let computed = ReportIndex::fingerprint(&avro_body(&report));
         let published = self.last_report(&window)?;
-        let (verdict, write) = verdict(published.as_ref(), &computed, self.settings.reemit == Reemit::Always);
+        let (verdict, write) = verdict(published.as_ref(), &computed, self.context.reemit == Reemit::Always);
         let reemitted = write && published == Some(computed);
         Ok(WindowOutcome { window, verdict, report: write.then_some((report, computed)), reemitted, skip_cause: None })
     }
 
     fn last_report(&mut self, window: &Window) -> Result<Option<Fingerprint>, SessionError> {
-        let closing = self.table.frames().get(window.end).expect("a window is ready once its closing frame is there");
-        Ok(self.reports.last(window.from, closing.scheduled_at)?)
+        let next =
+            self.table.frames().get(window.end).expect("a window is finished only if its closing frame is there");
+        Ok(self.reports.last(window.from, next.scheduled_at)?)
     }
 
     fn write_transaction(&mut self, outcomes: &[WindowOutcome]) -> Result<(), TransactionError> {
         let froms: Vec<BeatIndex> = outcomes.iter().map(|outcome| outcome.window.from).collect();
-        let low = self.merge.restart_offset(&froms);
-        let topics = self.settings.broker.topics();
+        let restart_offset = self.merge.restart_offset(&froms);
+        let topics = self.context.broker.topics();
         let (reports, partials) = (topics.name(TopicName::BarReports), topics.name(TopicName::BarPartials));
         let now = chrono::Utc::now().timestamp_millis();
         let mut transaction = self.producer.begin()?;
@@ -296,13 +300,13 @@ impl<'s> Session<'s> {
                 transaction.send(
                     &reports,
                     &key,
-                    &wire(self.settings.report_schema, report),
+                    &wire(self.context.report_schema, report),
                     report.closed_at.millis(),
                 )?;
             }
-            let done = PartialBody::Done(Done { verdict: *verdict, low });
+            let done = PartialBody::Done(Done { verdict: *verdict, low: restart_offset });
             let record = BarPartial::new(window.id, window.from, done);
-            transaction.send(&partials, &key, &wire(self.settings.partial_schema, &record), now)?;
+            transaction.send(&partials, &key, &wire(self.context.partial_schema, &record), now)?;
         }
         transaction.commit()
     }
@@ -310,9 +314,9 @@ impl<'s> Session<'s> {
     fn record_outcome(&mut self, outcome: &WindowOutcome) {
         let WindowOutcome { window, verdict, report, reemitted, skip_cause } = outcome;
         if let Some(cause) = skip_cause {
-            self.settings.metrics.window_skipped(cause);
+            self.context.metrics.record_skipped_window(cause);
         }
-        self.settings.metrics.window_finished(*verdict, report.as_ref().map(|(report, _)| report), *reemitted);
+        self.context.metrics.record_finished_window(*verdict, report.as_ref().map(|(report, _)| report), *reemitted);
         if let Some((_, fingerprint)) = report {
             self.reports.record_written(window.from, *fingerprint);
         }
@@ -330,7 +334,7 @@ fn add_record(merge: &mut Merge, entry: Entry<BarPartial>) {
     match entry.record.into_body() {
         Some(PartialBody::Partial(partial)) => merge.add_partial(entry.offset, from, partial),
         Some(PartialBody::Done(_)) => merge.add_done(Some(entry.offset), from),
-        None => tracing::warn!(entry.offset, "undecodable record in barpartials: neither a partial nor a done"),
+        None => tracing::warn!(entry.offset, "record in barpartials is neither a partial nor a done; ignored"),
     }
 }
 

@@ -1,4 +1,4 @@
-//! Reverb's metrics. The first five keep the prototype's names.
+//! Reverb's metrics. The first five have the names that the prototype exported.
 
 use backbeat_broker::TransactionError;
 use backbeat_schemas::{BarReport, InvalidClaim, Partial, Verdict};
@@ -6,9 +6,9 @@ use prometheus::{GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, 
 
 use crate::core::Slo;
 
-/// From 1 ms to 1 s; the SLO is 100 ms.
+/// Buckets from 1 ms to 1 s; the SLO is 100 ms.
 const DELIVERY_BUCKETS: [f64; 9] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0];
-/// From 5 ms to 1 min; the SLO is one beat.
+/// Buckets from 5 ms to 1 min; the SLO is one beat.
 const PROCESSING_BUCKETS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0];
 
 pub(crate) struct Metrics {
@@ -25,7 +25,7 @@ pub(crate) struct Metrics {
     merge_restarts: IntCounter,
     rebalances: IntCounter,
     partitions: IntGauge,
-    waiting: IntGauge,
+    pending_claims: IntGauge,
     lag_beats: IntGauge,
     lag_records: IntGauge,
     oldest_window_beats: IntGauge,
@@ -41,10 +41,11 @@ pub(crate) struct Metrics {
 impl Metrics {
     pub(crate) fn new() -> prometheus::Result<Self> {
         let reason = |name, help| IntCounterVec::new(Opts::new(name, help), &["reason"]);
+        // Metric names and the label keep `objective`, for SLO: dashboards and alerts use them.
         let slo_gauge = |name, help| GaugeVec::new(Opts::new(name, help), &["objective"]);
         let processing = HistogramOpts::new(
             "backbeat_reverb_window_processing_seconds",
-            "Seconds from a window's closed_at to its committed report; replayed windows are not observed",
+            "Seconds from a window's closed_at, which is before its grace, to its committed report; replayed windows are not observed",
         );
         let metrics = Self {
             agents_reporting: IntGauge::new("backbeat_reverb_agents_reporting", "agents_reporting of the last report")?,
@@ -56,7 +57,7 @@ impl Metrics {
             window_processing: Histogram::with_opts(processing.buckets(PROCESSING_BUCKETS.to_vec()))?,
             claims_processed: IntCounter::new(
                 "backbeat_reverb_claims_processed_total",
-                "Records read from statusclaims",
+                "Records that this member polled from statusclaims, invalid ones and those that were read before included",
             )?,
             late: IntCounter::new("backbeat_reverb_late_claims_total", "Late claims in windows closed by this member")?,
             invalid: reason("backbeat_reverb_invalid_claims_total", "Invalid claims in statusclaims")?,
@@ -71,15 +72,16 @@ impl Metrics {
             )?,
             rebalances: IntCounter::new(
                 "backbeat_reverb_rebalances_total",
-                "Assignments and revocations of partitions",
+                "Changes of this member's assignment: each assignment and each revocation of partitions counts, so a rebalance may count twice",
             )?,
             partitions: IntGauge::new(
                 "backbeat_reverb_assigned_partitions",
                 "Partitions of statusclaims assigned to this member",
             )?,
-            waiting: IntGauge::new(
+            // The metric keeps its name from when pending claims were called waiting.
+            pending_claims: IntGauge::new(
                 "backbeat_reverb_waiting_claims",
-                "Claims past the newest boundary, waiting for the next frame",
+                "Pending claims: those past the newest boundary, which wait for the next frame",
             )?,
             lag_beats: IntGauge::new(
                 "backbeat_reverb_lag_beats",
@@ -107,7 +109,7 @@ impl Metrics {
             transactions: IntCounterVec::new(
                 Opts::new(
                     "backbeat_reverb_transactions_total",
-                    "Transactions of the merge by outcome; after failed and timed_out the log is read back",
+                    "Transactions of the merge by outcome; one that failed or timed_out is in doubt until the merge has started over and read the log",
                 ),
                 &["outcome"],
             )?,
@@ -159,7 +161,7 @@ impl Metrics {
             Box::new(self.merge_restarts.clone()),
             Box::new(self.rebalances.clone()),
             Box::new(self.partitions.clone()),
-            Box::new(self.waiting.clone()),
+            Box::new(self.pending_claims.clone()),
             Box::new(self.lag_beats.clone()),
             Box::new(self.lag_records.clone()),
             Box::new(self.oldest_window_beats.clone()),
@@ -173,33 +175,33 @@ impl Metrics {
         collectors.into_iter().try_for_each(|collector| self.registry.register(collector))
     }
 
-    pub(crate) fn claims_processed(&self, claims: u64) {
+    pub(crate) fn record_claims_processed(&self, claims: u64) {
         self.claims_processed.inc_by(claims);
     }
 
-    pub(crate) fn window_closed(&self, partial: &Partial) {
+    pub(crate) fn record_late_claims(&self, partial: &Partial) {
         self.late.inc_by(partial.late_claims as u64);
     }
 
-    pub(crate) fn invalid_claim(&self, reason: &str) {
+    pub(crate) fn record_invalid_claim(&self, reason: &str) {
         self.invalid.with_label_values(&[reason]).inc();
     }
 
-    pub(crate) fn dead_letter(&self, reason: &str) {
+    pub(crate) fn record_dead_letter(&self, reason: &str) {
         self.dead_letters.with_label_values(&[reason]).inc();
     }
 
-    pub(crate) fn merge_restarted(&self) {
+    pub(crate) fn record_merge_restart(&self) {
         self.merge_restarts.inc();
     }
 
-    pub(crate) fn rebalanced(&self, partitions: usize) {
+    pub(crate) fn record_assignment_change(&self, partitions: usize) {
         self.rebalances.inc();
         self.partitions.set(partitions as i64);
     }
 
-    pub(crate) fn lag(&self, waiting: usize, beats: i64, records: Option<i64>, oldest_window_beats: i64) {
-        self.waiting.set(waiting as i64);
+    pub(crate) fn set_lag(&self, pending_claims: usize, beats: i64, records: Option<i64>, oldest_window_beats: i64) {
+        self.pending_claims.set(pending_claims as i64);
         self.lag_beats.set(beats);
         if let Some(records) = records {
             self.lag_records.set(records);
@@ -207,11 +209,11 @@ impl Metrics {
         self.oldest_window_beats.set(oldest_window_beats);
     }
 
-    pub(crate) fn beat_delivered(&self, delivered_after_ms: i64) {
+    pub(crate) fn record_beat_delivery(&self, delivered_after_ms: i64) {
         self.beat_delivery.observe(delivered_after_ms as f64 / 1_000.0);
     }
 
-    pub(crate) fn slos(&self, slos: &[Slo]) {
+    pub(crate) fn set_slos(&self, slos: &[Slo]) {
         for slo in slos {
             let set = |gauge: &GaugeVec, millis: Option<i64>| {
                 if let Some(millis) = millis {
@@ -223,12 +225,12 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn window_skipped(&self, cause: &str) {
+    pub(crate) fn record_skipped_window(&self, cause: &str) {
         self.skipped.with_label_values(&[cause]).inc();
     }
 
     /// Counts a transaction that ended in `error`, or committed.
-    pub(crate) fn transaction(&self, error: Option<&TransactionError>) {
+    pub(crate) fn record_transaction(&self, error: Option<&TransactionError>) {
         let outcome = match error {
             None => "committed",
             Some(TransactionError::Fenced(_)) => "fenced",
@@ -244,7 +246,7 @@ impl Metrics {
         self.on_time_reviews.set(report.on_time_reviews);
     }
 
-    pub(crate) fn window_finished(&self, verdict: Verdict, report: Option<&BarReport>, reemitted: bool) {
+    pub(crate) fn record_finished_window(&self, verdict: Verdict, report: Option<&BarReport>, reemitted: bool) {
         self.windows_completed.inc();
         self.verdicts.with_label_values(&[verdict.as_str()]).inc();
         self.reemitted.inc_by(u64::from(reemitted));

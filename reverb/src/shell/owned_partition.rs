@@ -9,7 +9,7 @@ use backbeat_schemas::{BarPartial, InvalidClaim, wire};
 
 use super::claim_decoder::ClaimDecoder;
 use super::metrics::Metrics;
-use super::status::{Share, SharedStatus};
+use super::status::{ShareStatus, SharedStatus};
 use crate::core::{Frames, Outbound, Partition, PartitionAggregator, RawRecord};
 
 /// The producer of partials and dead letters, with the member's name and counter.
@@ -87,7 +87,7 @@ impl OwnedPartition {
         }
     }
 
-    /// Advances to `offset`, because no record below it is to come, if nothing is deferred.
+    /// Advances to `offset`, because no record with a lower offset will be delivered, if nothing is deferred.
     pub(crate) fn skip_to(&mut self, offset: i64, log_start: i64) {
         if let Some(core) =
             self.core.as_mut().filter(|core| self.deferred.is_empty() && offset > core.aggregator().next_offset())
@@ -107,12 +107,16 @@ impl OwnedPartition {
         let Some(core) = &mut self.core else { return };
         for outbound in core.advance(frames) {
             match outbound {
-                Outbound::DeadLetter { reason, .. } => metrics.invalid_claim(reason.reason()),
+                Outbound::DeadLetter { reason, .. } => metrics.record_invalid_claim(reason.reason()),
                 Outbound::Partial(record) => {
                     let Some(partial) = record.partial() else { continue };
-                    metrics.window_closed(partial);
+                    metrics.record_late_claims(partial);
                     if let Some(window) = frames.window_of(record.from_beat) {
-                        status.set_share(&window, self.id, Share::new(frames, &window, self.id, None, partial.claims));
+                        status.set_share(
+                            &window,
+                            self.id,
+                            ShareStatus::new(frames, &window, self.id, None, partial.claims),
+                        );
                     }
                 }
             }
@@ -136,7 +140,7 @@ impl OwnedPartition {
             if let Some(Outbound::DeadLetter { offset, reason, .. }) =
                 core.mark_sent(producer.counter, producer.started_at.elapsed())
             {
-                metrics.dead_letter(reason.reason());
+                metrics.record_dead_letter(reason.reason());
                 tracing::debug!(partition = self.id, offset, %reason, "dead letter");
             }
         }
@@ -151,7 +155,7 @@ impl OwnedPartition {
     }
 
     /// Returns true if the partition must be paused.
-    pub(crate) fn is_full(&self) -> bool {
+    pub(crate) fn must_pause(&self) -> bool {
         !self.deferred.is_empty() || self.core.as_ref().is_none_or(Partition::is_full)
     }
 }

@@ -25,6 +25,11 @@ const GIVE_UP_AFTER: Duration = Duration::from_secs(15);
 pub(crate) enum RecomputeError {
     #[error("cannot read claims for a recomputation: {0}")]
     Kafka(#[from] KafkaError),
+    #[error(
+        "statusclaims-{partition} ends at offset {log_end}, below the boundary {boundary}: its leader does not know the \
+         log's end yet, or the topic was lost or recreated"
+    )]
+    LogEnd { partition: i32, log_end: i64, boundary: i64 },
     #[error("stopped before the recomputation was complete")]
     Stopped,
 }
@@ -96,13 +101,28 @@ impl Recompute {
         });
         let overtaken =
             |window: &Window| boundary(window.from) < log_start && boundary(window.from) < boundary(window.closing);
-        let classified =
+        let shares =
             closed.map(|closed| ClosedWindow { retained: closed.retained && !overtaken(&closed.window), ..closed });
-        Ok(classified.collect())
+        Ok(shares.collect())
     }
 
     fn fetch_log_start(&self, partition: i32) -> Result<i64, RecomputeError> {
         Ok(self.consumer.fetch_watermarks(&self.topic, partition, QUERY_TIMEOUT)?.0)
+    }
+
+    /// Fetches the last stable offset.
+    fn fetch_log_end(&self, partition: i32) -> Result<i64, RecomputeError> {
+        let mut query = TopicPartitionList::new();
+        query.add_partition_offset(&self.topic, partition, Offset::End)?;
+        let answer = self.consumer.offsets_for_times(query, QUERY_TIMEOUT)?;
+        let found = answer.find_partition(&self.topic, partition).map(|found| found.offset());
+        Ok(if let Some(Offset::Offset(offset)) = found { offset } else { 0 })
+    }
+
+    fn assign_at(&self, partition: i32, offset: i64) -> Result<(), KafkaError> {
+        let mut assignment = TopicPartitionList::new();
+        assignment.add_partition_offset(&self.topic, partition, Offset::Offset(offset))?;
+        assign(&self.consumer, &assignment)
     }
 
     /// Reads the records of `range`. Returns true if there was one at each of its offsets.
@@ -113,10 +133,9 @@ impl Recompute {
         stop: &Shutdown,
         mut process: impl FnMut(i64, DecodedClaim<'_>),
     ) -> Result<bool, RecomputeError> {
-        let mut assignment = TopicPartitionList::new();
-        assignment.add_partition_offset(&self.topic, partition, Offset::Offset(range.start))?;
-        assign(&self.consumer, &assignment)?;
+        self.assign_at(partition, range.start)?;
         let mut next = range.start;
+        let mut fetched_again = false;
         let mut gap = false;
         let mut last = Instant::now();
         while next < range.end {
@@ -125,8 +144,21 @@ impl Recompute {
             }
             let message = match self.consumer.poll(POLL) {
                 Some(Ok(message)) => message,
-                // The boundary was known before this read started, so the log's end lies at or after it.
-                Some(Err(KafkaError::PartitionEOF(_))) => return Ok(false),
+                // The missing offsets are control records or expired, if the log really reaches the range's end: a new partition leader may
+                // not know it yet, and a recreated topic ends before it. A second fetch after that proves it.
+                Some(Err(KafkaError::PartitionEOF(_))) => {
+                    let log_end = self.fetch_log_end(partition)?;
+                    if log_end >= range.end && fetched_again {
+                        return Ok(false);
+                    }
+                    if log_end < range.end && last.elapsed() >= GIVE_UP_AFTER {
+                        return Err(RecomputeError::LogEnd { partition, log_end, boundary: range.end });
+                    }
+                    fetched_again = log_end >= range.end;
+                    std::thread::sleep(if fetched_again { Duration::ZERO } else { POLL });
+                    self.assign_at(partition, next)?;
+                    continue;
+                }
                 Some(Err(error)) if !is_transient(&error) => return Err(error.into()),
                 Some(Err(_)) | None if last.elapsed() < GIVE_UP_AFTER => continue,
                 Some(Err(_)) | None => return Err(KafkaError::NoMessageReceived.into()),

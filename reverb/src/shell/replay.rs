@@ -40,7 +40,7 @@ pub struct ReplayPlan {
     pub newest_beat: BeatIndex,
     /// By partition, the boundary to which the group is reset.
     pub offsets: BTreeMap<i32, i64>,
-    /// The number of offsets between there and the ends of the partitions.
+    /// The number of offsets between there and the high watermarks of the partitions.
     pub claims: i64,
 }
 

@@ -12,7 +12,7 @@ const MAX_REMEMBERED: usize = 10_000;
 /// The SHA-256 digest of a report's Avro body.
 pub(crate) type Fingerprint = [u8; 32];
 
-/// The last report of each window, back to the oldest window that was asked for.
+/// The last report of each window, back to the oldest window that was looked up.
 ///
 /// Reports carry `closed_at` as their timestamp, so those of a window and of all later ones lie at or after the offset
 /// that Kafka returns for it. The log is read from there once. After that this merge is the only writer.
@@ -50,15 +50,15 @@ impl ReportIndex {
         self.reports.insert(from, fingerprint);
     }
 
-    /// Drops reports of windows before `oldest`, which are finished, if there are too many. `closed_at` is the instant
+    /// Drops reports of windows before `oldest`, which are finished, if there are too many. `opened_at` is the instant
     /// of the downbeat `oldest`.
-    pub(crate) fn drop_before(&mut self, oldest: BeatIndex, closed_at: Timestamp) {
+    pub(crate) fn drop_before(&mut self, oldest: BeatIndex, opened_at: Timestamp) {
         if self.reports.len() > MAX_REMEMBERED
             && self.reports.first_key_value().is_some_and(|(first, _)| *first < oldest)
         {
             self.reports = self.reports.split_off(&oldest);
             // A window closed at this very instant may have been dropped, so `since` starts after it.
-            self.since = self.since.max(Some(closed_at.plus_millis(1)));
+            self.since = self.since.max(Some(opened_at.plus_millis(1)));
         }
     }
 }

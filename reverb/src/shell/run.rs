@@ -15,7 +15,7 @@ use super::claim_decoder::ClaimDecoder;
 use super::frame_table::FrameTable;
 use super::group::{Group, GroupConsumer};
 use super::member::{BarLengthGuard, Member, MemberEnd};
-use super::merger::MergeSettings;
+use super::merger::MergeContext;
 use super::metrics::Metrics;
 use super::owned_partition::PartialProducer;
 use super::status::SharedStatus;
@@ -39,7 +39,7 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
         None => Ok(()),
         Some((report_schema, partial_schema)) => {
             let runtime = Handle::current();
-            let merge = MergeSettings {
+            let merge_context = MergeContext {
                 broker: broker.clone(),
                 registry: registry.clone(),
                 runtime: runtime.clone(),
@@ -52,7 +52,7 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
             let work = move || {
                 let mut name = name;
                 loop {
-                    let member = member(&args, &name, &broker, &registry, &runtime, &merge, &metrics, &status)?;
+                    let member = member(&args, &name, &broker, &registry, &runtime, &merge_context, &metrics, &status)?;
                     if member.run(&shutdown)? == MemberEnd::Shutdown {
                         return Ok(());
                     }
@@ -90,7 +90,7 @@ fn member(
     broker: &Broker,
     registry: &Registry,
     runtime: &Handle,
-    merge: &MergeSettings,
+    merge_context: &MergeContext,
     metrics: &Arc<Metrics>,
     status: &SharedStatus,
 ) -> anyhow::Result<Member> {
@@ -113,21 +113,21 @@ fn member(
         producer: PartialProducer {
             sender: Sender::new(broker, TopicName::BarPartials, None)?,
             topics: broker.topics().clone(),
-            partial_schema: merge.partial_schema,
+            partial_schema: merge_context.partial_schema,
             member: name.to_owned(),
             counter: 0,
             partial_deliveries: Arc::default(),
             started_at: Instant::now(),
         },
-        merge: merge.clone(),
+        merge_context: merge_context.clone(),
         bar_length: BarLengthGuard { expected: args.expect_bar_length, after: None },
         metrics: Arc::clone(metrics),
         status: status.clone(),
         partitions: Default::default(),
         start_positions: Default::default(),
-        committed: Default::default(),
+        commit_requested: Default::default(),
         checked: None,
         merge_due: false,
-        fenced: None,
+        recheck_fenced_merge_at: None,
     })
 }

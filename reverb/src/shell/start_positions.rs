@@ -101,7 +101,7 @@ impl StartPositions {
     }
 }
 
-/// Fetches the log start offset and the end of every partition of `topic`.
+/// Fetches the log start offset and the high watermark of every partition of `topic`.
 pub(crate) fn watermarks<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     topic: &str,

@@ -10,7 +10,7 @@ use utoipa::ToSchema;
 use crate::core::{Frames, Slo, Slos, Window};
 
 /// Windows kept for `/api/v1/windows`.
-pub(crate) const MAX_WINDOWS: usize = 1_000;
+pub(crate) const MAX_LISTED_WINDOWS: usize = 1_000;
 
 /// The status shared by the member, which writes it, and the HTTP server.
 #[derive(Debug, Clone)]
@@ -30,9 +30,10 @@ struct Status {
 pub(crate) struct StatusBody {
     #[serde(flatten)]
     member: MemberStatus,
-    /// By partition, who sent its newest partial.
+    /// By partition, the sender of its newest partial.
     #[schema(value_type = BTreeMap<String, LastPartial>)]
     group: BTreeMap<i32, LastPartial>,
+    // The API keeps the name from its first version.
     /// The SLOs: `rollup_delay`, `beat_delivery` and `pulse_jitter`.
     #[schema(value_type = Vec<Slo>, min_items = 3, max_items = 3)]
     objectives: [Slo; 3],
@@ -76,7 +77,10 @@ pub(crate) struct PartitionStatus {
     pub(crate) end: Option<i64>,
     /// The beat up to whose boundary the partition was processed.
     pub(crate) beat: Option<BeatIndex>,
-    pub(crate) waiting_claims: usize,
+    // The API keeps the name from its first version.
+    /// Pending claims: those past the newest boundary, which wait for the next frame.
+    #[serde(rename = "waiting_claims")]
+    pub(crate) pending_claims: usize,
 }
 
 /// The owner of a partition, taken from its newest partial.
@@ -92,18 +96,18 @@ pub(crate) struct LastPartial {
 pub(crate) struct WindowStatus {
     pub(crate) window_id: WindowId,
     pub(crate) from_beat: BeatIndex,
-    /// How the window was finished, if this member read its `done`.
+    /// The verdict: how the window was finished, once this member has read its `done`.
     pub(crate) verdict: Option<Verdict>,
     /// The shares of the partitions that this member owns.
-    #[schema(value_type = BTreeMap<String, Share>)]
-    pub(crate) partitions: BTreeMap<i32, Share>,
+    #[schema(value_type = BTreeMap<String, ShareStatus>)]
+    pub(crate) partitions: BTreeMap<i32, ShareStatus>,
     /// The report, once this member has read it.
     pub(crate) report: Option<BarReport>,
 }
 
 /// One partition's share of a window.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub(crate) struct Share {
+pub(crate) struct ShareStatus {
     /// The window's boundary in the partition.
     pub(crate) from_offset: i64,
     /// The next window's boundary, once its downbeat was read.
@@ -114,7 +118,7 @@ pub(crate) struct Share {
     pub(crate) claims: i64,
 }
 
-impl Share {
+impl ShareStatus {
     pub(crate) fn new(frames: &Frames, window: &Window, partition: i32, position: Option<i64>, claims: i64) -> Self {
         let boundary = |beat| frames.get(beat).map(|frame| frame.boundary(partition));
         Self {
@@ -173,7 +177,7 @@ impl SharedStatus {
     }
 
     /// Sets the share of `partition` in a window.
-    pub(crate) fn set_share(&self, window: &Window, partition: i32, share: Share) {
+    pub(crate) fn set_share(&self, window: &Window, partition: i32, share: ShareStatus) {
         self.lock().window_mut(window.from, window.id).partitions.insert(partition, share);
     }
 
@@ -201,7 +205,7 @@ impl SharedStatus {
 impl Status {
     /// Returns the window's entry. Makes room for a new one by removing the oldest.
     fn window_mut(&mut self, from_beat: BeatIndex, window_id: WindowId) -> &mut WindowStatus {
-        if !self.windows.contains_key(&from_beat) && self.windows.len() >= MAX_WINDOWS {
+        if !self.windows.contains_key(&from_beat) && self.windows.len() >= MAX_LISTED_WINDOWS {
             self.windows.pop_first();
         }
         let new = || WindowStatus { window_id, from_beat, verdict: None, partitions: BTreeMap::new(), report: None };

@@ -62,7 +62,7 @@ impl<T> Log<T> {
     }
 }
 
-/// The transactional id was opened by another producer since.
+/// Another producer has initialized the transactional id since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fenced;
 
@@ -129,8 +129,8 @@ impl Kafka {
         })
     }
 
-    /// Opens the transactional id: fences the producer that had it and aborts its open transaction. Kafka does the same
-    /// to a transaction that times out.
+    /// Initializes transactions: fences the producer that did so before, and aborts its open transaction. Kafka does
+    /// the same to a transaction that times out.
     pub(crate) fn init_transactions(&mut self) -> u64 {
         if !self.no_fence {
             self.end(Transaction::Aborted);

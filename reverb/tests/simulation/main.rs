@@ -23,7 +23,7 @@ fn run(seed: u64, sabotage: Option<Sabotage>) -> SeedResult {
 }
 
 #[test]
-fn group_whatever_fails_publishes_one_correct_report_per_window() {
+fn group_under_faults_publishes_one_correct_report_per_window() {
     let (seeds, reports) = run_seeds(SEEDS, |seed| run(seed, None));
     assert!(reports > 20 * seeds, "{reports} reports in {seeds} seeds are too few to prove anything");
 }

@@ -402,7 +402,7 @@ impl Member {
         self.commit(context);
     }
 
-    /// Is killed: records in flight may or may not reach the log.
+    /// Kills the member: records in flight may or may not reach the log.
     pub(crate) fn kill(mut self, context: &mut Context<'_>) {
         while !self.in_flight.is_empty() && context.happens(0.8) {
             self.deliver(context);

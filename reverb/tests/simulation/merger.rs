@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use backbeat_reverb::core::{Counts, Merge, Ready, Tally, Window, bar_report, verdict};
+use backbeat_reverb::core::{Completion, Counts, Merge, Tally, Window, bar_report, verdict};
 use backbeat_schemas::{BarPartial, BarReport, BeatIndex, Done, PartialBody, Timestamp, Verdict};
 use backbeat_simulation::{Violation, ensure};
 
@@ -12,12 +12,12 @@ use crate::model::MEMORY;
 use crate::world::Sabotage;
 
 /// Windows finished in one transaction.
-const MAX_WINDOWS: usize = 5;
+const MAX_WINDOWS_PER_TRANSACTION: usize = 5;
 
-/// A merge between opening its transactional id and its first error.
+/// A merge from `InitTransactions` to its first error.
 #[derive(Default)]
 pub(crate) struct Merger {
-    /// `None` until the transactional id is open.
+    /// The producer's epoch; `None` until transactions are initialized.
     epoch: Option<u64>,
     partials_at: Option<i64>,
     merge: Merge,
@@ -71,11 +71,11 @@ impl Merger {
     fn catch_up(&mut self, kafka: &Kafka) {
         let is_done = |(_, record): &(i64, &BarPartial)| record.is_done();
         let last = kafka.read(&kafka.partials, kafka.partials.log_start).filter(is_done).last();
-        let low = match last.and_then(|(_, record)| record.clone().into_body()) {
+        let restart_offset = match last.and_then(|(_, record)| record.clone().into_body()) {
             Some(PartialBody::Done(done)) => done.low,
             _ => 0,
         };
-        self.partials_at = Some(low.max(kafka.partials.log_start));
+        self.partials_at = Some(restart_offset.max(kafka.partials.log_start));
         self.poll_partials(kafka);
     }
 
@@ -95,8 +95,8 @@ impl Merger {
         let Some(oldest) = self.merge.oldest() else { return Ok(Ok(())) };
         self.table.ensure_covers(oldest, context.kafka);
         self.table.poll(context.kafka);
-        for (window, ready) in self.merge.ready(&self.table.frames, MAX_WINDOWS) {
-            let outcome = self.determine_outcome(window, &ready, context);
+        for (window, completion) in self.merge.completions(&self.table.frames, MAX_WINDOWS_PER_TRANSACTION) {
+            let outcome = self.determine_outcome(window, &completion, context);
             self.writing.push(outcome);
         }
         if !self.writing.is_empty() {
@@ -108,15 +108,15 @@ impl Merger {
         Ok(ensure(sets <= beats && rows <= beats as i64, MEMORY, || format!("{sets} sets of {beats} beats")))
     }
 
-    fn determine_outcome(&mut self, window: Window, ready: &Ready, context: &Context<'_>) -> WindowOutcome {
+    fn determine_outcome(&mut self, window: Window, completion: &Completion, context: &Context<'_>) -> WindowOutcome {
         let published = self.published(&window, context);
-        let counts = match ready {
-            Ready::CannotComplete if published.is_some() => {
+        let counts = match completion {
+            Completion::RecomputeUnlessReported if published.is_some() => {
                 return WindowOutcome { window, verdict: Verdict::Dropped, report: None };
             }
-            Ready::Complete(counts) => Some(*counts),
-            Ready::Skip => None,
-            Ready::Recompute | Ready::CannotComplete => self.recompute(&window, context),
+            Completion::Sum(counts) => Some(*counts),
+            Completion::Skip => None,
+            Completion::Recompute | Completion::RecomputeUnlessReported => self.recompute(&window, context),
         };
         let Some(counts) = counts else {
             return WindowOutcome { window, verdict: Verdict::Skipped, report: None };
@@ -157,8 +157,8 @@ impl Merger {
                 context.kafka.send_report(epoch, report)?;
             }
             let froms: Vec<BeatIndex> = self.writing.iter().map(|outcome| outcome.window.from).collect();
-            let low = self.merge.restart_offset(&froms);
-            let done = PartialBody::Done(Done { verdict: outcome.verdict, low });
+            let restart_offset = self.merge.restart_offset(&froms);
+            let done = PartialBody::Done(Done { verdict: outcome.verdict, low: restart_offset });
             context.kafka.send_done(epoch, BarPartial::new(outcome.window.id, outcome.window.from, done))?;
             self.sent += 1;
             return Ok(());

@@ -35,12 +35,12 @@ fn tail(frame: Option<&BeatFrame>) -> Event {
     Event::Tail { frame: frame.cloned().map(Box::new), no_reports: true }
 }
 
-fn leader(term: u64) -> Event {
-    Event::RaftRoleChanged(RaftRole::Leader { term, sole_voter: false })
+fn leader(raft_term: u64) -> Event {
+    Event::RaftRoleChanged(RaftRole::Leader { raft_term, sole_voter: false })
 }
 
 fn sole_voter() -> Event {
-    Event::RaftRoleChanged(RaftRole::Leader { term: 1, sole_voter: true })
+    Event::RaftRoleChanged(RaftRole::Leader { raft_term: 1, sole_voter: true })
 }
 
 fn follower() -> Event {
@@ -59,8 +59,8 @@ impl Node {
 
     /// Answers the last quorum check.
     fn answer_quorum_check(&mut self, confirmed: bool) -> Vec<Command> {
-        let ticket = self.core.quorum_checks.ticket;
-        self.on(Event::QuorumChecked { ticket, confirmed })
+        let check_id = self.core.quorum_checks.check_id;
+        self.on(Event::QuorumChecked { check_id, confirmed })
     }
 
     /// Drives the node from a quorum check to the wait for its next beat.
@@ -69,12 +69,12 @@ impl Node {
         assert_eq!(self.on(tail(last)), [Command::InitTransactions]);
         assert_eq!(self.on(Event::TransactionsInitialized), [Command::ReadTail]);
         assert_eq!(self.on(tail(last)), [Command::SampleBoundary]);
-        assert!(matches!(self.on(Event::BoundarySampled)[..], [Command::ConfirmQuorum { .. }]));
+        assert!(matches!(self.on(Event::BoundarySampled)[..], [Command::CheckQuorum { .. }]));
         assert_eq!(self.answer_quorum_check(true), []);
     }
 
     fn lead(&mut self, event: Event, last: Option<&BeatFrame>) {
-        assert!(matches!(self.on(event)[..], [Command::ConfirmQuorum { .. }]));
+        assert!(matches!(self.on(event)[..], [Command::CheckQuorum { .. }]));
         self.take_over(last);
     }
 
@@ -94,7 +94,7 @@ impl Node {
 }
 
 #[test]
-fn elected_node_confirmed_by_a_quorum_leads_behind_the_fence() {
+fn elected_node_confirmed_by_a_quorum_leads_after_init_transactions() {
     let mut node = node("a");
     node.at(1_000).lead(leader(3), None);
     assert_eq!(node.core.role(), Role::Leader);
@@ -109,6 +109,20 @@ fn elected_node_confirmed_by_a_quorum_leads_behind_the_fence() {
     assert_eq!(node.on(Event::Elapsed), [Command::RefreshBoundary]);
     assert_eq!(node.core.deadline(), Some(Duration::from_secs(2)));
     assert_eq!(node.at(2_000).publish_due_beat().beat_index.get(), 1);
+}
+
+#[test]
+fn elapsed_before_the_deadline_changes_nothing() {
+    let mut node = node("a");
+    node.at(1_000).lead(leader(1), None);
+    node.publish_due_beat();
+    node.at(1_010).on(Event::Committed);
+    let (state, deadline) = (node.core.state.clone(), node.core.deadline());
+    assert!(deadline.is_some_and(|deadline| deadline > Duration::from_millis(1_200)));
+    for millis in [1_010, 1_200] {
+        assert_eq!(node.at(millis).on(Event::Elapsed), []);
+        assert_eq!((&node.core.state, node.core.deadline()), (&state, deadline));
+    }
 }
 
 #[test]
@@ -133,10 +147,10 @@ fn elected_node_without_a_quorum_does_not_take_over() {
 }
 
 #[test]
-fn quorum_check_with_an_old_ticket_is_ignored() {
+fn quorum_check_with_an_old_id_is_ignored() {
     let mut node = node("a");
     node.on(leader(1));
-    assert_eq!(node.on(Event::QuorumChecked { ticket: 0, confirmed: true }), []);
+    assert_eq!(node.on(Event::QuorumChecked { check_id: 0, confirmed: true }), []);
     assert_eq!(node.core.role(), Role::TakingOver);
 }
 
@@ -203,7 +217,7 @@ fn leader_that_was_suspended_checks_the_quorum_before_its_beat() {
     node.publish_due_beat();
     node.on(Event::Committed);
     let commands = node.at(60_000).on(Event::Elapsed);
-    assert!(matches!(commands[..], [Command::ConfirmQuorum { .. }]));
+    assert!(matches!(commands[..], [Command::CheckQuorum { .. }]));
     assert!(matches!(node.answer_quorum_check(true)[..], [Command::Publish(_)]));
 }
 
@@ -212,7 +226,7 @@ fn quorum_confirmation_from_before_a_suspension_is_checked_again() {
     let mut node = node("a");
     node.on(leader(1));
     node.at(5_000);
-    assert!(matches!(node.answer_quorum_check(true)[..], [Command::ConfirmQuorum { .. }]));
+    assert!(matches!(node.answer_quorum_check(true)[..], [Command::CheckQuorum { .. }]));
     assert_eq!(node.answer_quorum_check(true), [Command::ReadTail]);
 }
 
@@ -288,7 +302,7 @@ fn fenced_leader_confirmed_by_a_quorum_takes_over_with_a_new_term() {
     assert_eq!(node_a.on(Event::Fenced), [Command::CloseProducer]);
     let until = node_a.core.deadline().expect("a deadline").as_millis() as u64;
     assert!(until > 2_000);
-    assert!(matches!(node_a.at(until).on(Event::Elapsed)[..], [Command::ConfirmQuorum { .. }]));
+    assert!(matches!(node_a.at(until).on(Event::Elapsed)[..], [Command::CheckQuorum { .. }]));
     node_a.take_over(Some(&competing_frame));
     node_a.at(3_000).confirm_quorum();
     let next = node_a.publish_due_beat();
@@ -297,7 +311,7 @@ fn fenced_leader_confirmed_by_a_quorum_takes_over_with_a_new_term() {
 }
 
 #[test]
-fn fenced_leader_without_a_quorum_follows() {
+fn fenced_leader_without_a_quorum_stands_by() {
     let mut node = node("a");
     node.at(1_000).lead(leader(1), None);
     node.publish_due_beat();
@@ -313,7 +327,7 @@ fn leader_suspended_during_a_commit_checks_the_quorum_before_fencing() {
     node.at(1_000).lead(leader(1), None);
     node.publish_due_beat();
     let commands = node.at(9_000).on(Event::InDoubt);
-    assert!(matches!(commands[..], [Command::ConfirmQuorum { .. }]), "{commands:?}");
+    assert!(matches!(commands[..], [Command::CheckQuorum { .. }]), "{commands:?}");
     assert_eq!(node.answer_quorum_check(false), [Command::CloseProducer]);
 }
 
@@ -365,7 +379,7 @@ fn leader_that_cannot_commit_steps_down() {
     assert_eq!(until, Duration::from_millis(11_200) + ELECTION * 5);
     // No other node was elected: it tries again.
     node.millis = until.as_millis() as u64;
-    assert!(matches!(node.on(Event::Elapsed)[..], [Command::Rejoin, Command::ConfirmQuorum { .. }]));
+    assert!(matches!(node.on(Event::Elapsed)[..], [Command::Rejoin, Command::CheckQuorum { .. }]));
     node.answer_quorum_check(true);
     node.on(Event::KafkaUnavailable);
     until = node.core.deadline().expect("a deadline");
@@ -391,7 +405,7 @@ fn sole_voter_fenced_by_a_competing_leader_stops_and_names_it() {
 }
 
 #[test]
-fn sole_voter_fenced_by_a_transaction_timeout_opens_the_id_again() {
+fn sole_voter_fenced_by_a_transaction_timeout_initializes_transactions_again() {
     let mut node = node("a");
     node.at(1_000).lead(sole_voter(), None);
     let first = node.publish_due_beat();
@@ -450,7 +464,7 @@ fn change(bpm: &str, ramp: bool) -> PlanRequest {
 fn refused_change_names_what_is_allowed() {
     let mut node = node("a");
     let too_early = node.core.propose(change("60", false)).expect_err("not leading yet");
-    assert_eq!(too_early.to_string(), "the leader is not publishing beats yet");
+    assert_eq!(too_early.to_string(), "this node is not publishing beats");
     node.at(1_000).lead(leader(1), None);
     node.publish_due_beat();
     node.on(Event::Committed);
@@ -461,7 +475,7 @@ fn refused_change_names_what_is_allowed() {
         "tempo 66.001 BPM is more than 10 % from the current 60 BPM; allowed are 54 to 66 BPM, or a ramp \
          (\"ramp\": true) that changes it by 10 % a bar"
     );
-    assert_eq!(refused(&mut node, PlanRequest::Cancel), "no change is under way");
+    assert_eq!(refused(&mut node, PlanRequest::Cancel), "no change is pending");
     let no_bar = PlanRequest::Change { tempo: None, ramp: false, bar_length: Some(0) };
     assert!(refused(&mut node, no_bar).starts_with("bar_length 0 is out of range"));
 }
@@ -517,7 +531,8 @@ fn hlc_across_leaders_with_clocks_minutes_apart_rises() {
         let now = Now { wall_micros: (1_000_000 + skew) * 1_000, ..at(5_000) };
         let boundary = Boundary::default();
         node.core.on(leader(1), now, &boundary);
-        let confirmed = |node: &Node| Event::QuorumChecked { ticket: node.core.quorum_checks.ticket, confirmed: true };
+        let confirmed =
+            |node: &Node| Event::QuorumChecked { check_id: node.core.quorum_checks.check_id, confirmed: true };
         node.core.on(confirmed(&node), now, &boundary);
         for event in [tail(last.as_ref()), Event::TransactionsInitialized, tail(last.as_ref()), Event::BoundarySampled]
         {

@@ -8,6 +8,7 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse, VoteRequest,
     VoteResponse,
 };
+use reqwest::StatusCode;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -38,13 +39,23 @@ pub(crate) enum CallError {
         /// The cause.
         source: reqwest::Error,
     },
-    /// The node answered with an error.
-    #[error("{address} refused: {reason}")]
-    Refused {
+    /// The node answered with an error status.
+    #[error("{address} answered {status}: {body}")]
+    ErrorStatus {
         /// The address that was called.
         address: String,
-        /// The status and body of the response.
-        reason: String,
+        /// The status of the response.
+        status: StatusCode,
+        /// The body of the response.
+        body: String,
+    },
+    /// The node answered with a body that is not the expected JSON.
+    #[error("{address} answered with an undecodable body: {source}")]
+    UndecodableBody {
+        /// The address that was called.
+        address: String,
+        /// The cause.
+        source: serde_json::Error,
     },
 }
 
@@ -74,9 +85,12 @@ impl Client {
         if !response.status().is_success() {
             let status = response.status();
             let body = response.text().await.unwrap_or_default();
-            return Err(CallError::Refused { address: address.to_owned(), reason: format!("{status} {body}") });
+            return Err(CallError::ErrorStatus { address: address.to_owned(), status, body });
         }
-        response.json().await.map_err(unreachable)
+        // Not `response.json()`: its error does not tell an undecodable body from a broken connection.
+        let body = response.bytes().await.map_err(unreachable)?;
+        serde_json::from_slice(&body)
+            .map_err(|source| CallError::UndecodableBody { address: address.to_owned(), source })
     }
 }
 
@@ -85,8 +99,8 @@ pub(crate) struct Connection {
     client: Client,
     target: NodeName,
     address: String,
-    /// The reason of the last refusal, so that it is logged once.
-    last_refusal: Option<String>,
+    /// The last error that the node answered with, so that it is logged once.
+    last_error: Option<String>,
 }
 
 type RpcError<E> = RPCError<NodeName, NodeInfo, RaftError<NodeName, E>>;
@@ -114,9 +128,9 @@ impl Connection {
             Err(error @ CallError::Unreachable { .. }) => Err(RPCError::Unreachable(Unreachable::new(&error))),
             Err(error) => {
                 let reason = error.to_string();
-                if self.last_refusal.as_ref() != Some(&reason) {
-                    tracing::warn!(reason, node = %self.target, "a node refused a raft call");
-                    self.last_refusal = Some(reason);
+                if self.last_error.as_ref() != Some(&reason) {
+                    tracing::warn!(reason, node = %self.target, "a node answered a raft call with an error");
+                    self.last_error = Some(reason);
                 }
                 Err(RPCError::Network(NetworkError::new(&error)))
             }
@@ -128,7 +142,7 @@ impl RaftNetworkFactory<Types> for Client {
     type Network = Connection;
 
     async fn new_client(&mut self, target: NodeName, node: &NodeInfo) -> Connection {
-        Connection { client: self.clone(), target, address: node.address.clone(), last_refusal: None }
+        Connection { client: self.clone(), target, address: node.address.clone(), last_error: None }
     }
 }
 
@@ -159,5 +173,52 @@ impl RaftNetwork<Types> for Connection {
 
     fn backoff(&self) -> Backoff {
         Backoff::new(std::iter::repeat(RETRY_PAUSE))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::routing::post;
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    fn name(name: &str) -> NodeName {
+        name.parse().expect("a node name")
+    }
+
+    /// Starts a node that answers each vote with `status` and `body`, and returns a connection to it.
+    async fn connection(status: u16, body: &'static str) -> Connection {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("an address").to_string();
+        let status = StatusCode::from_u16(status).expect("a status");
+        let routes = Router::new().route(server::VOTE, post(async move || (status, body)));
+        tokio::spawn(async move { axum::serve(listener, routes).await });
+        let mut client = Client::new("c".into(), name("a"), None).expect("a client");
+        client.new_client(name("b"), &NodeInfo { address }).await
+    }
+
+    async fn vote(connection: &mut Connection) -> RpcError<openraft::error::Infallible> {
+        let request = VoteRequest::new(openraft::Vote::new(1, name("a")), None);
+        connection.vote(request, RPCOption::new(Duration::from_secs(10))).await.expect_err("no vote in the body")
+    }
+
+    #[tokio::test]
+    async fn successful_answer_with_an_undecodable_body_is_not_unreachable() {
+        let mut connection = connection(200, "<html>").await;
+        let error = vote(&mut connection).await;
+        assert!(matches!(error, RPCError::Network(_)), "{error:?}");
+        let logged = connection.last_error.expect("the error is logged");
+        assert!(logged.contains("answered with an undecodable body: expected value"), "{logged}");
+    }
+
+    #[tokio::test]
+    async fn answer_with_an_error_status_is_not_unreachable() {
+        let mut connection = connection(401, "no secret").await;
+        let error = vote(&mut connection).await;
+        assert!(matches!(error, RPCError::Network(_)), "{error:?}");
+        let logged = connection.last_error.expect("the error is logged");
+        assert!(logged.ends_with("answered 401 Unauthorized: no secret"), "{logged}");
     }
 }

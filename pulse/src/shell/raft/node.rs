@@ -43,9 +43,9 @@ pub(crate) enum NodeError {
     /// This node does not lead (any more).
     #[error("this node is not the leader")]
     NotLeader,
-    /// No majority answered in time. The change may still be committed later.
+    /// No quorum answered in time. The change may still be committed later.
     #[error(
-        "no majority of the voters answered in time, so the change is in doubt; check /api/v1/status before you try again"
+        "no quorum answered in time, so it is in doubt whether the change was committed; check /api/v1/status before you try again"
     )]
     InDoubt,
     /// Raft has stopped.
@@ -81,10 +81,11 @@ pub(crate) struct NodeStatus {
     #[schema(value_type = String)]
     pub(crate) node: NodeName,
     pub(crate) address: String,
+    /// True if the node is Raft's leader, as far as the answering node knows.
     pub(crate) leader: bool,
-    /// It replicates the log without a vote.
+    /// True if the node replicates the log without a vote.
     pub(crate) learner: bool,
-    /// Entries of Raft's log that it has not acknowledged; known to the leader only.
+    /// Entries of Raft's log that the node has not acknowledged; known to the leader only.
     pub(crate) lag: Option<u64>,
 }
 
@@ -108,8 +109,8 @@ impl RaftNode {
         Ok(Self { name, raft, plan })
     }
 
-    /// Bootstraps a cluster of `nodes`, unless this node belongs to one already. Each of the nodes may do this, with the
-    /// same `nodes`.
+    /// Bootstraps a cluster of `nodes`, unless this node belongs to one already. Each of the nodes may do this, with
+    /// the same `nodes`.
     pub(crate) async fn bootstrap(&self, nodes: BTreeMap<NodeName, NodeInfo>) -> anyhow::Result<()> {
         match self.raft.initialize(nodes).await {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
@@ -140,7 +141,7 @@ impl RaftNode {
         let voters: BTreeSet<NodeName> = membership.voter_ids().collect();
         Ok(match (metrics.state, metrics.current_leader) {
             (ServerState::Leader, _) => {
-                RaftRole::Leader { term: metrics.current_term, sole_voter: voters == [self.name].into() }
+                RaftRole::Leader { raft_term: metrics.current_term, sole_voter: voters == [self.name].into() }
             }
             // A node that was removed still remembers its last leader, but receives no more heartbeats.
             _ if !voters.contains(&self.name) => RaftRole::NonMember,
@@ -156,7 +157,8 @@ impl RaftNode {
         metrics.membership_config.membership().get_node(&leader).map(|info| (leader, info.clone()))
     }
 
-    /// Returns true if a majority confirms, after this call, that this node leads. Takes two election timeouts at most.
+    /// Returns true if a quorum confirms, after this call, that this node is Raft's leader. Takes two election timeouts
+    /// at most.
     pub(crate) async fn confirm_leadership(&self) -> bool {
         matches!(timeout(Self::ELECTION_TIMEOUT * 2, self.raft.ensure_linearizable()).await, Ok(Ok(_)))
     }
@@ -201,10 +203,13 @@ impl RaftNode {
                 format!("{} has no Raft address, so no other node can join it: start it with --raft-bind", self.name);
             return Err(MembershipError::Conflict(reason));
         }
-        // A change that was interrupted half-way may be repeated.
+        // A membership change that was interrupted half-way may be repeated.
         let is_settled = self.raft.metrics().borrow().membership_config.membership().get_joint_config().len() == 1;
         if let Some(known) = nodes.iter().find(|known| known.node == node && !known.learner && is_settled) {
-            return Err(MembershipError::Conflict(format!("node {node} is a member already, at {}", known.address)));
+            return Err(MembershipError::Conflict(format!(
+                "node {node} is already in the cluster, at {}",
+                known.address
+            )));
         }
         let address = info.address.clone();
         let change = ChangeMembers::SetNodes([(node, info)].into());
@@ -224,7 +229,7 @@ impl RaftNode {
         let Some(known) = nodes.iter().find(|known| known.node == node) else {
             let names: Vec<String> = nodes.iter().map(|known| known.node.to_string()).collect();
             return Err(MembershipError::Conflict(format!(
-                "node {node} is no member; members are {}",
+                "node {node} is not in the cluster; its nodes are {}",
                 names.join(", ")
             )));
         };

@@ -60,7 +60,7 @@ impl From<u64> for NodeName {
 /// The data that Raft's membership holds of a node.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) struct NodeInfo {
-    /// host:port of its Raft server.
+    /// The host:port of the node's Raft server.
     pub(crate) address: String,
 }
 

@@ -1,0 +1,113 @@
+//! Kafka clients that lose all their brokers for ever, while other clients of the same broker work (librdkafka's issue
+//! 5301): each is replaced, and everything goes on.
+
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+use backbeat_tests::{Cluster, KafkaProxy, Program, stack, wait_until};
+
+use crate::pipeline::{check_reports, totals};
+
+const LIMIT: Duration = Duration::from_mins(1);
+/// The time for which metadata lacks its brokers: longer than a client's refresh of it.
+const WITHOUT_BROKERS: Duration = Duration::from_secs(7);
+
+struct Pipeline {
+    cluster: Cluster,
+    proxy: KafkaProxy,
+    pulse: Program,
+    reverb: Program,
+    sim: Program,
+}
+
+impl Pipeline {
+    /// Starts pulse, reverb and agents behind the proxy; the test itself reads from the broker.
+    fn start(refused_offset_fetches: u32) -> Self {
+        let proxy = KafkaProxy::start(&stack().bootstrap_servers());
+        let cluster = Cluster::new(3);
+        let servers = proxy.bootstrap_servers();
+        let through = |args: &[&str]| -> Vec<String> {
+            args.iter().chain(&["--bootstrap-servers", &servers]).map(|arg| (*arg).to_owned()).collect()
+        };
+        let serve = |name, args: &[&str]| {
+            let args = through(args);
+            cluster.serve(name, &args.iter().map(String::as_str).collect::<Vec<_>>())
+        };
+        proxy.refuse_offset_fetches(refused_offset_fetches);
+        let pulse = serve("pulse", &["--cluster", "it", "--bpm", "240", "--max-bpm", "240", "--bar", "4"]);
+        let reverb = serve("reverb", &["--cluster", "it"]);
+        let args = through(&["--agents", "20"]);
+        let sim = cluster.start("agent-sim", &args.iter().map(String::as_str).collect::<Vec<_>>());
+        let pipeline = Self { cluster, proxy, pulse, reverb, sim };
+        pipeline.wait_until_it_goes_on("the start");
+        pipeline
+    }
+
+    /// Waits for two more whole reports, which need beats, claims, partials and the merge.
+    fn wait_until_it_goes_on(&self, after: &str) -> Duration {
+        let whole = || self.cluster.reports().iter().filter(|entry| entry.record.claims > 20).count();
+        let (before, begun) = (whole(), Instant::now());
+        let deadline = begun + LIMIT;
+        while whole() < before + 2 {
+            let logs = || [&self.pulse, &self.reverb, &self.sim].map(Program::log).join("\n");
+            assert!(Instant::now() < deadline, "no reports within {LIMIT:?} after {after}:\n{}", logs());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        begun.elapsed()
+    }
+
+    fn replaced(&self) -> f64 {
+        let count = |program: &Program| program.metric("backbeat_kafka_clients_replaced_total").unwrap_or_default();
+        count(&self.pulse) + count(&self.reverb)
+    }
+
+    /// Stops the agents and pulse, and checks every report.
+    fn check(self) {
+        drop(self.sim);
+        let beats = self.cluster.frames().len();
+        wait_until("two more bars", LIMIT, || self.cluster.frames().len() >= beats + 8);
+        drop(self.pulse);
+        let oracle = check_reports(&self.cluster);
+        let (counted, late, invalid) = totals(&self.cluster.reports());
+        assert_eq!(counted + late + invalid, oracle.claims() as i64);
+        drop(self.reverb);
+    }
+}
+
+/// Each client that there is at the start is lost, one after the other.
+#[test]
+fn each_lost_client_is_replaced_and_reports_go_on() {
+    let pipeline = Pipeline::start(0);
+    let lost: BTreeSet<String> = pipeline.proxy.clients();
+    for client in &lost {
+        pipeline.proxy.block(client);
+        let after = pipeline.wait_until_it_goes_on(client);
+        eprintln!("{client}: reports again after {after:?}");
+    }
+    let successors: Vec<String> = pipeline.proxy.clients().difference(&lost).cloned().collect();
+    assert!(pipeline.replaced() > 0.0, "none of {lost:?} was replaced; there are {successors:?}");
+    pipeline.check();
+}
+
+/// As a broker that its controller has fenced answers: metadata with topics and without brokers.
+#[test]
+fn metadata_without_brokers_leaves_no_client_lost() {
+    let pipeline = Pipeline::start(0);
+    for round in 0..5 {
+        pipeline.proxy.set_without_brokers(true);
+        std::thread::sleep(WITHOUT_BROKERS);
+        pipeline.proxy.set_without_brokers(false);
+        let after = pipeline.wait_until_it_goes_on(&format!("round {round}"));
+        eprintln!("round {round}: reports again after {after:?}, {} clients replaced so far", pipeline.replaced());
+    }
+    pipeline.check();
+}
+
+/// librdkafka does not retry its own request for committed offsets if the broker is not the coordinator (its issue 5586):
+/// the partitions of such a member would never start.
+#[test]
+fn offset_fetches_refused_by_a_wrong_coordinator_do_not_stop_a_member() {
+    let pipeline = Pipeline::start(4);
+    assert_eq!(pipeline.proxy.offset_fetches_to_refuse(), 0, "the fault was caused");
+    pipeline.check();
+}

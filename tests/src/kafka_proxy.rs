@@ -1,0 +1,276 @@
+//! A proxy of the Kafka protocol between programs and a real broker, to cause faults that a broker cannot be made to
+//! cause.
+//!
+//! It passes bytes through, except that metadata and coordinators name the proxy in place of the brokers, so that clients stay
+//! with it. Faults are per client id.
+
+use std::collections::{BTreeSet, HashMap};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use kafka_protocol::ResponseError;
+use kafka_protocol::messages::{
+    ApiKey, FindCoordinatorResponse, MetadataResponse, OffsetFetchResponse, ResponseHeader,
+};
+use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+
+use crate::runtime;
+
+/// A frame longer than this is not one.
+const MAX_FRAME: usize = 64 * 1024 * 1024;
+
+/// A proxy in front of the broker at one address. It runs until the test ends.
+pub struct KafkaProxy {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    address: SocketAddr,
+    broker: String,
+    state: Mutex<State>,
+    /// Changes with the faults, so that connections look at them.
+    changed: watch::Sender<()>,
+}
+
+#[derive(Default)]
+struct State {
+    /// The client ids seen so far.
+    clients: BTreeSet<String>,
+    /// Clients whose every connection is cut.
+    blocked: BTreeSet<String>,
+    /// Metadata has topics and no brokers, as that of a broker which its controller has fenced.
+    without_brokers: bool,
+    /// The number of further `OffsetFetch` responses that say that the broker is not the group's coordinator.
+    wrong_coordinator: u32,
+}
+
+/// A request that awaits its response.
+struct Request {
+    api: i16,
+    version: i16,
+}
+
+impl KafkaProxy {
+    /// Starts a proxy in front of `broker`, host:port.
+    pub fn start(broker: &str) -> Self {
+        let listener = runtime().block_on(TcpListener::bind("127.0.0.1:0")).expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let (changed, _) = watch::channel(());
+        let shared = Arc::new(Shared { address, broker: broker.to_owned(), state: Mutex::default(), changed });
+        runtime().spawn(accept(listener, Arc::clone(&shared)));
+        Self { address, shared }
+    }
+
+    /// Returns the address that clients connect to.
+    pub fn bootstrap_servers(&self) -> String {
+        self.address.to_string()
+    }
+
+    /// Returns the ids of all clients that have connected so far.
+    pub fn clients(&self) -> BTreeSet<String> {
+        self.shared.lock().clients.clone()
+    }
+
+    /// Cuts every connection of the client with this id, for ever: it is as lost as one that never connects again.
+    pub fn block(&self, client: &str) {
+        self.shared.lock().blocked.insert(client.to_owned());
+        self.shared.changed.send_replace(());
+    }
+
+    /// Answers the next `responses` requests for committed offsets as a broker that is not the group's coordinator.
+    pub fn refuse_offset_fetches(&self, responses: u32) {
+        self.shared.lock().wrong_coordinator = responses;
+    }
+
+    /// Returns the number of responses that are still to be refused.
+    pub fn offset_fetches_to_refuse(&self) -> u32 {
+        self.shared.lock().wrong_coordinator
+    }
+
+    /// Sets whether metadata responses lack their brokers.
+    pub fn set_without_brokers(&self, without_brokers: bool) {
+        self.shared.lock().without_brokers = without_brokers;
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    /// Registers a request's client; false if it is blocked.
+    fn admit(&self, client: &str) -> bool {
+        let mut state = self.lock();
+        if !state.clients.contains(client) {
+            state.clients.insert(client.to_owned());
+        }
+        !state.blocked.contains(client)
+    }
+
+    /// Returns what the client gets in place of the response `frame`.
+    fn rewrite(&self, request: &Request, frame: Bytes) -> Bytes {
+        match ApiKey::try_from(request.api) {
+            Ok(api @ ApiKey::Metadata) => {
+                Self::transform::<MetadataResponse>(api, request.version, frame, |response| {
+                    if self.lock().without_brokers {
+                        response.brokers.clear();
+                    }
+                    for broker in &mut response.brokers {
+                        (broker.host, broker.port) = (self.host(), self.address.port().into());
+                    }
+                })
+            }
+            Ok(api @ ApiKey::OffsetFetch) if self.takes_wrong_coordinator() => {
+                Self::transform::<OffsetFetchResponse>(api, request.version, frame, |response| {
+                    let error = ResponseError::NotCoordinator.code();
+                    response.error_code = error;
+                    for group in &mut response.groups {
+                        group.error_code = error;
+                        group.topics.clear();
+                    }
+                    response.topics.clear();
+                })
+            }
+            Ok(api @ ApiKey::FindCoordinator) => {
+                Self::transform::<FindCoordinatorResponse>(api, request.version, frame, |response| {
+                    if !response.host.is_empty() {
+                        (response.host, response.port) = (self.host(), self.address.port().into());
+                    }
+                    for coordinator in response.coordinators.iter_mut().filter(|found| !found.host.is_empty()) {
+                        (coordinator.host, coordinator.port) = (self.host(), self.address.port().into());
+                    }
+                })
+            }
+            _ => frame,
+        }
+    }
+
+    fn takes_wrong_coordinator(&self) -> bool {
+        let mut state = self.lock();
+        let takes = state.wrong_coordinator > 0;
+        state.wrong_coordinator = state.wrong_coordinator.saturating_sub(1);
+        takes
+    }
+
+    fn host(&self) -> StrBytes {
+        StrBytes::from_string(self.address.ip().to_string())
+    }
+
+    fn transform<R: Decodable + Encodable>(
+        api: ApiKey,
+        version: i16,
+        mut frame: Bytes,
+        change: impl FnOnce(&mut R),
+    ) -> Bytes {
+        let header_version = api.response_header_version(version);
+        let header = ResponseHeader::decode(&mut frame, header_version).expect("a broker's header");
+        let mut response = R::decode(&mut frame, version).expect("a broker's response");
+        change(&mut response);
+        let mut changed = BytesMut::new();
+        header.encode(&mut changed, header_version).expect("it was decoded");
+        response.encode(&mut changed, version).expect("it was decoded");
+        changed.freeze()
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    while let Ok((client, _)) = listener.accept().await {
+        let shared = Arc::clone(&shared);
+        tokio::spawn(async move {
+            // A broker that is stopped refuses, and so does its proxy.
+            if let Ok(broker) = TcpStream::connect(&shared.broker).await {
+                connection(client, broker, &shared).await;
+            }
+        });
+    }
+}
+
+async fn connection(client: TcpStream, broker: TcpStream, shared: &Shared) {
+    let _ = (client.set_nodelay(true), broker.set_nodelay(true));
+    let (from_client, to_client) = client.into_split();
+    let (from_broker, to_broker) = broker.into_split();
+    let (name, requests) = (Mutex::new(None), Mutex::new(HashMap::new()));
+    // Whichever ends first ends the connection.
+    tokio::select! {
+        _ = forward_requests(from_client, to_broker, &name, &requests, shared) => {}
+        _ = forward_responses(from_broker, to_client, &requests, shared) => {}
+        () = until_blocked(&name, shared) => {}
+    }
+}
+
+async fn until_blocked(name: &Mutex<Option<String>>, shared: &Shared) {
+    let mut changed = shared.changed.subscribe();
+    while changed.changed().await.is_ok() {
+        if lock(name).as_ref().is_some_and(|client| !shared.admit(client)) {
+            return;
+        }
+    }
+}
+
+async fn forward_requests(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    name: &Mutex<Option<String>>,
+    requests: &Mutex<HashMap<i32, Request>>,
+    shared: &Shared,
+) -> io::Result<()> {
+    loop {
+        let frame = read_frame(&mut from).await?;
+        let mut header = frame.clone();
+        let (api, version, correlation) = (header.get_i16(), header.get_i16(), header.get_i32());
+        let length = usize::try_from(header.get_i16()).unwrap_or(0);
+        let client = String::from_utf8_lossy(&header[..length]).into_owned();
+        if !shared.admit(&client) {
+            return Ok(());
+        }
+        *lock(name) = Some(client);
+        lock(requests).insert(correlation, Request { api, version });
+        write_frame(&mut to, &frame).await?;
+    }
+}
+
+async fn forward_responses(
+    mut from: OwnedReadHalf,
+    mut to: OwnedWriteHalf,
+    requests: &Mutex<HashMap<i32, Request>>,
+    shared: &Shared,
+) -> io::Result<()> {
+    loop {
+        let frame = read_frame(&mut from).await?;
+        let correlation = frame.clone().get_i32();
+        let request = lock(requests).remove(&correlation);
+        let frame = match request {
+            Some(request) => shared.rewrite(&request, frame),
+            None => frame,
+        };
+        write_frame(&mut to, &frame).await?;
+    }
+}
+
+async fn read_frame(from: &mut OwnedReadHalf) -> io::Result<Bytes> {
+    let length = usize::try_from(from.read_i32().await?).map_err(io::Error::other)?;
+    if length > MAX_FRAME {
+        return Err(io::Error::other(format!("a frame of {length} bytes")));
+    }
+    let mut frame = vec![0; length];
+    from.read_exact(&mut frame).await?;
+    Ok(frame.into())
+}
+
+async fn write_frame(to: &mut OwnedWriteHalf, frame: &Bytes) -> io::Result<()> {
+    let mut bytes = BytesMut::with_capacity(frame.len() + 4);
+    bytes.put_i32(i32::try_from(frame.len()).map_err(io::Error::other)?);
+    bytes.put_slice(frame);
+    to.write_all(&bytes).await
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
