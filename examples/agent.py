@@ -48,13 +48,13 @@ class Registry:
 
 
 class Clock:
-    """A hybrid logical clock (Kulkarni et al. 2014): later than all readings observed, and close to the wall clock."""
+    """A hybrid logical clock (Kulkarni et al. 2014): later than all timestamps observed, and close to the wall clock."""
 
     def __init__(self):
         self.last = (0, 0)
 
     def after(self, hlc):
-        """Returns a reading later than `hlc`, as text."""
+        """Returns an HLC timestamp later than `hlc`, as text."""
         physical, logical, _ = (int(part, 16) for part in hlc.split(":"))
         newest = max(self.last, (physical, logical))
         now = time.time_ns() // 1_000_000

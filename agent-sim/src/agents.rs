@@ -19,15 +19,15 @@ impl Agents {
             let Args { agent_prefix, agents, seed, shape, .. } = args;
             return Ok(Self::Fleet(Fleet::new(agent_prefix, *agents, *seed, args.rates(), *shape)));
         };
-        let list = File::open(path).with_context(|| format!("opening the task list {}", path.display()))?;
+        let list = File::open(path).with_context(|| format!("cannot open the task list {}", path.display()))?;
         Ok(Self::Trace(Trace::read(list, args.trace_seconds_per_beat).with_context(|| path.display().to_string())?))
     }
 
     /// Returns the claims for the next beat, which may be a downbeat.
-    pub(crate) fn beat(&mut self, downbeat: bool) -> Box<dyn Iterator<Item = ClaimPlan> + '_> {
+    pub(crate) fn claims_for_next_beat(&mut self, downbeat: bool) -> Box<dyn Iterator<Item = ClaimPlan> + '_> {
         match self {
-            Self::Fleet(fleet) => Box::new(fleet.beat(downbeat)),
-            Self::Trace(trace) => Box::new(trace.beat()),
+            Self::Fleet(fleet) => Box::new(fleet.claims_for_next_beat(downbeat)),
+            Self::Trace(trace) => Box::new(trace.claims_for_next_beat()),
         }
     }
 

@@ -7,7 +7,7 @@ use backbeat_service::LogArgs;
 
 use crate::{Output, Rates, Shape};
 
-/// Simulates a fleet of agents that follow the beats and report their tasks.
+/// Simulates a fleet of agents that follow the beats and send claims of their tasks.
 #[derive(Debug, Clone, clap::Parser)]
 #[command(name = "agent-sim", version)]
 pub struct Args {
@@ -15,7 +15,7 @@ pub struct Args {
     #[arg(long, default_value_t = 20)]
     pub agents: u32,
 
-    /// The random seed: the same seed and beats give the same claims, except for their clock readings.
+    /// The random seed: the same seed and beats give the same claims, except for their HLC timestamps.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
 
@@ -35,11 +35,11 @@ pub struct Args {
     #[arg(long, default_value_t = 0.02, value_parser = parse_fraction)]
     pub silence_rate: f64,
 
-    /// Fraction of claims that are sent one bar late.
+    /// Fraction of claims that are sent one bar plus the grace late, so that they count as late.
     #[arg(long, default_value_t = 0.0, value_parser = parse_fraction)]
     pub late_rate: f64,
 
-    /// Fraction of claims that are invalid.
+    /// Fraction of claims that are made invalid on purpose.
     #[arg(long, default_value_t = 0.0, value_parser = parse_fraction)]
     pub malformed_rate: f64,
 

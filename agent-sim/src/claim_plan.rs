@@ -1,4 +1,4 @@
-//! A claim that an agent plans to make, before it has a clock reading and an encoding.
+//! A claim that an agent plans to make, before it has an HLC timestamp and an encoding.
 
 use backbeat_sdk::{Status, StatusClaim};
 
@@ -16,13 +16,13 @@ pub struct ClaimPlan {
 pub enum Delivery {
     /// Valid, on its own beat.
     OnTime,
-    /// Valid, one bar late.
+    /// Valid, one bar plus the grace late, so that it counts as late.
     Late,
-    /// Invalid, on its own beat.
+    /// Made invalid on purpose, on its own beat.
     Malformed(Malformation),
 }
 
-/// One way to violate the validity rules of a claim.
+/// A way to make a claim invalid: one of its violations of the validity rules.
 ///
 /// An unknown schema id is not among them: reverb retries the lookup for up to a minute before such a claim counts as
 /// invalid, and the partition waits meanwhile.
@@ -49,7 +49,7 @@ pub enum Malformation {
 }
 
 impl Malformation {
-    /// All malformations.
+    /// All ways to make a claim invalid.
     pub const ALL: [Self; 9] = [
         Self::NotAvro,
         Self::TrailingByte,
@@ -62,7 +62,7 @@ impl Malformation {
         Self::InvalidHlc,
     ];
 
-    /// Returns the key and the value of `claim` with this malformation; `encode` returns the wire format.
+    /// Makes `claim` invalid in this way, and returns its record's key and value; `encode` returns the wire format.
     pub fn apply(self, mut claim: StatusClaim, encode: impl Fn(&StatusClaim) -> Vec<u8>) -> (Option<Vec<u8>>, Vec<u8>) {
         let key = Some(claim.agent_id.clone().into_bytes());
         match self {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use backbeat_sdk::{BeatFrame, BeatSource, Beats, Connection, Reporter, Status};
+use backbeat_sdk::{BeatFrame, BeatSource, Beats, ClaimSender, Connection, Status};
 use backbeat_service::Shutdown;
 use tokio::runtime::Handle;
 use tokio::time::{MissedTickBehavior, interval};
@@ -32,15 +32,15 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     };
     let Some(connection) = connected else { return Ok(()) };
     let beats = connection.beats()?;
-    let mut run = Run::new(connection.reporter().await?, shutdown);
+    let mut run = Run::new(connection.claim_sender().await?, shutdown);
     run.follow(agents, beats, args.beats).await;
-    let Run { received, mut summary, reporter, .. } = run;
+    let Run { received, mut summary, claim_sender, .. } = run;
     let started = Instant::now();
     let flushed = tokio::task::spawn_blocking(move || {
-        if let Err(error) = reporter.flush(FLUSH_TIMEOUT) {
+        if let Err(error) = claim_sender.flush(FLUSH_TIMEOUT) {
             tracing::warn!(%error, "cannot flush all claims");
         }
-        reporter
+        claim_sender
     });
     summary.update_deliveries(&flushed.await.context("flushing the claims panicked")?);
     summary.sending_s += started.elapsed().as_secs_f64();
@@ -52,22 +52,22 @@ pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
         let verified = tokio::task::spawn_blocking(move || verify(&args.kafka, &runtime, agents, &received, &stop));
         match verified.await.context("verifying panicked")? {
             Ok(result) => summary.verified = result,
-            Err(error) => failure = Some(error.context("verifying the run")),
+            Err(error) => failure = Some(error.context("cannot verify the run")),
         }
     }
     println!("{}", summary.render(args.output)?);
     if let Some(error) = failure {
         return Err(error);
     }
-    match summary.verified.map_or(0, |result| result.disagreements.len()) {
+    match summary.verified.map_or(0, |result| result.mismatches.len()) {
         0 => Ok(()),
-        count => bail!("verification failed: {count} disagreements between the sent claims, the log and the reports"),
+        count => bail!("verification failed: {count} mismatches between the sent claims, the log and the reports"),
     }
 }
 
 /// One run of the agents.
 struct Run {
-    reporter: Reporter,
+    claim_sender: ClaimSender,
     shutdown: Shutdown,
     received: Vec<ReceivedBeat>,
     summary: Summary,
@@ -76,8 +76,8 @@ struct Run {
 }
 
 impl Run {
-    fn new(reporter: Reporter, shutdown: Shutdown) -> Self {
-        Self { reporter, shutdown, received: Vec::new(), summary: Summary::default(), delayed: BTreeMap::new() }
+    fn new(claim_sender: ClaimSender, shutdown: Shutdown) -> Self {
+        Self { claim_sender, shutdown, received: Vec::new(), summary: Summary::default(), delayed: BTreeMap::new() }
     }
 
     async fn follow(&mut self, mut agents: Agents, mut beats: Beats, limit: u64) {
@@ -90,7 +90,7 @@ impl Run {
                 beat = beats.next() => beat,
                 () = self.shutdown.cancelled() => None,
                 _ = ticks.tick() => {
-                    self.summary.update_deliveries(&self.reporter);
+                    self.summary.update_deliveries(&self.claim_sender);
                     progress.show(&self.summary);
                     continue;
                 }
@@ -118,7 +118,7 @@ impl Run {
         let not_due = self.delayed.split_off(&(beat.get() + 1));
         let due = std::mem::replace(&mut self.delayed, not_due);
         self.send_delayed(due).await;
-        for ClaimPlan { status, delivery } in agents.beat(downbeat) {
+        for ClaimPlan { status, delivery } in agents.claims_for_next_beat(downbeat) {
             if delivery == Delivery::Late {
                 let due_beat = beat.get() + i64::from(frame.bar_length) + i64::from(frame.grace_beats);
                 self.delayed.entry(due_beat).or_default().push((Arc::clone(&frame), status));
@@ -136,8 +136,8 @@ impl Run {
 
     /// Sends one claim; waits while the producer's queue is full, except during a shutdown.
     async fn send(&mut self, frame: &BeatFrame, status: Status, delivery: Delivery) {
-        let claim = self.reporter.claim(frame, status);
-        let encode = |claim: &_| self.reporter.encode(claim);
+        let claim = self.claim_sender.build_claim(frame, status);
+        let encode = |claim: &_| self.claim_sender.encode(claim);
         let (key, value) = match delivery {
             Delivery::Malformed(kind) => kind.apply(claim, encode),
             Delivery::OnTime | Delivery::Late => {
@@ -145,7 +145,7 @@ impl Run {
                 (Some(claim.agent_id.into_bytes()), value)
             }
         };
-        while self.reporter.send(key.as_deref(), &value).is_err() {
+        while self.claim_sender.send_record(key.as_deref(), &value).is_err() {
             if self.shutdown.is_cancelled() {
                 self.summary.claims_refused += 1;
                 return;
@@ -154,6 +154,7 @@ impl Run {
         }
         self.summary.claims_sent += 1;
         self.summary.claims_malformed += u64::from(matches!(delivery, Delivery::Malformed(_)));
-        self.summary.claims_late += u64::from(chrono::Utc::now().timestamp_millis() > frame.deadline_at.millis());
+        self.summary.claims_sent_after_deadline +=
+            u64::from(chrono::Utc::now().timestamp_millis() > frame.deadline_at.millis());
     }
 }

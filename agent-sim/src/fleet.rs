@@ -23,9 +23,9 @@ pub struct Rates {
     pub failure: f64,
     /// Claims that are not sent.
     pub silence: f64,
-    /// Claims that are sent one bar late.
+    /// Claims that are sent one bar plus the grace late.
     pub late: f64,
-    /// Claims that are invalid.
+    /// Claims that are made invalid on purpose.
     pub malformed: f64,
 }
 
@@ -67,7 +67,7 @@ impl Fleet {
 
     /// Returns the claims for the next beat, which may be a downbeat. An agent's state advances when the iterator
     /// reaches it.
-    pub fn beat(&mut self, downbeat: bool) -> impl Iterator<Item = ClaimPlan> {
+    pub fn claims_for_next_beat(&mut self, downbeat: bool) -> impl Iterator<Item = ClaimPlan> {
         let Self { prefix, agents, rates, shape, beat } = self;
         let active = shape.active_agents(agents.len(), *beat, downbeat);
         *beat += 1;
@@ -79,7 +79,7 @@ impl Fleet {
                 0 => format!("{prefix}{index:05}"),
                 _ => format!("{prefix}{index:05}.{generation}"),
             };
-            agent.beat(id, downbeat, *rates)
+            agent.next_claim(id, downbeat, *rates)
         };
         agents[..active].iter_mut().enumerate().filter_map(claim)
     }
@@ -106,7 +106,7 @@ impl Agent {
     }
 
     /// Advances the task by one beat and returns the claim, unless the agent is silent on this beat.
-    fn beat(&mut self, id: impl FnOnce(u32) -> String, downbeat: bool, rates: Rates) -> Option<ClaimPlan> {
+    fn next_claim(&mut self, id: impl FnOnce(u32) -> String, downbeat: bool, rates: Rates) -> Option<ClaimPlan> {
         self.advance_task(rates.failure);
         let rotates = downbeat && self.rng.random_bool(ROTATION_PROBABILITY);
         let rotation_fails = self.rng.random_bool(rates.failure);
@@ -197,7 +197,7 @@ mod tests {
 
     fn plans_of(shape: Shape, seed: u64, beats: u32) -> Vec<ClaimPlan> {
         let mut fleet = Fleet::new("a-", 30, seed, RATES, shape);
-        (0..beats).flat_map(|beat| fleet.beat(beat % 4 == 0).collect::<Vec<_>>()).collect()
+        (0..beats).flat_map(|beat| fleet.claims_for_next_beat(beat % 4 == 0).collect::<Vec<_>>()).collect()
     }
 
     fn agent_ids(plans: &[ClaimPlan]) -> HashSet<&str> {

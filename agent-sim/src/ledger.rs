@@ -1,7 +1,7 @@
 //! Compares the claims that were sent, the claims in the log, and the counts in the reports.
 //!
-//! A claim that was sent and is not in the log is a disagreement of its agent; a report that differs from the log is a
-//! disagreement of its window. This shares no code with reverb: the boundaries in the frames alone decide where a claim
+//! A claim that was sent and is not in the log is a mismatch of its agent; a report that differs from the log is a
+//! mismatch of its window. This shares no code with reverb: the boundaries in the frames alone decide where a claim
 //! counts.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -54,8 +54,8 @@ struct AgentClaims {
     sent: Vec<i64>,
     /// The beats of its valid claims in the log.
     found: Vec<i64>,
-    malformed_sent: u64,
-    malformed_found: u64,
+    invalid_sent: u64,
+    invalid_found: u64,
 }
 
 /// The result of verifying a run.
@@ -71,13 +71,14 @@ pub(crate) struct VerificationResult {
     claims_invalid: i64,
     /// Claims of agents outside the run.
     claims_of_others: u64,
-    pub(crate) disagreements: Vec<Disagreement>,
+    #[serde(rename = "disagreements")]
+    pub(crate) mismatches: Vec<Mismatch>,
 }
 
-/// A disagreement between what was sent, the log, and the reports.
+/// A mismatch between what was sent, the log, and the reports.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
-pub(crate) enum Disagreement {
+pub(crate) enum Mismatch {
     /// The log differs from what an agent sent.
     Agent {
         agent: String,
@@ -116,7 +117,7 @@ impl Ledger {
     pub(crate) fn record_sent(&mut self, beat: BeatIndex, plan: &ClaimPlan) {
         let claims = self.claims_of(&plan.status.agent_id);
         match plan.delivery {
-            Delivery::Malformed(_) => claims.malformed_sent += 1,
+            Delivery::Malformed(_) => claims.invalid_sent += 1,
             Delivery::OnTime | Delivery::Late => claims.sent.push(beat.get()),
         }
     }
@@ -142,7 +143,7 @@ impl Ledger {
         if is_of_this_run {
             match beat {
                 Some(beat) => claims.found.push(beat),
-                None => claims.malformed_found += 1,
+                None => claims.invalid_found += 1,
             }
         }
         let window = beat.and_then(|beat| self.window_of(beat)).and_then(|downbeat| self.windows.get_mut(&downbeat));
@@ -206,17 +207,17 @@ impl Ledger {
             claims_late: reports().map(|report| report.late_claims).sum(),
             claims_invalid: reports().map(|report| report.invalid_claims).sum(),
             claims_of_others: 0,
-            disagreements: self.windows_of_the_run().flat_map(|(from, window)| window.disagreements(*from)).collect(),
+            mismatches: self.windows_of_the_run().flat_map(|(from, window)| window.mismatches(*from)).collect(),
         };
         let mut agents: Vec<(String, AgentClaims)> = self.agents.into_iter().collect();
         agents.sort_by(|(one, _), (other, _)| one.cmp(other));
         for (agent, claims) in agents {
-            let sent = claims.sent.len() as u64 + claims.malformed_sent;
+            let sent = claims.sent.len() as u64 + claims.invalid_sent;
             result.claims_sent += sent;
             if sent == 0 {
-                result.claims_of_others += claims.found.len() as u64 + claims.malformed_found;
+                result.claims_of_others += claims.found.len() as u64 + claims.invalid_found;
             } else {
-                result.disagreements.extend(claims.disagreement(agent));
+                result.mismatches.extend(claims.mismatch(agent));
             }
         }
         result
@@ -224,10 +225,10 @@ impl Ledger {
 }
 
 impl Window {
-    fn disagreements(&self, from_beat: i64) -> Vec<Disagreement> {
+    fn mismatches(&self, from_beat: i64) -> Vec<Mismatch> {
         let window_id = self.id;
         let Some(report) = &self.report else {
-            return vec![Disagreement::NoReport { window_id, from_beat }];
+            return vec![Mismatch::NoReport { window_id, from_beat }];
         };
         let fields = [
             ("claims", report.claims, self.in_the_log.claims),
@@ -236,22 +237,22 @@ impl Window {
             ("agents_reporting", report.agents_reporting, self.agents.len() as i64),
         ];
         let differing = fields.into_iter().filter(|(_, reported, in_the_log)| reported != in_the_log);
-        let disagreement =
-            |(field, reported, in_the_log)| Disagreement::Report { window_id, from_beat, field, reported, in_the_log };
-        differing.map(disagreement).collect()
+        let mismatch =
+            |(field, reported, in_the_log)| Mismatch::Report { window_id, from_beat, field, reported, in_the_log };
+        differing.map(mismatch).collect()
     }
 }
 
 impl AgentClaims {
-    fn disagreement(mut self, agent: String) -> Option<Disagreement> {
+    fn mismatch(mut self, agent: String) -> Option<Mismatch> {
         self.sent.sort_unstable();
         self.found.sort_unstable();
         let (lost, repeated) = (without(&self.sent, &self.found), without(&self.found, &self.sent));
-        let agrees = lost.is_empty() && repeated.is_empty() && self.malformed_sent == self.malformed_found;
-        (!agrees).then(|| Disagreement::Agent {
+        let matches = lost.is_empty() && repeated.is_empty() && self.invalid_sent == self.invalid_found;
+        (!matches).then(|| Mismatch::Agent {
             agent,
-            sent: self.sent.len() as u64 + self.malformed_sent,
-            found: self.found.len() as u64 + self.malformed_found,
+            sent: self.sent.len() as u64 + self.invalid_sent,
+            found: self.found.len() as u64 + self.invalid_found,
             lost,
             repeated,
         })
@@ -271,14 +272,14 @@ fn without(beats: &[i64], others: &[i64]) -> Vec<i64> {
 impl fmt::Display for VerificationResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { windows, claims_sent, claims_counted, claims_late, claims_invalid, claims_of_others, .. } = self;
-        let agrees = if self.disagreements.is_empty() { "agree" } else { "DISAGREE" };
-        write!(f, "{claims_sent} claims sent and {windows} reports {agrees}: ")?;
+        let comparison = if self.mismatches.is_empty() { "match" } else { "DO NOT MATCH" };
+        write!(f, "{claims_sent} claims sent and {windows} reports {comparison}: ")?;
         write!(f, "{claims_counted} counted, {claims_late} late, {claims_invalid} invalid")?;
         if *claims_of_others > 0 { write!(f, ", {claims_of_others} of them other agents'") } else { Ok(()) }
     }
 }
 
-impl fmt::Display for Disagreement {
+impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Agent { agent, sent, found, lost, repeated } => {
@@ -348,7 +349,7 @@ mod tests {
         TopicRecord { partition: 0, offset, key: Some(agent.into()), record: Err("garbage".to_owned()) }
     }
 
-    /// A run on beats 2 to 5: agent a claims on each, b on 2 and, late, on 3; the claim of c is malformed.
+    /// A run on beats 2 to 5: agent a claims on each, b on 2 and, late, on 3; the claim of c is invalid.
     fn run() -> Ledger {
         let beat = |beat: i64| BeatIndex::try_from(beat).expect("the beat is not negative");
         let mut ledger = Ledger::new(beat(2), frames(7));
@@ -388,12 +389,12 @@ mod tests {
     }
 
     #[test]
-    fn verification_of_a_correct_run_finds_no_disagreement() {
+    fn verification_of_a_correct_run_finds_no_mismatch() {
         let result = verify(log(), correct_reports());
-        assert_eq!(result.disagreements, []);
+        assert_eq!(result.mismatches, []);
         assert_eq!(
             result.to_string(),
-            "7 claims sent and 2 reports agree: 6 counted, 1 late, 1 invalid, 1 of them other agents'"
+            "7 claims sent and 2 reports match: 6 counted, 1 late, 1 invalid, 1 of them other agents'"
         );
     }
 
@@ -401,7 +402,7 @@ mod tests {
     fn verification_of_lost_and_repeated_claims_names_the_agent() {
         let mut log = log();
         log[1] = claim(30, "a", 2);
-        let of_a = verify(log, correct_reports()).disagreements;
+        let of_a = verify(log, correct_reports()).mismatches;
         assert_eq!(of_a.len(), 1, "{of_a:?}");
         assert_eq!(
             of_a[0].to_string(),
@@ -409,20 +410,20 @@ mod tests {
         );
         let without_c = self::log().into_iter().filter(|record| record.offset != 31).collect();
         let shown: Vec<String> =
-            verify(without_c, correct_reports()).disagreements.iter().map(ToString::to_string).collect();
+            verify(without_c, correct_reports()).mismatches.iter().map(ToString::to_string).collect();
         assert!(shown.contains(&"agent c: 1 claims sent, 0 in the log".to_owned()), "{shown:?}");
     }
 
     #[test]
     fn verification_of_wrong_and_missing_reports_names_the_window() {
         let wrong = [report(2, [4, 0, 1, 3]), report(4, [3, 0, 0, 1])];
-        let shown: Vec<String> = verify(log(), wrong).disagreements.iter().map(ToString::to_string).collect();
+        let shown: Vec<String> = verify(log(), wrong).mismatches.iter().map(ToString::to_string).collect();
         assert_eq!(shown.len(), 2, "{shown:?}");
         assert!(shown[0].contains("from beat 4: claims 3 in the report, 2 in the log"), "{shown:?}");
         assert!(shown[1].contains("late_claims 0 in the report, 1 in the log"), "{shown:?}");
         let mut ledger = run();
         record_log(&mut ledger, log());
         assert!(!ledger.is_complete());
-        assert!(matches!(ledger.into_result().disagreements[..], [Disagreement::NoReport { from_beat: 2, .. }, _]));
+        assert!(matches!(ledger.into_result().mismatches[..], [Mismatch::NoReport { from_beat: 2, .. }, _]));
     }
 }

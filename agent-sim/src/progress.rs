@@ -27,7 +27,7 @@ impl Progress {
         self.last = (Instant::now(), summary.claims_acknowledged);
         self.line.set_message(format!(
             "beat {beat}: {} claims acknowledged, {rate:.0}/s; {} in flight; {} failed; p99 {:.1} ms",
-            summary.claims_acknowledged, summary.claims_unsent, summary.claims_failed, summary.latency_ms.p99
+            summary.claims_acknowledged, summary.claims_outstanding, summary.claims_failed, summary.latency_ms.p99
         ));
     }
 

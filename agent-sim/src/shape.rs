@@ -27,7 +27,7 @@ pub enum Shape {
 /// An unknown load shape, or one with an invalid parameter.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "{0:?} is not a load shape; allowed are steady, ramp[:BEATS] (default 16, at least 1), spike[:FRACTION between downbeats] (default 0.1) and churn[:FRACTION per beat] (default 0.05)"
+    "{0:?} is not a load shape: must be steady, ramp[:BEATS] (default 16, at least 1), spike[:FRACTION between downbeats] (default 0.1) or churn[:FRACTION per beat] (default 0.05)"
 )]
 pub struct UnknownShape(String);
 
@@ -77,15 +77,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shape_from_text_has_defaults_and_is_refused_with_the_reason() {
+    fn shape_from_text_without_a_parameter_has_the_default() {
         let parse = |text: &str| text.parse::<Shape>();
         assert_eq!(parse("steady"), Ok(Shape::Steady));
         assert_eq!(parse("ramp"), Ok(Shape::Ramp { beats: 16 }));
         assert_eq!(parse("ramp:3"), Ok(Shape::Ramp { beats: 3 }));
         assert_eq!(parse("spike:0.5"), Ok(Shape::Spike { between: 0.5 }));
         assert_eq!(parse("churn"), Ok(Shape::Churn { rate: 0.05 }));
+    }
+
+    #[test]
+    fn shape_from_invalid_text_is_refused_with_the_allowed_shapes() {
+        let parse = |text: &str| text.parse::<Shape>();
         for text in ["", "steady:1", "ramp:0", "ramp:x", "spike:1.5", "churn:NaN", "square"] {
-            assert!(parse(text).is_err_and(|error| error.to_string().contains("allowed are steady, ramp")), "{text}");
+            assert!(parse(text).is_err_and(|error| error.to_string().contains("must be steady, ramp")), "{text}");
         }
     }
 

@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use backbeat_sdk::{BeatIndex, Reporter};
+use backbeat_sdk::{BeatIndex, ClaimSender};
 use serde::Serialize;
 
 use crate::ledger::VerificationResult;
 
-/// The maximum number of disagreements in the text; the JSON has all of them.
+/// The maximum number of mismatches in the text; the JSON has all of them.
 const MAX_SHOWN: usize = 20;
 
 /// The format of the summary.
@@ -32,12 +32,15 @@ pub(crate) struct Summary {
     pub(crate) claims_acknowledged: u64,
     /// Claims whose delivery failed.
     pub(crate) claims_failed: u64,
-    /// Claims whose delivery is outstanding.
-    pub(crate) claims_unsent: i64,
+    /// Claims in flight: neither acknowledged nor failed yet.
+    #[serde(rename = "claims_unsent")]
+    pub(crate) claims_outstanding: i64,
     /// Claims never accepted by the producer: its queue was full during the shutdown.
     pub(crate) claims_refused: u64,
-    /// Claims sent after the end of their beat: on purpose, or because the program or Kafka was slow.
-    pub(crate) claims_late: u64,
+    /// Claims sent after the end of their beat: on purpose, or because the program or Kafka was slow. Not all of them
+    /// arrive after the end of their window and so count as late.
+    #[serde(rename = "claims_late")]
+    pub(crate) claims_sent_after_deadline: u64,
     /// Claims made invalid on purpose.
     pub(crate) claims_malformed: u64,
     /// Seconds spent on making and sending claims, without the waiting for beats.
@@ -57,13 +60,13 @@ pub(crate) struct Latency {
 }
 
 impl Summary {
-    /// Updates the delivery counts and latencies from the reporter.
-    pub(crate) fn update_deliveries(&mut self, reporter: &Reporter) {
-        let deliveries = reporter.deliveries();
+    /// Updates the delivery counts and latencies from the claim sender.
+    pub(crate) fn update_deliveries(&mut self, claim_sender: &ClaimSender) {
+        let deliveries = claim_sender.deliveries();
         self.claims_acknowledged = deliveries.acknowledged();
         self.claims_failed = deliveries.failed();
-        self.claims_unsent = deliveries.outstanding();
-        let millis = |quantile| reporter.latency(quantile).as_micros() as f64 / 1_000.0;
+        self.claims_outstanding = deliveries.outstanding();
+        let millis = |quantile| claim_sender.latency(quantile).as_micros() as f64 / 1_000.0;
         self.latency_ms = Latency { p50: millis(0.5), p95: millis(0.95), p99: millis(0.99), max: millis(1.0) };
     }
 
@@ -77,13 +80,16 @@ impl Summary {
 
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { beats, claims_sent, claims_acknowledged, claims_late, claims_malformed, .. } = self;
+        let Self { beats, claims_sent, claims_acknowledged, claims_sent_after_deadline, claims_malformed, .. } = self;
         writeln!(f, "beats         {beats}")?;
         writeln!(f, "claims        {claims_sent} sent, {claims_acknowledged} acknowledged")?;
-        writeln!(f, "              {claims_late} late, {claims_malformed} malformed")?;
+        writeln!(
+            f,
+            "              {claims_sent_after_deadline} sent after their beat, {claims_malformed} sent invalid"
+        )?;
         for (count, label) in [
             (self.claims_failed, "failed"),
-            (self.claims_unsent.unsigned_abs(), "not acknowledged"),
+            (self.claims_outstanding.unsigned_abs(), "not acknowledged"),
             (self.claims_refused, "not sent: the producer's queue was full"),
         ] {
             if count > 0 {
@@ -94,10 +100,10 @@ impl fmt::Display for Summary {
         write!(f, "acknowledged  p50 {p50:.1} ms, p95 {p95:.1} ms, p99 {p99:.1} ms, max {max:.1} ms")?;
         let Some(result) = &self.verified else { return Ok(()) };
         write!(f, "\nverified      {result}")?;
-        for disagreement in result.disagreements.iter().take(MAX_SHOWN) {
-            write!(f, "\n              {disagreement}")?;
+        for mismatch in result.mismatches.iter().take(MAX_SHOWN) {
+            write!(f, "\n              {mismatch}")?;
         }
-        match result.disagreements.len().saturating_sub(MAX_SHOWN) {
+        match result.mismatches.len().saturating_sub(MAX_SHOWN) {
             0 => Ok(()),
             more => write!(f, "\n              and {more} more: see --output json"),
         }

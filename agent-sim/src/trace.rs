@@ -70,7 +70,7 @@ pub enum TraceError {
         text: String,
     },
     /// An unknown phase.
-    #[error("task {task}: pod_phase is {phase:?}; allowed are Running, Succeeded, Failed and Pending")]
+    #[error("task {task}: pod_phase is {phase:?}; must be Running, Succeeded, Failed or Pending")]
     Phase {
         /// The name of the task.
         task: String,
@@ -116,7 +116,7 @@ impl Trace {
     }
 
     /// Returns the claims for the next beat.
-    pub fn beat(&mut self) -> impl Iterator<Item = ClaimPlan> {
+    pub fn claims_for_next_beat(&mut self) -> impl Iterator<Item = ClaimPlan> {
         let now = self.beat;
         self.beat += 1;
         self.active.retain(|task| task.ended >= now);
@@ -203,7 +203,9 @@ waited,Pending,300,400,
         let mut trace = Trace::read(LIST.as_bytes(), 100).expect("the list is valid");
         let mut claims = Vec::new();
         while !trace.is_finished() {
-            claims.push(trace.beat().map(|plan| (plan.status.task_id, plan.status.state)).collect::<Vec<_>>());
+            claims.push(
+                trace.claims_for_next_beat().map(|plan| (plan.status.task_id, plan.status.state)).collect::<Vec<_>>(),
+            );
         }
         let claim = |task: &str, state| (task.to_owned(), state);
         assert_eq!(
@@ -226,7 +228,9 @@ waited,Pending,300,400,
         let mut trace = Trace::read(list.as_bytes(), 1).expect("the list is valid");
         let mut claims = Vec::new();
         while !trace.is_finished() {
-            claims.push(trace.beat().map(|plan| (plan.status.task_id, plan.status.state)).collect::<Vec<_>>());
+            claims.push(
+                trace.claims_for_next_beat().map(|plan| (plan.status.task_id, plan.status.state)).collect::<Vec<_>>(),
+            );
         }
         let claim = |task: &str, state| (task.to_owned(), state);
         assert_eq!(
@@ -246,7 +250,7 @@ waited,Pending,300,400,
         let error = |list: &str| Trace::read(list.as_bytes(), 1).expect_err("the list is invalid").to_string();
         let head = "name,pod_phase,creation_time,scheduled_time,deletion_time\n";
         assert_eq!(error(head), "the task list is empty");
-        assert!(error(&format!("{head}a,Lost,1,,2\n")).contains("allowed are Running"));
+        assert!(error(&format!("{head}a,Lost,1,,2\n")).contains("must be Running"));
         assert!(error(&format!("{head}a,Failed,5,,2\n")).contains("deletion_time 2 is before creation_time 5"));
         assert!(error("name,pod_phase\na,Failed\n").contains("creation_time"));
         let reason = error("TIMESTAMP,ContextTokens,GeneratedTokens\nyesterday,1,2\n");

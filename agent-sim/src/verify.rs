@@ -59,7 +59,7 @@ pub(crate) fn verify(
     }
 
     for ReceivedBeat { beat, downbeat } in received {
-        agents.beat(*downbeat).for_each(|plan| ledger.record_sent(*beat, &plan));
+        agents.claims_for_next_beat(*downbeat).for_each(|plan| ledger.record_sent(*beat, &plan));
     }
     let from = ReadFrom::Offsets(first_boundary);
     let mut claims = TopicReader::new(&broker, &registry, runtime, TopicName::StatusClaims, &from)?;

@@ -54,5 +54,5 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         consumer.args(["--formatter-property", &property]);
     }
     // It replaces this process, so that signals reach it.
-    Err(consumer.args(&args.flags).exec()).context("running java")
+    Err(consumer.args(&args.flags).exec()).context("cannot run java")
 }

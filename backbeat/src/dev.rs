@@ -133,7 +133,7 @@ impl Programs {
             .envs(env.iter().map(|(name, value)| (*name, value.as_str())));
         let log = dir.join(format!("{name}.log"));
         let process = Supervised::spawn(&command, &log, STOP_TIMEOUT)
-            .with_context(|| format!("starting {}", executable.display()))?;
+            .with_context(|| format!("cannot start {}", executable.display()))?;
         self.running.push((name.to_owned(), process));
         Ok(log)
     }
@@ -179,7 +179,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let _inside = runtime.enter();
         backbeat_service::on_signals()?
     };
-    fs::create_dir_all(&args.dir).with_context(|| format!("creating {}", args.dir.display()))?;
+    fs::create_dir_all(&args.dir).with_context(|| format!("cannot create {}", args.dir.display()))?;
     let dir = args.dir.canonicalize()?;
     remove_leftovers(&dir)?;
     print_line(&format!("starting kafka and the schema registry; data and logs are in {}", args.dir.display()))?;
@@ -197,7 +197,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let raft_stores = dir.join("pulse");
     if matches!(stack, Stack::Local(_)) && raft_stores.exists() {
         // Pulse's Raft state belongs to the beats of an earlier run, which were removed with Kafka's data.
-        fs::remove_dir_all(&raft_stores).with_context(|| format!("removing {}", raft_stores.display()))?;
+        fs::remove_dir_all(&raft_stores).with_context(|| format!("cannot remove {}", raft_stores.display()))?;
     }
     let kafka = kafka_args(&stack);
     let registry = without_credentials(&kafka.schema_registry);
@@ -258,7 +258,7 @@ fn remove_leftovers(dir: &Path) -> anyhow::Result<()> {
     for entry in fs::read_dir(dir)? {
         let path = entry?.path();
         if path.extension().is_some_and(|extension| extension == "log" || extension == "port") {
-            fs::remove_file(&path).with_context(|| format!("removing {}", path.display()))?;
+            fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
         }
     }
     Ok(())
@@ -379,8 +379,8 @@ fn print_beats_and_reports(
     Ok(())
 }
 
-/// Returns the record that was read, and logs an error. The read is retried: an error that lasts ends the programs, and
-/// so `backbeat dev`.
+/// Returns the polled record; logs an error and returns `None` instead. The caller polls again: an outage that lasts ends
+/// the programs, and with them `backbeat dev`.
 fn or_warn<T>(polled: Result<Option<T>, ReadError>) -> Option<T> {
     polled.unwrap_or_else(|error| {
         tracing::warn!(%error, "cannot read beats or reports");

@@ -25,7 +25,7 @@ const FILE: &str = "dev.json";
 impl DevState {
     pub(crate) fn write(&self, dir: &Path) -> anyhow::Result<()> {
         let path = dir.join(FILE);
-        fs::write(&path, serde_json::to_vec_pretty(self)?).with_context(|| format!("writing {}", path.display()))
+        fs::write(&path, serde_json::to_vec_pretty(self)?).with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// Reads the state in `dir`; `None` if no `backbeat dev` runs there.
@@ -34,8 +34,8 @@ impl DevState {
         if !path.exists() {
             return Ok(None);
         }
-        let text = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
-        Ok(Some(serde_json::from_slice(&text).with_context(|| path.display().to_string())?))
+        let text = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(Some(serde_json::from_slice(&text).with_context(|| format!("cannot parse {}", path.display()))?))
     }
 
     /// Returns the addresses of the services whose name starts with `program`.

@@ -39,7 +39,7 @@ pub(crate) fn completions(args: &CompletionsArgs, command: &mut Command) -> Exit
 }
 
 pub(crate) fn man(args: &ManArgs, command: Command) -> anyhow::Result<ExitCode> {
-    fs::create_dir_all(&args.dir).with_context(|| format!("creating {}", args.dir.display()))?;
-    clap_mangen::generate_to(command, &args.dir).with_context(|| format!("writing to {}", args.dir.display()))?;
+    fs::create_dir_all(&args.dir).with_context(|| format!("cannot create {}", args.dir.display()))?;
+    clap_mangen::generate_to(command, &args.dir).with_context(|| format!("cannot write to {}", args.dir.display()))?;
     Ok(ExitCode::SUCCESS)
 }

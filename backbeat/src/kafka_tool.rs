@@ -40,5 +40,5 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Tool::GetOffsets => "org.apache.kafka.tools.GetOffsetShell",
     };
     // It replaces this process, so that signals reach it.
-    Err(kafka_cli(class)?.args(&args.args).exec()).context("running java")
+    Err(kafka_cli(class)?.args(&args.args).exec()).context("cannot run java")
 }

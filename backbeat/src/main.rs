@@ -1,4 +1,4 @@
-//! The operator's command: see `backbeat --help`.
+//! The `backbeat` CLI, for operators: see `backbeat --help`.
 
 mod audit;
 mod console;

@@ -215,8 +215,8 @@ fn reverb_line(member: &ProgramStatus) -> String {
         return format!("  {:<18} {:<16} {}", "?", "", url_and_readiness(member));
     };
     let partitions = status["partitions"].as_array().map_or(0, Vec::len);
-    let role = if status["merging"] == true { "merges" } else { "" };
-    let unread = status["lag_records"].as_i64().map_or_else(|| "?".to_owned(), |claims| claims.to_string());
+    let role = if status["merging"] == true { "merger" } else { "" };
+    let lag_claims = status["lag_records"].as_i64().map_or_else(|| "?".to_owned(), |claims| claims.to_string());
     let open = &status["oldest_open_window"];
     let open = if open.is_null() {
         String::new()
@@ -224,7 +224,7 @@ fn reverb_line(member: &ProgramStatus) -> String {
         format!(", oldest open window from beat {} ({} beats ago)", open["from_beat"], open["age_beats"])
     };
     format!(
-        "  {:<18} {role:<16} {}   {partitions} partitions, {} beats behind, {unread} claims to read{open}",
+        "  {:<18} {role:<16} {}   {partitions} partitions, lag {} beats, {lag_claims} claims{open}",
         text(&status["name"]),
         url_and_readiness(member),
         status["lag_beats"]

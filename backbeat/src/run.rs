@@ -60,7 +60,7 @@ pub(crate) struct Args {
 fn parse_id(text: &str) -> Result<String, String> {
     match text.len() {
         1..=256 => Ok(text.to_owned()),
-        bytes => Err(format!("the id has {bytes} bytes; allowed are 1 to 256")),
+        bytes => Err(format!("the id has {bytes} bytes: must be 1 to 256")),
     }
 }
 
@@ -78,13 +78,13 @@ async fn supervise(args: &Args) -> anyhow::Result<ExitCode> {
     let beats = connection.beats()?;
     let tasks = connection.tasks(&beats);
     let task = tasks.task(&args.agent, &args.task, args.budget);
-    let status_file = StatusFile::new().context("creating the status file")?;
+    let status_file = StatusFile::new().context("cannot create the status file")?;
     let signals = forwarded_signals()?;
     let mut program = match Program::start(args, &status_file) {
         Ok(program) => program,
         Err(error) => {
             eprintln!("backbeat run: {}: {error}", args.command[0].display());
-            task.notes(&error.to_string());
+            task.set_notes(&error.to_string());
             task.finish(State::Failed);
             tasks.flush(Duration::from_secs(args.flush)).await;
             return Ok(ExitCode::from(if error.kind() == ErrorKind::NotFound {
@@ -94,17 +94,18 @@ async fn supervise(args: &Args) -> anyhow::Result<ExitCode> {
             }));
         }
     };
-    task.state(State::Executing);
+    task.set_state(State::Executing);
     let (outcome, task) = program.supervise(args, &beats, task, status_file, signals).await?;
     let state = if outcome.succeeded() { State::Done } else { State::Failed };
     if let Outcome::BudgetSpent { budget } = outcome {
-        task.notes(&format!("the budget of {budget} beats is spent"));
+        task.set_notes(&format!("the budget of {budget} beats is spent"));
     }
     task.finish(state);
     let claims = tasks.flush(Duration::from_secs(args.flush)).await;
-    if claims.lost + claims.waiting > 0 {
-        let lost = claims.lost + claims.waiting;
-        eprintln!("backbeat run: {} claims were reported and {lost} were lost", claims.acknowledged);
+    // Claims that are still outstanding are lost when this process exits.
+    let lost = claims.failed + claims.outstanding;
+    if lost > 0 {
+        eprintln!("backbeat run: {} claims were acknowledged and {lost} were lost", claims.acknowledged);
     }
     Ok(outcome.exit_code())
 }
@@ -188,16 +189,12 @@ impl Program {
     }
 }
 
-/// Waits for the program to end; terminates it when its budget is spent.
+/// Waits for the program to end; terminates it after its budget is spent.
 async fn wait(child: &mut tokio::process::Child, group: Pid, args: &Args, beats: &Beats) -> anyhow::Result<Outcome> {
     let Some(budget) = args.budget else { return Ok(Outcome::Ended(child.wait().await?)) };
     if let Ok(status) = beats.with_beat_budget(budget, child.wait()).await {
         return Ok(Outcome::Ended(status?));
     }
-    // Errors are ignored: the program may have ended in this moment.
-    let _ = kill_process_group(group, Signal::TERM);
-    // A stopped program receives SIGTERM only when it is continued.
-    let _ = kill_process_group(group, Signal::CONT);
     let ended = async {
         child.wait().await?;
         // Its children may outlive it.
@@ -206,11 +203,30 @@ async fn wait(child: &mut tokio::process::Child, group: Pid, args: &Args, beats:
         }
         std::io::Result::Ok(())
     };
-    if timeout(Duration::from_secs(args.kill_after), ended).await.is_err() {
-        let _ = kill_process_group(group, Signal::KILL);
-        child.wait().await?;
-    }
+    terminate(group, Duration::from_secs(args.kill_after), ended)
+        .await
+        .context("cannot wait for the end of the program")?;
+    // Returns at once, unless the program had to be killed.
+    child.wait().await?;
     Ok(Outcome::BudgetSpent { budget })
+}
+
+/// Sends SIGTERM to the process group, and SIGKILL unless `ended` completes without an error within `limit`. Returns the
+/// error of `ended`.
+async fn terminate(
+    group: Pid,
+    limit: Duration,
+    ended: impl Future<Output = std::io::Result<()>>,
+) -> std::io::Result<()> {
+    // Errors of the signals are ignored: the program may have ended in this moment.
+    let _ = kill_process_group(group, Signal::TERM);
+    // A stopped program receives SIGTERM only when it is continued.
+    let _ = kill_process_group(group, Signal::CONT);
+    let outcome = timeout(limit, ended).await;
+    if !matches!(outcome, Ok(Ok(()))) {
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+    outcome.unwrap_or(Ok(()))
 }
 
 /// Subscribes to the signals that are forwarded to the program.
@@ -281,5 +297,49 @@ exit 0"#;
 
     fn send(&mut self, line: &str) -> std::io::Result<()> {
         self.pipe.as_mut().map_or(Ok(()), |pipe| pipe.write_all(line.as_bytes()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Error};
+    use std::os::unix::process::CommandExt;
+
+    use super::*;
+
+    /// Starts a program that ignores SIGTERM and ends by itself only after 20 s, in a process group of its own.
+    fn stubborn_program() -> (Child, Pid) {
+        let mut command = Command::new("sh");
+        command.args(["-c", "trap '' TERM; echo ready; sleep 20; exit 0"]).process_group(0);
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("sh starts");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("a pipe")).read_line(&mut line).expect("sh writes a line");
+        let group = Pid::from_child(&child);
+        (child, group)
+    }
+
+    #[tokio::test]
+    async fn terminate_with_a_failed_wait_returns_its_error_after_sigkill() {
+        let (mut child, group) = stubborn_program();
+        let failed = async { Err(Error::other("no such child")) };
+        let error = terminate(group, Duration::from_mins(1), failed).await.expect_err("the wait fails");
+        assert_eq!(error.to_string(), "no such child");
+        assert_eq!(child.wait().expect("the child ends").signal(), Some(Signal::KILL.as_raw()));
+    }
+
+    #[tokio::test]
+    async fn terminate_after_the_limit_kills_the_program() {
+        let (mut child, group) = stubborn_program();
+        terminate(group, Duration::from_millis(10), std::future::pending()).await.expect("a timeout is no error");
+        assert_eq!(child.wait().expect("the child ends").signal(), Some(Signal::KILL.as_raw()));
+    }
+
+    #[tokio::test]
+    async fn terminate_of_a_program_that_ends_in_time_does_not_kill_it() {
+        let (mut child, group) = stubborn_program();
+        terminate(group, Duration::from_mins(1), async { Ok(()) }).await.expect("the wait succeeds");
+        // A SIGKILL before this signal would have ended it first.
+        kill_process_group(group, Signal::USR1).expect("the program runs");
+        assert_eq!(child.wait().expect("the child ends").signal(), Some(Signal::USR1.as_raw()));
     }
 }

@@ -18,7 +18,7 @@ use crate::output::{EXIT_PROBLEM_FOUND, OutputArgs};
 /// The time in which Connect must accept a request, and in which a sink must start. It includes a rebalance: when a
 /// worker is lost, Connect waits for its return before it reassigns the tasks.
 const START_TIMEOUT: Duration = Duration::from_mins(2);
-/// The time in which a failed state may still be that of the run before a restart.
+/// The time after a restart for which Connect may still show a failed state from before the restart.
 const STALE_STATE_PERIOD: Duration = Duration::from_secs(5);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const RETRY_BACKOFF: Duration = Duration::from_millis(200);
@@ -60,8 +60,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let worker = ConnectWorker::new(&args.connect_url)?;
     let mut sinks = Vec::new();
     for file in &args.files {
-        let name =
-            file.file_stem().and_then(|stem| stem.to_str()).context("the sink has no name: its file has none")?;
+        let name = file.file_stem().and_then(|stem| stem.to_str());
+        let name = name.with_context(|| format!("cannot name the sink: {} has no file name", file.display()))?;
         let config = read(file)?;
         if let Some(topic) = config[CONTROL_TOPIC].as_str() {
             let broker = Broker::new(&args.kafka, "backbeat-sinks")?;
@@ -86,7 +86,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn read(file: &Path) -> anyhow::Result<Value> {
-    let text = std::fs::read(file).with_context(|| format!("reading {}", file.display()))?;
+    let text = std::fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
     let config: Value = serde_json::from_slice(&text).with_context(|| format!("{} is not JSON", file.display()))?;
     if config.is_object() { Ok(config) } else { bail!("{} is not a JSON object", file.display()) }
 }

@@ -54,7 +54,7 @@ pub(crate) struct TopArgs {
 fn parse_interval(text: &str) -> Result<f64, String> {
     let allowed = 0.1..=3_600.0;
     let seconds: f64 = text.parse().map_err(|_| format!("{text} is not a number of seconds"))?;
-    if allowed.contains(&seconds) { Ok(seconds) } else { Err("allowed are 0.1 to 3600 seconds".to_owned()) }
+    if allowed.contains(&seconds) { Ok(seconds) } else { Err("must be 0.1 to 3600 seconds".to_owned()) }
 }
 
 pub(crate) fn top(args: &TopArgs) -> anyhow::Result<ExitCode> {

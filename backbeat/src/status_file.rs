@@ -119,13 +119,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn status_lines_set_the_fields_they_name_and_are_refused_with_the_reason() {
+    fn status_line_sets_the_fields_that_it_names() {
         let line = |text: &str| parse(text.as_bytes());
         let update = line(r#"{"state": "review", "progress": 0.5, "help": "requested"}"#);
         let expected =
             StatusUpdate { state: Some(State::Review), progress: Some(0.5), notes: None, help: Some(Help::Requested) };
         assert_eq!(update.expect("the line is valid"), Some(expected));
         assert_eq!(line(" ").expect("a blank line is valid"), None);
+    }
+
+    #[test]
+    fn status_line_that_is_invalid_is_refused_with_the_reason() {
+        let line = |text: &str| parse(text.as_bytes());
         for (invalid, reason) in [
             (r#"{"state": "sleeping"}"#, "unknown variant `sleeping`"),
             (r#"{"mood": "good"}"#, "unknown field `mood`, expected one of"),

@@ -59,7 +59,7 @@ fn print_records<R: Record + 'static>(args: &Args, topic: TopicName) -> anyhow::
     let registry = Registry::new(&args.kafka)?;
     let from = if args.from_beginning { ReadFrom::Beginning } else { ReadFrom::Last(10) };
     let mut tail = TopicReader::<R>::new(&broker, &registry, runtime.handle(), topic, &from)
-        .with_context(|| format!("reading {} from {}", broker.topics().name(topic), broker.bootstrap_servers()))?;
+        .with_context(|| format!("cannot read {} from {}", broker.topics().name(topic), broker.bootstrap_servers()))?;
     let mut printed = 0;
     while args.max.is_none_or(|max| printed < max) {
         match tail.next(POLL_TIMEOUT)? {

@@ -94,7 +94,8 @@ impl Args {
         let url = format!("{}{path}", self.url.trim_end_matches('/'));
         let mut request = Client::builder().timeout(TIMEOUT).no_proxy().build()?.request(method, &url);
         if let Some(file) = &self.admin_token_file {
-            let token = fs::read_to_string(file).with_context(|| format!("reading the token in {}", file.display()))?;
+            let token =
+                fs::read_to_string(file).with_context(|| format!("cannot read the token in {}", file.display()))?;
             request = request.bearer_auth(token.trim());
         }
         if let Some(body) = body {

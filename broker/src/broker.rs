@@ -18,7 +18,7 @@ use crate::{ClientLog, KafkaArgs, Reader, Topics};
 /// dead-letter topic with its headers.
 pub(crate) const MAX_RECORD_BYTES: usize = 2 * 1024 * 1024;
 
-/// A Kafka cluster: the settings to connect to it, and the names of its topics.
+/// The client settings of a Kafka cluster, and BACKBEAT's topic names there.
 #[derive(Debug, Clone)]
 pub struct Broker {
     base: ClientConfig,
@@ -51,8 +51,8 @@ pub enum SettingsError {
 }
 
 impl Broker {
-    /// Creates the settings of the cluster that `args` name; connects to nothing yet. `client_id` appears in the
-    /// brokers' logs.
+    /// Creates the client settings of the Kafka cluster that `args` name; connects to nothing yet. `client_id` appears in
+    /// the brokers' logs.
     pub fn new(args: &KafkaArgs, client_id: &str) -> Result<Self, SettingsError> {
         init_error_counter();
         init_replaced_counter();
@@ -81,13 +81,13 @@ impl Broker {
         &self.bootstrap_servers
     }
 
-    /// Returns the names of the cluster's topics.
+    /// Returns BACKBEAT's topic names.
     pub fn topics(&self) -> &Topics {
         &self.topics
     }
 
-    /// Returns the settings of a new client, whose client id is unlike any other's of this process: the brokers' logs
-    /// then tell a replaced client from its successor.
+    /// Returns the settings of a new client. Its client id is unique within this process, so that a lost client and its
+    /// successor differ in the brokers' logs.
     fn client_settings(&self) -> ClientConfig {
         static CLIENTS: AtomicU32 = AtomicU32::new(1);
         let mut config = self.base.clone();
@@ -100,7 +100,7 @@ impl Broker {
         self.client_settings()
     }
 
-    /// Creates a client that only finds out whether the brokers answer. It logs nothing.
+    /// Creates a client that is used only to check whether the brokers answer. It logs nothing.
     pub(crate) fn probe(&self) -> KafkaResult<BaseConsumer<SilentContext>> {
         let mut config = self.client_settings();
         config.set("log_level", "0");
@@ -187,7 +187,7 @@ fn read_properties(path: &Path) -> Result<Vec<(String, String)>, SettingsError> 
 
 /// Returns the id of the Kafka cluster at `bootstrap_servers`, or `None` if it does not answer within `timeout`.
 /// Blocks.
-pub fn cluster_id(bootstrap_servers: &str, timeout: Duration) -> Option<String> {
+pub fn kafka_cluster_id(bootstrap_servers: &str, timeout: Duration) -> Option<String> {
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", bootstrap_servers);
     // Callers probe ports that nothing listens on yet: connection errors are expected.

@@ -13,7 +13,7 @@ use crate::{Broker, Reader, TopicName};
 
 /// A client that fetches the last stable offsets of `statusclaims`. All its calls block.
 pub struct ClaimEnds {
-    /// Locked only to be looked at: several threads ask at once.
+    /// Locked only to get the reader, not during a query: several threads query at the same time.
     reader: Mutex<WatchedReader>,
     topic: String,
 }
@@ -28,7 +28,7 @@ impl ClaimEnds {
     fn reader(&self) -> Result<Arc<Reader>, KafkaError> {
         let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
         reader.replace_if_lost()?;
-        Ok(reader.share())
+        Ok(reader.reader())
     }
 
     /// Returns the partitions of `statusclaims`, grouped by the id of the broker that is their partition leader.

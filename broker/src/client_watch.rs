@@ -1,10 +1,10 @@
 //! Detects Kafka clients that have lost all their brokers for ever, so that their owners replace them.
 //!
 //! librdkafka (2.12 to 2.15 at least: its issue 5301) stops connecting to any broker if a metadata response without brokers
-//! reaches it at an unlucky moment, as a broker that was hung for longer than its session sends one. Such a client reports
-//! errors or nothing at all until its process ends, while other clients of the same brokers work. So every client that
-//! lives long is asked, once a second, for the end of a partition. One that cannot answer for [`LOST_AFTER`], while a new
-//! client of the same settings can, is lost. If Kafka itself is unavailable, the new client gets no answer either.
+//! reaches it at an unlucky moment; a broker that hung for longer than its session sends one. Such a client reports
+//! errors or nothing at all until its process ends, while other clients of the same brokers work. So every long-lived client
+//! is probed once a second with a query for the end of a partition. A client whose probes fail for [`LOST_AFTER`], while
+//! those of a new client with the same settings succeed, is lost. If Kafka itself is unavailable, both fail.
 
 use std::collections::VecDeque;
 use std::ops::Deref;
@@ -22,45 +22,46 @@ use rdkafka::error::KafkaResult;
 
 use crate::{Broker, Reader};
 
-const ASK_EVERY: Duration = Duration::from_secs(1);
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-/// A client is lost if it does not answer for this long although new clients are answered. Clients reconnect within a
-/// second (`reconnect.backoff.max.ms`), so one that is not lost has had several attempts by then.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// The time for which a client's probes fail, while those of new clients succeed, before the client counts as lost.
+/// Clients reconnect within a second (`reconnect.backoff.max.ms`), so a client that is not lost has had several attempts
+/// by then.
 const LOST_AFTER: Duration = Duration::from_secs(2);
 /// The longest pause between two new clients while Kafka is unavailable.
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 /// The limit of replacements in a process. Beyond it, replacing clients does not help.
 const MAX_REPLACEMENTS_PER_MINUTE: usize = 30;
 
-/// The verdict on one client, which the watch's thread sets and the client's owner looks at.
+/// The state of one watched client, which the watch's thread sets and the client's owner reads.
 #[derive(Debug, Clone, Default)]
 pub struct ClientWatch {
     lost: Arc<AtomicBool>,
 }
 
 impl ClientWatch {
-    /// Starts to watch `consumer`, with questions about partition 0 of `topic`, until it is dropped.
+    /// Starts to watch `consumer`, by queries for partition 0 of `topic`, until it is dropped.
     pub fn consumer<C: ConsumerContext + 'static>(
         broker: &Broker,
         topic: &str,
         consumer: &Arc<BaseConsumer<C>>,
     ) -> Self {
-        Self::start(broker, topic, consumer, |consumer, topic| answers(consumer.client(), topic), || ())
+        Self::start(broker, topic, consumer, |consumer, topic| probe(consumer.client(), topic), || ())
     }
 
-    /// Starts to watch `client`, which `answers` asks, and calls `on_lost` if it is lost.
+    /// Starts to watch `client`, by calls of `probe`, and calls `on_lost` if it is lost.
     pub(crate) fn start<T: Send + Sync + 'static>(
         broker: &Broker,
         topic: &str,
         client: &Arc<T>,
-        answers: fn(&T, &str) -> bool,
+        probe: fn(&T, &str) -> bool,
         on_lost: impl FnOnce() + Send + 'static,
     ) -> Self {
         let watch = Self::default();
         let (client, lost) = (Arc::downgrade(client), Arc::clone(&watch.lost));
         let (broker, topic) = (broker.clone(), topic.to_owned());
         let started = thread::Builder::new().name("kafka-watch".into()).spawn(move || {
-            if wait_until_lost(&broker, &topic, &client, answers) {
+            if wait_until_lost(&broker, &topic, &client, probe) {
                 lost.store(true, Ordering::Release);
                 on_lost();
             }
@@ -77,31 +78,31 @@ impl ClientWatch {
     }
 }
 
-/// Asks `client` a question that any client of the cluster can answer.
-pub(crate) fn answers<C: ClientContext>(client: &Client<C>, topic: &str) -> bool {
-    client.fetch_watermarks(topic, 0, ANSWER_TIMEOUT).is_ok()
+/// Probes `client`: returns true if it gets the end of partition 0 of `topic`.
+pub(crate) fn probe<C: ClientContext>(client: &Client<C>, topic: &str) -> bool {
+    client.fetch_watermarks(topic, 0, PROBE_TIMEOUT).is_ok()
 }
 
 /// Returns true once the client is lost, false once it is dropped.
-fn wait_until_lost<T>(broker: &Broker, topic: &str, client: &Weak<T>, answers: fn(&T, &str) -> bool) -> bool {
-    let mut pause = ASK_EVERY;
-    // Since when new clients are answered and this one is not.
-    let mut alone_since = None::<Instant>;
+fn wait_until_lost<T>(broker: &Broker, topic: &str, client: &Weak<T>, probe: fn(&T, &str) -> bool) -> bool {
+    let mut pause = PROBE_INTERVAL;
+    // The instant since which probes of new clients have succeeded and those of this one have failed.
+    let mut failing_since = None::<Instant>;
     loop {
         // Clients of many processes that lost their brokers together are not replaced together.
         thread::sleep(pause.mul_f64(rand::rng().random_range(0.7..1.0)));
         let Some(watched) = client.upgrade() else { return false };
-        if answers(&watched, topic) {
-            (pause, alone_since) = (ASK_EVERY, None);
+        if probe(&watched, topic) {
+            (pause, failing_since) = (PROBE_INTERVAL, None);
             continue;
         }
         drop(watched);
-        if !new_client_is_answered(broker, topic) {
-            (pause, alone_since) = ((pause * 2).min(MAX_PAUSE), None);
+        if !probe_new_client(broker, topic) {
+            (pause, failing_since) = ((pause * 2).min(MAX_PAUSE), None);
             continue;
         }
-        pause = ASK_EVERY;
-        if alone_since.get_or_insert_with(Instant::now).elapsed() >= LOST_AFTER && may_replace() {
+        pause = PROBE_INTERVAL;
+        if failing_since.get_or_insert_with(Instant::now).elapsed() >= LOST_AFTER && may_replace() {
             tracing::warn!(
                 topic,
                 "a kafka client has lost its brokers, which answer a new client: replacing the client"
@@ -111,10 +112,10 @@ fn wait_until_lost<T>(broker: &Broker, topic: &str, client: &Weak<T>, answers: f
     }
 }
 
-fn new_client_is_answered(broker: &Broker, topic: &str) -> bool {
+fn probe_new_client(broker: &Broker, topic: &str) -> bool {
     let Ok(client) = broker.probe() else { return false };
-    // It has to connect first.
-    client.fetch_watermarks(topic, 0, ANSWER_TIMEOUT * 2).is_ok()
+    // The new client has to connect first.
+    client.fetch_watermarks(topic, 0, PROBE_TIMEOUT * 2).is_ok()
 }
 
 /// Counts a replacement, unless there were too many within a minute.
@@ -173,7 +174,7 @@ impl WatchedReader {
     }
 
     /// Returns the reader, to be used without a lock on this value.
-    pub(crate) fn share(&self) -> Arc<Reader> {
+    pub(crate) fn reader(&self) -> Arc<Reader> {
         Arc::clone(&self.consumer)
     }
 }

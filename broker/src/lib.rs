@@ -1,5 +1,5 @@
-//! The only crate that creates Kafka clients: client settings, topics, transactions, readers, the idempotent producer,
-//! and the schema registry.
+//! Kafka and the schema registry: client settings, topics, readers, the idempotent producer and the transactional one.
+//! Kafka clients that are created elsewhere, such as reverb's group consumer, get their settings from here.
 //!
 //! Functions that block are documented as such; call them from a dedicated thread, never from an async worker.
 
@@ -16,7 +16,7 @@ mod topic_reader;
 mod topics;
 mod transaction;
 
-pub use broker::{Broker, GroupProtocol, SettingsError, cluster_id};
+pub use broker::{Broker, GroupProtocol, SettingsError, kafka_cluster_id};
 pub use claim_ends::ClaimEnds;
 pub use client_log::{ClientLog, Reader, assign, is_transient, log_client_error};
 pub use client_watch::ClientWatch;

@@ -12,12 +12,16 @@ use tokio::runtime::Handle;
 use crate::client_watch::WatchedReader;
 use crate::{Broker, Lookup, Reader, Registry, SchemaCache, TopicName, assign, is_transient};
 
+/// The topic's only partition.
 const PARTITION: i32 = 0;
+/// The timeout of a query for offsets.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
-const POLL: Duration = Duration::from_millis(100);
-/// A read fails after this long without a record or the end of the log.
+/// The timeout of one poll during a read.
+const POLL_TIMEOUT: Duration = Duration::from_millis(100);
+/// The time without a record, and without the end of the topic, after which a read fails.
 const READ_TIMEOUT: Duration = Duration::from_secs(15);
-const SCHEMA_POLL: Duration = Duration::from_millis(10);
+/// The pause before a schema that is still being fetched is looked up again.
+const SCHEMA_POLL_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A reader of the committed records, of type `R`, of a single-partition topic. All its calls block. A Kafka client that
 /// has lost its brokers is replaced at the position that it had.
@@ -33,7 +37,7 @@ pub struct LogReader<R> {
     skipped: u64,
 }
 
-/// A decoded record of the log.
+/// A decoded record of the topic.
 #[derive(Debug, Clone)]
 pub struct Entry<R> {
     /// The record's offset.
@@ -52,7 +56,7 @@ struct RawRecord {
 /// The result of one poll.
 enum Polled<R> {
     Entry(Entry<R>),
-    /// The end of the committed log, as of a fetch after the last seek.
+    /// The last stable offset, as of a fetch after the last seek.
     End,
     /// An undecodable record.
     Skipped,
@@ -91,7 +95,7 @@ impl<R: Record + 'static> LogReader<R> {
     }
 
     /// Creates a reader with low latency for random access: [`LogReader::last`], [`LogReader::first_where`] and
-    /// [`LogReader::read`]. Following the end of the log with it would poll Kafka needlessly often.
+    /// [`LogReader::read`]. Following the end of the topic with it would poll Kafka needlessly often.
     pub fn for_random_access(
         broker: &Broker,
         registry: &Registry,
@@ -152,8 +156,8 @@ impl<R: Record + 'static> LogReader<R> {
         added.and_then(|()| assign(&self.consumer, &assignment)).map_err(|source| self.failed(source))
     }
 
-    /// Returns the next record, or `None` if none arrives within `timeout`. Undecodable records are skipped with a
-    /// warning in the log.
+    /// Returns the next record, or `None` if none arrives within `timeout`. Undecodable records are skipped, which
+    /// the program logs as a warning.
     pub fn poll(&mut self, timeout: Duration) -> Result<Option<Entry<R>>, ReadError> {
         Ok(match self.poll_event(timeout)? {
             Polled::Entry(entry) => Some(entry),
@@ -168,13 +172,13 @@ impl<R: Record + 'static> LogReader<R> {
         watermarks.map(|(low, _)| low).map_err(|source| self.failed(source))
     }
 
-    /// Fetches the end of the committed log: the last stable offset.
+    /// Fetches the end offset of the committed records: the last stable offset.
     pub fn end_offset(&mut self) -> Result<i64, ReadError> {
         Ok(self.offset_for(Offset::End)?.unwrap_or(0))
     }
 
     /// Fetches the offset of the first record whose timestamp is `millis` (milliseconds since the Unix epoch) or later;
-    /// the end of the committed log if there is none.
+    /// the last stable offset if there is none.
     pub fn offset_at(&mut self, millis: i64) -> Result<i64, ReadError> {
         match self.offset_for(Offset::Offset(millis))? {
             Some(offset) => Ok(offset),
@@ -195,8 +199,8 @@ impl<R: Record + 'static> LogReader<R> {
         })
     }
 
-    /// Returns the last record of the log, or `None` if it has none. Searches backwards in steps that double, since the
-    /// log may end with any number of aborted records and control records.
+    /// Returns the last record of the topic, or `None` if it has none. Searches backwards in steps that double, since the
+    /// topic may end with any number of aborted records and control records.
     pub fn last(&mut self) -> Result<Option<Entry<R>>, ReadError> {
         self.last_where(|_| true)
     }
@@ -218,7 +222,7 @@ impl<R: Record + 'static> LogReader<R> {
             end = start;
             step *= 2;
         }
-        // An undecodable log must not pass for an empty one: pulse would start again at beat 0.
+        // An undecodable topic must not pass for an empty one: pulse would start again at beat 0.
         let undecodable = found.is_none() && self.skipped > skipped;
         if undecodable { Err(ReadError::Undecodable { topic: self.topic.clone() }) } else { Ok(found) }
     }
@@ -231,7 +235,7 @@ impl<R: Record + 'static> LogReader<R> {
         self.seek(start)?;
         let mut last = Instant::now();
         while last.elapsed() < READ_TIMEOUT {
-            match self.poll_event(POLL)? {
+            match self.poll_event(POLL_TIMEOUT)? {
                 Polled::Entry(entry) => {
                     last = Instant::now();
                     let offset = entry.offset;
@@ -273,7 +277,7 @@ impl<R: Record + 'static> LogReader<R> {
         self.seek(start)?;
         let mut last = Instant::now();
         while last.elapsed() < READ_TIMEOUT {
-            match self.poll_event(POLL)? {
+            match self.poll_event(POLL_TIMEOUT)? {
                 Polled::Entry(entry) => return Ok((entry.offset < end).then_some(entry)),
                 Polled::End => return Ok(None),
                 Polled::Skipped => last = Instant::now(),
@@ -310,7 +314,7 @@ impl<R: Record + 'static> LogReader<R> {
             Ok(None) => {
                 self.pending = Some(raw);
                 // The schema is fetched in the background; no record after this one can be returned before it.
-                std::thread::sleep(timeout.min(SCHEMA_POLL));
+                std::thread::sleep(timeout.min(SCHEMA_POLL_INTERVAL));
                 Polled::Nothing
             }
             Err(error) => {

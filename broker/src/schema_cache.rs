@@ -10,9 +10,9 @@ use tokio::time::Instant;
 
 use crate::{FetchError, Registry};
 
-/// How long the fetch of an id that the registry does not know is retried before the id counts as unknown: the schema
-/// may not have been replicated to this instance of the registry yet (docs/design.md, "Reverb"). Also how often an unknown id
-/// is fetched again.
+/// The time for which the fetch of an id that the registry does not know is retried before the id counts as unknown: the
+/// schema may not have been replicated to this instance of the registry yet (docs/design.md, "Validity of a claim"). An
+/// unknown id is fetched again at this interval.
 const UNKNOWN_AFTER: Duration = Duration::from_mins(1);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// The largest number of cached ids: any writer may write any id, and a flood of invented ones must not exhaust memory.

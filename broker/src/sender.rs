@@ -12,17 +12,17 @@ use rdkafka::message::{BorrowedHeaders, DeliveryResult, Header, Message, OwnedHe
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
 
 use crate::client_log::count_client_error;
-use crate::client_watch::answers;
+use crate::client_watch::probe;
 use crate::{Broker, ClientWatch, TopicName, log_client_error};
 
 /// The largest latency that the histogram distinguishes: an hour.
 const MAX_LATENCY_US: u64 = 3_600_000_000;
 /// The histogram's precision: 1 %.
 const SIGNIFICANT_DIGITS: u8 = 2;
-/// The limit of the time that a lost client takes to give back its records.
+/// The maximum time in which a lost client returns its undelivered records.
 const PURGE_TIMEOUT: Duration = Duration::from_secs(2);
 const PURGE_POLL: Duration = Duration::from_millis(5);
-/// A flush looks this often whether the client was replaced.
+/// The interval at which a flush checks whether the client was replaced.
 const FLUSH_TURN: Duration = Duration::from_millis(500);
 
 /// The delivery counts of a group of records.
@@ -63,15 +63,15 @@ pub struct Outgoing<'a> {
     pub headers: &'a [(&'a str, String)],
 }
 
-/// The producer's local queue is full: retry when some of its records were delivered.
+/// The idempotent producer's local queue is full: retry when some of its records were delivered.
 #[derive(Debug, thiserror::Error)]
 #[error("the local queue of records to send is full")]
 pub struct QueueFull;
 
 /// An idempotent producer. Sending never blocks; the outcome is counted in the record's [`Deliveries`].
 ///
-/// A Kafka client that has lost its brokers is replaced, and what was not acknowledged is sent again by its successor. A
-/// record may then be in the log twice.
+/// A Kafka client that has lost its brokers is replaced, and its successor sends the unacknowledged records again. A
+/// record may then be in its topic twice.
 #[derive(Clone)]
 pub struct Sender {
     shared: Arc<Shared>,
@@ -86,10 +86,10 @@ struct Shared {
     latency: Arc<Mutex<Histogram<u64>>>,
 }
 
-/// How to create the client.
+/// The settings of the client and of its successors.
 struct Settings {
     broker: Broker,
-    /// A topic that it writes to.
+    /// A topic that the client writes to.
     topic: String,
     delivery_timeout: Option<Duration>,
 }
@@ -97,7 +97,7 @@ struct Settings {
 struct DeliveryContext {
     /// The time from sending to acknowledgement, in microseconds.
     latency: Arc<Mutex<Histogram<u64>>>,
-    /// Set while the client is replaced: records that are purged then go to the successor.
+    /// True while the client is replaced: records that are purged then go to the successor.
     is_replaced: AtomicBool,
     purged: Mutex<Vec<OwnedRecord>>,
 }
@@ -108,7 +108,7 @@ struct InFlight {
     deliveries: Arc<Deliveries>,
 }
 
-/// A record on its way from one client to its successor.
+/// A record that a lost client did not deliver, to be sent by its successor.
 struct OwnedRecord {
     topic: String,
     key: Option<Vec<u8>>,
@@ -179,7 +179,7 @@ impl Settings {
 }
 
 impl Shared {
-    /// Watches the client of the moment, and replaces it if it is lost, for as long as a sender exists.
+    /// Watches the current client, and replaces it if it is lost, for as long as a sender exists.
     fn watch(self: &Arc<Self>) {
         let Settings { broker, topic, .. } = &self.settings;
         let producer = Arc::clone(&self.producer.read().unwrap_or_else(PoisonError::into_inner));
@@ -189,7 +189,7 @@ impl Shared {
                 shared.replace();
             }
         };
-        ClientWatch::start(broker, topic, &producer, |producer, topic| answers(producer.client(), topic), on_lost);
+        ClientWatch::start(broker, topic, &producer, |producer, topic| probe(producer.client(), topic), on_lost);
     }
 
     fn replace(self: &Arc<Self>) {
@@ -207,7 +207,7 @@ impl Shared {
                 thread::sleep(PURGE_POLL);
             }
             let records = std::mem::take(&mut *lock(&lost.context().purged));
-            tracing::info!(records = records.len(), "sending again what a lost kafka client had not delivered");
+            tracing::info!(records = records.len(), "sending the undelivered records of a lost kafka client again");
             for record in records {
                 resend(&successor, record);
             }
@@ -234,8 +234,8 @@ fn resend(producer: &Producer, OwnedRecord { topic, key, value, headers, in_flig
 }
 
 impl Sender {
-    /// Creates a producer that writes to `topic`, among others, and retries each record for at most `delivery_timeout`;
-    /// `None` is without limit.
+    /// Creates an idempotent producer that writes to `topic`, among others, and retries each record for at most
+    /// `delivery_timeout`; `None` is without limit.
     pub fn new(broker: &Broker, topic: TopicName, delivery_timeout: Option<Duration>) -> Result<Self, KafkaError> {
         let settings = Settings { broker: broker.clone(), topic: broker.topics().name(topic), delivery_timeout };
         let latency = Histogram::new_with_max(MAX_LATENCY_US, SIGNIFICANT_DIGITS).expect("the bounds are valid");
@@ -272,13 +272,14 @@ impl Sender {
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) {
             return Err(QueueFull);
         }
-        // The record is too large, or the producer has a fatal error: a retry would fail as well.
+        // The record is too large, or the idempotent producer has a fatal error: a retry would fail as well.
         tracing::error!(%error, topic = record.topic, bytes = record.value.len(), "a record cannot be sent");
         deliveries.failed.fetch_add(1, Ordering::AcqRel);
         Ok(())
     }
 
-    /// Returns the producer's fatal error, if it has one. Such a producer cannot send any more: create another one.
+    /// Returns the fatal error of the idempotent producer, if it has one. It can then send nothing more: create another
+    /// one.
     pub fn fatal_error(&self) -> Option<String> {
         self.producer().client().fatal_error().map(|(code, reason)| format!("{code}: {reason}"))
     }

@@ -33,7 +33,7 @@ pub enum TopicName {
     StatusClaims,
     /// Reports, written by the merge.
     BarReports,
-    /// Reverb's internal records: partitions' shares of windows, and the marks of finished windows.
+    /// Reverb's internal records: partials, which carry shares of windows, and dones of finished windows.
     BarPartials,
     /// Invalid records of `statusclaims`, written by reverb.
     DeadLetters,
@@ -59,26 +59,26 @@ impl TopicName {
     fn required_settings(self) -> &'static [(&'static str, &'static str)] {
         // By default Kafka rejects records with timestamps more than an hour ahead, which a pulse leader with a wrong
         // clock would write.
-        const WRITERS_TIME: &[(&str, &str)] = &[
+        const CREATE_TIME: &[(&str, &str)] = &[
             ("cleanup.policy", "delete"),
             ("message.timestamp.type", "CreateTime"),
             ("message.timestamp.after.max.ms", "9223372036854775807"),
             ("unclean.leader.election.enable", "false"),
         ];
-        const BROKERS_TIME: &[(&str, &str)] = &[
+        const LOG_APPEND_TIME: &[(&str, &str)] = &[
             ("cleanup.policy", "delete"),
             ("message.timestamp.type", "LogAppendTime"),
             ("unclean.leader.election.enable", "false"),
         ];
-        const COMPACTED: &[(&str, &str)] = &[
+        const COMPACTED_LOG_APPEND_TIME: &[(&str, &str)] = &[
             ("cleanup.policy", "compact"),
             ("message.timestamp.type", "LogAppendTime"),
             ("unclean.leader.election.enable", "false"),
         ];
         match self {
-            Self::BeatFrames | Self::BarReports => WRITERS_TIME,
-            Self::StatusClaims | Self::BarPartials => BROKERS_TIME,
-            Self::DeadLetters => COMPACTED,
+            Self::BeatFrames | Self::BarReports => CREATE_TIME,
+            Self::StatusClaims | Self::BarPartials => LOG_APPEND_TIME,
+            Self::DeadLetters => COMPACTED_LOG_APPEND_TIME,
         }
     }
 
@@ -252,7 +252,8 @@ fn wait_for_leaders(broker: &Broker, topics: &[String], claim_partitions: i32) -
     Ok(())
 }
 
-/// Waits until all of `needed` exist, with log lines, and verifies their settings as far as ACLs allow to read them.
+/// Waits until all topics in `needed` exist, and logs that it waits. Verifies the settings of those that ACLs allow to
+/// read.
 pub async fn wait_for_topics(broker: &Broker, needed: &[TopicName]) -> Result<(), TopicError> {
     loop {
         let error = match verify(broker, needed).await {

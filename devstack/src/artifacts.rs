@@ -54,7 +54,7 @@ impl Artifacts {
             "install Java 17 or newer",
         )?;
         let kafka_libs = cached(&cache, &format!("kafka-{}", digest(POM)), |dir| {
-            fs::write(dir.join("pom.xml"), POM).context(|| "writing pom.xml".to_owned())?;
+            fs::write(dir.join("pom.xml"), POM).context(|| "cannot write pom.xml".to_owned())?;
             maven(dir, &["dependency:copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory=libs"])
         })?;
         let registry = cached(&cache, &format!("registry-{REGISTRY_VERSION}"), |dir| {
@@ -66,7 +66,7 @@ impl Artifacts {
             )?;
             let archive = format!("apicurio-registry-app-{REGISTRY_VERSION}-all.tar.gz");
             run(Command::new("tar").args(["xzf", &archive]).current_dir(dir))?;
-            fs::remove_file(dir.join(&archive)).context(|| format!("removing {archive}"))
+            fs::remove_file(dir.join(&archive)).context(|| format!("cannot remove {archive}"))
         })?;
         Ok(Self {
             kafka_libs: kafka_libs.join("libs"),
@@ -83,8 +83,8 @@ impl Artifacts {
             for (name, text) in PLUGIN_FILES {
                 let path = dir.join(name);
                 let parent = path.parent().expect("the path is inside the directory");
-                fs::create_dir_all(parent).context(|| format!("creating {}", parent.display()))?;
-                fs::write(&path, text).context(|| format!("writing {}", path.display()))?;
+                fs::create_dir_all(parent).context(|| format!("cannot create {}", parent.display()))?;
+                fs::write(&path, text).context(|| format!("cannot write {}", path.display()))?;
             }
             maven(dir, &["package", &format!("-Dplugins.dir={}", dir.join("plugins").display())])
         })?;
@@ -95,7 +95,7 @@ impl Artifacts {
     pub(crate) fn console_libs(&self) -> Result<PathBuf, DevstackError> {
         let _lock = lock(&self.cache)?;
         let cached_dir = cached(&self.cache, &format!("console-{}", digest(CONSOLE_POM)), |dir| {
-            fs::write(dir.join("pom.xml"), CONSOLE_POM).context(|| "writing pom.xml".to_owned())?;
+            fs::write(dir.join("pom.xml"), CONSOLE_POM).context(|| "cannot write pom.xml".to_owned())?;
             maven(dir, &["dependency:copy-dependencies", "-DoutputDirectory=libs"])
         })?;
         Ok(cached_dir.join("libs"))
@@ -105,8 +105,8 @@ impl Artifacts {
 /// Locks the cache, so that processes that start at the same time download and install everything only once.
 fn lock(cache: &Path) -> Result<File, DevstackError> {
     let path = cache.join("setup.lock");
-    let file = File::create(&path).context(|| format!("creating {}", path.display()))?;
-    file.lock().context(|| format!("locking {}", path.display()))?;
+    let file = File::create(&path).context(|| format!("cannot create {}", path.display()))?;
+    file.lock().context(|| format!("cannot lock {}", path.display()))?;
     Ok(file)
 }
 
@@ -136,7 +136,7 @@ fn cache_dir() -> Result<PathBuf, DevstackError> {
         .or_else(|| under("XDG_CACHE_HOME", "backbeat"))
         .or_else(|| under("HOME", ".cache/backbeat"))
         .unwrap_or_else(|| env::temp_dir().join("backbeat-cache"));
-    fs::create_dir_all(&dir).context(|| format!("creating the cache directory {}", dir.display()))?;
+    fs::create_dir_all(&dir).context(|| format!("cannot create the cache directory {}", dir.display()))?;
     Ok(dir)
 }
 
@@ -157,12 +157,13 @@ fn cached(
             "maven",
             "install Maven 3.6 or newer",
         )?;
-        let partial = tempfile::Builder::new()
+        let incomplete = tempfile::Builder::new()
             .prefix(&format!("{name}.partial-"))
             .tempdir_in(cache)
-            .context(|| format!("creating a directory in {}", cache.display()))?;
-        fill(partial.path())?;
-        fs::rename(partial.path(), &complete).context(|| format!("renaming to {}", complete.display()))?;
+            .context(|| format!("cannot create a directory in {}", cache.display()))?;
+        fill(incomplete.path())?;
+        fs::rename(incomplete.path(), &complete)
+            .context(|| format!("cannot rename the download to {}", complete.display()))?;
     }
     Ok(complete)
 }
@@ -181,7 +182,7 @@ fn maven(dir: &Path, goal: &[&str]) -> Result<(), DevstackError> {
 /// Runs `command` to its end and returns its standard output; an error contains the end of its output.
 pub(crate) fn run(command: &mut Command) -> Result<String, DevstackError> {
     let command_line = format!("{command:?}");
-    let output = command.output().context(|| command_line.clone())?;
+    let output = command.output().context(|| format!("cannot run {command_line}"))?;
     if output.status.success() {
         return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
     }

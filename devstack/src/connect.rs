@@ -43,17 +43,17 @@ impl Connect {
         let plugins = artifacts.connect_plugins()?;
         let port = port::choose("kafka connect", port)?;
         if dir.exists() {
-            fs::remove_dir_all(dir).context(|| format!("removing {}", dir.display()))?;
+            fs::remove_dir_all(dir).context(|| format!("cannot remove {}", dir.display()))?;
         }
-        fs::create_dir_all(dir).context(|| format!("creating {}", dir.display()))?;
+        fs::create_dir_all(dir).context(|| format!("cannot create {}", dir.display()))?;
         let settings = dir.join("worker.properties");
         let local_settings = format!(
             "{SETTINGS}\nlisteners=http://127.0.0.1:{port}\nrest.advertised.host.name=127.0.0.1\nplugin.path={}\nscheduled.rebalance.max.delay.ms=0\noffset.flush.interval.ms=1000\n",
             plugins.display()
         );
-        fs::write(&settings, local_settings).context(|| format!("writing {}", settings.display()))?;
+        fs::write(&settings, local_settings).context(|| format!("cannot write {}", settings.display()))?;
         let logging = dir.join("log4j2.properties");
-        fs::write(&logging, LOGGING).context(|| format!("writing {}", logging.display()))?;
+        fs::write(&logging, LOGGING).context(|| format!("cannot write {}", logging.display()))?;
         let mut worker = java(false);
         worker.args(["-Xms64m", "-Xmx512m"]).arg(format!("-Dlog4j2.configurationFile={}", logging.display()));
         worker.arg("-cp").arg(artifacts.kafka_libs.join("*"));
@@ -61,7 +61,8 @@ impl Connect {
         worker.env("KAFKA_BOOTSTRAP_SERVERS", bootstrap_servers).env("CONNECT_REPLICATION", "1");
         worker.envs(environment.iter().map(|(name, value)| (*name, value)));
         let log = dir.join("connect.log");
-        let process = Supervised::spawn(&worker, &log, STOP_TIMEOUT).context(|| "starting kafka connect".to_owned())?;
+        let process =
+            Supervised::spawn(&worker, &log, STOP_TIMEOUT).context(|| "cannot start kafka connect".to_owned())?;
         let mut connect = Self { process, worker, port };
         connect.wait_until_ready()?;
         Ok(connect)
@@ -79,14 +80,14 @@ impl Connect {
 
     /// Kills the worker with SIGKILL, so that it cannot leave its group first.
     pub fn kill(&mut self) -> Result<(), DevstackError> {
-        self.process.signal(Signal::KILL).context(|| "killing kafka connect".to_owned())?;
-        self.process.stop().map(drop).context(|| "killing kafka connect".to_owned())
+        self.process.signal(Signal::KILL).context(|| "cannot kill kafka connect".to_owned())?;
+        self.process.stop().map(drop).context(|| "cannot kill kafka connect".to_owned())
     }
 
     /// Restarts the worker and waits until it answers.
-    pub fn start_again(&mut self) -> Result<(), DevstackError> {
+    pub fn restart(&mut self) -> Result<(), DevstackError> {
         let restarted = self.process.restart(&self.worker, STOP_TIMEOUT);
-        restarted.context(|| "restarting kafka connect".to_owned())?;
+        restarted.context(|| "cannot restart kafka connect".to_owned())?;
         self.wait_until_ready()
     }
 
@@ -98,12 +99,12 @@ impl Connect {
     /// Waits until the worker lists its connectors. (The root path answers earlier, before the connectors are known.)
     fn wait_until_ready(&mut self) -> Result<(), DevstackError> {
         let http = reqwest::blocking::Client::builder().timeout(PROBE_TIMEOUT).build();
-        let http = http.map_err(std::io::Error::other).context(|| "creating an HTTP client".to_owned())?;
+        let http = http.map_err(std::io::Error::other).context(|| "cannot create an HTTP client".to_owned())?;
         let connectors = format!("{}/connectors", self.url());
         let deadline = Instant::now() + READY_TIMEOUT;
         while Instant::now() < deadline {
             let answered = http.get(&connectors).send().is_ok_and(|answer| answer.status().is_success());
-            if self.process.try_wait().context(|| "checking on kafka connect".to_owned())?.is_some() {
+            if self.process.try_wait().context(|| "cannot get the status of kafka connect".to_owned())?.is_some() {
                 break;
             }
             if answered {

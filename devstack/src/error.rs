@@ -78,7 +78,7 @@ pub enum DevstackError {
     /// A file or process operation failed.
     #[error("{action}: {source}")]
     Io {
-        /// The operation.
+        /// The failed operation, as "cannot ...".
         action: String,
         /// The cause.
         source: io::Error,
@@ -93,7 +93,7 @@ impl DevstackError {
     }
 }
 
-/// Adds the operation to an I/O error.
+/// Adds the failed operation, as "cannot ...", to an I/O error.
 pub(crate) trait Context<T> {
     fn context(self, action: impl FnOnce() -> String) -> Result<T, DevstackError>;
 }

@@ -98,14 +98,14 @@ impl KafkaBroker {
         cluster_id: &str,
     ) -> Result<Self, DevstackError> {
         if dir.exists() {
-            fs::remove_dir_all(dir).context(|| format!("removing {}", dir.display()))?;
+            fs::remove_dir_all(dir).context(|| format!("cannot remove {}", dir.display()))?;
         }
-        fs::create_dir_all(dir).context(|| format!("creating {}", dir.display()))?;
+        fs::create_dir_all(dir).context(|| format!("cannot create {}", dir.display()))?;
         let settings_path = dir.join("server.properties");
         let settings = settings.replace("@DATA@", &dir.join("data").display().to_string());
-        fs::write(&settings_path, settings).context(|| "writing server.properties".to_owned())?;
+        fs::write(&settings_path, settings).context(|| "cannot write server.properties".to_owned())?;
         let logging = dir.join("log4j2.properties");
-        fs::write(&logging, LOGGING).context(|| "writing log4j2.properties".to_owned())?;
+        fs::write(&logging, LOGGING).context(|| "cannot write log4j2.properties".to_owned())?;
 
         let mut format = java_class(artifacts, "kafka.tools.StorageTool");
         run(format.args(["format", "-t", cluster_id, "-c"]).arg(&settings_path))?;
@@ -114,14 +114,14 @@ impl KafkaBroker {
         command.args(["-Xms64m", "-Xmx512m"]).arg(format!("-Dlog4j2.configurationFile={}", logging.display()));
         command.arg("-cp").arg(artifacts.kafka_libs.join("*")).arg("kafka.Kafka").arg(&settings_path);
         let log = dir.join("broker.log");
-        let process = Supervised::spawn(&command, &log, STOP_TIMEOUT).context(|| "starting kafka".to_owned())?;
+        let process = Supervised::spawn(&command, &log, STOP_TIMEOUT).context(|| "cannot start kafka".to_owned())?;
         Ok(Self { process, port, command })
     }
 
     /// Restarts the broker with the same data and ports.
     pub(crate) fn restart(&mut self) -> Result<(), DevstackError> {
         let restarted = self.process.restart(&self.command, STOP_TIMEOUT);
-        restarted.context(|| "restarting kafka".to_owned())
+        restarted.context(|| "cannot restart kafka".to_owned())
     }
 
     fn address(&self) -> String {
@@ -130,11 +130,11 @@ impl KafkaBroker {
 
     fn wait_until_ready(&mut self, cluster_id: &str, deadline: Instant) -> Result<(), DevstackError> {
         while Instant::now() < deadline {
-            let ended = self.process.try_wait().context(|| "checking on kafka".to_owned())?.is_some();
+            let ended = self.process.try_wait().context(|| "cannot get the status of kafka".to_owned())?.is_some();
             if ended {
                 break;
             }
-            match backbeat_broker::cluster_id(&self.address(), PROBE_TIMEOUT) {
+            match backbeat_broker::kafka_cluster_id(&self.address(), PROBE_TIMEOUT) {
                 Some(found) if found == cluster_id => return Ok(()),
                 Some(found) => {
                     let expected = cluster_id.to_owned();

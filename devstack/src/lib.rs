@@ -104,18 +104,18 @@ impl Devstack {
 
     /// Shuts one broker down cleanly and keeps its data. `index` counts from 0.
     pub fn stop_broker(&mut self, index: usize) -> Result<(), DevstackError> {
-        self.kafka.brokers[index].process.stop().map(drop).context(|| "stopping kafka".to_owned())
+        self.kafka.brokers[index].process.stop().map(drop).context(|| "cannot stop kafka".to_owned())
     }
 
     /// Kills one broker with SIGKILL and keeps its data.
     pub fn kill_broker(&mut self, index: usize) -> Result<(), DevstackError> {
         let killed = self.kafka.brokers[index].process.signal(Signal::KILL);
-        killed.context(|| "killing kafka".to_owned())?;
+        killed.context(|| "cannot kill kafka".to_owned())?;
         self.stop_broker(index)
     }
 
     /// Restarts one broker with the same data and ports, and waits until all brokers answer.
-    pub fn start_broker(&mut self, index: usize) -> Result<(), DevstackError> {
+    pub fn restart_broker(&mut self, index: usize) -> Result<(), DevstackError> {
         self.kafka.brokers[index].restart()?;
         self.kafka.wait_until_ready()
     }
@@ -123,13 +123,13 @@ impl Devstack {
     /// Suspends one broker with SIGSTOP, or resumes it.
     pub fn set_broker_paused(&self, index: usize, paused: bool) -> Result<(), DevstackError> {
         let signal = if paused { Signal::STOP } else { Signal::CONT };
-        self.kafka.brokers[index].process.signal(signal).context(|| "sending a signal to kafka".to_owned())
+        self.kafka.brokers[index].process.signal(signal).context(|| "cannot send a signal to kafka".to_owned())
     }
 
     /// Suspends the registry with SIGSTOP, or resumes it.
     pub fn set_registry_paused(&self, paused: bool) -> Result<(), DevstackError> {
         let signal = if paused { Signal::STOP } else { Signal::CONT };
-        self.registry.process.signal(signal).context(|| "sending a signal to the registry".to_owned())
+        self.registry.process.signal(signal).context(|| "cannot send a signal to the registry".to_owned())
     }
 
     /// Stops Kafka and the registry, and waits until both have ended.

@@ -25,7 +25,7 @@ pub fn free_port() -> Result<u16, DevstackError> {
     listener
         .and_then(|listener| listener.local_addr())
         .map(|address| address.port())
-        .context(|| "looking for a free port".to_owned())
+        .context(|| "cannot find a free port".to_owned())
 }
 
 #[cfg(test)]

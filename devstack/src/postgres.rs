@@ -39,12 +39,12 @@ impl Postgres {
         let bin = require_postgres()?;
         let port = port::choose("postgresql", port)?;
         let data = tempfile::Builder::new().prefix("backbeat-postgres-").tempdir();
-        let data = data.context(|| "creating a data directory for postgresql".to_owned())?;
+        let data = data.context(|| "cannot create a data directory for postgresql".to_owned())?;
         let as_root = rustix::process::geteuid().is_root();
         if as_root {
             let (uid, gid) = account()?;
             chown(data.path(), Some(uid), Some(gid))
-                .context(|| "changing the owner of postgresql's data directory".to_owned())?;
+                .context(|| "cannot change the owner of postgresql's data directory".to_owned())?;
         }
         let command = |program: &str| {
             let program = bin.join(program);
@@ -74,7 +74,7 @@ impl Postgres {
         // The data is discarded, so fsync is off.
         let settings = ["listen_addresses=127.0.0.1", "unix_socket_directories=", "fsync=off"];
         server.args(settings.iter().flat_map(|setting| ["-c", setting]));
-        let process = Supervised::spawn(&server, log, STOP_TIMEOUT).context(|| "starting postgresql".to_owned())?;
+        let process = Supervised::spawn(&server, log, STOP_TIMEOUT).context(|| "cannot start postgresql".to_owned())?;
         let mut postgres = Self { process, server, bin, port, _data: data };
         postgres.wait_until_ready()?;
         postgres.psql("postgres", &format!("create database {DATABASE}"))?;
@@ -116,21 +116,21 @@ impl Postgres {
     /// would.
     pub fn stop(&mut self) -> Result<(), DevstackError> {
         // SIGTERM would wait for the clients.
-        self.process.signal(Signal::INT).context(|| "stopping postgresql".to_owned())?;
-        self.process.stop().map(drop).context(|| "stopping postgresql".to_owned())
+        self.process.signal(Signal::INT).context(|| "cannot stop postgresql".to_owned())?;
+        self.process.stop().map(drop).context(|| "cannot stop postgresql".to_owned())
     }
 
     /// Restarts the server with the same data and port.
-    pub fn start_again(&mut self) -> Result<(), DevstackError> {
+    pub fn restart(&mut self) -> Result<(), DevstackError> {
         let restarted = self.process.restart(&self.server, STOP_TIMEOUT);
-        restarted.context(|| "restarting postgresql".to_owned())?;
+        restarted.context(|| "cannot restart postgresql".to_owned())?;
         self.wait_until_ready()
     }
 
     fn wait_until_ready(&mut self) -> Result<(), DevstackError> {
         let deadline = Instant::now() + READY_TIMEOUT;
         while Instant::now() < deadline {
-            if self.process.try_wait().context(|| "checking on postgresql".to_owned())?.is_some() {
+            if self.process.try_wait().context(|| "cannot get the status of postgresql".to_owned())?.is_some() {
                 break;
             }
             if self.psql("postgres", "select 1").is_ok() {

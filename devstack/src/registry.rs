@@ -56,13 +56,14 @@ impl Registry {
         let port = port::choose("the schema registry", options.registry_port)?;
         let dir = options.dir.join("registry");
         if dir.exists() {
-            fs::remove_dir_all(&dir).context(|| format!("removing {}", dir.display()))?;
+            fs::remove_dir_all(&dir).context(|| format!("cannot remove {}", dir.display()))?;
         }
-        fs::create_dir_all(&dir).context(|| format!("creating {}", dir.display()))?;
+        fs::create_dir_all(&dir).context(|| format!("cannot create {}", dir.display()))?;
         let mut command = command(artifacts, options.throughput);
         command.env("QUARKUS_HTTP_PORT", port.to_string()).current_dir(&dir);
         let log = dir.join("registry.log");
-        let process = Supervised::spawn(&command, &log, STOP_TIMEOUT).context(|| "starting the registry".to_owned())?;
+        let process =
+            Supervised::spawn(&command, &log, STOP_TIMEOUT).context(|| "cannot start the registry".to_owned())?;
         let mut registry = Self { process, port };
         registry.wait_until_ready()?;
         Ok(registry)
@@ -76,12 +77,13 @@ impl Registry {
     /// answers, but the registry's process ends.
     fn wait_until_ready(&mut self) -> Result<(), DevstackError> {
         let http = reqwest::blocking::Client::builder().timeout(PROBE_TIMEOUT).build();
-        let http = http.map_err(std::io::Error::other).context(|| "creating an HTTP client".to_owned())?;
+        let http = http.map_err(std::io::Error::other).context(|| "cannot create an HTTP client".to_owned())?;
         let subjects = format!("{}/subjects", self.url());
         let deadline = Instant::now() + READY_TIMEOUT;
         while Instant::now() < deadline {
             let answered = http.get(&subjects).send().is_ok_and(|answer| answer.status().is_success());
-            let ended = self.process.try_wait().context(|| "checking on the registry".to_owned())?.is_some();
+            let ended =
+                self.process.try_wait().context(|| "cannot get the status of the registry".to_owned())?.is_some();
             if ended {
                 break;
             }

@@ -82,7 +82,7 @@ impl Supervised {
 
     /// Returns an error if the child has ended; `service` is its name in the error.
     pub(crate) fn check(&mut self, service: &'static str) -> Result<(), DevstackError> {
-        match self.try_wait().context(|| format!("checking on {service}"))? {
+        match self.try_wait().context(|| format!("cannot get the status of {service}"))? {
             None => Ok(()),
             Some(_) => Err(DevstackError::Ended { service, log: self.log.clone(), tail: self.log_tail() }),
         }

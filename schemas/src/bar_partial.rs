@@ -1,15 +1,17 @@
-//! Reverb's internal records: one partition's share of a window, or the mark that a window is finished.
+//! Reverb's internal records: a partial, which carries one partition's share of a window, or a done, which says that a
+//! window is finished.
 
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{Record, RecordSchema, record_schema};
 use crate::{BeatIndex, WindowId};
 
-/// A record of `barpartials`. The fields are documented in `bar_partial.avsc`.
+/// A record of `barpartials`: a partial or a done, never both.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "documented in the schema, which the registry shows")]
 pub struct BarPartial {
+    /// The id of the window; also the record's key.
     pub window_id: WindowId,
+    /// The window's downbeat.
     pub from_beat: BeatIndex,
     partial: Option<Partial>,
     done: Option<Done>,
@@ -18,14 +20,14 @@ pub struct BarPartial {
 /// The content of a record of `barpartials`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum PartialBody {
-    /// One partition's share of the window.
+    /// A partial: it carries one partition's share of the window.
     Partial(Partial),
-    /// The window is finished.
+    /// A done: the window is finished.
     Done(Done),
 }
 
 impl BarPartial {
-    /// Creates the record with content `body` for a window.
+    /// Creates the record of a window with `body` as its content.
     pub fn new(window_id: WindowId, from_beat: BeatIndex, body: PartialBody) -> Self {
         let (partial, done) = match body {
             PartialBody::Partial(partial) => (Some(partial), None),
@@ -34,7 +36,8 @@ impl BarPartial {
         Self { window_id, from_beat, partial, done }
     }
 
-    /// Sets the partial's sender and its sequence number at that sender. A `done` is returned unchanged.
+    /// Sets the member that sends the partial, and the sequence number of this partial at its sender. A done record is
+    /// returned unchanged.
     #[must_use]
     pub fn sent_by(mut self, member: &str, counter: i64) -> Self {
         if let Some(partial) = &mut self.partial {
@@ -44,12 +47,12 @@ impl BarPartial {
         self
     }
 
-    /// Returns the partition's share, or `None` if the record is a `done`.
+    /// Returns the partial, or `None` if this is a done record.
     pub fn partial(&self) -> Option<&Partial> {
         self.partial.as_ref()
     }
 
-    /// Returns true if the record marks the window as finished.
+    /// Returns true if this is a done record: the window is finished.
     pub fn is_done(&self) -> bool {
         self.done.is_some()
     }
@@ -71,38 +74,56 @@ impl Record for BarPartial {
     }
 }
 
-/// One partition's share of one window.
+/// A partial: one partition's share of one window. Counts are of the claims of this partition.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "documented in the schema, which the registry shows")]
 pub struct Partial {
+    /// The partition of `statusclaims`.
     pub partition: i32,
+    /// The name of the reverb member that sent this partial.
     pub member: String,
+    /// The sequence number of this partial at its sender.
     pub counter: i64,
+    /// The version of the rules by which the share was computed.
     pub logic: i32,
+    /// False if claims at the start of the window's range have expired; then the window is skipped.
     pub retained: bool,
+    /// True if a claim is in another partition than the one in which murmur2 places its agent. Distinct counts of
+    /// partitions then do not add up, and the window is recomputed.
     pub misplaced: bool,
+    /// The number of distinct agents with a counted claim.
     pub agents: i64,
+    /// The number of distinct tasks with a counted claim in review or done and `beats_left` >= 0.
     pub on_time_reviews: i64,
+    /// The number of distinct tasks with a counted claim whose help is fulfilled.
     pub help_fulfilled: i64,
+    /// The number of distinct agents with a counted claim of a failed secret rotation.
     pub rotation_failed_agents: i64,
+    /// The number of distinct tasks with a counted claim in the state done.
     pub tasks_done: i64,
+    /// The number of distinct tasks with a counted claim in the state failed.
     pub tasks_failed: i64,
+    /// The number of counted claims.
     pub claims: i64,
+    /// The number of counted claims that are degraded.
     pub degraded_claims: i64,
+    /// The number of late claims among the offsets that the window owns.
     pub late_claims: i64,
+    /// The number of invalid claims among the offsets that the window owns.
     pub invalid_claims: i64,
+    /// The number of those invalid claims whose schema the registry does not know.
     pub unknown_schema_claims: i64,
 }
 
-/// The mark that a window is finished.
+/// A done: the content of the record that says that a window is finished.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[allow(missing_docs, reason = "documented in the schema, which the registry shows")]
 pub struct Done {
+    /// The outcome of the window.
     pub verdict: Verdict,
+    /// The first offset of `barpartials` that an unfinished window still needs.
     pub low: i64,
 }
 
-/// How a window was finished.
+/// The outcome of a window.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {

@@ -21,7 +21,7 @@ pub struct BeatFrame {
     pub downbeat: bool,
     /// The part of the bar that the beat belongs to.
     pub phase: Phase,
-    /// A hybrid logical clock reading, which rises strictly from frame to frame.
+    /// An HLC timestamp (of a hybrid logical clock), which rises strictly from frame to frame.
     pub hlc: Hlc,
     /// The scheduled instant of the next beat.
     pub deadline_at: Timestamp,

@@ -11,7 +11,8 @@ use serde::de::DeserializeOwned;
 
 /// A record type with an embedded Avro schema.
 pub trait Record: Serialize + DeserializeOwned {
-    /// Returns the schema that this program writes with, and into which it resolves records of other writer schemas.
+    /// Returns the schema that this program writes with. It is also the reader schema, into which records of other writer
+    /// schemas are resolved.
     fn schema() -> &'static RecordSchema;
 }
 
@@ -61,40 +62,40 @@ macro_rules! record_schema {
 }
 pub(crate) use record_schema;
 
-/// The schema that records were written with.
+/// The writer schema of records: the schema that they were written with.
 ///
-/// A schema that differs from this program's costs a schema resolution for each record.
+/// A writer schema that differs from the reader schema, [`Record::schema`], costs a schema resolution for each record.
 pub struct WriterSchema<R> {
-    /// The schema, if it differs from this program's.
-    different: Option<Schema>,
+    /// The writer schema, if it differs from the reader schema.
+    to_resolve: Option<Schema>,
     record: PhantomData<fn() -> R>,
 }
 
 impl<R: Record> WriterSchema<R> {
-    /// Returns this program's own schema.
+    /// Returns the writer schema of this program's own records, which equals the reader schema.
     pub fn own() -> Self {
-        Self { different: None, record: PhantomData }
+        Self { to_resolve: None, record: PhantomData }
     }
 
     /// Parses a schema's JSON text; it must describe a record with `R`'s full name.
     pub fn parse(text: &str) -> Result<Self, DecodeError> {
         let schema = Schema::parse_str(text).map_err(|error| DecodeError::Schema(error.to_string()))?;
-        let own = R::schema();
-        if full_name(&schema) != own.name() {
-            return Err(DecodeError::OtherRecord { found: full_name(&schema), expected: own.name() });
+        let reader = R::schema();
+        if full_name(&schema) != reader.name() {
+            return Err(DecodeError::OtherRecord { found: full_name(&schema), expected: reader.name() });
         }
-        Ok(Self { different: (&schema != own.schema).then_some(schema), record: PhantomData })
+        Ok(Self { to_resolve: (&schema != reader.schema).then_some(schema), record: PhantomData })
     }
 
-    /// Returns true if this is this program's own schema.
-    pub(crate) fn is_own(&self) -> bool {
-        self.different.is_none()
+    /// Returns true if the writer schema equals the reader schema.
+    pub(crate) fn equals_reader_schema(&self) -> bool {
+        self.to_resolve.is_none()
     }
 
-    /// Decodes the record in `body`, resolved into this program's schema.
+    /// Decodes the record in `body` and resolves it into the reader schema.
     pub fn decode(&self, body: &[u8]) -> Result<R, DecodeError> {
         let mut rest = body;
-        let record = match &self.different {
+        let record = match &self.to_resolve {
             None => R::schema().reader.read_deser(&mut rest),
             Some(writer) => GenericDatumReader::builder(writer)
                 .reader_schema(R::schema().schema)

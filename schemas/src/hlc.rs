@@ -10,10 +10,10 @@ use crate::Timestamp;
 /// The largest physical part. 48 bits of milliseconds reach 8,900 years ahead; a larger value is corrupt.
 const MAX_PHYSICAL: u64 = (1 << 48) - 1;
 
-/// One reading of a hybrid logical clock: `<physical>:<logical>:<node>` in lower-case hex. The physical part is in
-/// milliseconds since the Unix epoch.
+/// An HLC timestamp, the time of a hybrid logical clock: `<physical>:<logical>:<node>` in lower-case hex. The
+/// physical part is in milliseconds since the Unix epoch.
 ///
-/// Readings are ordered by physical and logical part; the node part only breaks ties.
+/// HLC timestamps are ordered by physical and logical part; the node part only breaks ties.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Hlc {
     physical: u64,
@@ -22,7 +22,7 @@ pub struct Hlc {
 }
 
 impl Hlc {
-    /// Returns true if this reading is later than `other`, the node parts disregarded.
+    /// Returns true if this HLC timestamp is later than `other`, the node parts disregarded.
     pub fn is_after(self, other: Self) -> bool {
         (self.physical, self.logical) > (other.physical, other.logical)
     }
@@ -34,7 +34,7 @@ impl fmt::Display for Hlc {
     }
 }
 
-/// The error of parsing text that is not a reading.
+/// The error of parsing text that is not an HLC timestamp.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("hlc {0:?} is not <1 to 12 hex digits>:<4 hex digits>:<4 hex digits> in lower case")]
 pub struct HlcError(String);
@@ -83,7 +83,7 @@ impl<'de> Deserialize<'de> for Hlc {
     }
 }
 
-/// A hybrid logical clock: every reading is later than all that this clock has returned or observed before.
+/// A hybrid logical clock: each HLC timestamp is later than all that this clock has returned or observed before.
 #[derive(Debug, Clone)]
 pub struct HlcClock {
     last: Hlc,
@@ -95,7 +95,7 @@ impl HlcClock {
         Self { last: Hlc { physical: 0, logical: 0, node } }
     }
 
-    /// Returns the next reading; `now` is the wall clock's time.
+    /// Returns the next HLC timestamp; `now` is the wall clock's time.
     pub fn tick(&mut self, now: Timestamp) -> Hlc {
         let physical = u64::try_from(now.millis()).unwrap_or(0).min(MAX_PHYSICAL);
         if physical > self.last.physical {
@@ -103,14 +103,14 @@ impl HlcClock {
         } else if let Some(logical) = self.last.logical.checked_add(1) {
             self.last.logical = logical;
         } else {
-            // More than 65,536 readings in one millisecond, or a wall clock that stands still: carry into the physical
-            // part, so that no reading repeats.
+            // More than 65,536 timestamps in one millisecond, or a wall clock that stands still: carry into the physical
+            // part, so that no timestamp repeats.
             self.last = Hlc { physical: self.last.physical + 1, logical: 0, ..self.last };
         }
         self.last
     }
 
-    /// Advances this clock past another clock's reading: all later readings of this clock are after it.
+    /// Advances this clock past `other`, an HLC timestamp of another clock: all later ones of this clock are after it.
     pub fn observe(&mut self, other: Hlc) {
         if other.is_after(self.last) {
             self.last = Hlc { node: self.last.node, ..other };
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn clock_that_observed_a_reading_minutes_ahead_continues_after_it() {
+    fn clock_that_observed_a_timestamp_minutes_ahead_continues_after_it() {
         let mut clock = HlcClock::new(1);
         clock.tick(at(1_000));
         let other = HlcClock::new(2).tick(at(601_000));

@@ -62,7 +62,7 @@ to_schema! {
     Tempo: schema(json!({ "type": "number", "format": "double", "exclusiveMinimum": 0, "description": "Beats per minute." })),
     Timestamp: schema(json!({ "type": "string", "format": "date-time" })),
     Verdict: schema(json!({ "type": "string", "enum": ["written", "rewritten", "verified", "dropped", "skipped"],
-        "description": "How a window was finished." })),
+        "description": "The outcome of a window." })),
     WindowId: schema(json!({ "type": "string", "pattern": "^[0-9a-f]{32}$" })),
 }
 

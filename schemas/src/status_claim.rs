@@ -31,7 +31,7 @@ pub struct StatusClaim {
     pub progress: f64,
     /// A note for people: at most 4,096 bytes.
     pub notes: String,
-    /// A hybrid logical clock reading, later than that of the beat's frame.
+    /// An HLC timestamp (of a hybrid logical clock), later than that of the beat's frame.
     pub hlc: String,
     /// The status of the task's request for help; `None` without one.
     #[serde(default)]
@@ -50,9 +50,10 @@ impl Record for StatusClaim {
     }
 }
 
-/// A claim whose strings borrow from the body that it was decoded from, if it was written with this program's schema.
+/// A [`StatusClaim`] whose strings borrow from the body that it was decoded from, if its writer schema equals the reader
+/// schema.
 #[derive(Debug, Clone, PartialEq)]
-#[allow(missing_docs, reason = "documented in the schema, which the registry shows")]
+#[allow(missing_docs, reason = "the fields are those of StatusClaim")]
 pub struct BorrowedClaim<'r> {
     pub r#type: StatusClaimType,
     pub agent_id: Cow<'r, str>,
@@ -88,11 +89,11 @@ impl From<StatusClaim> for BorrowedClaim<'static> {
 }
 
 impl WriterSchema<StatusClaim> {
-    /// Decodes the claim in `body` like [`WriterSchema::decode`], but without copying its strings if it was written
-    /// with this program's schema. This is several times as fast, which matters since claims are by far the most
+    /// Decodes the claim in `body` like [`WriterSchema::decode`], but without copying its strings if the writer schema
+    /// equals the reader schema. This is several times as fast, which matters since claims are by far the most
     /// frequent records.
     pub fn decode_borrowed<'r>(&self, body: &'r [u8]) -> Result<BorrowedClaim<'r>, DecodeError> {
-        if !self.is_own() {
+        if !self.equals_reader_schema() {
             return self.decode(body).map(Into::into);
         }
         let mut rest = Datum(body);

@@ -62,7 +62,7 @@ impl Tempo {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum TempoError {
     /// The number is not between 0.001 and 60,000 BPM.
-    #[error("tempo {0} BPM is out of range; allowed are 0.001 to 60000 BPM")]
+    #[error("tempo {0} BPM is out of range: must be 0.001 to 60000 BPM")]
     OutOfRange(f64),
     /// The text is not a number.
     #[error("tempo {0:?} is not a number")]

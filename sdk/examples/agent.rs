@@ -26,32 +26,32 @@ async fn main() -> anyhow::Result<()> {
     beats.next().await.context("the runtime is shutting down")?;
 
     let build = tasks.task("example-agent", "build", Some(4));
-    build.state(State::Executing);
-    build.secret_rotation(Some(SecretRotation::Ok));
+    build.set_state(State::Executing);
+    build.set_secret_rotation(Some(SecretRotation::Ok));
     let mut steps = beats.clone();
     // Two steps of one beat each, within a budget of four beats.
     let outcome = beats.with_beat_budget(4, async {
         for step in 1..=2 {
             steps.next().await;
-            build.progress(f64::from(step) / 2.0);
+            build.set_progress(f64::from(step) / 2.0);
         }
     });
     println!("build: {:?}", outcome.await);
     build.finish(State::Done);
 
     let train = tasks.task("example-agent", "train", Some(3));
-    train.state(State::Executing);
-    train.help(Some(Help::Requested));
+    train.set_state(State::Executing);
+    train.set_help(Some(Help::Requested));
     // Work that never completes. Of nested budgets, the smaller one stops it.
     let outcome = beats.with_beat_budget(3, beats.with_beat_budget(100, std::future::pending::<()>())).await;
     if let Err(spent) = outcome {
         println!("train: {spent}");
-        train.notes(&spent.to_string());
+        train.set_notes(&spent.to_string());
         train.finish(State::Failed);
     }
 
     // Wait until Kafka has acknowledged the claims.
     let claims = tasks.flush(Duration::from_secs(10)).await;
-    println!("{} claims reported, {} lost", claims.acknowledged, claims.lost);
+    println!("{} claims acknowledged, {} failed", claims.acknowledged, claims.failed);
     Ok(())
 }

@@ -88,10 +88,10 @@ async fn run_clock(
         let overdue_at = tokio::time::Instant::from_std(started + clock.overdue_at());
         let beat = tokio::select! {
             frame = frames.recv() => match frame {
-                Some(frame) => clock.heard(frame, started.elapsed()),
+                Some(frame) => clock.on_frame(frame, started.elapsed()),
                 None => return,
             },
-            () = tokio::time::sleep_until(overdue_at) => clock.overdue(started.elapsed()),
+            () = tokio::time::sleep_until(overdue_at) => clock.on_timer(started.elapsed()),
         };
         let Some(beat) = beat else { continue };
         let periods = *total.borrow() + u64::from(beat.periods);

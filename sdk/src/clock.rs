@@ -6,10 +6,11 @@ use backbeat_schemas::{BeatFrame, BeatIndex};
 
 /// The period of an agent that has not heard a beat yet: 1 BPM.
 const DEFAULT_PERIOD: Duration = Duration::from_mins(1);
-/// A beat is overdue when it is late by an eighth of a period, within the bounds below. The lower bound is the time
-/// that a beat's delivery may take (PER-001).
+/// The slack, after which a beat is overdue, is an eighth of a period, within the bounds below.
 const SLACK_DIVISOR: u32 = 8;
+/// The minimum slack: the time that a beat's delivery may take (PER-001).
 const MIN_SLACK: Duration = Duration::from_millis(100);
+/// The maximum slack.
 const MAX_SLACK: Duration = Duration::from_secs(2);
 
 /// A beat: heard from Kafka, or made by the agent's own clock.
@@ -17,7 +18,7 @@ const MAX_SLACK: Duration = Duration::from_secs(2);
 pub struct Beat {
     /// The source of the beat.
     pub source: BeatSource,
-    /// The number of periods that have passed since the previous beat, which is what this beat consumes of a beat
+    /// The number of periods that have passed since the previous beat; this beat consumes as many beats of a beat
     /// budget. Usually 1; 0 for the first beat and for a heard beat whose period a local beat has counted already; more
     /// than 1 if beats were missed, for example by a process that was stopped.
     pub periods: u32,
@@ -41,12 +42,12 @@ pub enum BeatSource {
 ///
 /// - A beat is overdue when it is late by an eighth of a period, at least 100 ms and at most 2 s. Then a local beat
 ///   takes its place. Local beats have the last tempo that was heard; 1 BPM if none was.
-/// - Beats count the periods that have passed, whichever way they were observed. When frames arrive in a burst after a
+/// - Beats count the periods that have passed, by frames and by local beats alike. When frames arrive in a burst after a
 ///   silence, those whose periods were counted by local beats count no period again.
 /// - Only time on the monotonic clock counts: the beats of a time in which it stood still, such as a laptop's sleep,
 ///   count no periods.
 ///
-/// The clock is pure. All times are readings of one monotonic clock, as durations since an arbitrary origin.
+/// The clock is pure. All times are of one monotonic clock, as durations since an arbitrary origin.
 /// [`Beats`](crate::Beats) drives it; use it directly only for simulations.
 #[derive(Debug)]
 pub struct BeatClock {
@@ -73,7 +74,7 @@ impl BeatClock {
 
     /// Processes a frame that arrived at time `now`, and returns its beat; `None` if this beat or a later one was heard
     /// before.
-    pub fn heard(&mut self, frame: BeatFrame, now: Duration) -> Option<Beat> {
+    pub fn on_frame(&mut self, frame: BeatFrame, now: Duration) -> Option<Beat> {
         if self.last.is_some_and(|last| frame.beat_index <= last) {
             return None;
         }
@@ -102,7 +103,7 @@ impl BeatClock {
 
     /// Returns a local beat if a beat is overdue at time `now`. If several are, because the caller was not scheduled
     /// for a while, the returned beat is the last of them and counts the periods of all.
-    pub fn overdue(&mut self, now: Duration) -> Option<Beat> {
+    pub fn on_timer(&mut self, now: Duration) -> Option<Beat> {
         if now < self.overdue_at() {
             return None;
         }
@@ -169,88 +170,88 @@ mod tests {
     /// Returns a clock that has heard beat 0, at 60 BPM, at second 0.
     fn clock_after_beat_0() -> BeatClock {
         let mut clock = BeatClock::new(Duration::ZERO);
-        assert_eq!(periods(clock.heard(frame(0, 60.0), Duration::ZERO)), Some(0));
+        assert_eq!(periods(clock.on_frame(frame(0, 60.0), Duration::ZERO)), Some(0));
         clock
     }
 
     #[test]
-    fn heard_of_a_repeated_or_older_frame_gives_no_beat() {
+    fn on_frame_of_a_repeated_or_older_frame_gives_no_beat() {
         let mut clock = clock_after_beat_0();
-        assert_eq!(periods(clock.heard(frame(1, 60.0), SECOND)), Some(1));
-        assert_eq!(clock.heard(frame(1, 60.0), SECOND), None);
-        assert_eq!(clock.heard(frame(0, 60.0), 2 * SECOND), None, "an older frame gives no beat");
-        assert_eq!(periods(clock.heard(frame(2, 60.0), 2 * SECOND)), Some(1));
+        assert_eq!(periods(clock.on_frame(frame(1, 60.0), SECOND)), Some(1));
+        assert_eq!(clock.on_frame(frame(1, 60.0), SECOND), None);
+        assert_eq!(clock.on_frame(frame(0, 60.0), 2 * SECOND), None, "an older frame gives no beat");
+        assert_eq!(periods(clock.on_frame(frame(2, 60.0), 2 * SECOND)), Some(1));
     }
 
     #[test]
-    fn overdue_without_frames_beats_at_the_last_tempo_without_drift() {
+    fn on_timer_without_frames_beats_at_the_last_tempo_without_drift() {
         let mut clock = clock_after_beat_0();
         for k in 1..=3_600 {
             let at = clock.overdue_at();
             assert_eq!(at, SECOND * k + SECOND / SLACK_DIVISOR);
-            assert_eq!(clock.overdue(at.saturating_sub(Duration::from_nanos(1))), None);
-            let beat = clock.overdue(at + Duration::from_millis(3)).expect("a beat is overdue");
+            assert_eq!(clock.on_timer(at.saturating_sub(Duration::from_nanos(1))), None);
+            let beat = clock.on_timer(at + Duration::from_millis(3)).expect("a beat is overdue");
             assert_eq!(beat.source, BeatSource::Local { since: Some(BeatIndex::ZERO), k });
             assert_eq!(beat.periods, 1);
         }
     }
 
     #[test]
-    fn overdue_before_any_frame_beats_once_a_minute() {
+    fn on_timer_before_any_frame_beats_once_a_minute() {
         let mut clock = BeatClock::new(SECOND);
         assert_eq!(clock.overdue_at(), 61 * SECOND + MAX_SLACK);
-        let beat = clock.overdue(63 * SECOND).expect("a beat is overdue");
+        let beat = clock.on_timer(63 * SECOND).expect("a beat is overdue");
         assert_eq!((beat.source, beat.periods), (BeatSource::Local { since: None, k: 1 }, 1));
         // The first frame arrives 29 s after the local beat was due: less than half a period.
-        assert_eq!(periods(clock.heard(frame(7, 60.0), 90 * SECOND)), Some(0));
-        assert_eq!(periods(clock.heard(frame(8, 60.0), 91 * SECOND)), Some(1), "a period of the new tempo");
+        assert_eq!(periods(clock.on_frame(frame(7, 60.0), 90 * SECOND)), Some(0));
+        assert_eq!(periods(clock.on_frame(frame(8, 60.0), 91 * SECOND)), Some(1), "a period of the new tempo");
     }
 
     #[test]
-    fn heard_of_a_burst_after_local_beats_counts_no_period_again() {
+    fn on_frame_of_a_burst_after_local_beats_counts_no_period_again() {
         let mut clock = clock_after_beat_0();
         for _ in 1..=5 {
-            assert_eq!(periods(clock.overdue(clock.overdue_at())), Some(1));
+            assert_eq!(periods(clock.on_timer(clock.overdue_at())), Some(1));
         }
         let now = 5 * SECOND + SECOND / 4;
         for index in 1..=5 {
-            assert_eq!(periods(clock.heard(frame(index, 60.0), now)), Some(0));
+            assert_eq!(periods(clock.on_frame(frame(index, 60.0), now)), Some(0));
         }
-        assert_eq!(periods(clock.heard(frame(6, 60.0), 6 * SECOND)), Some(1));
+        assert_eq!(periods(clock.on_frame(frame(6, 60.0), 6 * SECOND)), Some(1));
     }
 
     #[test]
-    fn heard_after_an_outage_of_pulse_counts_the_passed_periods() {
+    fn on_frame_after_an_outage_of_pulse_counts_the_passed_periods() {
         let mut clock = clock_after_beat_0();
         for _ in 1..=5 {
-            clock.overdue(clock.overdue_at());
+            clock.on_timer(clock.overdue_at());
         }
         // Beat 1 was re-anchored and arrives when beat 6 would have; the next ones follow it.
         for (index, at) in [(1, 6), (2, 7), (3, 8)] {
-            assert_eq!(periods(clock.heard(frame(index, 60.0), at * SECOND)), Some(1));
+            assert_eq!(periods(clock.on_frame(frame(index, 60.0), at * SECOND)), Some(1));
         }
     }
 
     #[test]
-    fn overdue_after_a_stopped_process_counts_all_periods_in_one_beat() {
+    fn on_timer_after_a_stopped_process_counts_all_periods_in_one_beat() {
         let mut clock = clock_after_beat_0();
-        let beat = clock.overdue(10 * SECOND + SECOND / 2).expect("a beat is overdue");
+        let beat = clock.on_timer(10 * SECOND + SECOND / 2).expect("a beat is overdue");
         assert_eq!((beat.source, beat.periods), (BeatSource::Local { since: Some(BeatIndex::ZERO), k: 10 }, 10));
     }
 
     #[test]
-    fn heard_after_a_suspended_monotonic_clock_counts_no_period_of_the_suspension() {
+    fn on_frame_after_a_suspended_monotonic_clock_counts_no_period_of_the_suspension() {
         let mut clock = clock_after_beat_0();
         // An hour in which the monotonic clock stood still, and so did the work.
-        assert_eq!(periods(clock.heard(frame(3_600, 60.0), SECOND)), Some(1));
+        assert_eq!(periods(clock.on_frame(frame(3_600, 60.0), SECOND)), Some(1));
         assert_eq!(clock.last_heard(), Some(BeatIndex::ZERO.plus(3_600)));
-        assert_eq!(periods(clock.heard(frame(3_601, 60.0), 2 * SECOND)), Some(1));
+        assert_eq!(periods(clock.on_frame(frame(3_601, 60.0), 2 * SECOND)), Some(1));
     }
 
     #[test]
     fn overdue_at_after_a_tempo_change_follows_the_new_tempo() {
         let mut clock = clock_after_beat_0();
-        clock.heard(frame(1, 120.0), SECOND);
+        clock.on_frame(frame(1, 120.0), SECOND);
         assert_eq!(clock.overdue_at(), SECOND + SECOND / 2 + MIN_SLACK);
     }
 
@@ -295,14 +296,14 @@ mod tests {
                 }
                 let at = Duration::from_millis(now);
                 while next < arrivals.len() && arrivals[next] <= now {
-                    if let Some(beat) = clock.heard(frame(next as u32, 60.0), at) {
+                    if let Some(beat) = clock.on_frame(frame(next as u32, 60.0), at) {
                         prop_assert!(clock.last_heard() > last);
                         last = clock.last_heard();
                         counted += u64::from(beat.periods);
                     }
                     next += 1;
                 }
-                if let Some(beat) = clock.overdue(at) {
+                if let Some(beat) = clock.on_timer(at) {
                     counted += u64::from(beat.periods);
                 }
                 let expected = (now - started.min(now)) as f64 / 1_000.0;

@@ -10,7 +10,7 @@ use backbeat_schemas::StatusClaim;
 use rdkafka::error::KafkaError;
 use tokio::runtime::Handle;
 
-use crate::{Beats, Reporter, Tasks};
+use crate::{Beats, ClaimSender, Tasks};
 
 /// The time for which the delivery of a claim is retried: a much later claim would be late anyway.
 const DELIVERY_TIMEOUT: Duration = Duration::from_mins(5);
@@ -83,14 +83,14 @@ impl Connection {
         Tasks::start(self.clone(), beats.clone())
     }
 
-    /// Creates a reporter, for agents that make each claim themselves instead of using [`Tasks`]. Waits while the
+    /// Creates a claim sender, for agents that make each claim themselves instead of using [`Tasks`]. Waits while the
     /// registry is unavailable.
     ///
     /// Fails if the registry rejects the schema of claims, or if a Kafka client cannot be created.
-    pub async fn reporter(&self) -> Result<Reporter, ConnectError> {
+    pub async fn claim_sender(&self) -> Result<ClaimSender, ConnectError> {
         let schema_id = self.register_claim_schema().await?;
         let sender = Sender::new(&self.broker, TopicName::StatusClaims, Some(DELIVERY_TIMEOUT))?;
-        Ok(Reporter::new(sender, self.broker.topics().name(TopicName::StatusClaims), schema_id))
+        Ok(ClaimSender::new(sender, self.broker.topics().name(TopicName::StatusClaims), schema_id))
     }
 
     /// Registers the schema of claims and returns its id.
@@ -98,12 +98,12 @@ impl Connection {
         self.registry.register::<StatusClaim>(&self.broker.topics().subject(TopicName::StatusClaims)).await
     }
 
-    /// Creates a reporter; retries after every error.
-    pub(crate) async fn wait_for_reporter(&self) -> Reporter {
+    /// Creates a claim sender; retries after every error.
+    pub(crate) async fn wait_for_claim_sender(&self) -> ClaimSender {
         loop {
-            match self.reporter().await {
-                Ok(reporter) => return reporter,
-                Err(error) => tracing::warn!(%error, "cannot create the reporter of claims; retrying"),
+            match self.claim_sender().await {
+                Ok(claim_sender) => return claim_sender,
+                Err(error) => tracing::warn!(%error, "cannot create the claim sender; retrying"),
             }
             tokio::time::sleep(RETRY_PAUSE).await;
         }

@@ -1,5 +1,5 @@
-//! The SDK for agents of a BACKBEAT cluster: follow the cluster's beats, bound work by beat budgets, and report the
-//! status of each task on every beat.
+//! The SDK for agents of a BACKBEAT cluster: follow the cluster's beats, bound work by beat budgets, and send a claim
+//! with the status of each task on every beat.
 //!
 //! # Terms
 //!
@@ -8,7 +8,7 @@
 //!   the time from one beat to the next is a *period*: 60 s at 1 BPM.
 //! - **Bar**: a fixed number of beats ([`BeatFrame::bar_length`]); its first beat is the *downbeat*. BACKBEAT publishes
 //!   one report per bar.
-//! - **Claim**: a [`StatusClaim`], the record by which an agent reports the status of one task on one beat. Claims go
+//! - **Claim**: a [`StatusClaim`], an agent's record of the status of one task on one beat. Claims go
 //!   to the topic `statusclaims`, and the reports are computed from them.
 //! - **Heard beat**: a beat that the agent read from Kafka. **Local beat**: a beat of the agent's own clock, made when
 //!   a beat is overdue.
@@ -31,20 +31,20 @@
 //!
 //! // From here on, a claim with the task's current status goes out on every beat.
 //! let task = tasks.task("my-agent", "build", Some(4));
-//! task.state(State::Executing);
+//! task.set_state(State::Executing);
 //! let outcome = beats.with_beat_budget(4, async {
-//!     task.progress(0.5);
+//!     task.set_progress(0.5);
 //!     tokio::time::sleep(Duration::from_secs(60)).await;
 //! });
 //! match outcome.await {
 //!     Ok(()) => task.finish(State::Done),
 //!     Err(spent) => {
-//!         task.notes(&spent.to_string());
+//!         task.set_notes(&spent.to_string());
 //!         task.finish(State::Failed);
 //!     }
 //! }
 //! let claims = tasks.flush(Duration::from_secs(5)).await;
-//! println!("{} claims reported, {} lost", claims.acknowledged, claims.lost);
+//! println!("{} claims acknowledged, {} failed", claims.acknowledged, claims.failed);
 //!
 //! // The beats themselves: heard ones, and local ones while none is heard.
 //! while let Some(beat) = beats.next().await {
@@ -58,18 +58,18 @@
 //!
 //! No work waits for Kafka. When a beat is overdue, the agent beats locally at the last tempo that it heard, or at 1
 //! BPM if it has heard none: work continues and its budget runs. [`BeatClock`] has the rules. Claims are queued, and
-//! lost only once the queue is full or Kafka has been unavailable for 5 minutes; [`Tasks::claims`] counts them.
+//! fail only once the queue is full or Kafka has been unavailable for 5 minutes; [`Tasks::claim_counts`] counts them.
 //!
 //! # Runtime
 //!
-//! The SDK runs in a tokio runtime and logs with `tracing`. To control each claim yourself, see [`Reporter`]; for
+//! The SDK runs in a tokio runtime and logs with `tracing`. To control each claim yourself, see [`ClaimSender`]; for
 //! programs that are not written in Rust, see the command `backbeat run`.
 
 mod beats;
 mod budget;
+mod claim_sender;
 mod clock;
 mod connection;
-mod reporter;
 mod tasks;
 
 #[doc(inline)]
@@ -78,7 +78,7 @@ pub use backbeat_broker::{Deliveries, KafkaArgs, QueueFull};
 pub use backbeat_schemas::{BeatFrame, BeatIndex, Help, SecretRotation, State, StatusClaim};
 pub use beats::Beats;
 pub use budget::BudgetSpent;
+pub use claim_sender::{ClaimSender, Status};
 pub use clock::{Beat, BeatClock, BeatSource};
 pub use connection::{ConnectError, Connection};
-pub use reporter::{Reporter, Status};
-pub use tasks::{Claims, Task, Tasks};
+pub use tasks::{ClaimCounts, Task, Tasks};

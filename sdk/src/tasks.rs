@@ -8,16 +8,16 @@ use backbeat_schemas::{BeatFrame, Help, SecretRotation, State, StatusClaim};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
-use crate::{Beat, BeatSource, Beats, Connection, Reporter, Status};
+use crate::{Beat, BeatSource, Beats, ClaimSender, Connection, Status};
 
-/// The number of claims kept until the first beat is heard and the registry was available once. Beyond it, the oldest
-/// are lost.
+/// The maximum number of claims that are kept until the first beat is heard and the claim sender is created. Beyond it,
+/// the oldest ones are dropped and count as failed.
 const MAX_PENDING_CLAIMS: usize = 1_000;
 
 /// The tasks of an agent. On every beat, heard or local, a claim with each task's current status is sent in the
 /// background; no call waits for Kafka, except for [`Tasks::flush`]. Clones share the tasks.
 ///
-/// Claims that are made before the first beat is heard are kept, at most 1,000, and then sent for that beat.
+/// Claims that are made before the first beat is heard are kept, at most 1,000, and then sent for that first beat.
 #[derive(Clone)]
 pub struct Tasks {
     shared: Arc<Mutex<Shared>>,
@@ -31,14 +31,15 @@ struct Shared {
     last_heard: Option<BeatFrame>,
     /// True if the last beat was a local one.
     is_degraded: bool,
-    reporter: Option<Reporter>,
-    /// Claims made before the first beat was heard, or before the reporter was created.
+    claim_sender: Option<ClaimSender>,
+    /// Claims made before the first beat was heard, or before the claim sender was created.
     pending: VecDeque<PendingClaim>,
-    lost: u64,
+    /// The number of claims that were not passed to Kafka's client, since a queue was full.
+    dropped: u64,
 }
 
 struct PendingClaim {
-    /// The last beat heard when the claim was made; `None` stands for the first one heard later.
+    /// The frame of the last beat heard when the claim was made; `None` stands for the first one heard later.
     frame: Option<BeatFrame>,
     status: Status,
     degraded: bool,
@@ -53,19 +54,19 @@ struct TaskEntry {
 
 /// The counts of an agent's claims by outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Claims {
+pub struct ClaimCounts {
     /// The number of claims that Kafka acknowledged.
     pub acknowledged: u64,
     /// The number of claims in flight, or kept until they can be sent.
-    pub waiting: u64,
-    /// The number of claims that were not delivered: after 5 minutes, or since a queue was full.
-    pub lost: u64,
+    pub outstanding: u64,
+    /// The number of claims that could not be delivered: within 5 minutes, or because a queue was full.
+    pub failed: u64,
 }
 
 /// A task of an agent. Changes of its status are claimed on the next beat.
 ///
-/// When it is finished or dropped, a last claim is sent at once, with the status that it has then. A task that is
-/// dropped without [`Task::finish`] keeps its last state, and so is never reported as done or failed.
+/// Finishing or dropping the task sends a last claim at once, with its current status. A task that is dropped without
+/// [`Task::finish`] keeps its last state, and so is never claimed as done or failed.
 pub struct Task {
     id: u64,
     tasks: Tasks,
@@ -79,18 +80,18 @@ impl Tasks {
             tasks: BTreeMap::new(),
             last_heard: None,
             is_degraded: false,
-            reporter: None,
+            claim_sender: None,
             pending: VecDeque::new(),
-            lost: 0,
+            dropped: 0,
         };
         let tasks = Self { shared: Arc::new(Mutex::new(shared)) };
         tokio::spawn(claim_on_each_beat(Arc::downgrade(&tasks.shared), beats));
         let shared = Arc::downgrade(&tasks.shared);
         tokio::spawn(async move {
-            let reporter = connection.wait_for_reporter().await;
+            let claim_sender = connection.wait_for_claim_sender().await;
             if let Some(shared) = shared.upgrade() {
                 let mut shared = lock(&shared);
-                shared.reporter = Some(reporter);
+                shared.claim_sender = Some(claim_sender);
                 shared.send_pending();
             }
         });
@@ -99,8 +100,8 @@ impl Tasks {
 
     /// Creates a task in [`State::Planning`], with the ids `agent` and `task` (1 to 256 bytes each).
     ///
-    /// `budget` is the task's beat budget, in beats from now on, of which claims report the rest in `beats_left`; with
-    /// `None` they report 0. It does not stop the work: see [`Beats::with_beat_budget`].
+    /// `budget` is the task's beat budget, in beats from now on. Claims state the rest of it in `beats_left`, or 0 for
+    /// `None`. The budget does not stop the work: see [`Beats::with_beat_budget`].
     pub fn task(&self, agent: &str, task: &str, budget: Option<u32>) -> Task {
         let mut shared = lock(&self.shared);
         let id = shared.next_id;
@@ -111,26 +112,26 @@ impl Tasks {
     }
 
     /// Returns the counts of the claims so far.
-    pub fn claims(&self) -> Claims {
-        lock(&self.shared).claims()
+    pub fn claim_counts(&self) -> ClaimCounts {
+        lock(&self.shared).claim_counts()
     }
 
-    /// Waits until all claims are acknowledged or lost, at most `limit`, and returns their counts. Claims that are
-    /// still `waiting` are lost if the process then exits.
-    pub async fn flush(&self, limit: Duration) -> Claims {
+    /// Waits until all claims are acknowledged or failed, at most `limit`, and returns their counts. Claims that are
+    /// still `outstanding` are lost if the process then exits.
+    pub async fn flush(&self, limit: Duration) -> ClaimCounts {
         let settled = async {
-            while self.claims().waiting > 0 {
+            while self.claim_counts().outstanding > 0 {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
         };
         // After a timeout, the counts show what is left.
         let _ = timeout(limit, settled).await;
-        self.claims()
+        self.claim_counts()
     }
 }
 
 impl Task {
-    /// Changes the task's status, as claimed from the next beat on. A change of `beats_left` has no effect.
+    /// Changes the task's status, which is claimed from the next beat on. A change of `beats_left` has no effect.
     pub fn update(&self, change: impl FnOnce(&mut Status)) {
         if let Some(entry) = lock(&self.tasks.shared).tasks.get_mut(&self.id) {
             change(&mut entry.status);
@@ -138,33 +139,33 @@ impl Task {
     }
 
     /// Sets the task's state.
-    pub fn state(&self, state: State) {
+    pub fn set_state(&self, state: State) {
         self.update(|status| status.state = state);
     }
 
     /// Sets the completed part of the task, 0 to 1; other values are clamped.
-    pub fn progress(&self, progress: f64) {
+    pub fn set_progress(&self, progress: f64) {
         self.update(|status| status.progress = progress.clamp(0.0, 1.0));
     }
 
     /// Sets the note for people: at most 4,096 bytes.
-    pub fn notes(&self, notes: &str) {
+    pub fn set_notes(&self, notes: &str) {
         self.update(|status| notes.clone_into(&mut status.notes));
     }
 
     /// Sets the status of the task's request for help.
-    pub fn help(&self, help: Option<Help>) {
+    pub fn set_help(&self, help: Option<Help>) {
         self.update(|status| status.help = help);
     }
 
     /// Sets the outcome of the agent's secret rotation.
-    pub fn secret_rotation(&self, outcome: Option<SecretRotation>) {
+    pub fn set_secret_rotation(&self, outcome: Option<SecretRotation>) {
         self.update(|status| status.secret_rotation = outcome);
     }
 
     /// Finishes the task: sends a last claim, with `state`, at once. Call [`Tasks::flush`] before the process exits.
     pub fn finish(self, state: State) {
-        self.state(state);
+        self.set_state(state);
     }
 }
 
@@ -202,33 +203,33 @@ impl Shared {
         }
     }
 
-    /// Sends a claim for the last beat that was heard. On local beats, too: the beat is the clock of the log, which
-    /// stands still without frames.
+    /// Sends a claim for the last heard beat, or keeps it until that is possible. A claim made on a local beat is for the
+    /// last heard beat, too: windows follow the frames in Kafka, and so stand still without them.
     fn claim(&mut self, status: Status) {
         self.pending.push_back(PendingClaim { frame: self.last_heard.clone(), status, degraded: self.is_degraded });
         self.send_pending();
         if self.pending.len() > MAX_PENDING_CLAIMS {
             self.pending.pop_front();
-            self.lost += 1;
+            self.dropped += 1;
         }
     }
 
     fn send_pending(&mut self) {
-        let (Some(reporter), Some(first)) = (&mut self.reporter, &self.last_heard) else { return };
+        let (Some(claim_sender), Some(first)) = (&mut self.claim_sender, &self.last_heard) else { return };
         for PendingClaim { frame, status, degraded } in self.pending.drain(..) {
-            let claim = StatusClaim { degraded, ..reporter.claim(frame.as_ref().unwrap_or(first), status) };
-            let sent = reporter.send(Some(claim.agent_id.as_bytes()), &reporter.encode(&claim));
-            self.lost += u64::from(sent.is_err());
+            let claim = StatusClaim { degraded, ..claim_sender.build_claim(frame.as_ref().unwrap_or(first), status) };
+            let sent = claim_sender.send_record(Some(claim.agent_id.as_bytes()), &claim_sender.encode(&claim));
+            self.dropped += u64::from(sent.is_err());
         }
     }
 
-    fn claims(&self) -> Claims {
-        let deliveries = self.reporter.as_ref().map(Reporter::deliveries);
+    fn claim_counts(&self) -> ClaimCounts {
+        let deliveries = self.claim_sender.as_ref().map(ClaimSender::deliveries);
         let count_of = |count: fn(&crate::Deliveries) -> u64| deliveries.map_or(0, count);
-        Claims {
+        ClaimCounts {
             acknowledged: count_of(crate::Deliveries::acknowledged),
-            waiting: self.pending.len() as u64 + count_of(|deliveries| deliveries.outstanding().unsigned_abs()),
-            lost: self.lost + count_of(crate::Deliveries::failed),
+            outstanding: self.pending.len() as u64 + count_of(|deliveries| deliveries.outstanding().unsigned_abs()),
+            failed: self.dropped + count_of(crate::Deliveries::failed),
         }
     }
 }

@@ -63,7 +63,7 @@ fn write_address(path: &Path, address: SocketAddr) -> io::Result<()> {
 /// The body of an error response.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ErrorBody {
-    /// Why the request failed, and what is allowed.
+    /// The reason for the failure, and the allowed values.
     pub error: String,
 }
 
@@ -108,11 +108,11 @@ impl IntoResponse for ApiError {
 }
 
 /// Returns the routes of every service: `/health`, `/metrics`, and a JSON 404 for other paths.
-pub fn base_routes<S: Clone + Send + Sync + 'static>(metrics: Registry) -> OpenApiRouter<S> {
+pub fn base_routes<S: Clone + Send + Sync + 'static>(registry: Registry) -> OpenApiRouter<S> {
     OpenApiRouter::new()
         .routes(routes!(health))
-        .routes(routes!(exposition))
-        .with_state(metrics)
+        .routes(routes!(metrics))
+        .with_state(registry)
         .fallback(async |request: Request| ApiError::not_found(format!("no such path: {}", request.uri().path())))
 }
 
@@ -124,7 +124,7 @@ struct Health {
 }
 
 /// Liveness: the process is running.
-#[utoipa::path(get, path = "/health", responses((status = 200, description = "It is.", body = Health)))]
+#[utoipa::path(get, path = "/health", responses((status = 200, description = "The process is running.", body = Health)))]
 async fn health() -> Json<Health> {
     Json(Health { status: "ok" })
 }
@@ -133,9 +133,9 @@ async fn health() -> Json<Health> {
 #[utoipa::path(get, path = "/metrics", responses(
     (status = 200, description = "The metrics.", body = String, content_type = "text/plain")
 ))]
-async fn exposition(State(metrics): State<Registry>) -> Response {
+async fn metrics(State(registry): State<Registry>) -> Response {
     // The metrics of the Kafka clients are in Prometheus' default registry.
-    let families = [metrics.gather(), prometheus::gather()].concat();
+    let families = [registry.gather(), prometheus::gather()].concat();
     match TextEncoder::new().encode_to_string(&families) {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => ApiError::unavailable(error.to_string()).into_response(),

@@ -36,13 +36,13 @@ fn parse_filter(text: &str) -> Result<String, String> {
     let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
     let is_directive = |part: &str| part.contains(['=', '[']) || is_level(part.trim());
     match text.split(',').find(|part| !is_directive(part)) {
-        Some(word) => Err(format!("{word:?} is not a log level; allowed are error, warn, info, debug, trace and off")),
+        Some(word) => Err(format!("{word:?} is not a log level; must be error, warn, info, debug, trace or off")),
         None => EnvFilter::builder().parse(text).map(|_| text.to_owned()).map_err(|error| error.to_string()),
     }
 }
 
-/// Disables openraft's logging, which has every message at level info and every lost one at level error; pulse logs
-/// their consequences itself. A filter that names openraft, or a global level of debug or trace, enables it.
+/// Disables openraft's logging unless `filter` names openraft or has the global level debug or trace. Openraft logs each
+/// Raft message at level info and each lost one at level error; pulse logs the changes that result from them itself.
 fn silence_openraft(filter: &str) -> String {
     let is_default_level = |part: &str| matches!(part.trim().to_ascii_lowercase().as_str(), "error" | "warn" | "info");
     let silence = filter.split(',').any(is_default_level) && !filter.contains("openraft");
@@ -77,6 +77,6 @@ mod tests {
         assert!(parse_filter("info").is_ok());
         assert!(parse_filter("info,backbeat_reverb=debug").is_ok());
         let error = parse_filter("warning").expect_err("not a log level");
-        assert_eq!(error, "\"warning\" is not a log level; allowed are error, warn, info, debug, trace and off");
+        assert_eq!(error, "\"warning\" is not a log level; must be error, warn, info, debug, trace or off");
     }
 }

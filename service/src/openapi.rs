@@ -6,8 +6,8 @@ use axum::routing::get;
 use utoipa::openapi::{Info, License};
 use utoipa_axum::router::OpenApiRouter;
 
-/// Turns described routes into a router that also serves their description at `/api/v1/openapi.json`.
-pub fn described(title: &str, routes: OpenApiRouter) -> Router {
+/// Returns a router that serves `routes`, and their OpenAPI description at `/api/v1/openapi.json`.
+pub fn router_with_openapi(title: &str, routes: OpenApiRouter) -> Router {
     let (served, mut description) = routes.split_for_parts();
     description.info = Info::new(title, env!("CARGO_PKG_VERSION"));
     description.info.license = Some(License::new("Apache-2.0"));

@@ -12,7 +12,7 @@ pub fn exit_code(result: anyhow::Result<ExitCode>) -> ExitCode {
     })
 }
 
-/// Runs a program to completion on a new tokio runtime, and returns its exit code as [`conclude`] does.
+/// Runs a program to completion on a new tokio runtime, and returns its exit code as [`exit_code`] does.
 pub fn block_on(program: impl Future<Output = anyhow::Result<()>>) -> ExitCode {
     let result = Runtime::new().map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(program));
     exit_code(result.map(|()| ExitCode::SUCCESS))

@@ -33,7 +33,7 @@ pub fn ensure(holds: bool, check: &'static str, detail: impl FnOnce() -> String)
 
 /// The result of one seed: its trace, and either its count of outputs (such as beats or reports) or the violated
 /// invariant.
-pub type Run = (String, Result<u64, Violation>);
+pub type SeedResult = (String, Result<u64, Violation>);
 
 /// Runs seeds on all cores, and returns their number and the sum of their counts of outputs. The environment variable
 /// `SEEDS` overrides the `default` number of seeds; `FIRST` is the first seed, 0 by default.
@@ -41,9 +41,9 @@ pub type Run = (String, Result<u64, Violation>);
 /// # Panics
 ///
 /// If a seed violates an invariant; the message has the end of its trace.
-pub fn over_seeds(default: u64, run: impl Fn(u64) -> Run + Sync) -> (u64, u64) {
-    let first = number("FIRST").unwrap_or(0);
-    let seeds = number("SEEDS").unwrap_or(default);
+pub fn run_seeds(default: u64, run: impl Fn(u64) -> SeedResult + Sync) -> (u64, u64) {
+    let first = env_number("FIRST").unwrap_or(0);
+    let seeds = env_number("SEEDS").unwrap_or(default);
     let workers = thread::available_parallelism().map_or(1, usize::from) as u64;
     let work = |worker: u64| {
         let mut sum = 0;
@@ -72,7 +72,7 @@ pub fn over_seeds(default: u64, run: impl Fn(u64) -> Run + Sync) -> (u64, u64) {
 /// # Panics
 ///
 /// If the traces of a seed differ, or are too short to show anything.
-pub fn assert_same_trace(seeds: impl IntoIterator<Item = u64>, run: impl Fn(u64) -> Run) {
+pub fn assert_same_trace(seeds: impl IntoIterator<Item = u64>, run: impl Fn(u64) -> SeedResult) {
     for seed in seeds {
         let (first, second) = (run(seed).0, run(seed).0);
         assert!(first.len() > 10_000, "the trace of seed {seed} is too short");
@@ -81,11 +81,11 @@ pub fn assert_same_trace(seeds: impl IntoIterator<Item = u64>, run: impl Fn(u64)
 }
 
 /// Returns true if `check` reports a violation in at least one of the first `seeds` seeds.
-pub fn is_caught(check: &'static str, seeds: u64, run: impl Fn(u64) -> Run) -> bool {
+pub fn detects_violation(check: &'static str, seeds: u64, run: impl Fn(u64) -> SeedResult) -> bool {
     (0..seeds).filter_map(|seed| run(seed).1.err()).any(|violation| violation.check == check)
 }
 
-fn number(name: &str) -> Option<u64> {
+fn env_number(name: &str) -> Option<u64> {
     let text = std::env::var(name).ok().filter(|text| !text.is_empty())?;
     Some(text.parse().unwrap_or_else(|error| panic!("{name}={text}: {error}")))
 }

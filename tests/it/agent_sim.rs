@@ -54,6 +54,6 @@ fn report_with_a_wrong_count_fails_the_verification() {
     let log = sim.log();
     assert_eq!(code, 1, "{log}");
     let miscounted = format!("claims {} in the report, {} in the log", report.claims, report.claims - 1);
-    assert!(log.contains("DISAGREE") && log.contains(&miscounted) && log.contains("no report"), "{log}");
+    assert!(log.contains("DO NOT MATCH") && log.contains(&miscounted) && log.contains("no report"), "{log}");
     assert!(log.contains(&format!("see backbeat audit --from {0} --to {0}", report.from_beat)), "{log}");
 }

@@ -1,4 +1,4 @@
-//! The operator's command `backbeat`, and the flags of the other programs.
+//! The `backbeat` CLI, and the flags of the other programs.
 
 use std::time::Duration;
 
@@ -10,17 +10,30 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// Runs the `backbeat` CLI to its end and returns its standard output; panics if it fails.
+fn printed(cluster: &Cluster, args: &[&str]) -> String {
+    let output = cluster.backbeat(args);
+    assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+    text(&output.stdout)
+}
+
 const TOPICS: &[&str] = &["topics", "--replication-factor", "1", "--claim-partitions", "4"];
 
 #[test]
-fn topics_are_created_once_and_refused_with_other_settings() {
+fn topics_run_twice_creates_them_once() {
     let cluster = Cluster::without_topics();
     let first = cluster.backbeat(TOPICS);
     assert!(first.status.success(), "{}", text(&first.stderr));
     assert_eq!(text(&first.stdout).matches("created ").count(), 5, "{}", text(&first.stdout));
     let again = cluster.backbeat(TOPICS);
     assert!(again.status.success() && !text(&again.stdout).contains("created "));
+}
 
+#[test]
+fn topics_with_other_settings_are_refused() {
+    let cluster = Cluster::without_topics();
+    let created = cluster.backbeat(TOPICS);
+    assert!(created.status.success(), "{}", text(&created.stderr));
     let more = cluster.backbeat(&["topics", "--claim-partitions", "6"]);
     assert!(!more.status.success());
     let expected = format!("{}statusclaims: number of partitions is 4, must be at least 6", cluster.prefix());
@@ -45,7 +58,7 @@ fn topics_are_created_once_and_refused_with_other_settings() {
 }
 
 #[test]
-fn service_without_topics_logs_it_and_waits_for_them() {
+fn service_without_topics_waits_for_them() {
     let cluster = Cluster::without_topics();
     let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200"]);
     let limit = std::time::Duration::from_mins(1);
@@ -127,18 +140,14 @@ fn invalid_flags_are_refused_with_the_allowed_values() {
     };
     refused("pulse", &["-bpm", "30", "--admin-port", "0"], "--bpm 30 is out of bounds; allowed are 1 to 24 BPM");
     refused("agent-sim", &["--late-rate", "2"], "2 is out of range: must be between 0 and 1");
-    refused("agent-sim", &["--trace", "/nowhere.csv"], "opening the task list /nowhere.csv");
+    refused("agent-sim", &["--trace", "/nowhere.csv"], "cannot open the task list /nowhere.csv");
     refused("backbeat", &["tail", "beats"], "possible values: beatframes, statusclaims, barreports");
 }
 
 #[test]
-fn subcommands_show_examples_and_print_json_on_request() {
+fn help_of_each_subcommand_shows_examples() {
     let cluster = Cluster::without_topics();
-    let printed = |args: &[&str]| {
-        let output = cluster.backbeat(args);
-        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
-        text(&output.stdout)
-    };
+    let printed = |args: &[&str]| printed(&cluster, args);
     let help = printed(&["--help"]);
     let (_, commands) = help.split_once("Commands:\n").expect("the help lists commands");
     let names: Vec<&str> = commands.lines().map_while(|line| line.split_whitespace().next()).collect();
@@ -147,7 +156,12 @@ fn subcommands_show_examples_and_print_json_on_request() {
         let nested: &[&str] = if name == "schemas" { &["schemas", "check", "--help"] } else { &[name, "--help"] };
         assert!(printed(nested).contains("\nExamples:\n"), "{name}");
     }
+}
 
+#[test]
+fn subcommands_with_output_json_print_json() {
+    let cluster = Cluster::without_topics();
+    let printed = |args: &[&str]| printed(&cluster, args);
     let created: Value = serde_json::from_str(&printed(&[TOPICS, &["--output", "json"]].concat())).expect("valid JSON");
     assert!(created["created"].as_array().is_some_and(|names| names.len() == 5) && created["topics"] == 5, "{created}");
     let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200", "--bar", "4"]);
@@ -172,7 +186,7 @@ fn errors_name_the_next_step() {
     };
     let unused = format!("http://127.0.0.1:{}", free_port().expect("a free port"));
     refused(&["sinks", "--connect-url", &unused], 1, "is a Connect worker running there? (--connect-url)");
-    refused(&["sinks", "--connect-url", &unused, "/nowhere.json"], 1, "reading /nowhere.json: No such file");
+    refused(&["sinks", "--connect-url", &unused, "/nowhere.json"], 1, "cannot read /nowhere.json: No such file");
     refused(&["status", "--pulse", &unused], 1, "or give its URLs (--pulse, --reverb)");
     refused(&["top"], 1, "use `backbeat status`");
     let other = ["console", "barreports", "--schema-registry", "http://127.0.0.1:1/"];
@@ -185,13 +199,18 @@ fn errors_name_the_next_step() {
 }
 
 #[test]
-fn completions_and_manual_pages_are_generated() {
+fn completions_for_bash_complete_a_subcommand() {
     let cluster = Cluster::without_topics();
     let script = cluster.dir().join("completions.bash");
     std::fs::write(&script, cluster.backbeat(&["completions", "bash"]).stdout).expect("the file is written");
     let complete = ". \"$0\"; COMP_WORDS=(backbeat au); COMP_CWORD=1; _backbeat backbeat au; echo \"${COMPREPLY[@]}\"";
     let output = std::process::Command::new("bash").args(["-c", complete]).arg(&script).output().expect("bash runs");
     assert_eq!(text(&output.stdout).trim(), "audit", "{}", text(&output.stderr));
+}
+
+#[test]
+fn manual_pages_are_written_for_each_subcommand() {
+    let cluster = Cluster::without_topics();
     let pages = cluster.dir().join("man");
     assert!(cluster.backbeat(&["man", pages.to_str().expect("the path is UTF-8")]).status.success());
     let page = std::fs::read_to_string(pages.join("backbeat-sinks.1")).expect("the page exists");

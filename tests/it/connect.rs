@@ -234,7 +234,7 @@ fn reports_under_faults_become_one_row_each() {
     warehouse.wait_until("a row", || !warehouse.rows("bar_reports").is_empty());
     warehouse.postgres.stop().unwrap_or_else(|error| panic!("{error}"));
     thread::sleep(OUTAGE);
-    warehouse.postgres.start_again().unwrap_or_else(|error| panic!("{error}"));
+    warehouse.postgres.restart().unwrap_or_else(|error| panic!("{error}"));
     let reported = warehouse.cluster.reports().len();
     warehouse.wait_until("rows of reports after the outage", || {
         warehouse.restart_failed_tasks();
@@ -242,7 +242,7 @@ fn reports_under_faults_become_one_row_each() {
     });
     warehouse.connect.kill().unwrap_or_else(|error| panic!("{error}"));
     wait_for_reports(&warehouse.cluster, reported + 5);
-    warehouse.connect.start_again().unwrap_or_else(|error| panic!("{error}"));
+    warehouse.connect.restart().unwrap_or_else(|error| panic!("{error}"));
     drop(sim);
     drop(pulse);
     check_reports(&warehouse.cluster);

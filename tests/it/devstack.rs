@@ -91,7 +91,7 @@ fn pid(Dev(child): &Dev) -> Pid {
 }
 
 #[test]
-fn dev_shows_beats_and_reports_and_stops_everything_on_ctrl_c() {
+fn dev_runs_a_whole_cluster_until_ctrl_c() {
     let dir = TempDir::new().expect("a temporary directory");
     let mut child = dev(dir.path(), "0", &["--agents", "7"]);
     wait_for_complete_report(dir.path());
@@ -108,7 +108,7 @@ fn dev_shows_beats_and_reports_and_stops_everything_on_ctrl_c() {
         .expect("the program runs");
     let printed = String::from_utf8_lossy(&status.stdout).into_owned();
     assert!(status.status.success() && printed.matches("  ready").count() == 5, "{printed}");
-    for part in ["BPM in bars of", "led by pulse-", "beats behind", "  beats ", " agents, ", "pulse_jitter"] {
+    for part in ["BPM in bars of", "led by pulse-", "partitions, lag ", "  beats ", " agents, ", "pulse_jitter"] {
         assert!(printed.contains(part), "no {part:?} in {printed}");
     }
     // `backbeat top` needs a terminal, which `script` provides.
@@ -141,7 +141,7 @@ fn dev_killed_with_sigkill_leaves_no_process() {
 }
 
 #[test]
-fn dev_on_a_taken_port_exits_with_an_error_and_leaves_no_process() {
+fn dev_on_a_taken_port_exits_with_the_reason() {
     let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
     let port = taken.local_addr().expect("an address").port().to_string();
     let dir = TempDir::new().expect("a temporary directory");

@@ -67,7 +67,7 @@ fn cli_reference_is_what_the_programs_print() {
     check_generated("cli.md", &reference);
 }
 
-/// What an exposition says of one metric.
+/// One metric of an exposition.
 #[derive(Default)]
 struct Metric {
     kind: String,

@@ -80,7 +80,7 @@ fn fuzz(service: &Program, rng: &mut ChaCha8Rng) {
 }
 
 #[test]
-fn services_answer_random_requests_and_stay_ready() {
+fn services_under_random_requests_stay_ready() {
     let cluster = Cluster::new(2);
     let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "600", "--max-bpm", "600"]);
     let reverb = cluster.serve("reverb", &["--cluster", "it"]);

@@ -9,7 +9,7 @@ use backbeat_tests::{Cluster, KafkaProxy, Program, stack, wait_until};
 use crate::pipeline::{check_reports, totals};
 
 const LIMIT: Duration = Duration::from_mins(1);
-/// How long metadata lacks its brokers: longer than a client's refresh of it.
+/// The time for which metadata lacks its brokers: longer than a client's refresh of it.
 const WITHOUT_BROKERS: Duration = Duration::from_secs(7);
 
 struct Pipeline {

@@ -1,4 +1,5 @@
-//! Changes of the Raft membership (`/api/v1/members`) while beats are published.
+//! Nodes join pulse's Raft cluster and leave it while beats are published. The HTTP path `/api/v1/members` means nodes;
+//! elsewhere a member is one of reverb's consumer group.
 
 use std::time::Duration;
 

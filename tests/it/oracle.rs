@@ -292,7 +292,7 @@ pub(crate) fn read_raw(
                 });
             }
             Err(KafkaError::PartitionEOF(partition)) => drop(unread.remove(&partition)),
-            Err(error) => panic!("reading {topic}: {error}"),
+            Err(error) => panic!("cannot read {topic}: {error}"),
         }
     }
     records

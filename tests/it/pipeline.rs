@@ -72,7 +72,7 @@ pub(crate) fn reverb(cluster: &Cluster, args: &[&str]) -> Program {
 }
 
 #[test]
-fn recorded_tasks_are_reported_and_replays_give_the_same_bytes() {
+fn recorded_tasks_replayed_give_the_same_report_bytes() {
     let cluster = Cluster::new(12);
     let (tasks, agents, seconds_per_beat) = recorded_tasks();
     let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "6000", "--bar", "8"]);

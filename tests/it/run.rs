@@ -100,7 +100,7 @@ fn run_with_a_spent_budget_ends_the_program_and_its_children() {
 }
 
 #[test]
-fn run_forwards_signals_and_ends_the_program_when_killed() {
+fn run_forwards_signals_to_the_program() {
     let (cluster, _pulse) = cluster();
     let dir = TempDir::new().expect("a temporary directory");
     let ready = dir.path().join("ready");
@@ -109,7 +109,12 @@ fn run_forwards_signals_and_ends_the_program_when_killed() {
     process_in(&ready);
     kill_process(Pid::from_child(&wrapper), Signal::USR1).expect("backbeat runs");
     assert_eq!(wrapper.wait().expect("backbeat ends").code(), Some(7));
+}
 
+#[test]
+fn run_killed_with_sigkill_ends_the_program_and_its_children() {
+    let (cluster, _pulse) = cluster();
+    let dir = TempDir::new().expect("a temporary directory");
     let (own, child) = (dir.path().join("own"), dir.path().join("child"));
     let forks = format!("trap '' TERM; sleep 100 & echo $! >{}; echo $$ >{}; wait", child.display(), own.display());
     let mut wrapper = run(&cluster, "killed", &[], &["sh", "-c", &forks]).spawn().expect("backbeat starts");
@@ -139,7 +144,7 @@ fn run_puts_the_programs_status_into_its_claims() {
 }
 
 #[test]
-fn run_without_kafka_runs_the_program_and_spends_its_budget() {
+fn run_during_a_kafka_outage_supervises_the_program() {
     let dir = TempDir::new().expect("a temporary directory");
     let mut devstack = own_devstack(1, dir.path());
     let cluster = Cluster::on(&devstack, 2);

@@ -24,7 +24,7 @@ pub(crate) fn states_of(claims: &[Value], task: &str) -> Vec<String> {
 }
 
 #[test]
-fn example_agent_keeps_its_budgets_and_claims_once_per_beat() {
+fn example_agent_claims_once_per_beat_within_its_budgets() {
     let cluster = Cluster::new(2);
     let _pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "240", "--max-bpm", "240"]);
     wait_until("a beat", LIMIT, || !cluster.frames().is_empty());
@@ -34,7 +34,7 @@ fn example_agent_keeps_its_budgets_and_claims_once_per_beat() {
     assert!(printed.contains("build: Ok(())"), "{printed}");
     assert!(printed.contains("train: the budget of 3 beats is spent: the work ran for 3 beats"), "{printed}");
     let claims = claims_of(&cluster, "example-agent");
-    assert!(printed.contains(&format!("{} claims reported, 0 lost", claims.len())), "{printed}");
+    assert!(printed.contains(&format!("{} claims acknowledged, 0 failed", claims.len())), "{printed}");
     assert_eq!(states_of(&claims, "build"), ["executing", "done"]);
     assert_eq!(states_of(&claims, "train"), ["executing", "failed"]);
     // One claim per beat, and one at the end.

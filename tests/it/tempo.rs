@@ -84,7 +84,7 @@ fn tempo_limits_hold_for_requests_to_a_follower() {
     });
     assert_eq!(request(&nodes, node, &Method::DELETE, TEMPO, &Value::Null, None).0, 200);
 
-    // The same with the operator's command.
+    // The same with the `backbeat` CLI.
     let url = nodes.node(node).url().expect("the node listens");
     let backbeat = |args: &[&str]| {
         let output = cluster.backbeat(&[&["tempo", "--url", &url], args].concat());
@@ -154,21 +154,21 @@ fn tempo_change_without_a_quorum_is_refused() {
 fn requests_without_the_admin_token_or_the_raft_secret_are_refused() {
     let cluster = Cluster::new(1);
     let (token, secret) = (cluster.dir().join("token"), cluster.dir().join("secret"));
-    std::fs::write(&token, "let-me-in\n").expect("the file is written");
-    std::fs::write(&secret, "among-us\n").expect("the file is written");
+    std::fs::write(&token, "admin-token\n").expect("the file is written");
+    std::fs::write(&secret, "raft-secret\n").expect("the file is written");
     let path = |path: &std::path::Path| path.to_str().expect("the path is UTF-8").to_owned();
     let flags = ["--cluster", "it", "--admin-token-file", &path(&token), "--raft-secret-file", &path(&secret)];
     let nodes = PulseNodes::start(&cluster, 3, &flags);
     wait_until("a beat", LIMIT, || !cluster.frames().is_empty());
     let node = follower(&nodes);
     let body = json!({ "tempo_bpm": 1.1 });
-    for wrong in [None, Some("let-me-out")] {
+    for wrong in [None, Some("wrong-token")] {
         let refused = request(&nodes, node, &Method::POST, TEMPO, &body, wrong);
         assert_eq!(refused.0, 401, "{refused:?}");
         let refused = request(&nodes, node, &Method::DELETE, "/api/v1/members/n0", &Value::Null, wrong);
         assert_eq!(refused.0, 401, "{refused:?}");
     }
-    assert_eq!(request(&nodes, node, &Method::POST, TEMPO, &body, Some("let-me-in")).0, 200);
+    assert_eq!(request(&nodes, node, &Method::POST, TEMPO, &body, Some("admin-token")).0, 200);
 
     let log = nodes.node(node).log();
     let raft = log
@@ -181,7 +181,7 @@ fn requests_without_the_admin_token_or_the_raft_secret_are_refused() {
         let response = request.header("x-backbeat-cluster", cluster).send().expect("the node answers");
         (response.status().as_u16(), response.text().expect("a body"))
     };
-    assert_eq!(post("among-them", "it").0, 401);
-    let (status, body) = post("among-us", "other");
+    assert_eq!(post("wrong-secret", "it").0, 401);
+    let (status, body) = post("raft-secret", "other");
     assert_eq!((status, body.contains("this is cluster \\\"it\\\", not \\\"other\\\"")), (400, true), "{body}");
 }

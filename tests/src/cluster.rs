@@ -150,7 +150,7 @@ impl Cluster {
         command.env("BACKBEAT_DATA_DIR", self.dir.path().join("data"));
     }
 
-    /// Runs the operator's command `backbeat` to its end.
+    /// Runs the `backbeat` CLI to its end.
     pub fn backbeat(&self, args: &[&str]) -> Output {
         self.command("backbeat", args).output().expect("backbeat runs")
     }
@@ -210,8 +210,8 @@ impl Cluster {
         let schema =
             runtime().block_on(self.registry.register::<BarReport>(&subject)).expect("the schema is registered");
         let timeout = Duration::from_secs(10);
-        let mut producer =
-            TransactionalProducer::open(&self.broker, "forger", timeout, timeout).expect("Kafka answers");
+        let mut producer = TransactionalProducer::open(&self.broker, "test-report-publisher", timeout, timeout)
+            .expect("Kafka answers");
         let mut transaction = producer.begin().expect("the transaction begins");
         let (key, value) = (report.window_id.to_string(), wire(schema, report));
         let sent = transaction.send(&topics.name(TopicName::BarReports), &key, &value, report.closed_at.millis());

@@ -47,7 +47,7 @@ struct State {
     blocked: BTreeSet<String>,
     /// Metadata has topics and no brokers, as that of a broker which its controller has fenced.
     without_brokers: bool,
-    /// How many responses to OffsetFetch still say that the broker is not the group's coordinator.
+    /// The number of further `OffsetFetch` responses that say that the broker is not the group's coordinator.
     wrong_coordinator: u32,
 }
 
@@ -89,7 +89,7 @@ impl KafkaProxy {
         self.shared.lock().wrong_coordinator = responses;
     }
 
-    /// Returns how many of them were not asked for yet.
+    /// Returns the number of responses that are still to be refused.
     pub fn offset_fetches_to_refuse(&self) -> u32 {
         self.shared.lock().wrong_coordinator
     }

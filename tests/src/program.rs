@@ -50,8 +50,8 @@ impl Program {
     /// [`Self::port_file`].
     pub(crate) fn start(name: &str, command: &Command, log: &Path) -> Self {
         let port_file = Self::port_file(log);
-        let process =
-            Supervised::spawn(command, log, STOP_TIMEOUT).unwrap_or_else(|error| panic!("starting {name}: {error}"));
+        let process = Supervised::spawn(command, log, STOP_TIMEOUT)
+            .unwrap_or_else(|error| panic!("cannot start {name}: {error}"));
         Self { process, port_file }
     }
 

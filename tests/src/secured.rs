@@ -67,7 +67,7 @@ group.initial.rebalance.delay.ms=0
         let process = Supervised::spawn(&kafka, &dir.join("broker.log"), STOP_TIMEOUT).expect("the broker starts");
         let (client_address, admin_address) = (format!("127.0.0.1:{clients}"), format!("127.0.0.1:{admin}"));
         wait_until("a broker that answers", LIMIT, || {
-            backbeat_broker::cluster_id(&admin_address, Duration::from_secs(2)).is_some()
+            backbeat_broker::kafka_cluster_id(&admin_address, Duration::from_secs(2)).is_some()
         });
         Self { dir: dir.to_owned(), client_address, admin_address, _process: process }
     }

@@ -9,7 +9,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::{Json, Router};
 use backbeat_schemas::{BeatIndex, Tempo};
-use backbeat_service::{ApiError, ErrorBody, base_routes, described};
+use backbeat_service::{ApiError, ErrorBody, base_routes, router_with_openapi};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -54,7 +54,10 @@ pub(crate) fn routes(metrics: &Metrics, api: Api, write_authorization: WriteAuth
         .routes(routes!(remove_node))
         .layer(from_fn_with_state(Arc::new(write_authorization), authorize));
     let reads = OpenApiRouter::new().routes(routes!(ready)).routes(routes!(get_status));
-    described("BACKBEAT pulse", base_routes(metrics.registry.clone()).merge(writes).merge(reads).with_state(api))
+    router_with_openapi(
+        "BACKBEAT pulse",
+        base_routes(metrics.registry.clone()).merge(writes).merge(reads).with_state(api),
+    )
 }
 
 async fn authorize(

@@ -8,14 +8,14 @@ mod kafka;
 mod raft;
 mod world;
 
-use backbeat_simulation::{Run, assert_same_trace, is_caught, over_seeds};
+use backbeat_simulation::{SeedResult, assert_same_trace, detects_violation, run_seeds};
 use world::{Sabotage, World};
 
 /// The number of seeds that `make test` runs.
 const SEEDS: u64 = 400;
 
 /// Runs a seed to its end.
-fn run(seed: u64, sabotage: Option<Sabotage>) -> Run {
+fn run(seed: u64, sabotage: Option<Sabotage>) -> SeedResult {
     let mut world = World::new(seed, sabotage);
     let outcome = world.run();
     (world.into_trace(), outcome)
@@ -23,7 +23,7 @@ fn run(seed: u64, sabotage: Option<Sabotage>) -> Run {
 
 #[test]
 fn beats_under_faults_keep_the_invariants() {
-    let (seeds, beats) = over_seeds(SEEDS, |seed| run(seed, None));
+    let (seeds, beats) = run_seeds(SEEDS, |seed| run(seed, None));
     assert!(beats > 20 * seeds, "{beats} beats in {seeds} seeds are too few to test the invariants");
 }
 
@@ -35,7 +35,7 @@ fn trace_of_the_same_seed_is_the_same() {
 /// Each invariant, violated on purpose, is reported by its check.
 #[test]
 fn sabotage_of_an_invariant_is_caught_by_its_check() {
-    let caught = |sabotage: &Sabotage| is_caught(sabotage.caught_by(), 20, |seed| run(seed, Some(*sabotage)));
+    let caught = |sabotage: &Sabotage| detects_violation(sabotage.caught_by(), 20, |seed| run(seed, Some(*sabotage)));
     let missed: Vec<Sabotage> = Sabotage::ALL.into_iter().filter(|sabotage| !caught(sabotage)).collect();
     assert!(missed.is_empty(), "not caught by the check of the invariant: {missed:?}");
 }

@@ -4,7 +4,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::{Json, Router};
 use backbeat_schemas::{BeatIndex, WindowId};
-use backbeat_service::{ApiError, ErrorBody, base_routes, described};
+use backbeat_service::{ApiError, ErrorBody, base_routes, router_with_openapi};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
@@ -22,7 +22,7 @@ pub(crate) fn routes(metrics: &Metrics, status: SharedStatus) -> Router {
         .routes(routes!(windows))
         .routes(routes!(window))
         .with_state(status);
-    described("BACKBEAT reverb", base_routes(metrics.registry.clone()).merge(own))
+    router_with_openapi("BACKBEAT reverb", base_routes(metrics.registry.clone()).merge(own))
 }
 
 /// The body of `/ready`.

@@ -9,14 +9,14 @@ mod merger;
 mod model;
 mod world;
 
-use backbeat_simulation::{Run, assert_same_trace, is_caught, over_seeds};
+use backbeat_simulation::{SeedResult, assert_same_trace, detects_violation, run_seeds};
 use world::{Sabotage, World};
 
 /// The number of seeds in `make test`.
 const SEEDS: u64 = 300;
 
 /// Runs the simulation of one seed.
-fn run(seed: u64, sabotage: Option<Sabotage>) -> Run {
+fn run(seed: u64, sabotage: Option<Sabotage>) -> SeedResult {
     let mut world = World::new(seed, sabotage);
     let outcome = world.run();
     (world.into_trace(), outcome)
@@ -24,7 +24,7 @@ fn run(seed: u64, sabotage: Option<Sabotage>) -> Run {
 
 #[test]
 fn group_under_faults_publishes_one_correct_report_per_window() {
-    let (seeds, reports) = over_seeds(SEEDS, |seed| run(seed, None));
+    let (seeds, reports) = run_seeds(SEEDS, |seed| run(seed, None));
     assert!(reports > 20 * seeds, "{reports} reports in {seeds} seeds are too few to prove anything");
 }
 
@@ -36,7 +36,7 @@ fn same_seed_run_twice_gives_the_same_trace() {
 /// Breaks each invariant on purpose: the check of the invariant must fail.
 #[test]
 fn each_invariant_broken_on_purpose_fails_its_check() {
-    let caught = |sabotage: &Sabotage| is_caught(sabotage.caught_by(), 40, |seed| run(seed, Some(*sabotage)));
+    let caught = |sabotage: &Sabotage| detects_violation(sabotage.caught_by(), 40, |seed| run(seed, Some(*sabotage)));
     let missed: Vec<Sabotage> = Sabotage::ALL.into_iter().filter(|sabotage| !caught(sabotage)).collect();
     assert!(missed.is_empty(), "not caught by its check: {missed:?}");
 }

@@ -102,11 +102,11 @@ fn at_full_speed(table: &mut Table) {
     }
 }
 
-/// The claims per second of the SDK's reporter, and the encoded size of one claim.
+/// The claims per second of the SDK's claim sender, and the encoded size of one claim.
 fn through_sdk(cluster: &Cluster) -> (f64, u64) {
     let frame = cluster.frames().pop().expect("there are frames");
     let connection = Connection::new(cluster.kafka(), "bench").expect("the settings are valid");
-    let mut reporter = runtime().block_on(connection.reporter()).expect("a reporter");
+    let mut claim_sender = runtime().block_on(connection.claim_sender()).expect("a claim sender");
     let status = |claim: u64| {
         let agent = format!("agent-{:05}", claim % 20_000);
         let notes = "Executing, 3 of 9 beats of work".to_owned();
@@ -117,16 +117,16 @@ fn through_sdk(cluster: &Cluster) -> (f64, u64) {
             ..Status::new(&agent, &format!("{agent}-task-3"), State::Executing)
         }
     };
-    let claim = reporter.claim(&frame, status(0));
-    let bytes = reporter.encode(&claim).len() as u64;
+    let claim = claim_sender.build_claim(&frame, status(0));
+    let bytes = claim_sender.encode(&claim).len() as u64;
     let began = Instant::now();
     for claim in 0..CLAIMS {
-        while reporter.report(&frame, status(claim)).is_err() {
+        while claim_sender.send_claim(&frame, status(claim)).is_err() {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
-    reporter.flush(LIMIT).expect("Kafka acknowledges the claims");
-    assert_eq!(reporter.deliveries().acknowledged(), CLAIMS);
+    claim_sender.flush(LIMIT).expect("Kafka acknowledges the claims");
+    assert_eq!(claim_sender.deliveries().acknowledged(), CLAIMS);
     (CLAIMS as f64 / began.elapsed().as_secs_f64(), bytes)
 }
 

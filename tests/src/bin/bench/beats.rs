@@ -9,7 +9,7 @@ use backbeat_broker::TopicName;
 use backbeat_schemas::BeatFrame;
 use backbeat_tests::{Cluster, PulseNodes, wait_until};
 
-use crate::claims::ClaimSource;
+use crate::claim_source::ClaimSource;
 use crate::table::{Row, Table, now_ms, percentile};
 
 const LIMIT: Duration = Duration::from_mins(1);

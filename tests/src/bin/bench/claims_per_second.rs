@@ -11,7 +11,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::claims::ClaimSource;
+use crate::claim_source::ClaimSource;
 use crate::process::cpu_seconds;
 use crate::table::{Row, Table, median};
 
@@ -109,7 +109,7 @@ fn count_only(cluster: &Cluster) -> Pass {
                 counted += 1;
             }
             Err(KafkaError::PartitionEOF(partition)) => drop(unread.remove(&partition)),
-            Err(error) => panic!("reading claims: {error}"),
+            Err(error) => panic!("cannot read claims: {error}"),
         }
     }
     assert_eq!(counted, CLAIMS);
@@ -126,14 +126,17 @@ fn through_reverb(cluster: &Cluster) -> Pass {
         (processed > 0).then(|| (processed, Instant::now(), cpu_seconds(reverb.pid())))
     });
     wait_until("all claims", LIMIT, || processed() >= CLAIMS);
-    let share = (CLAIMS - before) as f64 / CLAIMS as f64;
+    let measured_fraction = (CLAIMS - before) as f64 / CLAIMS as f64;
     let Pass { claims_per_second, cpu_per_million } = pass(began.elapsed(), cpu_seconds(reverb.pid()) - cpu);
     wait_until("all reports", LIMIT, || {
         let reports = cluster.reports();
         reports.iter().map(|entry| entry.record.claims + entry.record.late_claims).sum::<i64>() == CLAIMS as i64
     });
     // Claims that were processed before the stopwatch started do not count.
-    Pass { claims_per_second: claims_per_second * share, cpu_per_million: cpu_per_million / share }
+    Pass {
+        claims_per_second: claims_per_second * measured_fraction,
+        cpu_per_million: cpu_per_million / measured_fraction,
+    }
 }
 
 fn pass(took: Duration, cpu: f64) -> Pass {

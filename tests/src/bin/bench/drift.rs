@@ -58,11 +58,11 @@ pub(crate) fn run(table: &mut Table) {
 fn simulated_hour(frame: BeatFrame) -> f64 {
     let tempo_bpm = Tempo::try_from(22.0).expect("a valid tempo");
     let mut clock = BeatClock::new(Duration::ZERO);
-    clock.heard(BeatFrame { tempo_bpm, ..frame }, Duration::ZERO);
+    clock.on_frame(BeatFrame { tempo_bpm, ..frame }, Duration::ZERO);
     let first = clock.overdue_at();
     let mut periods = 0;
     while clock.overdue_at() < HOUR {
-        periods += clock.overdue(clock.overdue_at()).map_or(0, |beat| beat.periods);
+        periods += clock.on_timer(clock.overdue_at()).map_or(0, |beat| beat.periods);
     }
     let took = clock.overdue_at().as_secs_f64() - first.as_secs_f64();
     ((took / (f64::from(periods) * 60.0 / 22.0) - 1.0) * 1e6).abs()

@@ -5,7 +5,7 @@
 
 mod agents;
 mod beats;
-mod claims;
+mod claim_source;
 mod claims_per_second;
 mod drift;
 mod memory;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use backbeat_tests::{Cluster, wait_until};
 
-use crate::claims::ClaimSource;
+use crate::claim_source::ClaimSource;
 use crate::process::peak_mib;
 use crate::table::{Row, Table};
 

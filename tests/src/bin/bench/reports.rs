@@ -10,7 +10,7 @@ use backbeat_broker::{Deliveries, Outgoing, Sender, TopicName, TransactionalProd
 use backbeat_schemas::{BarPartial, BarReport, BeatFrame, BeatIndex, Done, PartialBody, Verdict, WindowId, wire};
 use backbeat_tests::{Cluster, wait_until};
 
-use crate::claims::ClaimSource;
+use crate::claim_source::ClaimSource;
 use crate::table::{Row, Table, median, now_ms, percentile};
 
 const LIMIT: Duration = Duration::from_mins(1);

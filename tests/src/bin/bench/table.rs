@@ -68,7 +68,7 @@ impl Table {
         let mut figures: Map<String, Value> = previous.unwrap_or_default();
         figures.extend(self.rows.iter().map(figure));
         let text = serde_json::to_string_pretty(&figures).expect("figures are JSON");
-        std::fs::write(&path, text + "\n").unwrap_or_else(|error| panic!("writing {}: {error}", path.display()));
+        std::fs::write(&path, text + "\n").unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
         println!("\nwritten to target/bench.json");
     }
 }

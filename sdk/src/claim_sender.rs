@@ -7,7 +7,7 @@ use backbeat_broker::{Deliveries, Outgoing, QueueFull, Sender};
 use backbeat_schemas::{BeatFrame, Help, HlcClock, SecretRotation, State, StatusClaim, Timestamp, wire};
 use rdkafka::error::KafkaError;
 
-/// The status of a task, as an agent reports it in a claim.
+/// The status of a task, as an agent states it in a claim.
 ///
 /// Kafka accepts a claim that exceeds the limits below, but it counts as invalid in the report.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,8 +49,8 @@ impl Status {
 /// A sender of claims, for agents that make each claim themselves. Use [`Tasks`](crate::Tasks) unless you need that.
 ///
 /// Sending never blocks: claims go into a local queue, from which they are delivered in the background. The delivery of
-/// each is retried for 5 minutes; [`Reporter::deliveries`] counts the outcomes.
-pub struct Reporter {
+/// each is retried for 5 minutes; [`ClaimSender::deliveries`] counts the outcomes.
+pub struct ClaimSender {
     sender: Sender,
     topic: String,
     schema_id: u32,
@@ -58,23 +58,23 @@ pub struct Reporter {
     deliveries: Arc<Deliveries>,
 }
 
-impl Reporter {
+impl ClaimSender {
     pub(crate) fn new(sender: Sender, topic: String, schema_id: u32) -> Self {
-        // A random node part suffices: it only breaks ties between readings of different clocks.
+        // A random node part suffices: it only breaks ties between HLC timestamps of different clocks.
         Self { sender, topic, schema_id, clock: HlcClock::new(rand::random()), deliveries: Arc::default() }
     }
 
-    /// Sends a claim of `status` for the beat of `frame`. The claim's hybrid logical clock reading is later than the
-    /// frame's.
+    /// Sends a claim of `status` for the beat of `frame`. The claim's HLC timestamp (of a hybrid logical clock) is later
+    /// than the frame's.
     ///
     /// Fails with [`QueueFull`] if the local queue is full; then the claim is not sent.
-    pub fn report(&mut self, frame: &BeatFrame, status: Status) -> Result<(), QueueFull> {
-        let claim = self.claim(frame, status);
-        self.send(Some(claim.agent_id.as_bytes()), &self.encode(&claim))
+    pub fn send_claim(&mut self, frame: &BeatFrame, status: Status) -> Result<(), QueueFull> {
+        let claim = self.build_claim(frame, status);
+        self.send_record(Some(claim.agent_id.as_bytes()), &self.encode(&claim))
     }
 
-    /// Makes a claim of `status` for the beat of `frame`, without sending it.
-    pub fn claim(&mut self, frame: &BeatFrame, status: Status) -> StatusClaim {
+    /// Builds a claim of `status` for the beat of `frame`, without sending it.
+    pub fn build_claim(&mut self, frame: &BeatFrame, status: Status) -> StatusClaim {
         self.clock.observe(frame.hlc);
         let hlc = self.clock.tick(Timestamp::from_millis(chrono::Utc::now().timestamp_millis()));
         let Status { agent_id, task_id, state, beats_left, progress, notes, help, secret_rotation } = status;
@@ -102,7 +102,7 @@ impl Reporter {
     /// Sends a record of any key and value to `statusclaims`, for simulations of agents that send invalid claims.
     ///
     /// Fails with [`QueueFull`] if the local queue is full; then the record is not sent.
-    pub fn send(&self, key: Option<&[u8]>, value: &[u8]) -> Result<(), QueueFull> {
+    pub fn send_record(&self, key: Option<&[u8]>, value: &[u8]) -> Result<(), QueueFull> {
         self.sender.send(Outgoing { topic: &self.topic, key, value, headers: &[] }, &self.deliveries)
     }
 
