@@ -198,18 +198,23 @@ broke,Failed,150,160,150
 waited,Pending,300,400,
 ";
 
-    #[test]
-    fn pods_claim_their_states_from_creation_to_deletion() {
-        let mut trace = Trace::read(LIST.as_bytes(), 100).expect("the list is valid");
+    /// The task and state of each claim, by beat, until the trace is finished.
+    fn claims(mut trace: Trace) -> Vec<Vec<(String, State)>> {
         let mut claims = Vec::new();
         while !trace.is_finished() {
-            claims.push(
-                trace.claims_for_next_beat().map(|plan| (plan.status.task_id, plan.status.state)).collect::<Vec<_>>(),
-            );
+            claims.push(trace.claims_for_next_beat().map(|plan| (plan.status.task_id, plan.status.state)).collect());
         }
-        let claim = |task: &str, state| (task.to_owned(), state);
+        claims
+    }
+
+    fn claim(task: &str, state: State) -> (String, State) {
+        (task.to_owned(), state)
+    }
+
+    #[test]
+    fn pods_claim_their_states_from_creation_to_deletion() {
         assert_eq!(
-            claims,
+            claims(Trace::read(LIST.as_bytes(), 100).expect("the list is valid")),
             [
                 vec![claim("broke", State::Failed), claim("ran", State::Planning)],
                 vec![claim("ran", State::Executing)],
@@ -225,16 +230,8 @@ waited,Pending,300,400,
 2023-11-16 18:17:03.9799600,4808,10
 2023-11-16 18:17:04.0319600,3180,60
 ";
-        let mut trace = Trace::read(list.as_bytes(), 1).expect("the list is valid");
-        let mut claims = Vec::new();
-        while !trace.is_finished() {
-            claims.push(
-                trace.claims_for_next_beat().map(|plan| (plan.status.task_id, plan.status.state)).collect::<Vec<_>>(),
-            );
-        }
-        let claim = |task: &str, state| (task.to_owned(), state);
         assert_eq!(
-            claims,
+            claims(Trace::read(list.as_bytes(), 1).expect("the list is valid")),
             [
                 vec![claim("request-00001", State::Executing)],
                 vec![claim("request-00001", State::Done), claim("request-00002", State::Executing)],

@@ -135,16 +135,16 @@ impl Broker {
         config
     }
 
-    /// Returns the settings of a member of reverb's consumer group, which reads `statusclaims`.
-    pub fn group_member(&self, protocol: GroupProtocol) -> ClientConfig {
+    /// Returns the settings of a member of reverb's consumer group, which reads `statusclaims`. With the classic protocol a
+    /// dead member is detected within `session_timeout`.
+    pub fn group_member(&self, protocol: GroupProtocol, session_timeout: Duration) -> ClientConfig {
         let mut config = self.reader_settings();
         config.set("group.id", self.topics.group());
         config.set("enable.auto.offset.store", "false");
         match protocol {
             GroupProtocol::Classic => {
                 config.set("partition.assignment.strategy", "cooperative-sticky");
-                // A dead member is detected within 6 s, the minimum that Kafka allows by default.
-                config.set("session.timeout.ms", "6000");
+                config.set("session.timeout.ms", session_timeout.as_millis().to_string());
                 // Members learn of a rebalance from the response to a heartbeat, and a rebalance takes two rounds.
                 config.set("heartbeat.interval.ms", "1000");
             }

@@ -45,9 +45,17 @@ pub fn log_client_error(error: &KafkaError, reason: &str) {
     }
 }
 
+/// Returns librdkafka's code of an error, also of an error of a transaction.
+pub(crate) fn error_code(error: &KafkaError) -> Option<RDKafkaErrorCode> {
+    match error {
+        KafkaError::Transaction(error) => Some(error.code()),
+        other => other.rdkafka_error_code(),
+    }
+}
+
 /// Counts an error that the caller logs.
 pub(crate) fn count_client_error(error: &KafkaError) {
-    let code = error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Unknown);
+    let code = error_code(error).unwrap_or(RDKafkaErrorCode::Unknown);
     if let Some(errors) = &*ERRORS {
         errors.with_label_values(&[&format!("{code:?}")]).inc();
     }

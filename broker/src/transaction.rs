@@ -9,7 +9,8 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
 
-use crate::Broker;
+use crate::client_log::{count_client_error, error_code};
+use crate::{Broker, log_client_error};
 
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
@@ -40,10 +41,8 @@ impl TransactionError {
     /// Classifies `error` and the fatal error of `client`: a producer that is fenced while it has records in flight
     /// reports them as purged, and only its fatal error has the cause.
     fn new(error: KafkaError, client: Option<&Client<DeliveryFailures>>) -> Self {
-        let code = match &error {
-            KafkaError::Transaction(error) => Some(error.code()),
-            other => other.rdkafka_error_code(),
-        };
+        let code = error_code(&error);
+        count_client_error(&error);
         let fatal = client.and_then(Client::fatal_error).map(|(code, _)| code);
         // The code decides, whether or not librdkafka marks the error as fatal or abortable.
         let fenced = [code, fatal].into_iter().flatten().any(|code| {
@@ -62,7 +61,11 @@ struct DeliveryFailures {
     first: Arc<Mutex<Option<KafkaError>>>,
 }
 
-impl ClientContext for DeliveryFailures {}
+impl ClientContext for DeliveryFailures {
+    fn error(&self, error: KafkaError, reason: &str) {
+        log_client_error(&error, reason);
+    }
+}
 
 impl ProducerContext for DeliveryFailures {
     type DeliveryOpaque = ();

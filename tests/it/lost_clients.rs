@@ -1,5 +1,4 @@
-//! Kafka clients that lose all their brokers for ever, while other clients of the same broker work (librdkafka's issue
-//! 5301): each is replaced, and everything goes on.
+//! Kafka clients that stop working while other clients of the same broker work: each is replaced, and reports continue.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -39,12 +38,12 @@ impl Pipeline {
         let args = through(&["--agents", "20"]);
         let sim = cluster.start("agent-sim", &args.iter().map(String::as_str).collect::<Vec<_>>());
         let pipeline = Self { cluster, proxy, pulse, reverb, sim };
-        pipeline.wait_until_it_goes_on("the start");
+        pipeline.wait_until_reports_continue("the start");
         pipeline
     }
 
     /// Waits for two more whole reports, which need beats, claims, partials and the merge.
-    fn wait_until_it_goes_on(&self, after: &str) -> Duration {
+    fn wait_until_reports_continue(&self, after: &str) -> Duration {
         let whole = || self.cluster.reports().iter().filter(|entry| entry.record.claims > 20).count();
         let (before, begun) = (whole(), Instant::now());
         let deadline = begun + LIMIT;
@@ -81,7 +80,7 @@ fn each_lost_client_is_replaced_and_reports_go_on() {
     let lost: BTreeSet<String> = pipeline.proxy.clients();
     for client in &lost {
         pipeline.proxy.block(client);
-        let after = pipeline.wait_until_it_goes_on(client);
+        let after = pipeline.wait_until_reports_continue(client);
         eprintln!("{client}: reports again after {after:?}");
     }
     let successors: Vec<String> = pipeline.proxy.clients().difference(&lost).cloned().collect();
@@ -97,7 +96,7 @@ fn metadata_without_brokers_leaves_no_client_lost() {
         pipeline.proxy.set_without_brokers(true);
         std::thread::sleep(WITHOUT_BROKERS);
         pipeline.proxy.set_without_brokers(false);
-        let after = pipeline.wait_until_it_goes_on(&format!("round {round}"));
+        let after = pipeline.wait_until_reports_continue(&format!("round {round}"));
         eprintln!("round {round}: reports again after {after:?}, {} clients replaced so far", pipeline.replaced());
     }
     pipeline.check();
@@ -109,5 +108,18 @@ fn metadata_without_brokers_leaves_no_client_lost() {
 fn offset_fetches_refused_by_a_wrong_coordinator_do_not_stop_a_member() {
     let pipeline = Pipeline::start(4);
     assert_eq!(pipeline.proxy.offset_fetches_to_refuse(), 0, "the fault was caused");
+    pipeline.check();
+}
+
+/// A consumer that is answered, but not its fetches, as one that does not send them any more.
+#[test]
+fn member_whose_fetches_are_not_answered_is_replaced() {
+    let pipeline = Pipeline::start(0);
+    let members = pipeline.proxy.group_members();
+    assert_eq!(members.len(), 1, "{members:?}");
+    members.iter().for_each(|member| pipeline.proxy.hold_fetches(member));
+    let after = pipeline.wait_until_reports_continue("fetches without responses");
+    eprintln!("reports again after {after:?}");
+    assert_eq!(pipeline.proxy.group_members().len(), 2, "another member has taken its place");
     pipeline.check();
 }

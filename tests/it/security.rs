@@ -24,6 +24,11 @@ fn add_minimal_acls(kafka: &SecuredKafka, prefix: &str) {
     allow("pulse", &["Describe"], "--topic", &["statusclaims"]);
     allow("pulse", &["Read"], "--group", &["readers"]);
     allow("pulse", &["Write"], "--transactional-id", &["pulse"]);
+    // Pulse's ACLs without the transactional id.
+    allow("intruder", &["Read"], "--topic", &["beatframes", "barreports"]);
+    allow("intruder", &["Write"], "--topic", &["beatframes"]);
+    allow("intruder", &["Describe"], "--topic", &["statusclaims"]);
+    allow("intruder", &["Read"], "--group", &["readers"]);
     allow("reverb", &["Read"], "--topic", &["beatframes", "statusclaims", "barpartials", "barreports"]);
     allow("reverb", &["Write"], "--topic", &["barpartials", "barreports", "statusclaims.dlq"]);
     allow("reverb", &["Read"], "--group", &["reverb", "readers"]);
@@ -36,7 +41,7 @@ fn add_minimal_acls(kafka: &SecuredKafka, prefix: &str) {
 #[test]
 fn programs_with_minimal_acls_work_over_tls_and_sasl() {
     let dir = TempDir::new().expect("a temporary directory");
-    let kafka = SecuredKafka::start(dir.path(), &["topics", "pulse", "reverb", "agent"]);
+    let kafka = SecuredKafka::start(dir.path(), &["topics", "pulse", "intruder", "reverb", "agent"]);
     let cluster = Cluster::at(kafka.admin_address().to_owned(), stack().schema_registry());
     add_minimal_acls(&kafka, cluster.prefix());
     let flags = |user: &str| {
@@ -81,6 +86,16 @@ fn programs_with_minimal_acls_work_over_tls_and_sasl() {
         let arguments = fs::read_to_string(format!("/proc/{}/cmdline", program.pid())).expect("the program runs");
         assert!(!arguments.contains("-secret"));
     }
+
+    // A pulse that may not use the transactional id counts what the alert BackbeatKafkaRefuses looks at.
+    let args = with("intruder", &[&tempo[..], &["--node", "other"]].concat());
+    let intruder = cluster.serve("pulse", &args.iter().map(String::as_str).collect::<Vec<_>>());
+    wait_until("the refusal of the transactional id to be counted", LIMIT, || {
+        let (_, metrics) = intruder.get("/metrics").unwrap_or_default();
+        let series = "backbeat_kafka_client_errors_total{error=\"TransactionalIdAuthorizationFailed\"} ";
+        metrics.lines().any(|line| line.strip_prefix(series).is_some_and(|count| count != "0"))
+    });
+    drop(intruder);
 
     // The ACLs of an agent do not allow it to read reports.
     let as_agent = run("backbeat", with("agent", &["tail", "barreports"]));

@@ -43,8 +43,12 @@ struct Shared {
 struct State {
     /// The client ids seen so far.
     clients: BTreeSet<String>,
+    /// The client ids that have joined a consumer group.
+    members: BTreeSet<String>,
     /// Clients whose every connection is cut.
     blocked: BTreeSet<String>,
+    /// Clients that get no response to a fetch.
+    without_fetches: BTreeSet<String>,
     /// Metadata has topics and no brokers, as that of a broker which its controller has fenced.
     without_brokers: bool,
     /// The number of further `OffsetFetch` responses that say that the broker is not the group's coordinator.
@@ -55,6 +59,7 @@ struct State {
 struct Request {
     api: i16,
     version: i16,
+    client: String,
 }
 
 impl KafkaProxy {
@@ -76,6 +81,16 @@ impl KafkaProxy {
     /// Returns the ids of all clients that have connected so far.
     pub fn clients(&self) -> BTreeSet<String> {
         self.shared.lock().clients.clone()
+    }
+
+    /// Returns the ids of the clients that have joined a consumer group.
+    pub fn group_members(&self) -> BTreeSet<String> {
+        self.shared.lock().members.clone()
+    }
+
+    /// Holds back the response to every fetch of the client with this id.
+    pub fn hold_fetches(&self, client: &str) {
+        self.shared.lock().without_fetches.insert(client.to_owned());
     }
 
     /// Cuts every connection of the client with this id, for ever: it is as lost as one that never connects again.
@@ -159,6 +174,10 @@ impl Shared {
         takes
     }
 
+    fn is_held(&self, request: &Request) -> bool {
+        request.api == ApiKey::Fetch as i16 && self.lock().without_fetches.contains(&request.client)
+    }
+
     fn host(&self) -> StrBytes {
         StrBytes::from_string(self.address.ip().to_string())
     }
@@ -230,8 +249,11 @@ async fn forward_requests(
         if !shared.admit(&client) {
             return Ok(());
         }
-        *lock(name) = Some(client);
-        lock(requests).insert(correlation, Request { api, version });
+        if api == ApiKey::JoinGroup as i16 {
+            shared.lock().members.insert(client.clone());
+        }
+        *lock(name) = Some(client.clone());
+        lock(requests).insert(correlation, Request { api, version, client });
         write_frame(&mut to, &frame).await?;
     }
 }
@@ -247,6 +269,7 @@ async fn forward_responses(
         let correlation = frame.clone().get_i32();
         let request = lock(requests).remove(&correlation);
         let frame = match request {
+            Some(request) if shared.is_held(&request) => continue,
             Some(request) => shared.rewrite(&request, frame),
             None => frame,
         };

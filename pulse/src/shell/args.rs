@@ -256,12 +256,18 @@ impl Args {
 fn peer(text: &str) -> Result<(NodeName, String), String> {
     let (node, address) = text.split_once('=').ok_or_else(|| format!("{text:?} is not name=host:port"))?;
     let node = node.parse().map_err(|error| format!("{error}"))?;
-    match address.rsplit_once(':') {
-        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0) => {
-            Ok((node, address.to_owned()))
-        }
-        _ => Err(format!("{address:?} is not host:port")),
+    if is_host_and_port(address) {
+        Ok((node, address.to_owned()))
+    } else {
+        Err(format!("{address:?} is not host:port"))
     }
+}
+
+/// Returns true if `address` is host:port, with a port that can be connected to.
+pub(crate) fn is_host_and_port(address: &str) -> bool {
+    address
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
 }
 
 #[cfg(test)]

@@ -12,10 +12,11 @@ use backbeat_schemas::{BeatIndex, Tempo};
 use backbeat_service::{ApiError, ErrorBody, base_routes, router_with_openapi};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::{IntoResponses, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::args::is_host_and_port;
 use super::boundary_sampler::BoundarySampler;
 use super::control::{AdminCommand, AdminResponse, Control, TempoChange};
 use super::metrics::Metrics;
@@ -129,6 +130,21 @@ async fn get_status(State(api): State<Api>) -> Json<StatusBody> {
     Json(api.status.snapshot().body(nodes))
 }
 
+/// The error responses of every write request.
+#[derive(IntoResponses)]
+#[expect(dead_code, reason = "it describes responses that are made elsewhere")]
+enum WriteErrors {
+    /// The token is missing or wrong.
+    #[response(status = 401)]
+    Unauthorized(ErrorBody),
+    /// Write requests are disabled, or the request came from a web page.
+    #[response(status = 403)]
+    Forbidden(ErrorBody),
+    /// No leader, no quorum, or shutting down; the change may still be committed: check /api/v1/status.
+    #[response(status = 503)]
+    Unavailable(ErrorBody),
+}
+
 /// The response to a change of tempo or bar length that Raft has committed.
 #[derive(ToSchema)]
 #[expect(dead_code, reason = "it describes the JSON that the leader answers with")]
@@ -150,10 +166,8 @@ struct Nodes {
 #[utoipa::path(post, path = "/api/v1/tempo", request_body = TempoChange, responses(
     (status = 200, description = "Committed.", body = CommittedPlan),
     (status = 400, description = "The body is invalid, or the change is out of bounds or more than 10 %.", body = ErrorBody),
-    (status = 401, description = "The token is missing or wrong.", body = ErrorBody),
-    (status = 403, description = "Write requests are disabled, or the request came from a web page.", body = ErrorBody),
     (status = 409, description = "Another change is pending.", body = ErrorBody),
-    (status = 503, description = "No leader, no quorum, or shutting down; the change may still be committed: check /api/v1/status.", body = ErrorBody),
+    WriteErrors,
 ))]
 async fn change_tempo(State(api): State<Api>, body: Bytes) -> Result<AdminResponse, ApiError> {
     let change = parse(
@@ -166,10 +180,8 @@ async fn change_tempo(State(api): State<Api>, body: Bytes) -> Result<AdminRespon
 /// Cancels the pending change.
 #[utoipa::path(delete, path = "/api/v1/tempo", responses(
     (status = 200, description = "Cancelled.", body = CommittedPlan),
-    (status = 401, description = "The token is missing or wrong.", body = ErrorBody),
-    (status = 403, description = "Write requests are disabled, or the request came from a web page.", body = ErrorBody),
     (status = 409, description = "No change is pending.", body = ErrorBody),
-    (status = 503, description = "No leader, no quorum, or shutting down; the change may still be committed: check /api/v1/status.", body = ErrorBody),
+    WriteErrors,
 ))]
 async fn cancel_change(State(api): State<Api>) -> Result<AdminResponse, ApiError> {
     api.execute(AdminCommand::CancelChange).await
@@ -191,14 +203,12 @@ struct NewNode {
 #[utoipa::path(post, path = "/api/v1/members", request_body = NewNode, responses(
     (status = 200, description = "Added.", body = Nodes),
     (status = 400, description = "The body is invalid, or the node did not replicate the log in time.", body = ErrorBody),
-    (status = 401, description = "The token is missing or wrong.", body = ErrorBody),
-    (status = 403, description = "Write requests are disabled, or the request came from a web page.", body = ErrorBody),
     (status = 409, description = "The node is already in the cluster.", body = ErrorBody),
-    (status = 503, description = "No leader, no quorum, or shutting down; the change may still be committed: check /api/v1/status.", body = ErrorBody),
+    WriteErrors,
 ))]
 async fn add_node(State(api): State<Api>, body: Bytes) -> Result<AdminResponse, ApiError> {
     let NewNode { node, address } = parse(&body, r#"{"node": "pulse-4", "address": "host:port"}"#)?;
-    if address.rsplit_once(':').is_none_or(|(host, port)| host.is_empty() || port.parse::<u16>().is_err()) {
+    if !is_host_and_port(&address) {
         return Err(ApiError::bad_request(format!("address {address:?} is not host:port")));
     }
     api.execute(AdminCommand::AddNode { node: node_name(&node)?, address }).await
@@ -210,10 +220,8 @@ async fn add_node(State(api): State<Api>, body: Bytes) -> Result<AdminResponse, 
     responses(
         (status = 200, description = "Removed.", body = Nodes),
         (status = 400, description = "That is not a node name.", body = ErrorBody),
-        (status = 401, description = "The token is missing or wrong.", body = ErrorBody),
-        (status = 403, description = "Write requests are disabled, or the request came from a web page.", body = ErrorBody),
         (status = 409, description = "The node is not in the cluster, or is its only one.", body = ErrorBody),
-        (status = 503, description = "No leader, no quorum, or shutting down; the change may still be committed: check /api/v1/status.", body = ErrorBody),
+        WriteErrors,
     ))]
 async fn remove_node(State(api): State<Api>, Path(node): Path<String>) -> Result<AdminResponse, ApiError> {
     api.execute(AdminCommand::RemoveNode { node: node_name(&node)? }).await

@@ -10,6 +10,7 @@ mod partition;
 mod partition_aggregator;
 mod report;
 mod slos;
+mod stall;
 mod start_position;
 mod tally;
 #[cfg(test)]
@@ -25,6 +26,7 @@ pub use partition::{Outbound, Partition, RESEND_AFTER};
 pub use partition_aggregator::{ClosedWindow, Output, PartitionAggregator};
 pub use report::bar_report;
 pub use slos::{Slo, Slos};
+pub use stall::{STALLED_AFTER, StallDetector};
 pub use start_position::CommittedOffset;
 pub use tally::{Counts, Tally};
 

@@ -27,6 +27,11 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = GroupProtocol::Classic)]
     pub group_protocol: GroupProtocol,
 
+    /// Seconds after which the group takes a silent member for dead, with the classic protocol. The broker sets the
+    /// limits: by default at least 6 (`group.min.session.timeout.ms`).
+    #[arg(long, value_name = "SECONDS", default_value_t = 6, value_parser = clap::value_parser!(u64).range(3..=1800))]
+    pub session_timeout: u64,
+
     /// Port of the HTTP server; 0 picks a free one.
     #[arg(long, env = "BACKBEAT_ADMIN_PORT", default_value_t = 8082)]
     pub admin_port: u16,

@@ -22,7 +22,7 @@ use super::owned_partition::{OwnedPartition, PartialProducer};
 use super::start_positions::StartPositions;
 use super::status::{OpenWindow, PartitionStatus, ShareStatus, SharedStatus};
 use super::timeouts::QUERY_TIMEOUT;
-use crate::core::{CommittedOffset, Partition, PartitionAggregator};
+use crate::core::{CommittedOffset, Partition, PartitionAggregator, STALLED_AFTER, StallDetector};
 
 /// Records polled before the loop's other work gets a turn.
 const BATCH: usize = 2_000;
@@ -63,6 +63,7 @@ pub(crate) struct Member {
     pub(crate) start_positions: StartPositions,
     /// By partition, the offset whose commit was requested last and has not failed.
     pub(crate) commit_requested: BTreeMap<i32, CommittedOffset>,
+    pub(crate) stalls: StallDetector,
     /// The newest frame that was checked and measured.
     pub(crate) checked: Option<BeatIndex>,
     /// The merge's partition was just assigned, so the merge must start.
@@ -101,10 +102,12 @@ pub(crate) enum MemberEnd {
     Shutdown,
     /// The member's consumer has lost all its brokers: another member takes its place, in this process.
     Lost,
+    /// The member's consumer has stopped to fetch a partition although Kafka answers: another member takes its place.
+    Stalled,
 }
 
 impl Member {
-    /// Runs until `shutdown`, until its consumer is lost, or until an error that retrying cannot solve, such as an
+    /// Runs until `shutdown`, until its consumer is lost or stalled, or until an error that retrying cannot solve, such as an
     /// inconsistent log. Blocks.
     pub(crate) fn run(mut self, shutdown: &Shutdown) -> anyhow::Result<MemberEnd> {
         let outcome = self.work(shutdown);
@@ -168,6 +171,9 @@ impl Member {
             self.supervise_merge()?;
             if now >= commit_at {
                 self.retry_and_commit()?;
+                if self.is_stalled() {
+                    return Ok(MemberEnd::Stalled);
+                }
                 commit_at = now + COMMIT_INTERVAL;
             }
             if now >= status_at {
@@ -222,6 +228,7 @@ impl Member {
                     for partition in &revoked {
                         self.partitions.remove(partition);
                         self.start_positions.remove(*partition);
+                        self.stalls.remove(*partition);
                         self.commit_requested.remove(partition);
                     }
                 }
@@ -417,6 +424,29 @@ impl Member {
             self.table.drop_before(oldest);
         }
         Ok(())
+    }
+
+    /// Returns true if a partition does not advance although there are records to read and Kafka answers.
+    fn is_stalled(&mut self) -> bool {
+        let newest = self.table.frames().last();
+        let now = self.producer.started_at.elapsed();
+        for partition in self.partitions.values() {
+            let Some(core) = &partition.core else { continue };
+            let boundary = newest.map(|frame| frame.boundary(partition.id)).filter(|_| !partition.paused);
+            let next_offset = core.aggregator().next_offset();
+            if self.stalls.observe(partition.id, next_offset, boundary, now)
+                && self.consumer.fetch_watermarks(&self.topic, partition.id, SEEK_TIMEOUT).is_ok()
+            {
+                tracing::warn!(
+                    partition = partition.id,
+                    next_offset,
+                    boundary,
+                    "a partition was not fetched for {STALLED_AFTER:?}, although kafka answers"
+                );
+                return true;
+            }
+        }
+        false
     }
 
     fn publish_status(&mut self) {

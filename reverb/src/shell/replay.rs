@@ -126,7 +126,7 @@ pub fn execute_replay(broker: &Broker, plan: &ReplayPlan) -> anyhow::Result<()> 
 
 /// Creates a consumer with the group's id that never joins the group.
 fn group_consumer(broker: &Broker) -> KafkaResult<GroupConsumer> {
-    broker.group_member(GroupProtocol::Classic).create_with_context(Group::default())
+    broker.group_member(GroupProtocol::Classic, QUERY_TIMEOUT).create_with_context(Group::default())
 }
 
 /// Returns `frame` if it is a downbeat, otherwise the next downbeat.

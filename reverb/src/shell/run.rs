@@ -1,10 +1,12 @@
 //! Creates the parts, runs the member and the HTTP server, and joins them.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use backbeat_broker::{Broker, ClientWatch, LogReader, Registry, SchemaCache, Sender, TopicName, wait_for_topics};
+use backbeat_broker::{
+    Broker, ClientWatch, GroupProtocol, LogReader, Registry, SchemaCache, Sender, TopicName, wait_for_topics,
+};
 use backbeat_schemas::{BarPartial, BarReport, BeatFrame};
 use backbeat_service::{Shutdown, serve};
 use rdkafka::consumer::Consumer;
@@ -29,6 +31,11 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
     let stop_serving = shutdown.child_token();
     let server = tokio::spawn(serve(listener, http::routes(&metrics, status.clone()), stop_serving.clone()));
 
+    if args.group_protocol == GroupProtocol::Consumer {
+        tracing::warn!(
+            "the broker sets the session timeout (group.consumer.session.timeout.ms, 45 s by default); reports wait so long for a dead member"
+        );
+    }
     let broker = Broker::new(&args.kafka, &name)?;
     let registry = Registry::new(&args.kafka)?;
     let prepared = tokio::select! {
@@ -59,7 +66,10 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
                     // Partials name their member and are counted by it, so another one needs a name of its own.
                     name = member_name(&args);
                     status.update(|member| member.name.clone_from(&name));
-                    tracing::warn!(name, "the member's kafka client was lost: another member takes its place");
+                    tracing::warn!(
+                        name,
+                        "the member's kafka client was lost or stalled: another member takes its place"
+                    );
                 }
             };
             tokio::task::spawn_blocking(work).await.context("the member's thread panicked")?
@@ -94,7 +104,7 @@ fn member(
     metrics: &Arc<Metrics>,
     status: &SharedStatus,
 ) -> anyhow::Result<Member> {
-    let mut settings = broker.group_member(args.group_protocol);
+    let mut settings = broker.group_member(args.group_protocol, Duration::from_secs(args.session_timeout));
     // Statistics matter only if control records end a partition, so they may be a second old.
     settings.set("statistics.interval.ms", "1000");
     let consumer: GroupConsumer = settings.create_with_context(Group::default())?;
@@ -126,6 +136,7 @@ fn member(
         partitions: Default::default(),
         start_positions: Default::default(),
         commit_requested: Default::default(),
+        stalls: Default::default(),
         checked: None,
         merge_due: false,
         recheck_fenced_merge_at: None,

@@ -1,0 +1,65 @@
+//! Detects partitions whose aggregators do not advance although there is something to read.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A partition that has not advanced for this long is stalled. Kafka answers a fetch within half a second.
+pub const STALLED_AFTER: Duration = Duration::from_secs(20);
+
+/// The progress of the partitions of one member.
+///
+/// librdkafka can drop a resume, or stop to fetch a partition (its issues 2190 and 5591): the partition then never
+/// advances, and no error says so.
+#[derive(Debug, Default)]
+pub struct StallDetector {
+    /// By partition, the next offset and the time at which it became that.
+    progress: BTreeMap<i32, (i64, Duration)>,
+}
+
+impl StallDetector {
+    /// Records that the aggregator of `partition` has come to `next_offset` at `now`, and must come to `boundary`; `None`
+    /// if it waits for something other than records. Returns true if it is stalled.
+    pub fn observe(&mut self, partition: i32, next_offset: i64, boundary: Option<i64>, now: Duration) -> bool {
+        let (offset, since) = self.progress.entry(partition).or_insert((next_offset, now));
+        let must_advance = boundary.is_some_and(|boundary| next_offset < boundary);
+        if *offset != next_offset || !must_advance {
+            (*offset, *since) = (next_offset, now);
+        }
+        now.saturating_sub(*since) >= STALLED_AFTER
+    }
+
+    /// Forgets a partition that was revoked.
+    pub fn remove(&mut self, partition: i32) {
+        self.progress.remove(&partition);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn partition_below_the_boundary_without_progress_is_stalled() {
+        let mut detector = StallDetector::default();
+        assert!(!detector.observe(0, 10, Some(20), seconds(0)));
+        assert!(!detector.observe(0, 10, Some(30), seconds(19)));
+        assert!(detector.observe(0, 10, Some(30), seconds(20)));
+    }
+
+    #[test]
+    fn progress_and_waiting_for_something_else_start_the_time_anew() {
+        let mut detector = StallDetector::default();
+        detector.observe(0, 10, Some(20), seconds(0));
+        assert!(!detector.observe(0, 11, Some(20), seconds(20)), "it advanced");
+        assert!(!detector.observe(0, 11, None, seconds(39)), "the registry is waited for");
+        assert!(!detector.observe(0, 11, Some(20), seconds(58)));
+        assert!(!detector.observe(0, 20, Some(20), seconds(59)), "the boundary is reached");
+        assert!(!detector.observe(0, 20, Some(20), seconds(99)));
+        assert!(!detector.observe(0, 20, Some(21), seconds(100)));
+        assert!(detector.observe(0, 20, Some(21), seconds(120)));
+    }
+}
