@@ -23,7 +23,7 @@ pub struct Args {
     #[arg(long, default_value = "agent-")]
     pub agent_prefix: String,
 
-    /// Stop after this many beats; 0 runs until stopped, or until the trace ends.
+    /// Stop after this many beats; 0 runs until stopped, or until the task list ends.
     #[arg(long, default_value_t = 0)]
     pub beats: u64,
 
@@ -49,7 +49,7 @@ pub struct Args {
     #[arg(long, default_value = "steady")]
     pub shape: Shape,
 
-    /// Replay a recorded task list instead, with one agent per task: a CSV file of pods (columns name,
+    /// A recorded task list to replay instead, with one agent per task: a CSV file of pods (columns name,
     /// `pod_phase`, `creation_time`, `scheduled_time` and `deletion_time`, in seconds) or of LLM requests (columns
     /// TIMESTAMP and `GeneratedTokens`; a request lasts as long as its tokens take at 20 per second).
     #[arg(long, value_name = "FILE")]

@@ -14,11 +14,11 @@ pub struct ClaimPlan {
 /// The way in which a claim is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Delivery {
-    /// Valid, on its own beat.
+    /// A valid claim, sent on its own beat.
     OnTime,
-    /// Valid, one bar plus the grace late, so that it counts as late.
+    /// A valid claim, sent one bar plus the grace after its beat, so that it counts as late.
     Late,
-    /// Made invalid on purpose, on its own beat.
+    /// A claim made invalid on purpose, sent on its own beat.
     Malformed(Malformation),
 }
 

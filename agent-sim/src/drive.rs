@@ -20,7 +20,8 @@ const QUEUE_FULL_BACKOFF: Duration = Duration::from_millis(5);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(30);
 const PROGRESS_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Runs until `shutdown`, `--beats` or the end of the trace; then verifies the run if asked to, and prints the summary.
+/// Runs until `shutdown`, `--beats` or the end of the task list; then verifies the run if asked to, and prints the
+/// summary.
 #[allow(clippy::print_stdout, reason = "the summary is the program's output")]
 pub async fn run(args: Args, shutdown: Shutdown) -> anyhow::Result<()> {
     let agents = Agents::new(&args)?;

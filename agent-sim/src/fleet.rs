@@ -19,13 +19,13 @@ const ROTATION_PROBABILITY: f64 = 0.05;
 /// Rates at which tasks and claims go wrong, each from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rates {
-    /// Tasks and secret rotations that fail.
+    /// The fraction of tasks and secret rotations that fail.
     pub failure: f64,
-    /// Claims that are not sent.
+    /// The fraction of claims that are not sent.
     pub silence: f64,
-    /// Claims that are sent one bar plus the grace late.
+    /// The fraction of claims that are sent one bar plus the grace late.
     pub late: f64,
-    /// Claims that are made invalid on purpose.
+    /// The fraction of claims that are made invalid on purpose.
     pub malformed: f64,
 }
 

@@ -91,7 +91,7 @@ pub(crate) enum Mismatch {
     },
     /// A report differs from the log.
     Report { window_id: WindowId, from_beat: i64, field: &'static str, reported: i64, in_the_log: i64 },
-    /// There is no report.
+    /// A report is missing.
     NoReport { window_id: WindowId, from_beat: i64 },
 }
 

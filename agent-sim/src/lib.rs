@@ -1,5 +1,5 @@
-//! Simulated agents: `fleet` and `trace` decide what is claimed, without I/O; `drive` sends it; with `--verify`,
-//! `verify` reads the log and the reports back, and `ledger` compares them with what was sent.
+//! Simulated agents: `fleet` and `trace` plan the claims, without I/O; `drive` sends them; with `--verify`, `verify`
+//! reads the log and the reports back, and `ledger` compares them with the sent claims.
 
 mod agents;
 mod args;

@@ -7,7 +7,7 @@ use std::str::FromStr;
 pub enum Shape {
     /// All agents, from the first beat on.
     Steady,
-    /// From a few agents to all of them, in equal steps.
+    /// A growing number of agents, from a few to all of them in equal steps.
     Ramp {
         /// The number of beats until all agents are active, at least 1.
         beats: u32,

@@ -13,7 +13,7 @@ const MAX_SHOWN: usize = 20;
 /// The format of the summary.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Output {
-    /// For people.
+    /// Text for people.
     Text,
     /// One JSON object.
     Json,

@@ -18,21 +18,21 @@ pub struct Trace {
     beat: u64,
 }
 
-/// A task, its times in beats since the start of the trace.
+/// A task, with its times in beats since the start of the task list.
 #[derive(Debug, Clone)]
 struct Task {
     name: String,
     created: u64,
     scheduled: Option<u64>,
     ended: u64,
-    /// `None` if the task never ran: it waited until it was deleted.
+    /// The state at the task's end; `None` if the task never ran: it waited until it was deleted.
     outcome: Option<State>,
 }
 
 /// The tokens that a request generates per second. The duration of a request is not recorded and derived from this.
 const TOKENS_PER_SECOND: u64 = 20;
 
-/// A row of a list of pods (Alibaba's cluster-trace-gpu-v2023), in seconds from the start of the trace.
+/// A row of a list of pods (Alibaba's cluster-trace-gpu-v2023), in seconds from the start of the task list.
 #[derive(Debug, Deserialize)]
 struct Pod {
     name: String,
@@ -55,7 +55,7 @@ struct Request {
 /// A task list that cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum TraceError {
-    /// Neither of the two kinds of CSV file.
+    /// A file that is neither of the two kinds of CSV.
     #[error(
         "the task list is not CSV with the columns name, pod_phase, creation_time, scheduled_time and deletion_time, \
          or TIMESTAMP and GeneratedTokens: {0}"
@@ -110,7 +110,7 @@ impl Trace {
         Ok(Self { pending, active: Vec::new(), beat: 0 })
     }
 
-    /// Returns true if every task has claimed its end.
+    /// Returns true if the last claim of every task was returned.
     pub fn is_finished(&self) -> bool {
         self.pending.is_empty() && self.active.iter().all(|task| task.ended < self.beat)
     }
@@ -198,7 +198,7 @@ broke,Failed,150,160,150
 waited,Pending,300,400,
 ";
 
-    /// The task and state of each claim, by beat, until the trace is finished.
+    /// The task and state of each claim, by beat, until the task list ends.
     fn claims(mut trace: Trace) -> Vec<Vec<(String, State)>> {
         let mut claims = Vec::new();
         while !trace.is_finished() {

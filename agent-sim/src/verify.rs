@@ -75,7 +75,7 @@ pub(crate) fn verify(
     }
 }
 
-/// Fetches the end offset of each partition of `statusclaims`.
+/// Fetches the last stable offset of each partition of `statusclaims`.
 fn claim_ends(broker: &Broker) -> anyhow::Result<Vec<i64>> {
     let claims = ClaimEnds::new(broker)?;
     let by_leader = claims.partitions_by_leader(QUERY_TIMEOUT)?;
@@ -85,7 +85,7 @@ fn claim_ends(broker: &Broker) -> anyhow::Result<Vec<i64>> {
             ends[partition as usize] = Some(end);
         }
     }
-    ends.into_iter().collect::<Option<_>>().context("cannot fetch the end offsets of statusclaims")
+    ends.into_iter().collect::<Option<_>>().context("cannot fetch the last stable offsets of statusclaims")
 }
 
 /// Reads the frames from the bar before that of the beat `first`, whose claims may still arrive within its grace, to

@@ -215,7 +215,7 @@ fn reverb_line(member: &ProgramStatus) -> String {
         return format!("  {:<18} {:<16} {}", "?", "", url_and_readiness(member));
     };
     let partitions = status["partitions"].as_array().map_or(0, Vec::len);
-    let role = if status["merging"] == true { "merger" } else { "" };
+    let role = if status["merging"] == true { "merge" } else { "" };
     let lag_claims = status["lag_records"].as_i64().map_or_else(|| "?".to_owned(), |claims| claims.to_string());
     let open = &status["oldest_open_window"];
     let open = if open.is_null() {

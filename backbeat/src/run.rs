@@ -113,9 +113,9 @@ async fn supervise(args: &Args) -> anyhow::Result<ExitCode> {
 /// The way in which the program ended.
 #[derive(Debug, Clone, Copy)]
 enum Outcome {
-    /// It exited, or was ended by a signal that `backbeat run` did not send for its budget.
+    /// The program exited, or was ended by a signal that `backbeat run` did not send for its budget.
     Ended(ExitStatus),
-    /// It was stopped because its beat budget was spent.
+    /// The program was stopped because its beat budget was spent.
     BudgetSpent { budget: u32 },
 }
 
@@ -276,7 +276,7 @@ sleep 1
 kill -KILL "-$group" 2>/dev/null
 exit 0"#;
         let mut shell = Command::new("sh");
-        // In a process group of its own: a signal that kills our group must not kill the guard.
+        // In a process group of its own: a signal that kills this process's group must not kill the guard.
         std::os::unix::process::CommandExt::process_group(&mut shell, 0);
         shell.args(["-c", SCRIPT]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut shell = shell.spawn()?;

@@ -223,7 +223,7 @@ mod tests {
     fn read_properties_with_a_malformed_line_names_it() {
         let path = std::env::temp_dir().join(format!("backbeat-properties-{}", std::process::id()));
         fs::write(&path, "# TLS\nsecurity.protocol = SSL\n\nssl.ca.location=/ca.pem\n").expect("the file is written");
-        let read = read_properties(&path).expect("well formed");
+        let read = read_properties(&path).expect("the file is well formed");
         assert_eq!(read, [("security.protocol".into(), "SSL".into()), ("ssl.ca.location".into(), "/ca.pem".into())]);
         fs::write(&path, "a=b\nnonsense\n").expect("the file is written");
         let error = read_properties(&path).expect_err("line 2 is malformed").to_string();

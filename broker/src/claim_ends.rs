@@ -1,4 +1,4 @@
-//! The end offsets of `statusclaims`' partitions, from which a boundary is sampled.
+//! The last stable offsets of `statusclaims`' partitions, from which a boundary is sampled.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,7 @@ use crate::{Broker, Reader, TopicName};
 
 /// A client that fetches the last stable offsets of `statusclaims`. All its calls block.
 pub struct ClaimEnds {
-    /// Locked only to get the reader, not during a query: several threads query at the same time.
+    /// The reader. Locked only to get it, not during a query: several threads query at the same time.
     reader: Mutex<WatchedReader>,
     topic: String,
 }
@@ -54,13 +54,19 @@ impl ClaimEnds {
                     (Offset::Offset(offset), Ok(())) => Some((found.partition(), offset)),
                     (offset, error) => {
                         let partition = found.partition();
-                        tracing::warn!(partition, ?offset, ?error, "cannot fetch the end offset of a partition");
+                        tracing::warn!(
+                            partition,
+                            ?offset,
+                            ?error,
+                            "cannot fetch the last stable offset of a partition"
+                        );
                         None
                     }
                 })
                 .collect(),
             Err(error) => {
-                tracing::warn!(%error, topic = self.topic, ?partitions, "cannot fetch the end offsets of partitions");
+                let topic = &self.topic;
+                tracing::warn!(%error, topic, ?partitions, "cannot fetch the last stable offsets of partitions");
                 Vec::new()
             }
         }

@@ -1,10 +1,10 @@
-//! Detects Kafka clients that have lost all their brokers for ever, so that their owners replace them.
+//! Detects Kafka clients that have permanently lost all their brokers, so that their owners replace them.
 //!
-//! librdkafka (2.12 to 2.15 at least: its issue 5301) stops connecting to any broker if a metadata response without brokers
-//! reaches it at an unlucky moment; a broker that hung for longer than its session sends one. Such a client reports
-//! errors or nothing at all until its process ends, while other clients of the same brokers work. So every long-lived client
-//! is probed once a second with a query for the end of a partition. A client whose probes fail for [`LOST_AFTER`], while
-//! those of a new client with the same settings succeed, is lost. If Kafka itself is unavailable, both fail.
+//! librdkafka (2.12 to 2.15 at least: its issue 5301) may stop connecting to any broker after a metadata response
+//! without brokers, which a broker that hung for longer than its session sends. Such a client reports errors or nothing
+//! at all until its process ends, while other clients of the same brokers work. So every long-lived client is probed
+//! once a second with a query for the end of a partition. A client whose probes fail for [`LOST_AFTER`], while those of
+//! a new client with the same settings succeed, is lost. If Kafka itself is unavailable, both fail.
 
 use std::collections::VecDeque;
 use std::ops::Deref;

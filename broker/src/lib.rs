@@ -24,7 +24,7 @@ pub use kafka_args::KafkaArgs;
 pub use log_reader::{Entry, LogReader, ReadError};
 pub use registry::{FetchError, Registry, RegistryError, SubjectStatus, without_credentials};
 pub use schema_cache::{Lookup, SchemaCache};
-pub use sender::{Deliveries, Outgoing, QueueFull, Sender};
+pub use sender::{Deliveries, ProducerRecord, QueueFull, Sender};
 pub use topic_reader::{ReadFrom, TopicEvent, TopicReader, TopicRecord};
 pub use topics::{TopicError, TopicName, Topics, ensure_topic, ensure_topics, wait_for_topics};
 pub use transaction::{Transaction, TransactionError, TransactionalProducer};

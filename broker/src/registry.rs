@@ -53,7 +53,7 @@ pub enum RegistryError {
     },
     /// The registry rejected the schema.
     #[error("the schema registry at {url} rejects the schema of {subject}: {reason}")]
-    Refused {
+    Rejected {
         /// The registry's URL, without credentials.
         url: String,
         /// The subject.
@@ -129,7 +129,7 @@ impl Registry {
         match post_schema(&self.settings, subject.to_owned(), schema).await {
             Ok(registered) => Ok(registered.id),
             Err(error) => Err(match registry_code(&error) {
-                Some(409 | 422 | 40_901 | 42_201..=42_299) => RegistryError::Refused {
+                Some(409 | 422 | 40_901 | 42_201..=42_299) => RegistryError::Rejected {
                     url: self.display_url.clone(),
                     subject: subject.to_owned(),
                     reason: error.to_string(),

@@ -23,7 +23,7 @@ const SIGNIFICANT_DIGITS: u8 = 2;
 const PURGE_TIMEOUT: Duration = Duration::from_secs(2);
 const PURGE_POLL: Duration = Duration::from_millis(5);
 /// The interval at which a flush checks whether the client was replaced.
-const FLUSH_TURN: Duration = Duration::from_millis(500);
+const FLUSH_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The delivery counts of a group of records.
 #[derive(Debug, Default)]
@@ -50,9 +50,9 @@ impl Deliveries {
     }
 }
 
-/// A record to send.
+/// A record for the idempotent producer.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Outgoing<'a> {
+pub struct ProducerRecord<'a> {
     /// The topic's full name.
     pub topic: &'a str,
     /// The key.
@@ -81,7 +81,7 @@ type Producer = ThreadedProducer<DeliveryContext>;
 
 struct Shared {
     settings: Settings,
-    /// Written only while the client is replaced.
+    /// The current client. Locked for writing only while the client is replaced.
     producer: RwLock<Arc<Producer>>,
     latency: Arc<Mutex<Histogram<u64>>>,
 }
@@ -248,7 +248,7 @@ impl Sender {
 
     /// Queues `record`, and counts its outcome in `deliveries`. A record that can never be sent, such as one that is
     /// too large, counts as failed at once.
-    pub fn send(&self, record: Outgoing<'_>, deliveries: &Arc<Deliveries>) -> Result<(), QueueFull> {
+    pub fn send(&self, record: ProducerRecord<'_>, deliveries: &Arc<Deliveries>) -> Result<(), QueueFull> {
         // Locked only while the client is replaced.
         let Ok(producer) = self.shared.producer.try_read() else { return Err(QueueFull) };
         let in_flight = Box::new(InFlight { sent_at: Instant::now(), deliveries: Arc::clone(deliveries) });
@@ -295,9 +295,9 @@ impl Sender {
         let deadline = Instant::now() + timeout;
         loop {
             let producer = self.producer();
-            // In turns, since the client may be replaced meanwhile.
-            let turn = FLUSH_TURN.min(deadline.saturating_duration_since(Instant::now()));
-            match producer.flush(turn) {
+            // In several calls, since the client may be replaced meanwhile.
+            let limit = FLUSH_CHECK_INTERVAL.min(deadline.saturating_duration_since(Instant::now()));
+            match producer.flush(limit) {
                 Ok(()) if Arc::ptr_eq(&producer, &self.producer()) => return Ok(()),
                 Err(error) if Instant::now() >= deadline => return Err(error),
                 _ => {}

@@ -22,7 +22,7 @@ const SCHEMA_POLL: Duration = Duration::from_millis(10);
 pub enum ReadFrom {
     /// The log start offset of each partition.
     Beginning,
-    /// This many offsets before the end of each partition.
+    /// The given number of offsets before the end of each partition.
     Last(i64),
     /// The given offsets, by partition; the log start offset for partitions without one, and for offsets below it.
     Offsets(Vec<i64>),

@@ -33,7 +33,7 @@ pub enum TopicName {
     StatusClaims,
     /// Reports, written by the merge.
     BarReports,
-    /// Reverb's internal records: partials, which carry shares of windows, and dones of finished windows.
+    /// Reverb's internal records: partials, which carry shares of windows, and done records of finished windows.
     BarPartials,
     /// Invalid records of `statusclaims`, written by reverb.
     DeadLetters,

@@ -64,7 +64,7 @@ pub struct Options {
     pub registry_port: u16,
     /// A directory for Kafka's data and all logs; files of an earlier stack are removed.
     pub dir: PathBuf,
-    /// Enables all JIT tiers of the JVM: it starts slower and runs faster, for benchmarks.
+    /// True to enable all JIT tiers of the JVM, which then starts slower and runs faster, for benchmarks.
     pub throughput: bool,
 }
 

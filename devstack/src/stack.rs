@@ -10,9 +10,9 @@ const REGISTRY: &str = "SCHEMA_REGISTRY_URL";
 /// A Kafka and a schema registry.
 #[derive(Debug)]
 pub enum Stack {
-    /// Started on this machine.
+    /// A stack that was started on this machine.
     Local(Box<Devstack>),
-    /// Named by `KAFKA_BOOTSTRAP_SERVERS` and `SCHEMA_REGISTRY_URL`; never started or stopped here.
+    /// An external stack, named by `KAFKA_BOOTSTRAP_SERVERS` and `SCHEMA_REGISTRY_URL`; never started or stopped here.
     External {
         /// The addresses of the brokers, `host:port,...`.
         bootstrap_servers: String,

@@ -6,7 +6,7 @@
 //!   clock ───┘         (core::Metronome)           └──▶ shell::BoundarySampler ◀── last stable offsets of statusclaims
 //! ```
 //!
-//! The core decides, and the shell executes its commands: see `ARCHITECTURE.md`.
+//! The core turns events into commands, and the shell executes them: see `ARCHITECTURE.md`.
 
 pub mod core;
 pub mod shell;

@@ -7,8 +7,8 @@
 //!                                                         └──▶ core::CommitTracker ──▶ committed offsets
 //! ```
 //!
-//! The core decides, the shell does: see `ARCHITECTURE.md`. The terms are defined in `docs/design.md`, sections
-//! "The idea" and "Reverb".
+//! The core computes, and the shell reads and writes: see `ARCHITECTURE.md`. The terms are defined in `docs/design.md`,
+//! sections "The idea" and "Reverb".
 
 pub mod core;
 pub mod shell;

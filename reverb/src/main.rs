@@ -1,4 +1,4 @@
-//! The reverb program. `reverb --help` lists its flags.
+//! The reverb program; `reverb --help` lists its flags.
 
 use std::process::ExitCode;
 
@@ -8,8 +8,8 @@ use clap::Parser;
 fn main() -> ExitCode {
     let args = Args::parse_from(backbeat_service::command_line());
     args.log.init();
-    if let Some(answer) = args.http.check(args.admin_port) {
-        return answer;
+    if let Some(exit_code) = args.http.check(args.admin_port) {
+        return exit_code;
     }
     backbeat_service::block_on(async {
         let listener = args.http.listen(args.admin_port).await?;

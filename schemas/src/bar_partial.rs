@@ -1,12 +1,12 @@
-//! Reverb's internal records: a partial, which carries one partition's share of a window, or a done, which says that a
-//! window is finished.
+//! Reverb's internal records: a partial, which carries one partition's share of a window, or a done record, which marks
+//! a window as finished.
 
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{Record, RecordSchema, record_schema};
 use crate::{BeatIndex, WindowId};
 
-/// A record of `barpartials`: a partial or a done, never both.
+/// A record of `barpartials`: a partial or a done record, never both.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BarPartial {
     /// The id of the window; also the record's key.
@@ -20,9 +20,9 @@ pub struct BarPartial {
 /// The content of a record of `barpartials`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum PartialBody {
-    /// A partial: it carries one partition's share of the window.
+    /// The content of a partial: one partition's share of the window.
     Partial(Partial),
-    /// A done: the window is finished.
+    /// The content of a done record: the window is finished.
     Done(Done),
 }
 
@@ -114,7 +114,7 @@ pub struct Partial {
     pub unknown_schema_claims: i64,
 }
 
-/// A done: the content of the record that says that a window is finished.
+/// The content of a done record, which marks a window as finished.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Done {
     /// The outcome of the window.
@@ -127,7 +127,7 @@ pub struct Done {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
-    /// There was no report, and one was written.
+    /// The window had no report, and one was written.
     Written,
     /// The last report differed, and a new one was written.
     Rewritten,

@@ -56,7 +56,7 @@ pub struct BeatFrame {
     /// True if the leader published this frame without a Raft quorum.
     #[serde(default)]
     pub degraded: bool,
-    /// The boundary: for every partition of `statusclaims`, its end offset just before this beat.
+    /// The boundary: for every partition of `statusclaims`, its last stable offset just before this beat.
     #[serde(default)]
     pub claim_offsets: Vec<i64>,
 }
@@ -66,7 +66,7 @@ fn default_bar_length() -> u16 {
 }
 
 impl BeatFrame {
-    /// Returns the boundary of `partition`: the end of its claims just before this beat. It is 0 for a partition that
+    /// Returns the boundary of `partition`: its last stable offset just before this beat. It is 0 for a partition that
     /// the frame does not list, since partitions added later had no claims at this beat.
     pub fn boundary(&self, partition: i32) -> i64 {
         usize::try_from(partition).ok().and_then(|p| self.claim_offsets.get(p)).copied().unwrap_or(0)

@@ -2,11 +2,11 @@
 //! claims.
 //!
 //! - [`BeatFrame`]: one beat of a cluster, written by pulse. Its `claim_offsets` are the *boundary*: for every
-//!   partition of `statusclaims`, its end just before that beat.
+//!   partition of `statusclaims`, its last stable offset just before that beat.
 //! - [`StatusClaim`]: an agent's status of one task on one beat (a *claim*).
 //! - [`BarReport`]: the report of one *window*, which is the claims' offset range of one bar.
-//! - [`BarPartial`]: internal to reverb: a partial, which carries one partition's *share* of a window, or a done, which
-//!   says that a window is finished.
+//! - [`BarPartial`]: internal to reverb: a partial, which carries one partition's *share* of a window, or a done
+//!   record, which marks a window as finished.
 //!
 //! This crate depends neither on Kafka nor on an async runtime. The `.avsc` files in its folder are registered with
 //! the schema registry; the Rust types mirror them field by field.

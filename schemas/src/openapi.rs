@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn record_has_the_avro_schemas_fields_and_docs() {
-        let report = serde_json::to_value(<BarReport as PartialSchema>::schema()).expect("it is JSON");
+        let report = serde_json::to_value(<BarReport as PartialSchema>::schema()).expect("a schema serializes as JSON");
         assert_eq!(report["properties"]["tasks_failed"]["type"], "integer");
         assert_eq!(report["properties"]["closed_at"]["format"], "date-time");
         assert_eq!(report["properties"]["to_beat"]["description"], "Inclusive.");

@@ -99,7 +99,9 @@ impl WriterSchema<StatusClaim> {
         let mut rest = Datum(body);
         let claim = rest.claim().ok_or_else(|| {
             // Decode again with the Avro library for its error text.
-            self.decode(body).err().unwrap_or_else(|| DecodeError::Body("not a claim of our schema".to_owned()))
+            self.decode(body)
+                .err()
+                .unwrap_or_else(|| DecodeError::Body("not a claim of this program's schema".to_owned()))
         })?;
         if rest.0.is_empty() { Ok(claim) } else { Err(DecodeError::LeftOver { bytes: rest.0.len() }) }
     }

@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn beats_ms_of_many_beats_rounds_without_drift() {
-        let seven: Tempo = "7".parse().expect("in range");
+        let seven: Tempo = "7".parse().expect("the tempo is in range");
         assert_eq!(seven.beats_ms(1), 8_571);
         assert_eq!(seven.beats_ms(7), 60_000);
         assert_eq!(seven.beats_ms(7_000_000), 60_000_000_000);
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn allowed_next_is_within_ten_percent() {
-        let tempo = |text: &str| text.parse::<Tempo>().expect("in range");
+        let tempo = |text: &str| text.parse::<Tempo>().expect("the tempo is in range");
         assert_eq!(tempo("5").allowed_next(), tempo("4.5")..=tempo("5.5"));
         assert_eq!(tempo("1.331").allowed_next(), tempo("1.198")..=tempo("1.464"));
         assert_eq!(tempo("5").towards(tempo("24")), tempo("5.5"));

@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn window_id_is_the_prefix_of_the_sha256_of_cluster_and_downbeat() {
         // printf 'chorus-production:240' | sha256sum | cut -c1-32
-        let beat = BeatIndex::try_from(240).expect("not negative");
+        let beat = BeatIndex::try_from(240).expect("the beat index is not negative");
         let id = WindowId::new("chorus-production", beat);
         assert_eq!(id.to_string(), "d1eac9157ece802897f2f5a490a5a703");
         assert_eq!(id.to_string().parse(), Ok(id));

@@ -113,7 +113,8 @@ fn decode_of_a_newer_writer_with_a_further_state_gives_unknown() {
     let state = 1 + 23 + 1 + 9 + 1 + 8 + 2;
     assert_eq!(body[state], 2, "executing");
     body[state] = 14;
-    let decoded: StatusClaim = WriterSchema::parse(&newer).and_then(|schema| schema.decode(&body)).expect("resolves");
+    let decoded: StatusClaim =
+        WriterSchema::parse(&newer).and_then(|schema| schema.decode(&body)).expect("the schemas resolve");
     assert_eq!(decoded, StatusClaim { state: State::Unknown, ..claim });
 }
 
@@ -144,16 +145,16 @@ prop_compose! {
         beat in 0..i64::MAX / 2, bar_length in 1u16..1_000, grace_beats in 0u16..9, milli_bpm in 1u32..60_000_000, millis in 0i64..4_000_000_000_000,
         logical: u16, node: u16, degraded: bool, claim_offsets in prop::collection::vec(0i64..i64::MAX, 0..20),
     ) -> BeatFrame {
-        let beat_index = BeatIndex::try_from(beat).expect("not negative");
+        let beat_index = BeatIndex::try_from(beat).expect("the beat index is not negative");
         BeatFrame {
             r#type: Default::default(),
             cluster_id: "c".into(),
             beat_index,
             downbeat: beat % 2 == 0,
             phase: Phase::of(0, bar_length),
-            hlc: format!("{millis:x}:{logical:04x}:{node:04x}").parse().expect("well formed"),
+            hlc: format!("{millis:x}:{logical:04x}:{node:04x}").parse().expect("the hlc is well formed"),
             deadline_at: Timestamp::from_millis(millis),
-            tempo_bpm: Tempo::try_from(f64::from(milli_bpm) / 1_000.0).expect("in range"),
+            tempo_bpm: Tempo::try_from(f64::from(milli_bpm) / 1_000.0).expect("the tempo is in range"),
             window_id: WindowId::new("c", beat_index),
             bar_length,
             grace_beats,
@@ -192,7 +193,7 @@ proptest! {
         offsets in prop::collection::vec(0i64..i64::MAX, 0..20), millis in 0i64..4_000_000_000_000,
     ) {
         let [agents, reviews, help, drift, claims, late, invalid, done, failed] = counts;
-        let from_beat = BeatIndex::try_from(agents / 2).expect("not negative");
+        let from_beat = BeatIndex::try_from(agents / 2).expect("the beat index is not negative");
         let report = BarReport {
             r#type: Default::default(), window_id: WindowId::new("c", from_beat), from_beat, to_beat: from_beat.plus(7),
             agents_reporting: agents, on_time_reviews: reviews, help_promises_fulfilled: help, secret_rotations_ok: rotations_ok,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use backbeat_broker::{Deliveries, Outgoing, QueueFull, Sender};
+use backbeat_broker::{Deliveries, ProducerRecord, QueueFull, Sender};
 use backbeat_schemas::{BeatFrame, Help, HlcClock, SecretRotation, State, StatusClaim, Timestamp, wire};
 use rdkafka::error::KafkaError;
 
@@ -103,7 +103,7 @@ impl ClaimSender {
     ///
     /// Fails with [`QueueFull`] if the local queue is full; then the record is not sent.
     pub fn send_record(&self, key: Option<&[u8]>, value: &[u8]) -> Result<(), QueueFull> {
-        self.sender.send(Outgoing { topic: &self.topic, key, value, headers: &[] }, &self.deliveries)
+        self.sender.send(ProducerRecord { topic: &self.topic, key, value, headers: &[] }, &self.deliveries)
     }
 
     /// Returns the counts of claims outstanding, acknowledged and failed.

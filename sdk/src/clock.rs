@@ -29,7 +29,7 @@ pub struct Beat {
 pub enum BeatSource {
     /// A frame that was read from Kafka. Its indices rise strictly.
     Heard(Box<BeatFrame>),
-    /// A local beat: the agent's own clock beats because no frame arrived in time.
+    /// A local beat, made by the agent's own clock because no frame arrived in time.
     Local {
         /// The last beat that was heard; `None` if none was heard yet.
         since: Option<BeatIndex>,

@@ -56,9 +56,10 @@
 //!
 //! # Without Kafka
 //!
-//! No work waits for Kafka. When a beat is overdue, the agent beats locally at the last tempo that it heard, or at 1
-//! BPM if it has heard none: work continues and its budget runs. [`BeatClock`] has the rules. Claims are queued, and
-//! fail only once the queue is full or Kafka has been unavailable for 5 minutes; [`Tasks::claim_counts`] counts them.
+//! No work waits for Kafka. When a beat is overdue, the agent's clock makes local beats at the last tempo that it
+//! heard, or at 1 BPM if it has heard none: work continues and its budget runs. [`BeatClock`] has the rules. Claims are
+//! queued, and fail only once the queue is full or Kafka has been unavailable for 5 minutes; [`Tasks::claim_counts`]
+//! counts them.
 //!
 //! # Runtime
 //!

@@ -63,10 +63,10 @@ pub struct ClaimCounts {
     pub failed: u64,
 }
 
-/// A task of an agent. Changes of its status are claimed on the next beat.
+/// A task of an agent. The claim of the next beat has all changes of its status.
 ///
 /// Finishing or dropping the task sends a last claim at once, with its current status. A task that is dropped without
-/// [`Task::finish`] keeps its last state, and so is never claimed as done or failed.
+/// [`Task::finish`] keeps its last state, so that none of its claims has the state done or failed.
 pub struct Task {
     id: u64,
     tasks: Tasks,
@@ -131,7 +131,7 @@ impl Tasks {
 }
 
 impl Task {
-    /// Changes the task's status, which is claimed from the next beat on. A change of `beats_left` has no effect.
+    /// Changes the task's status for its claims from the next beat on. A change of `beats_left` has no effect.
     pub fn update(&self, change: impl FnOnce(&mut Status)) {
         if let Some(entry) = lock(&self.tasks.shared).tasks.get_mut(&self.id) {
             change(&mut entry.status);
@@ -181,7 +181,7 @@ impl Drop for Task {
 }
 
 impl TaskEntry {
-    /// Returns the status to claim when `periods` have passed.
+    /// Returns the status for the claim that is made when `periods` have passed.
     fn status_at(&self, periods: u64) -> Status {
         let ran = i64::try_from(periods.saturating_sub(self.started)).unwrap_or(i64::MAX);
         let left = |budget: u32| i32::try_from(i64::from(budget).saturating_sub(ran)).unwrap_or(i32::MIN);

@@ -102,7 +102,7 @@ fn reverb_expecting_another_bar_length_exits_with_an_error() {
     let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200", "--bar", "4"]);
     let mut reverb = cluster.serve("reverb", &["--cluster", "it", "-bar-length", "5"]);
     assert_eq!(reverb.wait(), 1);
-    assert!(reverb.log().contains("with 4 beats, but --expect-bar-length says 5"), "{}", reverb.log());
+    assert!(reverb.log().contains("with 4 beats, but --expect-bar-length is 5"), "{}", reverb.log());
     drop(pulse);
 }
 
@@ -138,7 +138,7 @@ fn invalid_flags_are_refused_with_the_allowed_values() {
         assert!(!output.status.success());
         assert!(text(&output.stderr).contains(reason), "{}", text(&output.stderr));
     };
-    refused("pulse", &["-bpm", "30", "--admin-port", "0"], "--bpm 30 is out of bounds; allowed are 1 to 24 BPM");
+    refused("pulse", &["-bpm", "30", "--admin-port", "0"], "--bpm 30 is out of bounds; must be 1 to 24 BPM");
     refused("agent-sim", &["--late-rate", "2"], "2 is out of range: must be between 0 and 1");
     refused("agent-sim", &["--trace", "/nowhere.csv"], "cannot open the task list /nowhere.csv");
     refused("backbeat", &["tail", "beats"], "possible values: beatframes, statusclaims, barreports");

@@ -50,7 +50,8 @@ fn cli_reference_is_what_the_programs_print() {
     let mut reference = String::new();
     let mut section = |title: &str, help: &str| {
         let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
-        write!(reference, "\n## {title}\n\n```text\n{}\n```\n", lines.join("\n")).expect("strings take all");
+        write!(reference, "\n## {title}\n\n```text\n{}\n```\n", lines.join("\n"))
+            .expect("writing to a String does not fail");
     };
     for service in ["pulse", "reverb", "agent-sim"] {
         section(service, &help(service, None));
@@ -87,7 +88,7 @@ fn metrics(exposition: &str) -> BTreeMap<String, Metric> {
             let base =
                 ["_bucket", "_sum", "_count"].iter().find_map(|suffix| name.strip_suffix(suffix)).unwrap_or(name);
             let known = if metrics.contains_key(name) { name } else { base };
-            let (labels, _) = rest.split_once('}').expect("labels end");
+            let (labels, _) = rest.split_once('}').expect("labels end with a brace");
             let labels = labels.split(',').filter_map(|label| label.split_once('=')).map(|(label, _)| label.to_owned());
             let metric = metrics.get_mut(known).unwrap_or_else(|| panic!("{name} has no TYPE"));
             metric.labels.extend(labels.filter(|label| label != "le"));
@@ -110,10 +111,11 @@ fn metrics_reference_is_what_the_services_export() {
     for (name, program) in [("pulse", &pulse), ("reverb", &reverb)] {
         let (_, exposition) = program.get("/metrics").expect("it answers");
         write!(reference, "\n## {name}\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n")
-            .expect("strings take all");
+            .expect("writing to a String does not fail");
         for (name, Metric { kind, help, labels }) in metrics(&exposition) {
             let labels = labels.into_iter().map(|label| format!("`{label}`")).collect::<Vec<_>>().join(", ");
-            writeln!(reference, "| `{name}` | {kind} | {labels} | {help} |").expect("strings take all");
+            writeln!(reference, "| `{name}` | {kind} | {labels} | {help} |")
+                .expect("writing to a String does not fail");
         }
     }
     check_generated("metrics.md", &reference);

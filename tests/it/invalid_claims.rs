@@ -1,10 +1,10 @@
-//! Every kind of invalid claim: reverb counts it, keeps it in the dead-letter topic with the reason, and goes on.
+//! Invalid claims of every kind: reverb counts each, writes it to the dead-letter topic with the reason, and continues.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backbeat_broker::{Deliveries, Outgoing, Sender, TopicName};
+use backbeat_broker::{Deliveries, ProducerRecord, Sender, TopicName};
 use backbeat_schemas::{State, StatusClaim, wire};
 use backbeat_tests::{Cluster, runtime, stack, wait_until};
 use rdkafka::ClientConfig;
@@ -99,7 +99,7 @@ fn invalid_claims_become_dead_letters_with_their_reason() {
     let send = |(key, value): &Record| {
         let topic = topics.name(TopicName::StatusClaims);
         sender
-            .send(Outgoing { topic: &topic, key: *key, value, headers: &[] }, &deliveries)
+            .send(ProducerRecord { topic: &topic, key: *key, value, headers: &[] }, &deliveries)
             .expect("the queue has room");
     };
     let beat = cluster.frames().last().map(|frame| frame.beat_index.get()).expect("there are frames");

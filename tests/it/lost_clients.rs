@@ -73,9 +73,9 @@ impl Pipeline {
     }
 }
 
-/// Each client that there is at the start is lost, one after the other.
+/// Every client is cut off once, one after another.
 #[test]
-fn each_lost_client_is_replaced_and_reports_go_on() {
+fn each_lost_client_is_replaced_and_reports_continue() {
     let pipeline = Pipeline::start(0);
     let lost: BTreeSet<String> = pipeline.proxy.clients();
     for client in &lost {
@@ -88,7 +88,7 @@ fn each_lost_client_is_replaced_and_reports_go_on() {
     pipeline.check();
 }
 
-/// As a broker that its controller has fenced answers: metadata with topics and without brokers.
+/// Metadata without brokers, as from a broker that its controller has fenced.
 #[test]
 fn metadata_without_brokers_leaves_no_client_lost() {
     let pipeline = Pipeline::start(0);
@@ -103,7 +103,7 @@ fn metadata_without_brokers_leaves_no_client_lost() {
 }
 
 /// librdkafka does not retry its own request for committed offsets if the broker is not the coordinator (its issue 5586):
-/// the partitions of such a member would never start.
+/// with that request, the member's partitions would never start.
 #[test]
 fn offset_fetches_refused_by_a_wrong_coordinator_do_not_stop_a_member() {
     let pipeline = Pipeline::start(4);
@@ -111,7 +111,7 @@ fn offset_fetches_refused_by_a_wrong_coordinator_do_not_stop_a_member() {
     pipeline.check();
 }
 
-/// A consumer that is answered, but not its fetches, as one that does not send them any more.
+/// A consumer whose fetches get no responses while its other requests do, like one that no longer sends fetches.
 #[test]
 fn member_whose_fetches_are_not_answered_is_replaced() {
     let pipeline = Pipeline::start(0);
@@ -120,6 +120,6 @@ fn member_whose_fetches_are_not_answered_is_replaced() {
     members.iter().for_each(|member| pipeline.proxy.hold_fetches(member));
     let after = pipeline.wait_until_reports_continue("fetches without responses");
     eprintln!("reports again after {after:?}");
-    assert_eq!(pipeline.proxy.group_members().len(), 2, "another member has taken its place");
+    assert_eq!(pipeline.proxy.group_members().len(), 2, "another member has replaced it");
     pipeline.check();
 }

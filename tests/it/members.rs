@@ -17,7 +17,7 @@ fn status(program: &Program) -> Value {
 }
 
 #[test]
-fn cluster_grown_to_three_nodes_and_shrunk_to_one_keeps_beating() {
+fn cluster_grown_to_three_nodes_and_shrunk_to_one_keeps_publishing_beats() {
     let cluster = Cluster::new(1);
     let fast = ["--cluster", "it", "--bpm", "600", "--max-bpm", "600"];
     let address = || format!("127.0.0.1:{}", free_port().expect("a free port"));
@@ -36,12 +36,12 @@ fn cluster_grown_to_three_nodes_and_shrunk_to_one_keeps_beating() {
     };
     let (code, body) = add(&first, "n9", "nowhere");
     assert_eq!((code, body.contains("\\\"nowhere\\\" is not host:port")), (400, true), "{body}");
-    wait_until("n2 to be an outsider", LIMIT, || status(&second)["role"] == "outsider");
+    wait_until("n2 to be a non-member", LIMIT, || status(&second)["role"] == "outsider");
     let (code, body) = add(&first, "n2", &second_at);
     assert_eq!(code, 200, "{body}");
-    // From here on by the follower n2, which forwards the request to the leader.
+    // From here on, requests go to the follower n2, which forwards them to the leader.
     wait_until("n2 to be a follower", LIMIT, || status(&second)["role"] == "follower");
-    wait_until("n3 to be an outsider", LIMIT, || status(&third)["role"] == "outsider");
+    wait_until("n3 to be a non-member", LIMIT, || status(&third)["role"] == "outsider");
     let (code, body) = add(&second, "n3", &third_at);
     assert_eq!(code, 200, "{body}");
     let (code, body) = add(&second, "n3", &third_at);
@@ -62,7 +62,7 @@ fn cluster_grown_to_three_nodes_and_shrunk_to_one_keeps_beating() {
     wait_until("n2 and n3 to be ready", LIMIT, || {
         [&second, &third].iter().all(|node| node.get("/ready").is_some_and(|(code, _)| code == 200))
     });
-    // A running follower that is removed learns that it is an outsider; the leader continues alone.
+    // A running follower that is removed learns that it is a non-member; the leader continues alone.
     let leads = |node: &Program| status(node)["role"] == "leader";
     wait_until("a leader", LIMIT, || leads(&second) || leads(&third));
     let (leader, follower, follower_name) =
@@ -70,7 +70,7 @@ fn cluster_grown_to_three_nodes_and_shrunk_to_one_keeps_beating() {
     let removed = leader.request(Method::DELETE, &format!("/api/v1/members/{follower_name}"), "", None);
     let (code, body) = removed.expect("the leader answers");
     assert_eq!(code, 200, "{body}");
-    wait_until("the removed node to be an outsider", LIMIT, || status(follower)["role"] == "outsider");
+    wait_until("the removed node to be a non-member", LIMIT, || status(follower)["role"] == "outsider");
     let beats = cluster.frames().len();
     wait_until("beats of the last voter", LIMIT, || cluster.frames().len() > beats + 10);
     check(&cluster.frames());

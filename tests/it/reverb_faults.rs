@@ -164,7 +164,7 @@ fn wait_for_boundaries(cluster: &Cluster, agents: &Program, pulse: &Program) {
         let logs = || format!("log of the agents:\n{}\nlog of pulse:\n{}", agents.log(), pulse.log());
         assert!(
             Instant::now() < deadline,
-            "boundary {:?} is below the log ends {ends:?}; {}",
+            "boundary {:?} is below the high watermarks {ends:?}; {}",
             last().claim_offsets,
             logs()
         );
@@ -232,7 +232,7 @@ fn reports_under_forty_faults_equal_the_oracles() {
 }
 
 #[test]
-fn reports_after_the_loss_of_one_of_three_brokers_go_on() {
+fn reports_after_the_loss_of_one_of_three_brokers_continue() {
     let dir = TempDir::new().expect("a temporary directory");
     let mut devstack = own_devstack(3, dir.path());
     let cluster = Cluster::on(&devstack, 4);

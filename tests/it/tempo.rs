@@ -61,10 +61,10 @@ fn tempo_limits_hold_for_requests_to_a_follower() {
     let change = |body: &Value| request(&nodes, node, &Method::POST, TEMPO, body, None);
 
     let fast = change(&json!({ "tempo_bpm": 25 }));
-    assert_eq!((fast.0, error(&fast)), (400, "tempo 25 BPM is out of bounds; allowed are 1 to 24 BPM"));
+    assert_eq!((fast.0, error(&fast)), (400, "tempo 25 BPM is out of bounds; must be 1 to 24 BPM"));
     let far = change(&json!({ "tempo_bpm": 1.2 }));
     assert_eq!(far.0, 400);
-    assert!(error(&far).contains("allowed are 0.9 to 1.1 BPM, or a ramp"), "{far:?}");
+    assert!(error(&far).contains("must be 0.9 to 1.1 BPM without a ramp"), "{far:?}");
     for wrong in [json!({ "tempo_bpm": "fast" }), json!({ "bpm": 2 }), json!({ "tempo_bpm": -1 }), json!([]), json!({})]
     {
         let response = change(&wrong);
@@ -92,7 +92,7 @@ fn tempo_limits_hold_for_requests_to_a_follower() {
         (output.status.success(), String::from_utf8_lossy(&printed).into_owned())
     };
     let (ok, printed) = backbeat(&["1.2"]);
-    assert!(!ok && printed.contains("allowed are 0.9 to 1.1 BPM"), "{printed}");
+    assert!(!ok && printed.contains("must be 0.9 to 1.1 BPM"), "{printed}");
     let (ok, printed) = backbeat(&["24", "--ramp"]);
     assert!(ok && printed.contains("24 BPM in bars of 4, from beat 4"), "{printed}");
     let (ok, printed) = backbeat(&[]);
@@ -129,9 +129,9 @@ fn ramp_continues_after_a_failover() {
     });
     let all = cluster.frames();
     check(&all);
-    let mut tempi: Vec<f64> = all.iter().map(|frame| frame.tempo_bpm.bpm()).collect();
-    tempi.dedup();
-    assert_eq!(tempi.len(), 35, "the ramp must take 34 steps of 10 %: {tempi:?}");
+    let mut tempos: Vec<f64> = all.iter().map(|frame| frame.tempo_bpm.bpm()).collect();
+    tempos.dedup();
+    assert_eq!(tempos.len(), 35, "the ramp must take 34 steps of 10 %: {tempos:?}");
 }
 
 #[test]
@@ -172,7 +172,7 @@ fn requests_without_the_admin_token_or_the_raft_secret_are_refused() {
 
     let log = nodes.node(node).log();
     let raft = log
-        .split_once("raft listens raft=")
+        .split_once("raft server is listening address=")
         .and_then(|(_, rest)| rest.lines().next())
         .expect("the node logs its Raft address");
     let post = |secret: &str, cluster: &str| {

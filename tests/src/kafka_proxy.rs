@@ -1,8 +1,8 @@
 //! A proxy of the Kafka protocol between programs and a real broker, to cause faults that a broker cannot be made to
 //! cause.
 //!
-//! It passes bytes through, except that metadata and coordinators name the proxy in place of the brokers, so that clients stay
-//! with it. Faults are per client id.
+//! It forwards bytes unchanged, except that metadata and coordinators name the proxy instead of the brokers, so that
+//! clients connect to the proxy only. Faults are per client id.
 
 use std::collections::{BTreeSet, HashMap};
 use std::io;
@@ -22,8 +22,8 @@ use tokio::sync::watch;
 
 use crate::runtime;
 
-/// A frame longer than this is not one.
-const MAX_FRAME: usize = 64 * 1024 * 1024;
+/// The maximum length of a frame, in bytes.
+const MAX_FRAME_BYTES: usize = 64 * 1024 * 1024;
 
 /// A proxy in front of the broker at one address. It runs until the test ends.
 pub struct KafkaProxy {
@@ -35,7 +35,7 @@ struct Shared {
     address: SocketAddr,
     broker: String,
     state: Mutex<State>,
-    /// Changes with the faults, so that connections look at them.
+    /// Notifies connections of changed faults.
     changed: watch::Sender<()>,
 }
 
@@ -45,14 +45,14 @@ struct State {
     clients: BTreeSet<String>,
     /// The client ids that have joined a consumer group.
     members: BTreeSet<String>,
-    /// Clients whose every connection is cut.
+    /// The clients whose connections are all cut.
     blocked: BTreeSet<String>,
-    /// Clients that get no response to a fetch.
+    /// The clients that get no responses to fetches.
     without_fetches: BTreeSet<String>,
-    /// Metadata has topics and no brokers, as that of a broker which its controller has fenced.
+    /// True if metadata responses have topics and no brokers, like those of a broker that its controller has fenced.
     without_brokers: bool,
-    /// The number of further `OffsetFetch` responses that say that the broker is not the group's coordinator.
-    wrong_coordinator: u32,
+    /// The number of further `OffsetFetch` requests to refuse with the error that the broker is not the coordinator.
+    offset_fetches_to_refuse: u32,
 }
 
 /// A request that awaits its response.
@@ -93,20 +93,20 @@ impl KafkaProxy {
         self.shared.lock().without_fetches.insert(client.to_owned());
     }
 
-    /// Cuts every connection of the client with this id, for ever: it is as lost as one that never connects again.
+    /// Cuts every connection of the client with this id, until the test ends.
     pub fn block(&self, client: &str) {
         self.shared.lock().blocked.insert(client.to_owned());
         self.shared.changed.send_replace(());
     }
 
-    /// Answers the next `responses` requests for committed offsets as a broker that is not the group's coordinator.
-    pub fn refuse_offset_fetches(&self, responses: u32) {
-        self.shared.lock().wrong_coordinator = responses;
+    /// Answers the next `requests` requests for committed offsets as a broker that is not the group's coordinator.
+    pub fn refuse_offset_fetches(&self, requests: u32) {
+        self.shared.lock().offset_fetches_to_refuse = requests;
     }
 
-    /// Returns the number of responses that are still to be refused.
+    /// Returns the number of requests that are still to be refused.
     pub fn offset_fetches_to_refuse(&self) -> u32 {
-        self.shared.lock().wrong_coordinator
+        self.shared.lock().offset_fetches_to_refuse
     }
 
     /// Sets whether metadata responses lack their brokers.
@@ -120,7 +120,7 @@ impl Shared {
         lock(&self.state)
     }
 
-    /// Registers a request's client; false if it is blocked.
+    /// Registers a request's client. Returns false if the client is blocked.
     fn admit(&self, client: &str) -> bool {
         let mut state = self.lock();
         if !state.clients.contains(client) {
@@ -129,7 +129,7 @@ impl Shared {
         !state.blocked.contains(client)
     }
 
-    /// Returns what the client gets in place of the response `frame`.
+    /// Returns the response that the client gets instead of the broker's response `frame`.
     fn rewrite(&self, request: &Request, frame: Bytes) -> Bytes {
         match ApiKey::try_from(request.api) {
             Ok(api @ ApiKey::Metadata) => {
@@ -142,7 +142,7 @@ impl Shared {
                     }
                 })
             }
-            Ok(api @ ApiKey::OffsetFetch) if self.takes_wrong_coordinator() => {
+            Ok(api @ ApiKey::OffsetFetch) if self.take_refused_offset_fetch() => {
                 Self::transform::<OffsetFetchResponse>(api, request.version, frame, |response| {
                     let error = ResponseError::NotCoordinator.code();
                     response.error_code = error;
@@ -167,11 +167,12 @@ impl Shared {
         }
     }
 
-    fn takes_wrong_coordinator(&self) -> bool {
+    /// Returns true if the current request for committed offsets is to be refused, and counts it.
+    fn take_refused_offset_fetch(&self) -> bool {
         let mut state = self.lock();
-        let takes = state.wrong_coordinator > 0;
-        state.wrong_coordinator = state.wrong_coordinator.saturating_sub(1);
-        takes
+        let is_refused = state.offset_fetches_to_refuse > 0;
+        state.offset_fetches_to_refuse = state.offset_fetches_to_refuse.saturating_sub(1);
+        is_refused
     }
 
     fn is_held(&self, request: &Request) -> bool {
@@ -193,8 +194,8 @@ impl Shared {
         let mut response = R::decode(&mut frame, version).expect("a broker's response");
         change(&mut response);
         let mut changed = BytesMut::new();
-        header.encode(&mut changed, header_version).expect("it was decoded");
-        response.encode(&mut changed, version).expect("it was decoded");
+        header.encode(&mut changed, header_version).expect("what was decoded encodes again");
+        response.encode(&mut changed, version).expect("what was decoded encodes again");
         changed.freeze()
     }
 }
@@ -203,7 +204,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     while let Ok((client, _)) = listener.accept().await {
         let shared = Arc::clone(&shared);
         tokio::spawn(async move {
-            // A broker that is stopped refuses, and so does its proxy.
+            // If the broker is stopped, the client's connection is closed.
             if let Ok(broker) = TcpStream::connect(&shared.broker).await {
                 connection(client, broker, &shared).await;
             }
@@ -216,7 +217,7 @@ async fn connection(client: TcpStream, broker: TcpStream, shared: &Shared) {
     let (from_client, to_client) = client.into_split();
     let (from_broker, to_broker) = broker.into_split();
     let (name, requests) = (Mutex::new(None), Mutex::new(HashMap::new()));
-    // Whichever ends first ends the connection.
+    // The first of these to end closes the connection.
     tokio::select! {
         _ = forward_requests(from_client, to_broker, &name, &requests, shared) => {}
         _ = forward_responses(from_broker, to_client, &requests, shared) => {}
@@ -279,7 +280,7 @@ async fn forward_responses(
 
 async fn read_frame(from: &mut OwnedReadHalf) -> io::Result<Bytes> {
     let length = usize::try_from(from.read_i32().await?).map_err(io::Error::other)?;
-    if length > MAX_FRAME {
+    if length > MAX_FRAME_BYTES {
         return Err(io::Error::other(format!("a frame of {length} bytes")));
     }
     let mut frame = vec![0; length];

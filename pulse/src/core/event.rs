@@ -6,7 +6,7 @@ use backbeat_schemas::{BeatFrame, Timestamp};
 
 use super::Plan;
 
-/// The moment of an event: all that a decision depends on besides the event itself.
+/// The time of an event on both clocks, and a random number for the decision.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Now {
     /// The wall clock, in microseconds since the Unix epoch; it may be wrong, and jump.
@@ -57,7 +57,7 @@ pub enum Event {
     QuorumChecked {
         /// The id of the check.
         check_id: u64,
-        /// A quorum confirmed, after the command, that this node is Raft's leader.
+        /// True if a quorum confirmed, after the command, that this node is Raft's leader.
         confirmed: bool,
     },
     /// A committed frame was read, from any node, this one included.
@@ -69,8 +69,8 @@ pub enum Event {
     Tail {
         /// The newest committed frame; `None` if there is no frame.
         frame: Option<Box<BeatFrame>>,
-        /// `barreports` is empty. Also true if there is a frame: then `barreports` is not read, because its reports
-        /// show a loss of frames only if `beatframes` is empty.
+        /// True if `barreports` is empty. Also true if there is a frame: then `barreports` is not read, because its
+        /// reports show a loss of frames only if `beatframes` is empty.
         no_reports: bool,
     },
     /// Transactions are initialized: the producer of every earlier leader is fenced.

@@ -71,33 +71,33 @@ const QUORUM_RETRIES_PER_ELECTION_TIMEOUT: u32 = 6;
 /// The node's state; the module's documentation draws the transitions.
 #[derive(Debug, Clone, PartialEq)]
 enum State {
-    /// Standing by without publishing: another node leads, or none does.
+    /// The node stands by without publishing: another node leads, or none does.
     Standby,
-    /// Waiting for a quorum to confirm that this node is Raft's leader.
+    /// The node waits for a quorum to confirm that it is Raft's leader.
     Confirming(Purpose),
-    /// Reading the tail before any producer is fenced.
+    /// The node reads the tail before any producer is fenced.
     ReadingTail,
-    /// Initializing transactions, which fences the producer of every earlier leader.
+    /// The node initializes transactions, which fences the producer of every earlier leader.
     InitTransactions,
-    /// Reading the tail again, which no other node can extend now.
+    /// The node reads the tail again, which no other node can extend now.
     VerifyingTail,
-    /// Sampling the first boundary of this leadership.
+    /// The node samples the first boundary of its leadership.
     SamplingBoundary,
-    /// Waiting for the next beat to be due.
+    /// The node waits until the next beat is due.
     Waiting {
         due: Duration,
         /// The instant at which the boundary for the beat is requested; `None` once it was.
         sample_at: Option<Duration>,
     },
-    /// Committing this frame.
+    /// The node commits this frame.
     Publishing(Box<BeatFrame>),
-    /// Backing off after being fenced, or while Kafka is unavailable.
+    /// The node backs off after it was fenced, or while Kafka is unavailable.
     Pausing { until: Duration },
-    /// Sending no heartbeats as Raft's leader, so that another node is elected.
+    /// The node sends no heartbeats as Raft's leader, so that another node is elected.
     SteppedDown { until: Duration },
-    /// Fenced as the only voter: waiting until a competing leader would have published its next beat.
+    /// The node was fenced as the only voter, and waits until a competing leader would have published its next beat.
     AwaitingCompetingLeader { until: Duration },
-    /// Reading the tail for that beat.
+    /// The node reads the tail to look for that beat.
     CheckingCompetingLeader,
 }
 

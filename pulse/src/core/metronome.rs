@@ -309,8 +309,8 @@ mod tests {
             let due = metronome.due().expect("a last frame").millis();
             frames.push(beat_with_plan(&mut metronome, due, Some(&plan)));
         }
-        let tempi: Vec<f64> = frames.iter().map(|frame| frame.tempo_bpm.bpm()).collect();
-        assert_eq!(tempi, [10.0, 10.0, 10.0, 10.0, 11.0, 11.0, 12.0, 12.0, 12.0]);
+        let tempos: Vec<f64> = frames.iter().map(|frame| frame.tempo_bpm.bpm()).collect();
+        assert_eq!(tempos, [10.0, 10.0, 10.0, 10.0, 11.0, 11.0, 12.0, 12.0, 12.0]);
         assert!(plan.is_pending(&frames[5]) && !plan.is_pending(&frames[6]));
         let changed = &frames[4];
         assert_eq!((changed.anchor_beat, changed.anchor_at), (changed.beat_index, changed.scheduled_at));

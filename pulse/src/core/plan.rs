@@ -27,20 +27,20 @@ impl Plan {
 /// An operator's request to change the plan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PlanRequest {
-    /// Another tempo or bar length, from the next downbeat.
+    /// A change of the tempo, the bar length or both, from the next downbeat.
     Change {
-        /// `None`: unchanged.
+        /// The new tempo; `None` keeps the current one.
         tempo: Option<Tempo>,
-        /// Allow a tempo more than 10 % away, reached in steps of 10 % a bar.
+        /// True if the tempo may be more than 10 % away; it is then reached in steps of 10 % a bar.
         ramp: bool,
-        /// `None`: unchanged.
+        /// The new bar length, in beats; `None` keeps the current one.
         bar_length: Option<u16>,
     },
-    /// Keep the tempo and bar length of the newest frame.
+    /// A cancellation of the pending change: the tempo and bar length of the newest frame stay.
     Cancel,
 }
 
-/// The tempi that a cluster allows.
+/// The tempos that a cluster allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TempoBounds {
     /// The slowest.
@@ -56,17 +56,18 @@ pub const MAX_BAR_LENGTH: u16 = 1_000;
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Refusal {
     /// The tempo is out of bounds.
-    #[error("tempo {tempo} is out of bounds; allowed are {} to {} BPM", bounds.min.bpm(), bounds.max.bpm())]
+    #[error("tempo {tempo} is out of bounds; must be {} to {} BPM", bounds.min.bpm(), bounds.max.bpm())]
     OutOfBounds {
         /// The requested tempo.
         tempo: Tempo,
-        /// The allowed tempi.
+        /// The allowed tempos.
         bounds: TempoBounds,
     },
     /// The tempo is more than 10 % from the current one.
     #[error(
-        "tempo {tempo} is more than 10 % from the current {current}; allowed are {} to {} BPM, or a ramp (\"ramp\": true) \
-         that changes it by 10 % a bar", current.allowed_next().start().bpm(), current.allowed_next().end().bpm()
+        "tempo {tempo} is more than 10 % from the current {current}; must be {} to {} BPM without a ramp \
+         (\"ramp\": true), which changes it by 10 % a bar",
+        current.allowed_next().start().bpm(), current.allowed_next().end().bpm()
     )]
     TooFar {
         /// The requested tempo.
@@ -74,8 +75,8 @@ pub enum Refusal {
         /// The tempo in force.
         current: Tempo,
     },
-    /// The bar length, in beats, is out of range; with the cluster's grace.
-    #[error("bar_length {0} is out of range; allowed are 1 to 1000 beats, and no less than the grace of {1} beats")]
+    /// The requested bar length is out of range, or shorter than the cluster's grace; both in beats.
+    #[error("bar_length {0} is out of range; must be 1 to 1000 beats, and no less than the grace of {1} beats")]
     BarLength(u16, u16),
     /// An earlier change is not yet carried out.
     #[error("a change to {} in bars of {}, from beat {}, is pending, now at {current}; wait for it or cancel it", plan.tempo, plan.bar_length, plan.from)]

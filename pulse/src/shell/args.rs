@@ -99,7 +99,7 @@ const SLOWEST_BPM: f64 = 0.01;
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub enum FlagError {
     /// The tempo is out of bounds.
-    #[error("--bpm {bpm} is out of bounds; allowed are {min} to {max} BPM (--min-bpm, --max-bpm)")]
+    #[error("--bpm {bpm} is out of bounds; must be {min} to {max} BPM (--min-bpm, --max-bpm)")]
     Tempo {
         /// The requested tempo.
         bpm: f64,
@@ -110,7 +110,7 @@ pub enum FlagError {
     },
     /// The tempo bounds are invalid.
     #[error(
-        "--min-bpm {min} and --max-bpm {max} are not valid bounds; allowed are 0.01 to 60000, the first at most the second"
+        "--min-bpm {min} and --max-bpm {max} are not valid bounds; must be 0.01 to 60000, the first at most the second"
     )]
     Bounds {
         /// The requested slowest tempo.
@@ -119,7 +119,7 @@ pub enum FlagError {
         max: f64,
     },
     /// The grace is longer than a bar.
-    #[error("--grace {grace} is longer than a bar; allowed are 0 to {bar} beats")]
+    #[error("--grace {grace} is longer than a bar; must be 0 to {bar} beats")]
     Grace {
         /// The requested grace, in beats.
         grace: u16,
@@ -127,7 +127,7 @@ pub enum FlagError {
         bar: u16,
     },
     /// The cluster's name is invalid.
-    #[error("--cluster {0:?} is not a cluster name; allowed are 1 to 100 printable ASCII characters")]
+    #[error("--cluster {0:?} is not a cluster name; must be 1 to 100 printable ASCII characters")]
     Cluster(String),
     /// The peers do not include this node.
     #[error("--peers names {peers}, but not this node, {node:?} (--node)")]
@@ -170,7 +170,7 @@ impl Args {
         Ok(InitialConfig { cluster_id: self.cluster.clone(), tempo, bar_length: self.bar, grace_beats: self.grace })
     }
 
-    /// The allowed tempi.
+    /// The allowed tempos.
     pub fn bounds(&self) -> Result<TempoBounds, FlagError> {
         let (min, max) = (self.min_bpm, self.max_bpm);
         let tempo = |bpm| Tempo::try_from(bpm).ok().filter(|tempo| tempo.bpm() >= SLOWEST_BPM);
@@ -293,7 +293,7 @@ mod tests {
     #[test]
     fn initial_config_out_of_bounds_is_refused_with_the_allowed_range() {
         let error = initial_config(&["--bpm", "25"]).expect_err("too fast").to_string();
-        assert_eq!(error, "--bpm 25 is out of bounds; allowed are 1 to 24 BPM (--min-bpm, --max-bpm)");
+        assert_eq!(error, "--bpm 25 is out of bounds; must be 1 to 24 BPM (--min-bpm, --max-bpm)");
         assert!(initial_config(&["--bpm", "25", "--max-bpm", "30"]).is_ok());
         assert!(initial_config(&["--bpm", "NaN"]).is_err());
         assert_eq!(initial_config(&["--bar", "4", "--grace", "5"]), Err(FlagError::Grace { grace: 5, bar: 4 }));

@@ -62,14 +62,14 @@ pub(crate) struct LogLost {
 /// The threads that sample boundaries. They end when this is dropped.
 pub(crate) struct BoundarySampler {
     shared: Arc<Shared>,
-    /// Dropped to stop the metadata thread.
+    /// The sender whose drop stops the metadata thread.
     _stop_sender: Sender<()>,
 }
 
 struct Shared {
     ends: ClaimEnds,
     sampled: Mutex<Sampled>,
-    /// By the id of the broker that the thread asks.
+    /// The sampler threads, by the id of the broker that each queries.
     sampler_threads: Mutex<BTreeMap<i32, SamplerThread>>,
 }
 

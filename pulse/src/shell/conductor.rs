@@ -29,7 +29,7 @@ const IDLE_WAIT: Duration = Duration::from_secs(1);
 /// An input of the conductor.
 pub(crate) enum ConductorInput {
     Event(Event),
-    /// Checks an operator's request; the sender must propose the resulting plan to Raft.
+    /// An operator's request to check. The sender must propose the resulting plan to Raft.
     Propose(PlanRequest, oneshot::Sender<Result<Plan, Refusal>>),
     /// Raft did not commit the proposed plan.
     GiveUpProposal,
@@ -57,7 +57,7 @@ pub(crate) struct Conductor {
 struct Observations {
     /// The instant at which Raft elected this node, until the first beat after it.
     elected: Option<Instant>,
-    /// The flags were compared with a frame.
+    /// True if the flags were compared with a frame.
     flags_compared: bool,
     /// The instant at which the next beat's boundary was requested.
     boundary_requested: Option<Instant>,
@@ -88,7 +88,7 @@ impl Conductor {
                     self.leadership.give_up_proposal();
                     continue;
                 }
-                // Before the deadline too: the core ignores it then.
+                // May come before the deadline, too; the core then ignores it.
                 Err(RecvTimeoutError::Timeout) => Event::Elapsed,
                 Ok(ConductorInput::Shutdown) | Err(RecvTimeoutError::Disconnected) => return Ok(()),
             };
@@ -185,7 +185,7 @@ impl Conductor {
             tracing::warn!(
                 flags = format!("{tempo}, bars of {bar_length}"),
                 in_force = format!("{}, bars of {}", last.tempo_bpm, last.bar_length),
-                change_by = format!("backbeat tempo {} --bar-length {bar_length} --ramp", tempo.bpm()),
+                command = format!("backbeat tempo {} --bar-length {bar_length} --ramp", tempo.bpm()),
                 "the flags differ from the plan in force and are ignored: they apply to new clusters only"
             );
         }
@@ -198,13 +198,14 @@ impl Conductor {
         }
     }
 
-    /// Publishes the role and the plan in status, metrics and logs.
+    /// Updates the role and the plan in status, metrics and logs.
     fn publish_status(&self, observations: &mut Observations) {
         let role = self.leadership.role();
         if observations.role.replace(role) != Some(role) {
             let last = self.leadership.metronome().last();
-            let (beat, node) = (last.map(|last| last.beat_index), last.map(|last| &last.node));
-            tracing::info!(?role, last_beat = ?beat, by = ?node, "role changed");
+            let last_beat = last.map(|last| last.beat_index.get());
+            let last_beat_node = last.map(|last| last.node.as_str());
+            tracing::info!(?role, last_beat, last_beat_node, "pulse role changed");
         }
         let knows_leader = self.leadership.knows_leader(self.clock.now());
         let leads = matches!(role, Role::Leader | Role::DegradedLeader);

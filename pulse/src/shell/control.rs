@@ -20,7 +20,7 @@ use crate::core::{Event, Plan, PlanRequest, Refusal};
 /// The path on the leader for commands that other nodes forward. Nodes of different versions use it, so it keeps its
 /// name.
 const FORWARDED: &str = "/raft/passed-on";
-/// Limits a forwarded command; adding a node may take its time.
+/// The timeout of a forwarded command. Adding a node waits until the node has replicated the log.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An operator's command. Nodes forward it to each other as JSON, so its names are part of the wire format.
@@ -46,10 +46,10 @@ pub(crate) struct TempoChange {
     /// The new tempo. Give this, `bar_length`, or both.
     #[serde(default)]
     tempo_bpm: Option<Tempo>,
-    /// Allow a tempo more than 10 % away, reached in steps of 10 % a bar.
+    /// True if the tempo may be more than 10 % away; it is then reached in steps of 10 % a bar.
     #[serde(default)]
     ramp: bool,
-    /// The beats of later bars.
+    /// The new bar length, in beats.
     #[serde(default)]
     #[schema(minimum = 1, maximum = 1000)]
     bar_length: Option<u16>,
@@ -78,7 +78,7 @@ impl AdminResponse {
         Self { status: status.as_u16(), body: json!({ "error": reason.to_string() }) }
     }
 
-    /// A 503 that names the leader, as far as this node knows it.
+    /// Creates a response with status 503 that names the leader, if this node knows it.
     fn unavailable(reason: &impl ToString, leader: Option<(NodeName, NodeInfo)>) -> Self {
         let leader = leader.map(|(node, info)| json!({ "node": node, "address": info.address }));
         let body = json!({ "error": reason.to_string(), "leader": leader });
@@ -95,7 +95,7 @@ pub(crate) struct Control {
 }
 
 impl Control {
-    /// Executes `command` on this node or on the leader. It is carried through even if the caller disconnects.
+    /// Executes `command` on this node or on the leader. The execution continues if the caller disconnects.
     pub(crate) async fn execute(&self, command: AdminCommand) -> AdminResponse {
         let control = self.clone();
         let executed = tokio::spawn(async move { control.execute_or_forward(command).await }).await;
@@ -123,7 +123,7 @@ impl Control {
                         "the leader accepts no forwarded commands without a --raft-secret-file; send the request to the leader itself";
                     return Json(AdminResponse::refused(StatusCode::FORBIDDEN, &reason));
                 }
-                // Not forwarded again: if this node does not lead, the caller learns it from the response.
+                // Not forwarded again: if this node does not lead, the response is an error.
                 let executed = tokio::spawn(async move { control.execute_locally(command).await }).await;
                 Json(executed.unwrap_or_else(|error| AdminResponse::unavailable(&error, None)))
             }),
@@ -161,11 +161,12 @@ impl Control {
             None => return AdminResponse::unavailable(&"this node is shutting down", self.raft.leader()),
         };
         if let Err(error) = self.raft.propose(plan).await {
-            // During shutdown the conductor is gone.
+            // Fails only during a shutdown.
             let _ = self.conductor.send(ConductorInput::GiveUpProposal);
             return AdminResponse::unavailable(&error, self.raft.leader());
         }
-        // Sent here too, so that the next request is checked against it. During shutdown the conductor is gone.
+        // Raft's own event may come later than the next request, which must be checked against this plan. Sending fails
+        // only during a shutdown.
         let _ = self.conductor.send(ConductorInput::Event(Event::PlanApplied(plan)));
         let Plan { from, tempo, bar_length } = plan;
         tracing::info!(from_beat = %from, %tempo, bar_length, "committed a plan");
@@ -186,7 +187,9 @@ impl Control {
         match outcome {
             Ok(()) => AdminResponse::ok(json!({ "members": self.raft.nodes() })),
             Err(error @ MembershipError::Conflict(_)) => AdminResponse::refused(StatusCode::CONFLICT, &error),
-            Err(error @ MembershipError::DoesNotJoin { .. }) => AdminResponse::refused(StatusCode::BAD_REQUEST, &error),
+            Err(error @ MembershipError::NotReplicated { .. }) => {
+                AdminResponse::refused(StatusCode::BAD_REQUEST, &error)
+            }
             Err(MembershipError::Node(error @ (NodeError::NotLeader | NodeError::InDoubt | NodeError::Raft(_)))) => {
                 AdminResponse::unavailable(&error, self.raft.leader())
             }

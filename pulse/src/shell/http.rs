@@ -109,7 +109,7 @@ struct Ready {
 /// Readiness: Kafka answers, and Raft has a leader.
 #[utoipa::path(get, path = "/ready", responses(
     (status = 200, description = "The node is ready.", body = Ready),
-    (status = 503, description = "Not ready; the body says why.", body = ErrorBody),
+    (status = 503, description = "Not ready; the body has the reason.", body = ErrorBody),
 ))]
 async fn ready(State(api): State<Api>) -> Result<Json<Ready>, ApiError> {
     let components = api.components()?;
@@ -219,7 +219,7 @@ async fn add_node(State(api): State<Api>, body: Bytes) -> Result<AdminResponse, 
     params(("node" = String, Path, description = "The node's name.")),
     responses(
         (status = 200, description = "Removed.", body = Nodes),
-        (status = 400, description = "That is not a node name.", body = ErrorBody),
+        (status = 400, description = "The path parameter is not a node name.", body = ErrorBody),
         (status = 409, description = "The node is not in the cluster, or is its only one.", body = ErrorBody),
         WriteErrors,
     ))]

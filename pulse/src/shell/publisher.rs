@@ -19,12 +19,11 @@ const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// The timeouts of the first attempts to initialize transactions, in milliseconds; a last attempt has the whole
 /// [`TRANSACTION_TIMEOUT`].
 ///
-/// The first attempts are short, because waiting takes longer than starting over. librdkafka waits half a second before
-/// it retries if Kafka is still aborting the transaction that the previous leader left open, or if there is no
-/// connection to the transaction coordinator yet. Either is over within milliseconds. Each attempt creates a new
-/// producer, which sends its request at once.
+/// The first attempts are short, because a new producer sends its request at once, while librdkafka waits half a second
+/// before it retries. It retries if Kafka is still aborting the transaction that the previous leader left open, or if
+/// there is no connection to the transaction coordinator yet; both last only milliseconds.
 const SHORT_ATTEMPTS_MS: [u64; 5] = [100, 100, 100, 200, 500];
-/// The timeout for the first boundary of a leadership, which after that starts with the last frame's boundary
+/// The timeout for the first boundary of a leadership. After it, the leadership starts with the last frame's boundary
 /// (docs/design.md, "Pulse").
 const FIRST_BOUNDARY_TIMEOUT: Duration = Duration::from_secs(2);
 const BOUNDARY_POLL: Duration = Duration::from_millis(2);
@@ -122,7 +121,7 @@ impl Publisher {
         }
         if !self.boundary_sampler.is_fresh(requested) {
             self.metrics.record_stale_boundary();
-            tracing::warn!("cannot sample a first boundary within 2 s: starting with the last frame's boundary");
+            tracing::warn!("cannot sample a first boundary within 2 s; starting with the last frame's boundary");
         }
         Event::BoundarySampled
     }

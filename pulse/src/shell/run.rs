@@ -29,7 +29,7 @@ use super::watcher::Watcher;
 use super::{Args, http};
 use crate::core::{Event, InitialConfig, Leadership, Metronome, TempoBounds};
 
-/// Limits the wait for slow HTTP clients and for Raft when pulse stops.
+/// The timeout for slow HTTP clients, and for Raft, when pulse stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Runs pulse until `shutdown`, or until it cannot continue.
@@ -75,11 +75,12 @@ struct Setup {
     initial_config: InitialConfig,
     bounds: TempoBounds,
     bootstrap_nodes: BTreeMap<NodeName, NodeInfo>,
-    /// Write requests need no token, and are accepted on loopback only.
+    /// True if write requests need no token and are accepted on loopback only.
     writes_are_loopback_only: bool,
 }
 
-/// The results of the preparation before Raft starts: a node that cannot reach Kafka takes no part in elections.
+/// The results of the preparation that precedes Raft's start, so that a node that cannot reach Kafka takes no part in
+/// elections.
 struct Prepared {
     broker: Broker,
     registry: Registry,
@@ -93,11 +94,11 @@ async fn prepare(args: &Args) -> anyhow::Result<Prepared> {
     let secret = args.raft_secret()?;
     let raft_listener = match args.raft_listen_address() {
         Some(address) => {
-            let listener =
-                TcpListener::bind(&address).await.with_context(|| format!("raft: listening on {address}"))?;
-            let listens_on: SocketAddr = listener.local_addr()?;
-            args.check_raft_port(listens_on, secret.is_some())?;
-            tracing::info!(raft = %listens_on, "raft listens");
+            let bound = TcpListener::bind(&address).await;
+            let listener = bound.with_context(|| format!("cannot listen on {address} for raft"))?;
+            let address: SocketAddr = listener.local_addr()?;
+            args.check_raft_port(address, secret.is_some())?;
+            tracing::info!(%address, "raft server is listening");
             Some(listener)
         }
         None => None,
@@ -174,12 +175,12 @@ async fn run_node(
         // After a shutdown nobody waits for the outcome.
         let _ = ended.send(conductor.run(&inputs));
     })?;
-    // Set only here, so this cannot fail.
+    // Cannot fail: the components are set only here.
     let _ = api.components.set(Components { control, boundary_sampler });
 
     let outcome = tokio::select! {
         ended = &mut conductor_ended => ended.context("the conductor thread panicked").flatten(),
-        forwarded = forward_raft_events(&raft, &conductor_sender) => forwarded.context("raft has stopped"),
+        forwarded = forward_raft_events(&raft, &conductor_sender) => forwarded.context("cannot follow raft's state"),
         () = shutdown.cancelled() => Ok(()),
     };
     // Fails only if the conductor has ended already.

@@ -14,12 +14,12 @@ pub(crate) struct Secret(String);
 impl Secret {
     /// Reads the secret from `path`, without the white space around it.
     pub(crate) fn read(path: &Path) -> anyhow::Result<Self> {
-        let text = fs::read_to_string(path).with_context(|| format!("reading the secret in {}", path.display()))?;
+        let text = fs::read_to_string(path).with_context(|| format!("cannot read the secret in {}", path.display()))?;
         let secret = text.trim();
         ensure!(!secret.is_empty(), "the secret in {} is empty", path.display());
         ensure!(
             secret.chars().all(|c| c.is_ascii_graphic()),
-            "the secret in {} has characters that an HTTP header cannot carry; allowed are printable ASCII characters without spaces",
+            "the secret in {} has characters that an HTTP header cannot carry; must be printable ASCII characters without spaces",
             path.display()
         );
         Ok(Self(secret.to_owned()))
@@ -45,11 +45,11 @@ mod tests {
     #[test]
     fn secret_is_matched_by_the_whole_token_only() {
         let file = tempfile::NamedTempFile::new().expect("a file");
-        fs::write(file.path(), "open sesame\n").expect("writes");
+        fs::write(file.path(), "open sesame\n").expect("the file is written");
         assert!(Secret::read(file.path()).is_err(), "it contains a space");
-        fs::write(file.path(), " \n").expect("writes");
+        fs::write(file.path(), " \n").expect("the file is written");
         assert!(Secret::read(file.path()).is_err(), "it is empty");
-        fs::write(file.path(), "sesame\n").expect("writes");
+        fs::write(file.path(), "sesame\n").expect("the file is written");
         let secret = Secret::read(file.path()).expect("a secret");
         assert!(secret.matches(Some(b"Bearer sesame")));
         for wrong in [None, Some(&b"Bearer "[..]), Some(b"Bearer sesam"), Some(b"sesame"), Some(b"Bearer sesame ")] {

@@ -23,7 +23,7 @@ pub(crate) struct Status {
     pub(crate) cluster_id: String,
     pub(crate) node: String,
     pub(crate) role: RoleName,
-    /// Raft has a leader, as far as this node knows.
+    /// True if Raft has a leader, as far as this node knows.
     pub(crate) knows_leader: bool,
     /// The newest committed frame, from any node.
     pub(crate) last_beat: Option<BeatFrame>,

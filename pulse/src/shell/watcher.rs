@@ -1,5 +1,5 @@
-//! The watcher thread: reads every committed frame, whichever node wrote it. A node without a leader takes over only if
-//! no more frames come, and every node's status shows the newest one.
+//! The watcher thread: reads the committed frames of all nodes. The core needs them because a node that knows no leader
+//! takes over only if beats are missing; the status shows the newest frame.
 
 use std::sync::mpsc::Sender;
 use std::time::Duration;
@@ -55,7 +55,7 @@ impl Watcher {
 
     fn report(&self, frame: BeatFrame, conductor: &Sender<ConductorInput>) {
         self.status.update(|status| status.last_beat = Some(frame.clone()));
-        // If the conductor has ended, a shutdown follows.
+        // Fails only if the conductor has ended, after which pulse stops.
         let _ = conductor.send(ConductorInput::Event(Event::FrameRead(Box::new(frame))));
     }
 }

@@ -16,7 +16,7 @@ pub(crate) struct Kafka {
     pub(crate) log: Vec<BeatFrame>,
     /// The producer epoch of the transactional id.
     epoch: u64,
-    /// The newest frame is committed but not readable; only sabotage sets this.
+    /// True if the newest frame is committed but not readable; only sabotage sets this.
     pub(crate) hides_last: bool,
     sabotage: Option<Sabotage>,
 }

@@ -112,7 +112,7 @@ enum SimEvent {
     KafkaRequest(Box<Command>, u64),
     /// A command reaches Kafka after its node gave it up, so that its response is lost.
     Orphan(Box<Command>, u64),
-    /// A node receives the ends of `statusclaims`.
+    /// A node receives the last stable offsets of `statusclaims`.
     BoundaryResponse(Boundary),
     /// A node receives the newest plan that Raft has committed.
     PlanResponse,
@@ -132,7 +132,7 @@ struct Node {
     boundary: Boundary,
     /// The epoch of its producer, while it has one.
     epoch: Option<u64>,
-    /// A command to Kafka is pending.
+    /// True if a command to Kafka is pending.
     awaits_kafka: bool,
     is_cut_off_from_kafka: bool,
     /// The time at which a quorum last confirmed that the node is Raft's leader.
@@ -460,7 +460,7 @@ impl World {
         let (beat, node, emitted) = (frame.beat_index, &frame.node, frame.emitted_at.millis());
         let mark = if frame.degraded { " degraded" } else { "" };
         writeln!(self.trace, "{:>10} committed {beat} by {node} at {emitted} {}{mark}", self.now, frame.hlc)
-            .expect("a string");
+            .expect("writing to a String does not fail");
         for node in 0..NODES {
             if !self.nodes[node].is_cut_off_from_kafka {
                 self.schedule(node, 500..50_000, SimEvent::Deliver(Event::FrameRead(Box::new(frame.clone()))));
@@ -500,7 +500,7 @@ impl World {
             Event::FrameRead(frame) => format!("read {}", frame.beat_index),
             other => format!("{other:?}"),
         };
-        writeln!(self.trace, "{:>10} n{node} {what}", self.now).expect("a string");
+        writeln!(self.trace, "{:>10} n{node} {what}", self.now).expect("writing to a String does not fail");
     }
 
     fn now_of(&mut self, node: usize) -> Now {
@@ -537,7 +537,7 @@ impl World {
                 Command::Publish(frame) => format!("publish {} of term {}", frame.beat_index, frame.term),
                 other => format!("{other:?}"),
             };
-            writeln!(self.trace, "{:>10} n{node} -> {what}", self.now).expect("a string");
+            writeln!(self.trace, "{:>10} n{node} -> {what}", self.now).expect("writing to a String does not fail");
         }
         match command {
             Command::CheckQuorum { check_id } => self.schedule(node, 0..2_000, SimEvent::QuorumRequest(check_id)),
@@ -604,7 +604,7 @@ impl World {
         state.core = Some(Leadership::new(metronome, bounds, ELECTION_TIMEOUT, now));
         self.links.alive[node] = true;
         self.links.stepped_down[node] = false;
-        writeln!(self.trace, "{:>10} n{node} boots", self.now).expect("a string");
+        writeln!(self.trace, "{:>10} n{node} boots", self.now).expect("writing to a String does not fail");
         let raft_role = self.raft.restarted(node);
         if raft_role != RaftRole::Leaderless {
             self.schedule(node, 0..10_000, SimEvent::Deliver(Event::RaftRoleChanged(raft_role)));
@@ -621,7 +621,7 @@ impl World {
     }
 
     fn crash(&mut self, node: usize) {
-        writeln!(self.trace, "{:>10} n{node} crashes", self.now).expect("a string");
+        writeln!(self.trace, "{:>10} n{node} crashes", self.now).expect("writing to a String does not fail");
         // The commands that it has sent may still arrive.
         let incarnation = self.nodes[node].incarnation;
         let sent: Vec<_> = self.queue.iter().filter(|(_, (n, i, _))| (*n, *i) == (node, incarnation)).collect();
@@ -643,7 +643,7 @@ impl World {
     }
 
     fn resume(&mut self, node: usize) {
-        writeln!(self.trace, "{:>10} n{node} wakes", self.now).expect("a string");
+        writeln!(self.trace, "{:>10} n{node} wakes", self.now).expect("writing to a String does not fail");
         self.nodes[node].is_paused = false;
         self.links.alive[node] = true;
         for (place, sim_event) in (1..).zip(std::mem::take(&mut self.nodes[node].deferred)) {
@@ -658,7 +658,8 @@ impl World {
         let other = (node + self.rng.random_range(1..NODES)) % NODES;
         match self.rng.random_range(0..13) {
             12 => {
-                writeln!(self.trace, "{:>10} kafka aborts a transaction", self.now).expect("a string");
+                writeln!(self.trace, "{:>10} kafka aborts a transaction", self.now)
+                    .expect("writing to a String does not fail");
                 self.kafka.time_out();
             }
             0 | 1 => match (self.nodes[node].core.is_some(), self.nodes[node].is_paused) {
@@ -669,7 +670,7 @@ impl World {
             2 | 3 => match (self.nodes[node].core.is_some(), self.nodes[node].is_paused) {
                 (true, true) => self.resume(node),
                 (true, false) => {
-                    writeln!(self.trace, "{:>10} n{node} pauses", self.now).expect("a string");
+                    writeln!(self.trace, "{:>10} n{node} pauses", self.now).expect("writing to a String does not fail");
                     self.nodes[node].is_paused = true;
                     self.links.alive[node] = false;
                 }
@@ -677,7 +678,8 @@ impl World {
             },
             4 | 5 => {
                 let cut = !self.links.cut[node][other];
-                writeln!(self.trace, "{:>10} n{node} n{other} cut {cut}", self.now).expect("a string");
+                writeln!(self.trace, "{:>10} n{node} n{other} cut {cut}", self.now)
+                    .expect("writing to a String does not fail");
                 self.links.cut[node][other] = cut;
                 self.links.cut[other][node] = cut;
             }
@@ -687,18 +689,21 @@ impl World {
                 if !cut {
                     self.read_newest(node);
                 }
-                writeln!(self.trace, "{:>10} n{node} kafka cut {cut}", self.now).expect("a string");
+                writeln!(self.trace, "{:>10} n{node} kafka cut {cut}", self.now)
+                    .expect("writing to a String does not fail");
             }
             7 => {
                 self.kafka.up ^= true;
-                writeln!(self.trace, "{:>10} kafka up {}", self.now, self.kafka.up).expect("a string");
+                writeln!(self.trace, "{:>10} kafka up {}", self.now, self.kafka.up)
+                    .expect("writing to a String does not fail");
             }
             8 | 9 => {
                 let large = self.rng.random_bool(0.3);
                 let most = if large { 300 * SECOND as i64 } else { SECOND as i64 };
                 self.nodes[node].clock_offset = self.rng.random_range(-most..most);
                 let off_by = self.nodes[node].clock_offset;
-                writeln!(self.trace, "{:>10} n{node} clock off by {off_by}", self.now).expect("a string");
+                writeln!(self.trace, "{:>10} n{node} clock off by {off_by}", self.now)
+                    .expect("writing to a String does not fail");
             }
             _ => self.request_change(),
         }
@@ -719,7 +724,7 @@ impl World {
             core.give_up_proposal();
             return;
         }
-        writeln!(self.trace, "{:>10} committed plan {plan:?}", self.now).expect("a string");
+        writeln!(self.trace, "{:>10} committed plan {plan:?}", self.now).expect("writing to a String does not fail");
         self.plans.push(plan);
         for node in 0..NODES {
             self.schedule(node, 0..50_000, SimEvent::PlanResponse);
@@ -728,7 +733,7 @@ impl World {
 
     /// Ends all faults; clocks stay wrong, but by a second at most.
     fn heal(&mut self) {
-        writeln!(self.trace, "{:>10} faults end", self.now).expect("a string");
+        writeln!(self.trace, "{:>10} faults end", self.now).expect("writing to a String does not fail");
         self.faults_ended = true;
         self.kafka.up = true;
         self.links.cut = [[false; NODES]; NODES];

@@ -14,17 +14,17 @@ pub struct Claim<'r> {
     pub task: Cow<'r, str>,
     /// The beat that the claim names. Only the aggregator knows whether it had been published when the claim arrived.
     pub beat: i64,
-    /// The task is in state review or done, and its beat budget is not overdrawn (`beats_left >= 0`).
+    /// True if the task is in state review or done, and its beat budget is not overdrawn (`beats_left >= 0`).
     pub on_time_review: bool,
-    /// Help that was promised has been given.
+    /// True if help that was promised has been given.
     pub help_fulfilled: bool,
-    /// A secret rotation failed.
+    /// True if a secret rotation failed.
     pub rotation_failed: bool,
-    /// The task is done.
+    /// True if the task is done.
     pub done: bool,
-    /// The task failed.
+    /// True if the task failed.
     pub failed: bool,
-    /// Made while the agent received no beats.
+    /// True if the claim was made while the agent received no beats.
     pub degraded: bool,
 }
 

@@ -21,9 +21,9 @@ struct Entry {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum WindowState {
     Open,
-    /// This member's partial was sent with this counter.
+    /// The partial was sent, with this counter of the member.
     Sent(i64),
-    /// The partial was read back from `barpartials`, so a later `done` includes it.
+    /// The partial was read back from `barpartials`, so a later done record includes it.
     Observed,
     Done,
 }
@@ -46,7 +46,8 @@ impl CommitTracker {
         self.update(from, |state| if state == WindowState::Sent(counter) { WindowState::Observed } else { state });
     }
 
-    /// Records a `done` of the window. A `done` before the observed partial belongs to an earlier run and is ignored.
+    /// Records a done record of the window. One that was read before the partial belongs to an earlier run and is
+    /// ignored.
     pub fn mark_done(&mut self, from: BeatIndex) {
         self.update(from, |state| if state == WindowState::Observed { WindowState::Done } else { state });
         self.remove_done();
@@ -82,17 +83,17 @@ mod tests {
     use super::*;
 
     fn beat(index: i64) -> BeatIndex {
-        BeatIndex::try_from(index).expect("not negative")
+        BeatIndex::try_from(index).expect("the beat index is not negative")
     }
 
     #[test]
-    fn window_with_observed_partial_is_done_at_the_next_done() {
+    fn window_with_observed_partial_is_done_at_the_next_done_record() {
         let mut tracker = CommitTracker::default();
         tracker.add_window(beat(0), 10);
         tracker.add_window(beat(4), 20);
         tracker.mark_sent(beat(0), 7);
         tracker.mark_done(beat(0));
-        assert_eq!(tracker.committable(), Some((10, beat(0))), "a done of an earlier run");
+        assert_eq!(tracker.committable(), Some((10, beat(0))), "a done record of an earlier run");
         tracker.mark_observed(beat(0), 6);
         tracker.mark_done(beat(0));
         assert_eq!(tracker.committable(), Some((10, beat(0))), "another run's partial");

@@ -2,26 +2,26 @@
 
 /// The start of fetching one partition.
 ///
-/// A new partition is assigned at an offset of no meaning, paused, and sought to its start position once that is known
-/// (docs/design.md, Reverb). Records that were fetched before the pause or the seek may still be delivered. If one of them
-/// were processed, the records between the start position and it would pass for control records, and the share would
-/// lack their claims. So records are discarded until the first of the start position arrives. A later first record is
-/// believed only if a second fetch from the start position gives the same one: then the offsets in between are control
-/// records, or expired.
+/// A new partition is assigned at the log start, paused, and sought to its start position once that is known
+/// (docs/design.md, Reverb). Records that were fetched before the pause or the seek may still be delivered. If one of
+/// them were processed, the offsets between the start position and it would be counted as control records, and the
+/// share would lack their claims. So records are discarded until the one at the start position arrives. A later first
+/// record is accepted only if a second fetch returns it again: then the offsets in between are control records, or
+/// expired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FetchStart {
     /// The consumer is to be sought to `offset`.
     AwaitingSeek {
         /// The start position.
         offset: i64,
-        /// The first record after the last seek, if it came too late in the log to be believed.
+        /// The first record after the last seek, if its offset is above the start position.
         later: Option<i64>,
     },
     /// The consumer was sought, and no record of the start position or later has arrived.
     AwaitingRecord {
         /// The start position.
         offset: i64,
-        /// As in [`FetchStart::AwaitingSeek`].
+        /// The first record after the seek before, if its offset was above the start position.
         later: Option<i64>,
     },
     /// The consumer reads from the start position on.
@@ -82,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn later_first_record_is_believed_after_a_second_fetch_only() {
+    fn later_first_record_after_a_second_fetch_is_admitted() {
         let mut start = FetchStart::new(10);
         start.mark_sought();
         assert!(!start.admit(500), "it may have been fetched before the seek");

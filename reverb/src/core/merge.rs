@@ -46,7 +46,7 @@ impl Merge {
         set.partials.insert(partial.partition, partial);
     }
 
-    /// Removes a window that is done. `offset` is where its `done` was read, or `None` if this merge just wrote it.
+    /// Removes a window that is done. `offset` is that of its done record, or `None` if this merge just wrote it.
     pub fn add_done(&mut self, offset: Option<i64>, from: BeatIndex) {
         self.next_offset = offset.map_or(self.next_offset, |offset| offset + 1);
         self.sets.remove(&from);

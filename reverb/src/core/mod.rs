@@ -22,7 +22,7 @@ pub use fetch_start::FetchStart;
 pub use frames::{FrameError, Frames, Window};
 pub use merge::{Completion, Merge, verdict};
 pub use murmur2::partition_of;
-pub use partition::{Outbound, Partition, RESEND_AFTER};
+pub use partition::{OutboxRecord, Partition, RESEND_AFTER};
 pub use partition_aggregator::{ClosedWindow, Output, PartitionAggregator};
 pub use report::bar_report;
 pub use slos::{Slo, Slos};

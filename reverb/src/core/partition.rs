@@ -16,7 +16,7 @@ const MAX_PENDING: usize = 20_000;
 const MAX_OUTBOX: usize = 1_000;
 /// Bytes of pending records that may become dead letters, before the partition is paused.
 const MAX_RAW_BYTES: usize = 8 * 1024 * 1024;
-/// The time after which a partial without a `done` is sent again: it may have been lost with its topic.
+/// The time after which a partial without a done record is sent again: it may have been lost with its topic.
 pub const RESEND_AFTER: Duration = Duration::from_hours(1);
 
 /// The state of one owned partition of `statusclaims` whose start position is known.
@@ -30,15 +30,15 @@ pub struct Partition {
     commit_tracker: CommitTracker,
     /// Outputs of the aggregator that are not in the outbox yet.
     outputs: Vec<Output>,
-    outbox: VecDeque<Outbound>,
+    outbox: VecDeque<OutboxRecord>,
     /// The partials that were sent and whose windows are not done, by downbeat, each with the time of sending since the
     /// member's start.
     unfinished: BTreeMap<BeatIndex, (Duration, BarPartial)>,
 }
 
-/// A record to send.
+/// A record of the outbox.
 #[derive(Debug)]
-pub enum Outbound {
+pub enum OutboxRecord {
     /// A record for the dead-letter topic.
     DeadLetter {
         /// The record's offset in its partition.
@@ -93,13 +93,13 @@ impl Partition {
     }
 
     /// Advances the aggregator as far as the boundaries in `frames` allow, and returns the records added to the outbox.
-    pub fn advance(&mut self, frames: &Frames) -> impl Iterator<Item = &Outbound> {
+    pub fn advance(&mut self, frames: &Frames) -> impl Iterator<Item = &OutboxRecord> {
         let queued_before = self.outbox.len();
         self.aggregator.advance(frames, &mut self.outputs);
         for output in self.outputs.drain(..) {
             match output {
                 Output::DeadLetter { offset, reason, raw } => {
-                    self.outbox.push_back(Outbound::DeadLetter { offset, reason, raw });
+                    self.outbox.push_back(OutboxRecord::DeadLetter { offset, reason, raw });
                 }
                 Output::WindowClosed(closed) => {
                     let frame = |beat| frames.get(beat).expect("the table reaches back to every window that closes");
@@ -110,7 +110,7 @@ impl Partition {
                         self.commit_tracker.mark_not_needed(closed.window.from);
                         continue;
                     }
-                    self.outbox.push_back(Outbound::Partial(Box::new(partial(self.id, &closed, partitions))));
+                    self.outbox.push_back(OutboxRecord::Partial(Box::new(partial(self.id, &closed, partitions))));
                 }
             }
         }
@@ -124,25 +124,25 @@ impl Partition {
 
     /// Returns the next record to send. Partials wait while dead letters, maybe of their window, are unacknowledged, so
     /// that no report counts an invalid claim whose record could still be lost.
-    pub fn next_outbound(&self, dead_letters_in_flight: bool) -> Option<&Outbound> {
+    pub fn next_record(&self, dead_letters_in_flight: bool) -> Option<&OutboxRecord> {
         let next = self.outbox.front()?;
-        (matches!(next, Outbound::DeadLetter { .. }) || !dead_letters_in_flight).then_some(next)
+        (matches!(next, OutboxRecord::DeadLetter { .. }) || !dead_letters_in_flight).then_some(next)
     }
 
     /// Removes the next record from the outbox, after it was sent at `now`. `counter` numbers the member's partials.
-    pub fn mark_sent(&mut self, counter: i64, now: Duration) -> Option<Outbound> {
-        let outbound = self.outbox.pop_front()?;
-        if let Outbound::Partial(partial) = &outbound {
+    pub fn mark_sent(&mut self, counter: i64, now: Duration) -> Option<OutboxRecord> {
+        let record = self.outbox.pop_front()?;
+        if let OutboxRecord::Partial(partial) = &record {
             self.commit_tracker.mark_sent(partial.from_beat, counter);
             self.unfinished.insert(partial.from_beat, (now, (**partial).clone()));
         }
-        Some(outbound)
+        Some(record)
     }
 
-    /// Puts partials back into the outbox that have had no `done` for [`RESEND_AFTER`].
+    /// Puts partials back into the outbox that have had no done record for [`RESEND_AFTER`].
     pub fn resend_overdue(&mut self, now: Duration) {
         let overdue = self.unfinished.extract_if(.., |_, (sent, _)| now.saturating_sub(*sent) >= RESEND_AFTER);
-        self.outbox.extend(overdue.map(|(_, (_, partial))| Outbound::Partial(Box::new(partial))));
+        self.outbox.extend(overdue.map(|(_, (_, partial))| OutboxRecord::Partial(Box::new(partial))));
     }
 
     /// Records that the partial with the member's `counter` was read back from `barpartials`.
@@ -150,7 +150,7 @@ impl Partition {
         self.commit_tracker.mark_observed(from, counter);
     }
 
-    /// Records a `done` of the window that opened at `from`.
+    /// Records a done record of the window that opened at `from`.
     pub fn mark_done(&mut self, from: BeatIndex) {
         self.commit_tracker.mark_done(from);
         let oldest = self.commit_tracker.committable().map(|(_, oldest)| oldest);
@@ -220,17 +220,17 @@ mod tests {
         CommittedOffset { offset, downbeat: Some(downbeat) }
     }
 
-    fn is_partial(outbound: Option<&Outbound>) -> bool {
-        matches!(outbound, Some(Outbound::Partial(_)))
+    fn is_partial(record: Option<&OutboxRecord>) -> bool {
+        matches!(record, Some(OutboxRecord::Partial(_)))
     }
 
     #[test]
     fn partial_with_unacknowledged_dead_letters_waits() {
         let mut partition = closed();
-        assert!(matches!(partition.next_outbound(true), Some(Outbound::DeadLetter { offset: 0, .. })));
+        assert!(matches!(partition.next_record(true), Some(OutboxRecord::DeadLetter { offset: 0, .. })));
         partition.mark_sent(0, NOW);
-        assert!(partition.next_outbound(true).is_none());
-        assert!(is_partial(partition.next_outbound(false)));
+        assert!(partition.next_record(true).is_none());
+        assert!(is_partial(partition.next_record(false)));
     }
 
     #[test]
@@ -245,14 +245,14 @@ mod tests {
     }
 
     #[test]
-    fn partial_without_a_done_in_time_is_sent_again() {
+    fn partial_without_a_done_record_in_time_is_sent_again() {
         let mut partition = closed();
         partition.mark_sent(0, NOW);
         partition.mark_sent(5, NOW);
         partition.resend_overdue(RESEND_AFTER);
-        assert!(partition.next_outbound(false).is_none());
+        assert!(partition.next_record(false).is_none());
         partition.resend_overdue(NOW + RESEND_AFTER);
-        assert!(is_partial(partition.next_outbound(false)));
+        assert!(is_partial(partition.next_record(false)));
         // The counter of the first one is outdated.
         partition.mark_sent(6, NOW + RESEND_AFTER);
         partition.mark_observed(beat(0), 5);

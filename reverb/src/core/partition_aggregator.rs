@@ -19,7 +19,7 @@ pub struct PartitionAggregator {
     start: BeatIndex,
     /// The beat on which the next claim arrives, as far as boundaries were reached.
     arrival_beat: BeatIndex,
-    /// Every record below this offset was processed or does not exist.
+    /// The offset below which every record was processed or does not exist.
     next_offset: i64,
     pending: VecDeque<(i64, PendingClaim)>,
     /// Bytes of the raw records in `pending`.
@@ -36,7 +36,8 @@ pub struct PartitionAggregator {
 enum PendingClaim {
     Valid {
         claim: Claim<'static>,
-        /// Kept if the claim's beat may not have been published when it arrived: the claim may turn out invalid.
+        /// The raw record, kept only if the claim's beat may not have been published when the claim arrived: the claim
+        /// may turn out invalid.
         raw: Option<Box<RawRecord>>,
     },
     Invalid {
@@ -181,7 +182,7 @@ impl PartitionAggregator {
             while let Some((offset, _)) = self.pending.front()
                 && *offset < boundary
             {
-                let (offset, pending) = self.pending.pop_front().expect("front() was Some");
+                let (offset, pending) = self.pending.pop_front().expect("the loop condition found a front element");
                 self.raw_bytes -= pending.raw_bytes();
                 let (decoded, raw) = match pending {
                     PendingClaim::Valid { claim, raw } => (DecodedClaim::Valid(claim), raw),
@@ -213,7 +214,7 @@ impl PartitionAggregator {
 
     fn close_windows(&mut self, frames: &Frames, outputs: &mut Vec<Output>) {
         while self.open_windows.front().is_some_and(|(window, _)| window.closing == self.arrival_beat) {
-            let (window, tally) = self.open_windows.pop_front().expect("front() was Some");
+            let (window, tally) = self.open_windows.pop_front().expect("the loop condition found a front element");
             let retained = self.is_retained(&window, frames);
             outputs.push(Output::WindowClosed(Box::new(ClosedWindow { window, tally, retained })));
         }

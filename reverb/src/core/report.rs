@@ -110,10 +110,10 @@ mod tests {
                 frame.anchor_at = frame.emitted_at;
                 frame.degraded = true;
             }
-            late.push(frame).expect("consecutive");
+            late.push(frame).expect("the frames are consecutive");
         }
         let window = late.window_of(beat(0)).expect("the window is in the table");
-        let report = bar_report(&late, &window, &Counts::default()).expect("complete");
+        let report = bar_report(&late, &window, &Counts::default()).expect("the closing frame is in the table");
         assert_eq!((report.tempo_drift_ms, report.degraded_beats), (7_000, 1));
         assert_eq!(report.issues, ["1 degraded beats", "pulse outage of 7000 ms before beat 1"]);
     }

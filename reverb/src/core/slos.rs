@@ -36,7 +36,7 @@ pub struct Slo {
 /// Measures the SLOs on the beats and reports that a member reads while they are new.
 #[derive(Debug)]
 pub struct Slos {
-    /// Frames sent before this instant are ignored: they were not read as they came.
+    /// The instant before which sent frames are ignored: they were not read as they came.
     since: Timestamp,
     beats: VecDeque<Beat>,
     delivery: Samples,

@@ -8,17 +8,17 @@ pub const STALLED_AFTER: Duration = Duration::from_secs(20);
 
 /// The progress of the partitions of one member.
 ///
-/// librdkafka can drop a resume, or stop to fetch a partition (its issues 2190 and 5591): the partition then never
-/// advances, and no error says so.
+/// librdkafka can drop a resume, or stop fetching a partition (its issues 2190 and 5591): the partition then never
+/// advances, and librdkafka reports no error.
 #[derive(Debug, Default)]
 pub struct StallDetector {
-    /// By partition, the next offset and the time at which it became that.
+    /// By partition, the next offset and the time of its last change.
     progress: BTreeMap<i32, (i64, Duration)>,
 }
 
 impl StallDetector {
-    /// Records that the aggregator of `partition` has come to `next_offset` at `now`, and must come to `boundary`; `None`
-    /// if it waits for something other than records. Returns true if it is stalled.
+    /// Records that the aggregator of `partition` is at `next_offset`, and must reach `boundary`; `None` if it waits
+    /// for something other than records. Returns true if it is stalled.
     pub fn observe(&mut self, partition: i32, next_offset: i64, boundary: Option<i64>, now: Duration) -> bool {
         let (offset, since) = self.progress.entry(partition).or_insert((next_offset, now));
         let must_advance = boundary.is_some_and(|boundary| next_offset < boundary);
@@ -28,7 +28,7 @@ impl StallDetector {
         now.saturating_sub(*since) >= STALLED_AFTER
     }
 
-    /// Forgets a partition that was revoked.
+    /// Removes a partition that was revoked.
     pub fn remove(&mut self, partition: i32) {
         self.progress.remove(&partition);
     }
@@ -51,11 +51,11 @@ mod tests {
     }
 
     #[test]
-    fn progress_and_waiting_for_something_else_start_the_time_anew() {
+    fn progress_or_waiting_for_something_else_restarts_the_stall_timeout() {
         let mut detector = StallDetector::default();
         detector.observe(0, 10, Some(20), seconds(0));
         assert!(!detector.observe(0, 11, Some(20), seconds(20)), "it advanced");
-        assert!(!detector.observe(0, 11, None, seconds(39)), "the registry is waited for");
+        assert!(!detector.observe(0, 11, None, seconds(39)), "it waits for the registry");
         assert!(!detector.observe(0, 11, Some(20), seconds(58)));
         assert!(!detector.observe(0, 20, Some(20), seconds(59)), "the boundary is reached");
         assert!(!detector.observe(0, 20, Some(20), seconds(99)));

@@ -5,7 +5,7 @@ use backbeat_schemas::{BeatFrame, BeatIndex, HlcClock, Phase, Tempo, Timestamp, 
 use super::{Claim, Frames};
 
 pub(crate) fn beat(index: i64) -> BeatIndex {
-    BeatIndex::try_from(index).expect("not negative")
+    BeatIndex::try_from(index).expect("the beat index is not negative")
 }
 
 pub(crate) fn claim(agent: &str, beat: i64) -> Claim<'static> {
@@ -57,7 +57,7 @@ pub(crate) fn frames_of_partitions(bar_length: u16, grace_beats: u16, boundaries
             degraded: false,
             claim_offsets: boundaries.iter().map(|partition| partition[index]).collect(),
         };
-        frames.push(frame).expect("consecutive");
+        frames.push(frame).expect("the frames are consecutive");
     }
     frames
 }

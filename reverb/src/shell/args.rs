@@ -27,8 +27,8 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t = GroupProtocol::Classic)]
     pub group_protocol: GroupProtocol,
 
-    /// Seconds after which the group takes a silent member for dead, with the classic protocol. The broker sets the
-    /// limits: by default at least 6 (`group.min.session.timeout.ms`).
+    /// Seconds without a heartbeat after which the group removes a member, with the classic protocol. The broker sets
+    /// the limits: by default at least 6 (`group.min.session.timeout.ms`).
     #[arg(long, value_name = "SECONDS", default_value_t = 6, value_parser = clap::value_parser!(u64).range(3..=1800))]
     pub session_timeout: u64,
 

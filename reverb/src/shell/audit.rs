@@ -20,10 +20,10 @@ use super::merger::avro_body;
 use super::recompute::Recompute;
 use crate::core::{ClosedWindow, Frames, Tally, Window, bar_report};
 
-/// Windows recomputed together. Their tallies are all in memory.
-const CHUNK: usize = 32;
-/// Partitions read at a time.
-const READERS: usize = 4;
+/// The maximum number of windows recomputed together. Their tallies are all in memory.
+const MAX_WINDOWS_PER_PASS: usize = 32;
+/// The maximum number of partitions read at the same time.
+const MAX_READERS: usize = 4;
 const POLL: Duration = Duration::from_millis(100);
 
 /// The windows to audit: those with a beat in this range.
@@ -83,8 +83,8 @@ pub fn audit(
     let Some(first) = windows.first() else { return Ok(()) };
     let mut published = read_reports(broker, registry, runtime, &frames, first)?;
     let reader = |_| Recompute::new(broker, registry, runtime);
-    let mut readers = (0..READERS).map(reader).collect::<Result<Vec<_>, _>>()?;
-    for chunk in windows.chunks(CHUNK) {
+    let mut readers = (0..MAX_READERS).map(reader).collect::<Result<Vec<_>, _>>()?;
+    for chunk in windows.chunks(MAX_WINDOWS_PER_PASS) {
         let tallies = tally_windows(&mut readers, &frames, chunk, stop)?;
         for (window, tally) in chunk.iter().zip(tallies) {
             let reports = published.remove(&window.from).unwrap_or_default();

@@ -7,8 +7,8 @@ use backbeat_schemas::{BeatFrame, BeatIndex};
 
 use crate::core::{FrameError, Frames};
 
-/// Frames read per poll, so that catching up on a long log does not block the caller.
-const BATCH: usize = 10_000;
+/// The maximum number of frames read per poll, so that catching up on a long log does not block the caller.
+const MAX_FRAMES_PER_POLL: usize = 10_000;
 
 /// A table of frames and the reader of `beatframes` that extends it.
 pub(crate) struct FrameTable {
@@ -54,7 +54,7 @@ impl FrameTable {
         if self.next_offset.is_none() {
             return Ok(());
         }
-        for _ in 0..BATCH {
+        for _ in 0..MAX_FRAMES_PER_POLL {
             let Some(entry) = self.reader.poll(timeout)? else { break };
             if entry.record.cluster_id != self.cluster_id {
                 let (found, expected) = (entry.record.cluster_id, self.cluster_id.clone());

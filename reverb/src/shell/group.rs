@@ -16,8 +16,8 @@ use crate::core::CommittedOffset;
 /// The merge runs on the member that owns this partition.
 pub(crate) const MERGE_PARTITION: i32 = 0;
 
-/// The number of statistics in a row that prove the end of a partition. The first may be of before a seek.
-const PROVEN_AFTER: u32 = 3;
+/// The number of consecutive statistics that prove that a partition is drained. The first may date from before a seek.
+const MIN_DRAINED_STATISTICS: u32 = 3;
 
 /// A consumer in reverb's group.
 pub(crate) type GroupConsumer = BaseConsumer<Group>;
@@ -34,11 +34,12 @@ struct State {
     /// By partition, the offset to commit when it is revoked.
     committable: BTreeMap<i32, CommittedOffset>,
     merge_thread: Option<MergeThread>,
-    /// The group coordinator has admitted this member, even if it has assigned no partition.
+    /// True if the group coordinator has admitted this member, even if it has assigned no partition.
     has_joined: bool,
     ends: BTreeMap<i32, PartitionEnd>,
-    /// The consumer has lost all its brokers.
+    /// True if the consumer has lost all its brokers.
     abandoned: bool,
+    /// True if a commit has failed since the last call of [`Group::take_commit_failure`].
     commit_failed: bool,
 }
 
@@ -56,7 +57,7 @@ struct PartitionEnd {
     log_start: i64,
     /// The end of the partition for readers of committed records; negative if it is not known.
     last_stable_offset: i64,
-    /// The number of statistics in a row that were drained at this offset.
+    /// The number of consecutive statistics in which the partition was drained at this offset.
     drained_times: u32,
 }
 
@@ -76,7 +77,7 @@ impl Group {
         self.lock().committable.clone()
     }
 
-    /// Hands over the running merge, so that it stops before `statusclaims-0` is assigned to another member.
+    /// Stores the running merge, so that it stops before `statusclaims-0` is assigned to another member.
     pub(crate) fn set_merge_thread(&self, merge_thread: MergeThread) {
         let earlier = self.lock().merge_thread.replace(merge_thread);
         drop(earlier);
@@ -112,7 +113,7 @@ impl Group {
         state
             .ends
             .get(&partition)
-            .filter(|end| end.drained_times >= PROVEN_AFTER)
+            .filter(|end| end.drained_times >= MIN_DRAINED_STATISTICS)
             .map(|end| (end.next_offset, end.log_start))
     }
 
@@ -121,12 +122,12 @@ impl Group {
         self.lock().ends.get(&partition).map(|end| end.last_stable_offset).filter(|end| *end >= 0)
     }
 
-    /// Forgets the end of `partition`, which was sought: statistics that are on their way may be of before.
+    /// Discards the statistics of `partition` after a seek: they may date from before it.
     pub(crate) fn forget_end(&self, partition: i32) {
         self.lock().ends.remove(&partition);
     }
 
-    /// Gives the consumer up, which has lost all its brokers: what it revokes as it is closed is not committed.
+    /// Marks the consumer as lost: offsets of partitions revoked while it closes are not committed.
     pub(crate) fn abandon(&self) {
         self.lock().abandoned = true;
     }
@@ -191,9 +192,9 @@ impl ClientContext for Group {
 }
 
 impl ConsumerContext for Group {
-    /// Takes partitions at the log start and paused, whatever was committed: a new partition is sought once its start
-    /// position is known. librdkafka would otherwise fetch the committed offsets itself, and never start a partition if
-    /// that request goes to a broker that is not the coordinator any more (its issue 5586).
+    /// Assigns new partitions at the log start and pauses them, regardless of committed offsets: a new partition is
+    /// sought once its start position is known. librdkafka would otherwise fetch the committed offsets itself, and
+    /// never start a partition if that request goes to a broker that is not the coordinator any more (its issue 5586).
     fn rebalance(&self, consumer: &BaseConsumer<Self>, code: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let done = if code == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
             self.assign(consumer, list)
@@ -236,7 +237,7 @@ impl Group {
         Ok(())
     }
 
-    /// Ends what this member does with the partitions in `list`, before another member gets them.
+    /// Stops the merge and commits the offsets of the partitions in `list`, before another member gets them.
     fn prepare_revocation(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
         let revoked = partitions(list);
         let topic = list.elements().first().map(|element| element.topic().to_owned()).unwrap_or_default();

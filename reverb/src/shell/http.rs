@@ -34,10 +34,11 @@ struct Ready {
 
 /// Readiness.
 ///
-/// Ready means: joined the group, and all owned partitions have started and caught up. A member may own none.
+/// A member is ready when it has joined the consumer group and all partitions that it owns have started and caught up.
+/// A member that owns no partition is ready, too.
 #[utoipa::path(get, path = "/ready", responses(
     (status = 200, description = "The member is ready.", body = Ready),
-    (status = 503, description = "Not ready; the body says why.", body = ErrorBody),
+    (status = 503, description = "Not ready; the body has the reason.", body = ErrorBody),
 ))]
 async fn ready(State(status): State<SharedStatus>) -> Result<Json<Ready>, ApiError> {
     match status.waiting_for() {
@@ -57,10 +58,10 @@ async fn get_status(State(status): State<SharedStatus>) -> Json<StatusBody> {
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 struct Page {
-    /// Only windows that opened before this beat.
+    /// The beat before which the returned windows opened; without it, the newest windows are returned.
     #[param(required = false, minimum = 0)]
     before: Option<BeatIndex>,
-    /// The most windows to return; 100 by default.
+    /// The maximum number of windows to return; 100 by default.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
 }
@@ -73,10 +74,10 @@ struct Windows {
     next_before: Option<BeatIndex>,
 }
 
-/// Windows, newest first: the newest 1,000 windows at most, open or finished.
+/// At most the newest 1,000 windows, open or finished, newest first.
 #[utoipa::path(get, path = "/api/v1/windows", params(Page), responses(
     (status = 200, description = "A page of windows.", body = Windows),
-    (status = 400, description = "A parameter is not allowed.", body = ErrorBody),
+    (status = 400, description = "A query parameter is invalid.", body = ErrorBody),
 ))]
 async fn windows(
     State(status): State<SharedStatus>,
@@ -87,7 +88,7 @@ async fn windows(
     })?;
     let limit = limit.unwrap_or(DEFAULT_LIMIT);
     if !(1..=MAX_LISTED_WINDOWS).contains(&limit) {
-        return Err(ApiError::bad_request(format!("limit is {limit}; allowed are 1 to {MAX_LISTED_WINDOWS}")));
+        return Err(ApiError::bad_request(format!("limit is {limit}; must be 1 to {MAX_LISTED_WINDOWS}")));
     }
     let (windows, more) = status.windows(before, limit);
     let next_before = windows.last().map(|last| last.from_beat).filter(|_| more);
@@ -99,7 +100,7 @@ async fn windows(
     params(("id" = WindowId, Path, description = "The window's id: 32 hex digits.")),
     responses(
         (status = 200, description = "The window.", body = WindowStatus),
-        (status = 400, description = "That is not a window id.", body = ErrorBody),
+        (status = 400, description = "The path parameter is not a window id.", body = ErrorBody),
         (status = 404, description = "This member does not know the window.", body = ErrorBody),
     ))]
 async fn window(State(status): State<SharedStatus>, Path(id): Path<String>) -> Result<Json<WindowStatus>, ApiError> {

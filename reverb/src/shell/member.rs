@@ -16,16 +16,16 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::claim_decoder::ClaimDecoder;
 use super::frame_table::{FrameTable, TableError};
 use super::group::{AssignmentChange, Group, GroupConsumer, MERGE_PARTITION, commit_offsets};
-use super::merger::{MergeContext, MergeEnd, MergeThread};
+use super::merger::{MergeContext, MergeExit, MergeThread};
 use super::metrics::Metrics;
 use super::owned_partition::{OwnedPartition, PartialProducer};
 use super::start_positions::StartPositions;
-use super::status::{OpenWindow, PartitionStatus, ShareStatus, SharedStatus};
+use super::status::{PartitionStatus, ShareStatus, SharedStatus, UnfinishedWindow};
 use super::timeouts::QUERY_TIMEOUT;
 use crate::core::{CommittedOffset, Partition, PartitionAggregator, STALLED_AFTER, StallDetector};
 
-/// Records polled before the loop's other work gets a turn.
-const BATCH: usize = 2_000;
+/// The maximum number of records polled from a topic before the loop's other work continues.
+const MAX_RECORDS_PER_POLL: usize = 2_000;
 /// Longest wait of a poll without records, and so the delay until a new frame is noticed.
 const POLL: Duration = Duration::from_millis(5);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -43,6 +43,8 @@ const KNOWN_REPORTS: i64 = 200;
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time at shutdown for leaving the group.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
+/// The reason why a member that has not joined the group yet is not ready.
+const JOINING: &str = "the group coordinator to admit this member";
 
 /// One member of reverb's group.
 pub(crate) struct Member {
@@ -66,7 +68,7 @@ pub(crate) struct Member {
     pub(crate) stalls: StallDetector,
     /// The newest frame that was checked and measured.
     pub(crate) checked: Option<BeatIndex>,
-    /// The merge's partition was just assigned, so the merge must start.
+    /// True if the merge's partition was just assigned, so the merge must start.
     pub(crate) merge_due: bool,
     /// The instant of the next check whether this member still owns the merge's partition; `None` unless the merge was
     /// fenced.
@@ -85,7 +87,7 @@ impl BarLengthGuard {
         let opened_since = frame.downbeat && self.after.is_none_or(|after| frame.beat_index > after);
         match self.expected {
             Some(expected) if opened_since && frame.bar_length != expected => bail!(
-                "window {} opened at beat {} with {} beats, but --expect-bar-length says {expected}",
+                "window {} opened at beat {} with {} beats, but --expect-bar-length is {expected}",
                 frame.window_id,
                 frame.beat_index,
                 frame.bar_length
@@ -97,21 +99,21 @@ impl BarLengthGuard {
 
 /// The reason why a member ended without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum MemberEnd {
-    /// The process was told to stop.
+pub(crate) enum MemberExit {
+    /// The process is shutting down.
     Shutdown,
-    /// The member's consumer has lost all its brokers: another member takes its place, in this process.
+    /// The member's consumer has lost all its brokers: another member replaces this one, in the same process.
     Lost,
-    /// The member's consumer has stopped to fetch a partition although Kafka answers: another member takes its place.
+    /// The member's consumer no longer fetches a partition although Kafka answers: another member replaces this one.
     Stalled,
 }
 
 impl Member {
     /// Runs until `shutdown`, until its consumer is lost or stalled, or until an error that retrying cannot solve, such as an
     /// inconsistent log. Blocks.
-    pub(crate) fn run(mut self, shutdown: &Shutdown) -> anyhow::Result<MemberEnd> {
+    pub(crate) fn run(mut self, shutdown: &Shutdown) -> anyhow::Result<MemberExit> {
         let outcome = self.work(shutdown);
-        if matches!(outcome, Ok(MemberEnd::Lost)) {
+        if matches!(outcome, Ok(MemberExit::Lost)) {
             // Nothing can be committed or left with this consumer; the group notices by its session timeout.
             self.group.abandon();
             self.group.stop_merge();
@@ -141,20 +143,20 @@ impl Member {
         }
     }
 
-    fn work(&mut self, shutdown: &Shutdown) -> anyhow::Result<MemberEnd> {
+    fn work(&mut self, shutdown: &Shutdown) -> anyhow::Result<MemberExit> {
         while let Err(error) = self.init_readers() {
             tracing::warn!(%error, "cannot read the topics yet; waiting for kafka and the schema registry");
             std::thread::sleep(RETRY_PAUSE);
             if shutdown.is_cancelled() {
-                return Ok(MemberEnd::Shutdown);
+                return Ok(MemberExit::Shutdown);
             }
         }
         self.consumer.subscribe(&[&self.topic])?;
-        self.status.update(|member| member.waiting_for = Some("admission to the consumer group".into()));
+        self.status.update(|member| member.waiting_for = Some(JOINING.into()));
         let (mut commit_at, mut status_at, mut resolve_at) = (Instant::now(), Instant::now(), Instant::now());
         while !shutdown.is_cancelled() {
             if self.watch.is_lost() {
-                return Ok(MemberEnd::Lost);
+                return Ok(MemberExit::Lost);
             }
             let now = Instant::now();
             // Before claims are polled, because this may replace the table that their outputs refer to.
@@ -172,7 +174,7 @@ impl Member {
             if now >= commit_at {
                 self.retry_and_commit()?;
                 if self.is_stalled() {
-                    return Ok(MemberEnd::Stalled);
+                    return Ok(MemberExit::Stalled);
                 }
                 commit_at = now + COMMIT_INTERVAL;
             }
@@ -181,7 +183,7 @@ impl Member {
                 status_at = now + STATUS_INTERVAL;
             }
         }
-        Ok(MemberEnd::Shutdown)
+        Ok(MemberExit::Shutdown)
     }
 
     /// Positions the readers before the member sends or processes anything.
@@ -199,7 +201,7 @@ impl Member {
     fn poll_claims(&mut self) {
         let mut polled = 0;
         let mut timeout = POLL;
-        while polled < BATCH {
+        while polled < MAX_RECORDS_PER_POLL {
             let message = match self.consumer.poll(timeout) {
                 None => break,
                 Some(Err(KafkaError::PartitionEOF(_))) => continue,
@@ -368,10 +370,10 @@ impl Member {
     }
 
     fn supervise_merge(&mut self) -> anyhow::Result<()> {
-        match self.group.take_ended_merge_thread().and_then(|ended| ended.end()) {
+        match self.group.take_ended_merge_thread().and_then(|ended| ended.exit()) {
             None => {}
-            Some(MergeEnd::Failed(error)) => return Err(error),
-            Some(MergeEnd::Fenced) => self.recheck_fenced_merge_at = Some(Instant::now()),
+            Some(MergeExit::Failed(error)) => return Err(error),
+            Some(MergeExit::Fenced) => self.recheck_fenced_merge_at = Some(Instant::now()),
         }
         if self.recheck_fenced_merge_at.is_some_and(|at| Instant::now() >= at) {
             self.restart_fenced_merge()?;
@@ -393,7 +395,7 @@ impl Member {
             }
             Ok(()) => {}
             Err(error) => {
-                tracing::warn!(%error, "the merge was fenced and the group does not confirm its partition; not merging");
+                tracing::warn!(%error, "cannot restart the fenced merge: the group did not accept a commit, so another member may own its partition");
             }
         }
         self.recheck_fenced_merge_at = Some(Instant::now() + RECHECK_INTERVAL);
@@ -480,17 +482,17 @@ impl Member {
         let lag_records = partitions.iter().map(behind).sum::<Option<i64>>();
         let positions = self.partitions.values().filter_map(|owned| owned.core.as_ref()?.committable());
         let oldest = positions.filter_map(|position| BeatIndex::try_from(position.downbeat?).ok()).min();
-        let oldest_open_window = oldest.map(|from| OpenWindow { from_beat: from, age_beats: beats_since(from) });
+        let oldest_open_window = oldest.map(|from| UnfinishedWindow { from_beat: from, age_beats: beats_since(from) });
         // A lag within one bar is normal: its windows close with the next downbeat.
         let enough = newest.map_or(0, |newest| i64::from(newest.bar_length));
         let waiting_for = if !self.group.has_joined() {
-            Some("admission to the consumer group".to_owned())
+            Some(JOINING.to_owned())
         } else if !self.start_positions.is_empty() {
             Some(format!("the start positions of partitions {:?} of statusclaims", self.start_positions.partitions()))
         } else if !partitions.is_empty() && !self.table.is_caught_up() {
-            Some("the rest of beatframes: its frames are still being read".to_owned())
+            Some("the table of frames to reach the end of beatframes".to_owned())
         } else if lag_beats > enough {
-            Some(format!("the rest of statusclaims: the slowest partition lags by {lag_beats} beats"))
+            Some(format!("the aggregators to catch up: the slowest partition lags by {lag_beats} beats"))
         } else {
             None
         };
@@ -511,10 +513,10 @@ impl Member {
     }
 }
 
-/// Returns the records that are available now, at most a batch.
+/// Returns the records that are available now, at most [`MAX_RECORDS_PER_POLL`].
 fn poll_all<R: Record + 'static>(reader: &mut LogReader<R>, kind: &str) -> Vec<Entry<R>> {
     let mut entries = Vec::new();
-    while entries.len() < BATCH {
+    while entries.len() < MAX_RECORDS_PER_POLL {
         match reader.poll(Duration::ZERO) {
             Ok(Some(entry)) => entries.push(entry),
             Ok(None) => break,
@@ -532,7 +534,7 @@ fn fetch_log_start(consumer: &GroupConsumer, topic: &str, partition: i32) -> Opt
     match consumer.fetch_watermarks(topic, partition, QUERY_TIMEOUT) {
         Ok((log_start, _)) => Some(log_start),
         Err(error) => {
-            tracing::warn!(%error, partition, "cannot fetch the log start offset to tell whether retention deleted the missing offsets");
+            tracing::warn!(%error, partition, "cannot fetch the log start offset, which shows whether retention deleted the missing offsets");
             None
         }
     }

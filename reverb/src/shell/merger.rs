@@ -2,7 +2,7 @@
 //! `statusclaims-0`.
 //!
 //! All its state is in the log. After any error it drops its state, initializes transactions again, which resolves
-//! transactions in doubt, and reads `barpartials` from the restart offset that the last `done` names.
+//! transactions in doubt, and reads `barpartials` from the restart offset in the last done record.
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
@@ -25,8 +25,8 @@ use crate::core::{Completion, Counts, Merge, Window, bar_report, verdict};
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// Windows finished in one transaction. A transaction of this size commits within about a second.
 const MAX_WINDOWS_PER_TRANSACTION: usize = 500;
-/// Partials read before the sets are checked again.
-const BATCH: usize = 10_000;
+/// The maximum number of records read before the sets of partials are checked again.
+const MAX_RECORDS_PER_POLL: usize = 10_000;
 const POLL: Duration = Duration::from_millis(5);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
@@ -45,7 +45,7 @@ pub(crate) struct MergeContext {
 
 /// The reason why a merge ended by itself.
 #[derive(Debug)]
-pub(crate) enum MergeEnd {
+pub(crate) enum MergeExit {
     /// Kafka fenced the merge's producer: another member initialized the transactional id, or a transaction timed out.
     Fenced,
     /// The log is inconsistent.
@@ -55,24 +55,24 @@ pub(crate) enum MergeEnd {
 /// The thread of a running merge. Dropping it stops the merge and waits until it has ended.
 pub(crate) struct MergeThread {
     stop: Shutdown,
-    end: Receiver<MergeEnd>,
+    exit: Receiver<MergeExit>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl MergeThread {
     pub(crate) fn start(context: MergeContext) -> std::io::Result<Self> {
         let stop = Shutdown::new();
-        let (ended, end) = channel();
+        let (sender, exit) = channel();
         let thread = std::thread::Builder::new().name("merge".into()).spawn({
             let stop = stop.clone();
             move || {
                 if let Some(reason) = run(&context, &stop) {
-                    // The receiver may be gone: then nobody needs the reason.
-                    let _ = ended.send(reason);
+                    // Fails only if the receiver was dropped.
+                    let _ = sender.send(reason);
                 }
             }
         })?;
-        Ok(Self { stop, end, thread: Some(thread) })
+        Ok(Self { stop, exit, thread: Some(thread) })
     }
 
     pub(crate) fn has_ended(&self) -> bool {
@@ -80,8 +80,8 @@ impl MergeThread {
     }
 
     /// Returns the reason if the merge ended by itself.
-    pub(crate) fn end(&self) -> Option<MergeEnd> {
-        self.end.try_recv().ok()
+    pub(crate) fn exit(&self) -> Option<MergeExit> {
+        self.exit.try_recv().ok()
     }
 }
 
@@ -109,15 +109,15 @@ enum SessionError {
     Kafka(#[from] rdkafka::error::KafkaError),
 }
 
-fn run(context: &MergeContext, stop: &Shutdown) -> Option<MergeEnd> {
+fn run(context: &MergeContext, stop: &Shutdown) -> Option<MergeExit> {
     while !stop.is_cancelled() {
         let error = match Session::start(context).and_then(|mut session| session.run(stop)) {
             Ok(()) | Err(SessionError::Recompute(RecomputeError::Stopped)) => return None,
             Err(SessionError::Transaction(TransactionError::Fenced(error))) => {
                 tracing::warn!(%error, "the merge was fenced");
-                return Some(MergeEnd::Fenced);
+                return Some(MergeExit::Fenced);
             }
-            Err(SessionError::Table(TableError::Frame(error))) => return Some(MergeEnd::Failed(error.into())),
+            Err(SessionError::Table(TableError::Frame(error))) => return Some(MergeExit::Failed(error.into())),
             Err(error) => error,
         };
         context.metrics.record_merge_restart();
@@ -147,7 +147,7 @@ struct WindowOutcome {
     verdict: Verdict,
     /// The report to write, if any.
     report: Option<(BarReport, Fingerprint)>,
-    /// The report to write is already published, with the same bytes.
+    /// True if the report to write is already published, with the same bytes.
     reemitted: bool,
     /// The value of the metric's `cause` if the window is skipped.
     skip_cause: Option<&'static str>,
@@ -202,7 +202,7 @@ impl<'c> Session<'c> {
     fn run(&mut self, stop: &Shutdown) -> Result<(), SessionError> {
         while !stop.is_cancelled() {
             let mut timeout = POLL;
-            for _ in 0..BATCH {
+            for _ in 0..MAX_RECORDS_PER_POLL {
                 let Some(entry) = self.partials.poll(timeout)? else {
                     break;
                 };
@@ -334,7 +334,12 @@ fn add_record(merge: &mut Merge, entry: Entry<BarPartial>) {
     match entry.record.into_body() {
         Some(PartialBody::Partial(partial)) => merge.add_partial(entry.offset, from, partial),
         Some(PartialBody::Done(_)) => merge.add_done(Some(entry.offset), from),
-        None => tracing::warn!(entry.offset, "record in barpartials is neither a partial nor a done; ignored"),
+        None => {
+            tracing::warn!(
+                entry.offset,
+                "ignoring a record of barpartials that is neither a partial nor a done record"
+            );
+        }
     }
 }
 

@@ -4,13 +4,13 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use backbeat_broker::{Deliveries, Outgoing, QueueFull, Sender, TopicName, Topics};
+use backbeat_broker::{Deliveries, ProducerRecord, QueueFull, Sender, TopicName, Topics};
 use backbeat_schemas::{BarPartial, InvalidClaim, wire};
 
 use super::claim_decoder::ClaimDecoder;
 use super::metrics::Metrics;
 use super::status::{ShareStatus, SharedStatus};
-use crate::core::{FetchStart, Frames, Outbound, Partition, PartitionAggregator, RawRecord};
+use crate::core::{FetchStart, Frames, OutboxRecord, Partition, PartitionAggregator, RawRecord};
 
 /// The producer of partials and dead letters, with the member's name and counter.
 pub(crate) struct PartialProducer {
@@ -21,16 +21,16 @@ pub(crate) struct PartialProducer {
     /// The number of partials that this member has sent.
     pub(crate) counter: i64,
     pub(crate) partial_deliveries: Arc<Deliveries>,
-    /// The zero of the durations that the core gets as time.
+    /// The instant from which the times that the core gets are counted.
     pub(crate) started_at: Instant,
 }
 
 /// One partition of `statusclaims` assigned to this member.
 pub(crate) struct OwnedPartition {
     pub(crate) id: i32,
-    /// `None` until the start position is known.
+    /// The partition's state in the core; `None` until the start position is known.
     pub(crate) core: Option<Partition>,
-    /// `None` until the start position is known.
+    /// The start of fetching; `None` until the start position is known.
     fetch_start: Option<FetchStart>,
     /// Records polled while their schema is being fetched, in order.
     deferred: VecDeque<(i64, RawRecord)>,
@@ -67,7 +67,8 @@ impl OwnedPartition {
         self.fetch_start.iter_mut().for_each(FetchStart::mark_sought);
     }
 
-    /// Processes a polled record, defers it, or discards one from before the start. `fetch_log_start` asks Kafka for the log start offset.
+    /// Processes a polled record, defers it, or discards it if the consumer does not read from the start position yet.
+    /// `fetch_log_start` fetches the log start offset from Kafka.
     pub(crate) fn process(
         &mut self,
         offset: i64,
@@ -128,10 +129,10 @@ impl OwnedPartition {
         status: &SharedStatus,
     ) {
         let Some(core) = &mut self.core else { return };
-        for outbound in core.advance(frames) {
-            match outbound {
-                Outbound::DeadLetter { reason, .. } => metrics.record_invalid_claim(reason.reason()),
-                Outbound::Partial(record) => {
+        for outbox_record in core.advance(frames) {
+            match outbox_record {
+                OutboxRecord::DeadLetter { reason, .. } => metrics.record_invalid_claim(reason.reason()),
+                OutboxRecord::Partial(record) => {
                     let Some(partial) = record.partial() else { continue };
                     metrics.record_late_claims(partial);
                     if let Some(window) = frames.window_of(record.from_beat) {
@@ -150,17 +151,17 @@ impl OwnedPartition {
     /// Sends the records of the outbox that can be sent now, in order.
     pub(crate) fn send(&mut self, producer: &mut PartialProducer, metrics: &Metrics) {
         let Some(core) = &mut self.core else { return };
-        while let Some(outbound) = core.next_outbound(self.dead_letters.outstanding() > 0) {
-            let sent = match outbound {
-                Outbound::DeadLetter { offset, reason, raw } => {
+        while let Some(record) = core.next_record(self.dead_letters.outstanding() > 0) {
+            let sent = match record {
+                OutboxRecord::DeadLetter { offset, reason, raw } => {
                     producer.send_dead_letter(self.id, *offset, reason, raw, &self.dead_letters)
                 }
-                Outbound::Partial(partial) => producer.send_partial(partial),
+                OutboxRecord::Partial(partial) => producer.send_partial(partial),
             };
             if sent.is_err() {
                 return;
             }
-            if let Some(Outbound::DeadLetter { offset, reason, .. }) =
+            if let Some(OutboxRecord::DeadLetter { offset, reason, .. }) =
                 core.mark_sent(producer.counter, producer.started_at.elapsed())
             {
                 metrics.record_dead_letter(reason.reason());
@@ -169,7 +170,7 @@ impl OwnedPartition {
         }
     }
 
-    /// Sends partials again that have had no `done` for long, and records that did not fit into the queue.
+    /// Sends partials again that have had no done record for long, and records that did not fit into the queue.
     pub(crate) fn retry(&mut self, producer: &mut PartialProducer, metrics: &Metrics) {
         if let Some(core) = &mut self.core {
             core.resend_overdue(producer.started_at.elapsed());
@@ -205,7 +206,7 @@ impl PartialProducer {
             ("key", raw.key.as_ref().map_or("null".to_owned(), |key| String::from_utf8_lossy(key).into_owned())),
         ];
         let value = raw.value.as_deref().unwrap_or_default();
-        let record = Outgoing { topic: &topic, key: Some(key.as_bytes()), value, headers: &headers };
+        let record = ProducerRecord { topic: &topic, key: Some(key.as_bytes()), value, headers: &headers };
         self.sender.send(record, deliveries)
     }
 
@@ -214,8 +215,8 @@ impl PartialProducer {
         let topic = self.topics.name(TopicName::BarPartials);
         let key = named.window_id.to_string();
         let value = wire(self.partial_schema, &named);
-        let outgoing = Outgoing { topic: &topic, key: Some(key.as_bytes()), value: &value, headers: &[] };
-        self.sender.send(outgoing, &self.partial_deliveries)?;
+        let record = ProducerRecord { topic: &topic, key: Some(key.as_bytes()), value: &value, headers: &[] };
+        self.sender.send(record, &self.partial_deliveries)?;
         self.counter += 1;
         Ok(())
     }

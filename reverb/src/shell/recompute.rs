@@ -17,8 +17,8 @@ use crate::core::{ClosedWindow, Counts, DecodedClaim, Frames, Output, PartitionA
 
 const POLL: Duration = Duration::from_millis(100);
 const SCHEMA_POLL: Duration = Duration::from_millis(10);
-/// Kafka counts as unavailable after this long without a record.
-const GIVE_UP_AFTER: Duration = Duration::from_secs(15);
+/// The time without a record after which Kafka counts as unavailable.
+const READ_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// An error that prevents the recomputation.
 #[derive(Debug, thiserror::Error)]
@@ -26,10 +26,10 @@ pub(crate) enum RecomputeError {
     #[error("cannot read claims for a recomputation: {0}")]
     Kafka(#[from] KafkaError),
     #[error(
-        "statusclaims-{partition} ends at offset {log_end}, below the boundary {boundary}: its leader does not know the \
-         log's end yet, or the topic was lost or recreated"
+        "the last stable offset of statusclaims-{partition} is {last_stable_offset}, below the boundary {boundary}: a new \
+         partition leader does not know it yet, or the topic was lost or recreated"
     )]
-    LogEnd { partition: i32, log_end: i64, boundary: i64 },
+    BelowBoundary { partition: i32, last_stable_offset: i64, boundary: i64 },
     #[error("stopped before the recomputation was complete")]
     Stopped,
 }
@@ -99,10 +99,10 @@ impl Recompute {
             Output::WindowClosed(closed) if closed.window.from <= last.from => Some(*closed),
             _ => None,
         });
-        let overtaken =
+        let expired_during_read =
             |window: &Window| boundary(window.from) < log_start && boundary(window.from) < boundary(window.closing);
-        let shares =
-            closed.map(|closed| ClosedWindow { retained: closed.retained && !overtaken(&closed.window), ..closed });
+        let shares = closed
+            .map(|closed| ClosedWindow { retained: closed.retained && !expired_during_read(&closed.window), ..closed });
         Ok(shares.collect())
     }
 
@@ -110,8 +110,7 @@ impl Recompute {
         Ok(self.consumer.fetch_watermarks(&self.topic, partition, QUERY_TIMEOUT)?.0)
     }
 
-    /// Fetches the last stable offset.
-    fn fetch_log_end(&self, partition: i32) -> Result<i64, RecomputeError> {
+    fn fetch_last_stable_offset(&self, partition: i32) -> Result<i64, RecomputeError> {
         let mut query = TopicPartitionList::new();
         query.add_partition_offset(&self.topic, partition, Offset::End)?;
         let answer = self.consumer.offsets_for_times(query, QUERY_TIMEOUT)?;
@@ -144,23 +143,29 @@ impl Recompute {
             }
             let message = match self.consumer.poll(POLL) {
                 Some(Ok(message)) => message,
-                // The missing offsets are control records or expired, if the log really reaches the range's end: a new partition leader may
-                // not know it yet, and a recreated topic ends before it. A second fetch after that proves it.
+                // The missing offsets are control records or expired if the last stable offset reaches the end of the
+                // range and a second fetch after that returns nothing either. A last stable offset below the end is one
+                // that a new partition leader has not updated yet, or that of a recreated topic.
                 Some(Err(KafkaError::PartitionEOF(_))) => {
-                    let log_end = self.fetch_log_end(partition)?;
-                    if log_end >= range.end && fetched_again {
+                    let last_stable_offset = self.fetch_last_stable_offset(partition)?;
+                    let is_complete = last_stable_offset >= range.end;
+                    if is_complete && fetched_again {
                         return Ok(false);
                     }
-                    if log_end < range.end && last.elapsed() >= GIVE_UP_AFTER {
-                        return Err(RecomputeError::LogEnd { partition, log_end, boundary: range.end });
+                    if !is_complete && last.elapsed() >= READ_TIMEOUT {
+                        return Err(RecomputeError::BelowBoundary {
+                            partition,
+                            last_stable_offset,
+                            boundary: range.end,
+                        });
                     }
-                    fetched_again = log_end >= range.end;
+                    fetched_again = is_complete;
                     std::thread::sleep(if fetched_again { Duration::ZERO } else { POLL });
                     self.assign_at(partition, next)?;
                     continue;
                 }
                 Some(Err(error)) if !is_transient(&error) => return Err(error.into()),
-                Some(Err(_)) | None if last.elapsed() < GIVE_UP_AFTER => continue,
+                Some(Err(_)) | None if last.elapsed() < READ_TIMEOUT => continue,
                 Some(Err(_)) | None => return Err(KafkaError::NoMessageReceived.into()),
             };
             last = Instant::now();

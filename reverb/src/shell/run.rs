@@ -1,4 +1,4 @@
-//! Creates the parts, runs the member and the HTTP server, and joins them.
+//! Starts reverb's components, and runs the member and the HTTP server until a shutdown or an error.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use tokio::runtime::Handle;
 use super::claim_decoder::ClaimDecoder;
 use super::frame_table::FrameTable;
 use super::group::{Group, GroupConsumer};
-use super::member::{BarLengthGuard, Member, MemberEnd};
+use super::member::{BarLengthGuard, Member, MemberExit};
 use super::merger::MergeContext;
 use super::metrics::Metrics;
 use super::owned_partition::PartialProducer;
@@ -33,7 +33,7 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
 
     if args.group_protocol == GroupProtocol::Consumer {
         tracing::warn!(
-            "the broker sets the session timeout (group.consumer.session.timeout.ms, 45 s by default); reports wait so long for a dead member"
+            "the broker sets the session timeout (group.consumer.session.timeout.ms, 45 s by default); a dead member delays reports by that long"
         );
     }
     let broker = Broker::new(&args.kafka, &name)?;
@@ -60,16 +60,13 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
                 let mut name = name;
                 loop {
                     let member = member(&args, &name, &broker, &registry, &runtime, &merge_context, &metrics, &status)?;
-                    if member.run(&shutdown)? == MemberEnd::Shutdown {
+                    if member.run(&shutdown)? == MemberExit::Shutdown {
                         return Ok(());
                     }
                     // Partials name their member and are counted by it, so another one needs a name of its own.
                     name = member_name(&args);
                     status.update(|member| member.name.clone_from(&name));
-                    tracing::warn!(
-                        name,
-                        "the member's kafka client was lost or stalled: another member takes its place"
-                    );
+                    tracing::warn!(name, "the member's kafka client was lost or stalled; starting another member");
                 }
             };
             tokio::task::spawn_blocking(work).await.context("the member's thread panicked")?
@@ -93,7 +90,7 @@ async fn prepare(broker: &Broker, registry: &Registry) -> anyhow::Result<(u32, u
     Ok((report, partial))
 }
 
-#[allow(clippy::too_many_arguments, reason = "it only puts the parts together")]
+#[allow(clippy::too_many_arguments, reason = "it only creates and connects the components")]
 fn member(
     args: &Args,
     name: &str,

@@ -62,7 +62,7 @@ impl StartPositions {
                 // Never committed: start at the log start offset, as `auto.offset.reset=earliest` would.
                 _ => CommittedOffset { offset: self.log_starts.get(&partition).copied().unwrap_or(0), downbeat: None },
             };
-            tracing::info!(partition, ?committed, "fetched the committed offset");
+            tracing::info!(partition, ?committed, "determined the offset to start from");
             self.pending.insert(partition, Some(committed));
         }
         Ok(())

@@ -19,7 +19,7 @@ pub(crate) struct SharedStatus(Arc<Mutex<Status>>);
 #[derive(Debug)]
 struct Status {
     member: MemberStatus,
-    /// By partition, the newest partial in `barpartials`, from whichever member.
+    /// By partition, the newest partial in `barpartials`, of any member.
     group: BTreeMap<i32, LastPartial>,
     windows: BTreeMap<BeatIndex, WindowStatus>,
     slos: Slos,
@@ -49,10 +49,12 @@ pub(crate) struct MemberStatus {
     pub(crate) newest_beat: Option<BeatIndex>,
     /// Beats between the newest frame and the slowest owned partition.
     pub(crate) lag_beats: i64,
-    /// Claims in owned partitions that were not processed yet; `None` until the ends of all partitions are known.
+    /// Claims in owned partitions that were not processed yet; `None` until the last stable offsets of all partitions
+    /// are known.
     pub(crate) lag_records: Option<i64>,
+    // The API keeps the name from its first version.
     /// The oldest window that is not done in an owned partition.
-    pub(crate) oldest_open_window: Option<OpenWindow>,
+    pub(crate) oldest_open_window: Option<UnfinishedWindow>,
     /// The owned partitions.
     pub(crate) partitions: Vec<PartitionStatus>,
     /// The reason why the member is not ready; `None` if it is.
@@ -61,7 +63,7 @@ pub(crate) struct MemberStatus {
 
 /// The oldest window that is not done.
 #[derive(Debug, Clone, Serialize, ToSchema)]
-pub(crate) struct OpenWindow {
+pub(crate) struct UnfinishedWindow {
     pub(crate) from_beat: BeatIndex,
     /// Beats since its downbeat.
     pub(crate) age_beats: i64,
@@ -96,7 +98,7 @@ pub(crate) struct LastPartial {
 pub(crate) struct WindowStatus {
     pub(crate) window_id: WindowId,
     pub(crate) from_beat: BeatIndex,
-    /// The verdict: how the window was finished, once this member has read its `done`.
+    /// The verdict: how the window was finished, once this member has read its done record.
     pub(crate) verdict: Option<Verdict>,
     /// The shares of the partitions that this member owns.
     #[schema(value_type = BTreeMap<String, ShareStatus>)]

@@ -82,7 +82,7 @@ pub(crate) struct Kafka {
     /// The members that the group coordinator knows, and the owner of each partition.
     pub(crate) members: BTreeSet<u64>,
     pub(crate) owners: BTreeMap<i32, u64>,
-    /// Turns the check of epochs off.
+    /// True to disable the check of epochs.
     pub(crate) no_fence: bool,
 }
 

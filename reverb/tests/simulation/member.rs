@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use backbeat_reverb::core::{
-    CommittedOffset, DecodedClaim, Frames, Outbound, Output, Partition, PartitionAggregator, RawRecord, Tally, Window,
+    CommittedOffset, DecodedClaim, Frames, OutboxRecord, Output, Partition, PartitionAggregator, RawRecord, Tally,
+    Window,
 };
 use backbeat_schemas::{BarPartial, BeatIndex, InvalidClaim, PartialBody};
 use backbeat_simulation::{Violation, ensure};
@@ -51,7 +52,7 @@ pub(crate) struct Context<'w> {
     pub(crate) rng: &'w mut ChaCha8Rng,
     pub(crate) now: Duration,
     pub(crate) sabotage: Option<Sabotage>,
-    /// Faults have ended.
+    /// True if faults have ended.
     pub(crate) is_calm: bool,
 }
 
@@ -90,7 +91,7 @@ pub(crate) struct Member {
     counter: i64,
     in_flight: VecDeque<InFlight>,
     merger: Option<Merger>,
-    /// The merge was fenced, and the group has not confirmed yet that this member owns its partition.
+    /// True if the merge was fenced, and the group has not confirmed yet that this member owns its partition.
     fenced: bool,
 }
 
@@ -318,10 +319,10 @@ impl Member {
             let Some(core) = &mut owned.core else { continue };
             core.resend_overdue(uptime);
             let letters = waiting.iter().any(|sent| matches!(sent, InFlight::DeadLetter(of, _) if of == partition));
-            let sent = match core.next_outbound(letters) {
+            let sent = match core.next_record(letters) {
                 None => continue,
-                Some(Outbound::DeadLetter { offset, .. }) => InFlight::DeadLetter(*partition, *offset),
-                Some(Outbound::Partial(partial)) => {
+                Some(OutboxRecord::DeadLetter { offset, .. }) => InFlight::DeadLetter(*partition, *offset),
+                Some(OutboxRecord::Partial(partial)) => {
                     self.counter += 1;
                     InFlight::Partial(partial.as_ref().clone().sent_by(&name, self.counter))
                 }
@@ -362,7 +363,7 @@ impl Member {
                         core.mark_observed(from, partial.counter);
                     }
                 }
-                Some(PartialBody::Done(_)) if !context.is(Sabotage::DonesIgnored) => {
+                Some(PartialBody::Done(_)) if !context.is(Sabotage::DoneRecordsIgnored) => {
                     self.owned
                         .values_mut()
                         .filter_map(|owned| owned.core.as_mut())

@@ -67,7 +67,7 @@ impl Merger {
         }
     }
 
-    /// Reads from the offset that the last `done` names.
+    /// Reads from the restart offset in the last done record.
     fn catch_up(&mut self, kafka: &Kafka) {
         let is_done = |(_, record): &(i64, &BarPartial)| record.is_done();
         let last = kafka.read(&kafka.partials, kafka.partials.log_start).filter(is_done).last();
@@ -80,7 +80,7 @@ impl Merger {
     }
 
     fn poll_partials(&mut self, kafka: &Kafka) {
-        let start = self.partials_at.expect("catch_up ran before");
+        let start = self.partials_at.expect("catch_up has set the position");
         for (offset, record) in kafka.read(&kafka.partials, start) {
             self.partials_at = Some(offset + 1);
             match record.clone().into_body() {

@@ -138,7 +138,7 @@ impl<'l> Model<'l> {
             r#type: Default::default(),
             window_id: opening.window_id,
             from_beat: opening.beat_index,
-            to_beat: BeatIndex::try_from(end - 1).expect("not negative"),
+            to_beat: BeatIndex::try_from(end - 1).expect("the beat index is not negative"),
             agents_reporting: agents(|_| true),
             on_time_reviews: tasks(|claim| claim.on_time_review),
             help_promises_fulfilled: tasks(|claim| claim.help_fulfilled),

@@ -34,7 +34,7 @@ pub(crate) enum Sabotage {
     RetentionIgnored,
     CommitAhead,
     PartialsLost,
-    DonesIgnored,
+    DoneRecordsIgnored,
     TableNotTruncated,
     DeadLettersLost,
     ClaimsCountedTwice,
@@ -48,7 +48,7 @@ impl Sabotage {
         Self::RetentionIgnored,
         Self::CommitAhead,
         Self::PartialsLost,
-        Self::DonesIgnored,
+        Self::DoneRecordsIgnored,
         Self::TableNotTruncated,
         Self::DeadLettersLost,
         Self::ClaimsCountedTwice,
@@ -61,7 +61,7 @@ impl Sabotage {
             Self::RetentionIgnored => model::WHOLE,
             Self::CommitAhead => model::COMPLETE,
             Self::PartialsLost => model::CLOSED,
-            Self::DonesIgnored => model::COMMITTED,
+            Self::DoneRecordsIgnored => model::COMMITTED,
             Self::TableNotTruncated => model::MEMORY,
             Self::DeadLettersLost => model::DEAD_LETTERS,
             Self::ClaimsCountedTwice => model::CONSERVED,
@@ -149,7 +149,7 @@ impl World {
     }
 
     fn log(&mut self, entry: std::fmt::Arguments<'_>) {
-        writeln!(self.trace, "{:>9} {entry}", self.now.as_millis()).expect("a string");
+        writeln!(self.trace, "{:>9} {entry}", self.now.as_millis()).expect("writing to a String does not fail");
     }
 
     /// Runs `act` on the member at `index`.
@@ -496,7 +496,7 @@ impl World {
         Ok(reports.len() as u64)
     }
 
-    /// Returns the windows with a `done`.
+    /// Returns the windows with a done record.
     fn done(&self) -> BTreeSet<BeatIndex> {
         let records = self.kafka.read(&self.kafka.partials, 0);
         records.filter(|(_, record)| record.is_done()).map(|(_, record)| record.from_beat).collect()

@@ -468,12 +468,13 @@ fn refused_change_names_what_is_allowed() {
     node.at(1_000).lead(leader(1), None);
     node.publish_due_beat();
     node.on(Event::Committed);
-    let refused = |node: &mut Node, request| node.core.propose(request).expect_err("refused").to_string();
-    assert_eq!(refused(&mut node, change("121", true)), "tempo 121 BPM is out of bounds; allowed are 1 to 120 BPM");
+    let refused =
+        |node: &mut Node, request| node.core.propose(request).expect_err("the request is refused").to_string();
+    assert_eq!(refused(&mut node, change("121", true)), "tempo 121 BPM is out of bounds; must be 1 to 120 BPM");
     assert_eq!(
         refused(&mut node, change("66.001", false)),
-        "tempo 66.001 BPM is more than 10 % from the current 60 BPM; allowed are 54 to 66 BPM, or a ramp \
-         (\"ramp\": true) that changes it by 10 % a bar"
+        "tempo 66.001 BPM is more than 10 % from the current 60 BPM; must be 54 to 66 BPM without a ramp \
+         (\"ramp\": true), which changes it by 10 % a bar"
     );
     assert_eq!(refused(&mut node, PlanRequest::Cancel), "no change is pending");
     let no_bar = PlanRequest::Change { tempo: None, ramp: false, bar_length: Some(0) };
@@ -486,7 +487,7 @@ fn change_while_another_is_pending_is_refused() {
     node.at(1_000).lead(leader(1), None);
     node.publish_due_beat();
     node.on(Event::Committed);
-    let plan = node.core.propose(change("120", true)).expect("accepted");
+    let plan = node.core.propose(change("120", true)).expect("the change is accepted");
     assert_eq!(plan, Plan { from: BeatIndex::ZERO.plus(4), tempo: tempo("120"), bar_length: 4 });
     assert_eq!(node.core.propose(change("60", false)), Err(Refusal::Unavailable("another change is being proposed")));
     node.on(Event::PlanApplied(plan));
@@ -510,7 +511,7 @@ fn accepted_change_takes_effect_no_sooner_than_promised() {
     node.at(4_000).confirm_quorum();
     let downbeat = node.publish_due_beat();
     assert!(downbeat.downbeat);
-    let plan = node.core.propose(change("66", false)).expect("accepted");
+    let plan = node.core.propose(change("66", false)).expect("the change is accepted");
     assert_eq!(plan.from.get(), 8, "the downbeat in flight was built without the plan");
     node.on(Event::PlanApplied(plan));
     // The downbeat was not committed and is built again, now that the plan is known.

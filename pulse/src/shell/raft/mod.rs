@@ -1,4 +1,4 @@
-//! Raft: the leader election and the replicated plan. Only this folder knows openraft.
+//! Raft: the leader election and the replicated plan. Only this module uses openraft.
 //!
 //! ```text
 //!   other nodes ──▶ server ──▶ openraft ──▶ store (redb, fsynced)

@@ -18,11 +18,11 @@ use crate::core::{Plan, RaftRole};
 const HEARTBEAT_MS: u64 = 40;
 const ELECTION_MIN_MS: u64 = 120;
 const ELECTION_MAX_MS: u64 = 240;
-/// Limits a proposal. A quorum commits one in milliseconds, so a longer wait means that there is none.
+/// The timeout of a proposal. A quorum commits one in milliseconds, so a longer wait means that there is none.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Limits the time for a new node to replicate the log, which is short.
+/// The timeout for a new node to replicate the log, which is short.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(10);
-/// Limits the wait for a removed node to replicate its own removal; a node that is down never does.
+/// The timeout for a removed node to replicate its own removal; a node that is down never does.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Entries between two snapshots.
 const LOGS_PER_SNAPSHOT: u64 = 1_000;
@@ -37,7 +37,7 @@ pub(crate) struct RaftNode {
     plan: watch::Receiver<Option<Plan>>,
 }
 
-/// A Raft operation failed.
+/// An error of a Raft operation.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NodeError {
     /// This node does not lead (any more).
@@ -49,11 +49,11 @@ pub(crate) enum NodeError {
     )]
     InDoubt,
     /// Raft has stopped.
-    #[error("raft: {0}")]
+    #[error("raft has stopped: {0}")]
     Raft(String),
 }
 
-/// A membership change failed.
+/// An error of a membership change.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MembershipError {
     /// The change conflicts with the current membership.
@@ -64,7 +64,7 @@ pub(crate) enum MembershipError {
         "node {node} at {address} did not replicate the log within {} s, so it was not added; it must run with --join and reach all nodes",
         JOIN_TIMEOUT.as_secs()
     )]
-    DoesNotJoin {
+    NotReplicated {
         /// The new node's name.
         node: NodeName,
         /// The address given for it.
@@ -203,7 +203,7 @@ impl RaftNode {
                 format!("{} has no Raft address, so no other node can join it: start it with --raft-bind", self.name);
             return Err(MembershipError::Conflict(reason));
         }
-        // A membership change that was interrupted half-way may be repeated.
+        // A membership change that was interrupted, and so left a joint configuration, may be repeated.
         let is_settled = self.raft.metrics().borrow().membership_config.membership().get_joint_config().len() == 1;
         if let Some(known) = nodes.iter().find(|known| known.node == node && !known.learner && is_settled) {
             return Err(MembershipError::Conflict(format!(
@@ -217,7 +217,7 @@ impl RaftNode {
         let replicated = timeout(JOIN_TIMEOUT, self.wait_until_replicated(node)).await;
         if replicated.is_err() {
             self.change_membership(ChangeMembers::RemoveNodes([node].into()), true).await?;
-            return Err(MembershipError::DoesNotJoin { node, address });
+            return Err(MembershipError::NotReplicated { node, address });
         }
         self.change_membership(ChangeMembers::AddVoterIds([node].into()), true).await
     }
@@ -242,7 +242,7 @@ impl RaftNode {
         if node == self.name {
             return self.change_membership(ChangeMembers::RemoveVoters([node].into()), false).await;
         }
-        // As a learner it still replicates the entry that takes its vote; then it is removed.
+        // As a learner, the node still replicates the entry that removes its vote; then the node is removed.
         self.change_membership(ChangeMembers::RemoveVoters([node].into()), true).await?;
         let _ = timeout(REMOVAL_TIMEOUT, self.wait_until_replicated(node)).await;
         self.change_membership(ChangeMembers::RemoveNodes([node].into()), true).await

@@ -22,12 +22,12 @@ pub(crate) const SNAPSHOT: &str = "/raft/snapshot";
 pub(crate) const CLUSTER: &str = "x-backbeat-cluster";
 /// The header that names the caller.
 pub(crate) const NODE: &str = "x-backbeat-node";
-/// The header that names the node the call is meant for, since an address may belong to another node by mistake.
+/// The header that names the called node: a wrong address may be that of another node.
 pub(crate) const TARGET: &str = "x-backbeat-target";
 /// The shortest interval between two warnings about callers without the secret.
 const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
-/// Authenticates callers, and refuses calls meant for another cluster or node.
+/// The settings of [`check_caller`], which authenticates callers and refuses calls to another cluster or node.
 struct CallerCheck {
     cluster: String,
     node: NodeName,
@@ -35,7 +35,8 @@ struct CallerCheck {
     last_warning: Mutex<Option<Instant>>,
 }
 
-/// Raft's routes and `others`, all of them only for nodes of `cluster` that call `node` with `secret`.
+/// Returns Raft's routes and `others`. All of them refuse callers without `secret`, and calls to another cluster than
+/// `cluster` or another node than `node`.
 pub(crate) fn routes(
     raft: &Raft<Types>,
     others: Router,

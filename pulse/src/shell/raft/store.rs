@@ -53,28 +53,28 @@ struct Identity {
     node: NodeName,
 }
 
-/// Raft's store failed, or belongs to another node.
+/// An error of Raft's store.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
-    #[error("creating the directory {path}: {source}")]
+    #[error("cannot create the directory {path}: {source}")]
     Directory { path: String, source: std::io::Error },
     #[error("{path} is in use: another pulse runs with this --node and --data-dir")]
     InUse { path: String },
     #[error("{path} belongs to node {node} of cluster {cluster:?}: choose another --data-dir")]
     Foreign { path: String, node: NodeName, cluster: String },
-    #[error("opening raft's store: {0}")]
+    #[error("cannot open raft's store: {0}")]
     Open(#[from] redb::DatabaseError),
-    #[error("beginning a transaction of raft's store: {0}")]
+    #[error("cannot begin a transaction of raft's store: {0}")]
     Begin(#[from] redb::TransactionError),
-    #[error("opening a table of raft's store: {0}")]
+    #[error("cannot open a table of raft's store: {0}")]
     Table(#[from] redb::TableError),
-    #[error("reading or writing raft's store: {0}")]
+    #[error("cannot read or write raft's store: {0}")]
     Access(#[from] redb::StorageError),
-    #[error("committing to raft's store: {0}")]
+    #[error("cannot commit to raft's store: {0}")]
     Commit(#[from] redb::CommitError),
     #[error("raft's store contains data that this version cannot decode: {0}")]
     Json(#[from] serde_json::Error),
-    #[error("raft's store: a write panicked")]
+    #[error("a write to raft's store panicked")]
     Panicked,
 }
 
@@ -325,7 +325,7 @@ impl Store {
     }
 }
 
-/// A snapshot is the current state, which is stored with every applied entry and smaller than most entries.
+/// Builds snapshots from the current state, which is stored with every applied entry and smaller than most entries.
 impl RaftSnapshotBuilder<Types> for Store {
     async fn build_snapshot(&mut self) -> Result<Snapshot<Types>, StorageError<NodeName>> {
         let State { last_applied, membership, plan } = self.state()?;

@@ -27,7 +27,7 @@ pub(crate) struct NodeName(ArrayString<MAX_NAME>);
 
 /// A text is not a valid node name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is not a node name; allowed are 1 to 63 letters, digits, '-', '_' and '.'")]
+#[error("{0:?} is not a node name; must be 1 to 63 letters, digits, '-', '_' and '.'")]
 pub(crate) struct NameError(String);
 
 impl FromStr for NodeName {

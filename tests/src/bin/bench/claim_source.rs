@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backbeat_broker::{Deliveries, Outgoing, Sender, TopicName};
+use backbeat_broker::{Deliveries, ProducerRecord, Sender, TopicName};
 use backbeat_schemas::{State, StatusClaim, wire};
 use backbeat_tests::{Cluster, runtime, wait_until};
 
@@ -37,7 +37,8 @@ impl ClaimSource {
     pub(crate) fn send(&self, agent: u64, beat_index: i64) {
         let claim = claim(agent, beat_index);
         let value = wire(self.schema, &claim);
-        let record = Outgoing { topic: &self.topic, key: Some(claim.agent_id.as_bytes()), value: &value, headers: &[] };
+        let record =
+            ProducerRecord { topic: &self.topic, key: Some(claim.agent_id.as_bytes()), value: &value, headers: &[] };
         while self.sender.send(record, &self.deliveries).is_err() {
             std::thread::sleep(Duration::from_millis(1));
         }

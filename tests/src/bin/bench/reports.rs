@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backbeat_broker::{Deliveries, Outgoing, Sender, TopicName, TransactionalProducer};
+use backbeat_broker::{Deliveries, ProducerRecord, Sender, TopicName, TransactionalProducer};
 use backbeat_schemas::{BarPartial, BarReport, BeatFrame, BeatIndex, Done, PartialBody, Verdict, WindowId, wire};
 use backbeat_tests::{Cluster, wait_until};
 
@@ -115,7 +115,7 @@ fn costs(report: &BarReport, windows: u32) -> Vec<(f64, f64)> {
         let deliveries = std::sync::Arc::new(Deliveries::default());
         for (key, report, done) in &records {
             for (topic, value) in [(&reports, report), (&partials, done)] {
-                let record = Outgoing { topic, key: Some(key.as_bytes()), value, headers: &[] };
+                let record = ProducerRecord { topic, key: Some(key.as_bytes()), value, headers: &[] };
                 sender.send(record, &deliveries).expect("the queue has room");
             }
         }

@@ -69,11 +69,11 @@ enum Operation {
 
 impl Disk {
     fn record(&self, operation: Operation) {
-        self.0.lock().expect("not poisoned").push(operation);
+        self.0.lock().expect("no thread panicked with the lock").push(operation);
     }
 
     fn operations(&self) -> Vec<Operation> {
-        self.0.lock().expect("not poisoned").clone()
+        self.0.lock().expect("no thread panicked with the lock").clone()
     }
 
     fn bytes(&self) -> Vec<u8> {
@@ -127,10 +127,10 @@ fn open(disk: Disk) -> Store {
 
 /// The content of a store, for comparison.
 async fn content_of(store: &mut Store) -> (Option<Vote<NodeName>>, Vec<u64>, Option<LogId<NodeName>>, Option<Plan>) {
-    let vote = store.read_vote().await.expect("reads");
-    let entries = store.try_get_log_entries(..).await.expect("reads");
+    let vote = store.read_vote().await.expect("the store is readable");
+    let entries = store.try_get_log_entries(..).await.expect("the store is readable");
     let log = entries.iter().map(|entry| entry.log_id.index).collect();
-    let state = store.state().expect("reads");
+    let state = store.state().expect("the store is readable");
     (vote, log, state.last_applied, state.plan)
 }
 
@@ -144,15 +144,15 @@ async fn store_after_a_crash_at_any_write_has_all_that_was_acknowledged() {
     disk.record(Operation::Acknowledged(0));
     for step in 1..=9 {
         match step {
-            1 => store.save_vote(&Vote::new(1, name(1))).await.expect("saves"),
-            2 => store.blocking_append([member_entry.clone(), entry(1, 1)]).await.expect("appends"),
-            3 => drop(store.apply([member_entry.clone()]).await.expect("applies")),
-            4 => drop(store.apply([entry(1, 1)]).await.expect("applies")),
-            5 => store.blocking_append([entry(1, 2), entry(1, 3)]).await.expect("appends"),
-            6 => store.truncate(entry(1, 3).log_id).await.expect("truncates"),
-            7 => store.save_vote(&Vote::new_committed(2, name(2))).await.expect("saves"),
-            8 => store.blocking_append([entry(2, 3)]).await.expect("appends"),
-            _ => store.purge(entry(1, 1).log_id).await.expect("purges"),
+            1 => store.save_vote(&Vote::new(1, name(1))).await.expect("the vote is saved"),
+            2 => store.blocking_append([member_entry.clone(), entry(1, 1)]).await.expect("the entries are appended"),
+            3 => drop(store.apply([member_entry.clone()]).await.expect("the entry is applied")),
+            4 => drop(store.apply([entry(1, 1)]).await.expect("the entry is applied")),
+            5 => store.blocking_append([entry(1, 2), entry(1, 3)]).await.expect("the entries are appended"),
+            6 => store.truncate(entry(1, 3).log_id).await.expect("the log is truncated"),
+            7 => store.save_vote(&Vote::new_committed(2, name(2))).await.expect("the vote is saved"),
+            8 => store.blocking_append([entry(2, 3)]).await.expect("the entries are appended"),
+            _ => store.purge(entry(1, 1).log_id).await.expect("the log is purged"),
         }
         steps.push(content_of(&mut store).await);
         disk.record(Operation::Acknowledged(step));
