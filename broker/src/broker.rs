@@ -18,11 +18,15 @@ use crate::{ClientLog, KafkaArgs, Reader, Topics};
 /// dead-letter topic with its headers.
 pub(crate) const MAX_RECORD_BYTES: usize = 2 * 1024 * 1024;
 
+/// The interval at which the clients of services are probed.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+
 /// The client settings of a Kafka cluster, and BACKBEAT's topic names there.
 #[derive(Debug, Clone)]
 pub struct Broker {
     base: ClientConfig,
     client_id: String,
+    probe_interval: Duration,
     bootstrap_servers: String,
     topics: Topics,
 }
@@ -71,9 +75,22 @@ impl Broker {
         Ok(Self {
             base,
             client_id: client_id.to_owned(),
+            probe_interval: PROBE_INTERVAL,
             bootstrap_servers: args.bootstrap_servers.clone(),
             topics: Topics::new(&args.topic_prefix),
         })
+    }
+
+    /// Sets the interval at which long-lived clients are probed ([`crate::ClientWatch`]); one second otherwise. There may
+    /// be many agents, and each probe is a request to a broker.
+    #[must_use]
+    pub fn with_probe_interval(self, probe_interval: Duration) -> Self {
+        Self { probe_interval, ..self }
+    }
+
+    /// Returns the interval at which long-lived clients are probed.
+    pub(crate) fn probe_interval(&self) -> Duration {
+        self.probe_interval
     }
 
     /// Returns the bootstrap servers, as host:port,...

@@ -2,8 +2,8 @@
 //!
 //! librdkafka (2.12 to 2.15 at least: its issue 5301) may stop connecting to any broker after a metadata response
 //! without brokers, which a broker that hung for longer than its session sends. Such a client reports errors or nothing
-//! at all until its process ends, while other clients of the same brokers work. So every long-lived client is probed
-//! once a second with a query for the end of a partition. A client whose probes fail for [`LOST_AFTER`], while those of
+//! at all until its process ends, while other clients of the same brokers work. So every long-lived client is probed at
+//! intervals with a query for the end of a partition. A client whose probes fail for [`LOST_AFTER`], while those of
 //! a new client with the same settings succeed, is lost. If Kafka itself is unavailable, both fail.
 
 use std::collections::VecDeque;
@@ -22,7 +22,8 @@ use rdkafka::error::KafkaResult;
 
 use crate::{Broker, Reader};
 
-const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+/// The interval of probes once one has failed.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The time for which a client's probes fail, while those of new clients succeed, before the client counts as lost.
 /// Clients reconnect within a second (`reconnect.backoff.max.ms`), so a client that is not lost has had several attempts
@@ -85,7 +86,7 @@ pub(crate) fn probe<C: ClientContext>(client: &Client<C>, topic: &str) -> bool {
 
 /// Returns true once the client is lost, false once it is dropped.
 fn wait_until_lost<T>(broker: &Broker, topic: &str, client: &Weak<T>, probe: fn(&T, &str) -> bool) -> bool {
-    let mut pause = PROBE_INTERVAL;
+    let mut pause = broker.probe_interval();
     // The instant since which probes of new clients have succeeded and those of this one have failed.
     let mut failing_since = None::<Instant>;
     loop {
@@ -93,15 +94,15 @@ fn wait_until_lost<T>(broker: &Broker, topic: &str, client: &Weak<T>, probe: fn(
         thread::sleep(pause.mul_f64(rand::rng().random_range(0.7..1.0)));
         let Some(watched) = client.upgrade() else { return false };
         if probe(&watched, topic) {
-            (pause, failing_since) = (PROBE_INTERVAL, None);
+            (pause, failing_since) = (broker.probe_interval(), None);
             continue;
         }
         drop(watched);
         if !probe_new_client(broker, topic) {
-            (pause, failing_since) = ((pause * 2).min(MAX_PAUSE), None);
+            (pause, failing_since) = ((pause.max(RETRY_INTERVAL) * 2).min(MAX_PAUSE), None);
             continue;
         }
-        pause = PROBE_INTERVAL;
+        pause = RETRY_INTERVAL;
         if failing_since.get_or_insert_with(Instant::now).elapsed() >= LOST_AFTER && may_replace() {
             tracing::warn!(
                 topic,

@@ -14,6 +14,8 @@ use crate::{Beats, ClaimSender, Tasks};
 
 /// The time for which the delivery of a claim is retried: a much later claim would be late anyway.
 const DELIVERY_TIMEOUT: Duration = Duration::from_mins(5);
+/// The interval at which an agent probes its Kafka clients: there may be thousands of agents.
+const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
 /// A connection to a BACKBEAT cluster: its Kafka and its schema registry. The entry point of the SDK.
@@ -49,7 +51,8 @@ impl Connection {
     ///
     /// Fails only if the settings are wrong ([`ConnectError::Settings`], [`ConnectError::Registry`]).
     pub fn new(args: &KafkaArgs, client_id: &str) -> Result<Self, ConnectError> {
-        Ok(Self { broker: Broker::new(args, client_id)?, registry: Registry::new(args)? })
+        let broker = Broker::new(args, client_id)?.with_probe_interval(PROBE_INTERVAL);
+        Ok(Self { broker, registry: Registry::new(args)? })
     }
 
     /// Creates a connection, and waits until Kafka, the topics and the registry are available; logs what it waits for.
