@@ -117,7 +117,9 @@ fn member_whose_fetches_are_not_answered_is_replaced() {
     let pipeline = Pipeline::start(0);
     let members = pipeline.proxy.group_members();
     assert_eq!(members.len(), 1, "{members:?}");
-    members.iter().for_each(|member| pipeline.proxy.hold_fetches(member));
+    for member in &members {
+        pipeline.proxy.hold_fetches(member);
+    }
     let after = pipeline.wait_until_reports_continue("fetches without responses");
     eprintln!("reports again after {after:?}");
     assert_eq!(pipeline.proxy.group_members().len(), 2, "another member has replaced it");
