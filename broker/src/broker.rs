@@ -10,8 +10,7 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaResult;
 
-use crate::client_log::init_error_counter;
-use crate::client_watch::init_replaced_counter;
+use crate::client_log::init_counters;
 use crate::{ClientLog, KafkaArgs, Reader, Topics};
 
 /// The largest record that a producer sends: a claim of Kafka's default limit (1 MB) must still fit into the
@@ -58,8 +57,7 @@ impl Broker {
     /// Creates the client settings of the Kafka cluster that `args` name; connects to nothing yet. `client_id` appears in
     /// the brokers' logs.
     pub fn new(args: &KafkaArgs, client_id: &str) -> Result<Self, SettingsError> {
-        init_error_counter();
-        init_replaced_counter();
+        init_counters();
         let mut base = ClientConfig::new();
         // Once Kafka is available again, a client reconnects within a second (the default is 10). A properties file may
         // say otherwise.

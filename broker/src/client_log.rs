@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use prometheus::{IntCounterVec, register_int_counter_vec};
+use prometheus::{IntCounter, IntCounterVec, register_int_counter, register_int_counter_vec};
 use rdkafka::ClientContext;
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::Consumer;
@@ -83,9 +83,23 @@ static ERRORS: LazyLock<Option<IntCounterVec>> = LazyLock::new(|| {
     Some(errors)
 });
 
-/// Registers the counter of errors, so that it is exported before the first error.
-pub(crate) fn init_error_counter() {
+/// The counter of replaced clients, in Prometheus' default registry; `None` if the name is already registered.
+static REPLACED: LazyLock<Option<IntCounter>> = LazyLock::new(|| {
+    let help = "Kafka clients of this process that lost all their brokers and were replaced.";
+    register_int_counter!("backbeat_kafka_clients_replaced_total", help).ok()
+});
+
+/// Counts a client that was replaced.
+pub(crate) fn count_replaced_client() {
+    if let Some(replaced) = &*REPLACED {
+        replaced.inc();
+    }
+}
+
+/// Registers the counters, so that they are exported before the first error.
+pub(crate) fn init_counters() {
     LazyLock::force(&ERRORS);
+    LazyLock::force(&REPLACED);
 }
 
 /// Returns true if an error of a consumer's poll is transient: a broker is unreachable at the moment. librdkafka

@@ -9,17 +9,17 @@
 use std::collections::VecDeque;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use prometheus::{IntCounter, register_int_counter};
 use rand::Rng;
 use rdkafka::ClientContext;
 use rdkafka::client::Client;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::KafkaResult;
 
+use crate::client_log::count_replaced_client;
 use crate::{Broker, Reader};
 
 /// The interval of probes once one has failed.
@@ -131,21 +131,8 @@ fn may_replace() -> bool {
         return false;
     }
     recent.push_back(Instant::now());
-    if let Some(replaced) = &*REPLACED {
-        replaced.inc();
-    }
+    count_replaced_client();
     true
-}
-
-/// The counter of replaced clients, in Prometheus' default registry; `None` if the name is already registered.
-static REPLACED: LazyLock<Option<IntCounter>> = LazyLock::new(|| {
-    let help = "Kafka clients of this process that lost all their brokers and were replaced.";
-    register_int_counter!("backbeat_kafka_clients_replaced_total", help).ok()
-});
-
-/// Registers the counter of replaced clients, so that it is exported before the first.
-pub(crate) fn init_replaced_counter() {
-    LazyLock::force(&REPLACED);
 }
 
 /// A reader with the means to replace it.

@@ -9,7 +9,7 @@ use backbeat_schemas::Tempo;
 use backbeat_service::{Environment, HttpArgs, LogArgs};
 
 use super::http::WriteAuthorization;
-use super::raft::{NodeInfo, NodeName};
+use super::raft::{NodeInfo, NodeName, is_host_and_port};
 use super::secret::Secret;
 use crate::core::{InitialConfig, MAX_BAR_LENGTH, TempoBounds};
 
@@ -261,13 +261,6 @@ fn peer(text: &str) -> Result<(NodeName, String), String> {
     } else {
         Err(format!("{address:?} is not host:port"))
     }
-}
-
-/// Returns true if `address` is host:port, with a port that can be connected to.
-pub(crate) fn is_host_and_port(address: &str) -> bool {
-    address
-        .rsplit_once(':')
-        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
 }
 
 #[cfg(test)]

@@ -16,11 +16,10 @@ use utoipa::{IntoResponses, ToSchema};
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::args::is_host_and_port;
 use super::boundary_sampler::BoundarySampler;
 use super::control::{AdminCommand, AdminResponse, Control, TempoChange};
 use super::metrics::Metrics;
-use super::raft::{NodeName, NodeStatus};
+use super::raft::{NodeName, NodeStatus, is_host_and_port};
 use super::secret::Secret;
 use super::status::{RoleName, SharedStatus, StatusBody};
 

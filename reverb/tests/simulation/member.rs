@@ -173,7 +173,7 @@ impl Member {
         Ok(())
     }
 
-    /// Does one step of the merge, which runs beside the member's loop.
+    /// Does one step of the merge, which runs in parallel with the member's loop.
     pub(crate) fn step_merge(&mut self, context: &mut Context<'_>) -> Result<(), Violation> {
         let Some(merger) = &mut self.merger else {
             if self.fenced && self.owns_merge_partition(context) {

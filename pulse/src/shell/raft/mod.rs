@@ -16,4 +16,4 @@ pub(crate) use client::Client;
 pub(crate) use node::{MembershipError, NodeError, NodeStatus, RaftNode};
 pub(crate) use server::routes;
 pub(crate) use store::Store;
-pub(crate) use types::{NodeInfo, NodeName};
+pub(crate) use types::{NodeInfo, NodeName, is_host_and_port};

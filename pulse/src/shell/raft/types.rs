@@ -64,6 +64,13 @@ pub(crate) struct NodeInfo {
     pub(crate) address: String,
 }
 
+/// Returns true if `address` is host:port, with a port that can be connected to.
+pub(crate) fn is_host_and_port(address: &str) -> bool {
+    address
+        .rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
