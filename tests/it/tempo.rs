@@ -170,11 +170,7 @@ fn requests_without_the_admin_token_or_the_raft_secret_are_refused() {
     }
     assert_eq!(request(&nodes, node, &Method::POST, TEMPO, &body, Some("admin-token")).0, 200);
 
-    let log = nodes.node(node).log();
-    let raft = log
-        .split_once("raft server is listening address=")
-        .and_then(|(_, rest)| rest.lines().next())
-        .expect("the node logs its Raft address");
+    let raft = nodes.raft_address(node);
     let post = |secret: &str, cluster: &str| {
         let http = reqwest::blocking::Client::new();
         let request = http.post(format!("http://{raft}/raft/vote")).bearer_auth(secret).body("{}");

@@ -14,17 +14,16 @@ const LIMIT: Duration = Duration::from_mins(1);
 pub struct PulseNodes<'c> {
     cluster: &'c Cluster,
     flags: Vec<String>,
-    peers: String,
+    addresses: Vec<String>,
     programs: Vec<Option<Program>>,
 }
 
 impl<'c> PulseNodes<'c> {
     /// Starts `count` nodes, named `n0`, `n1` and so on, with `flags`.
     pub fn start(cluster: &'c Cluster, count: usize, flags: &[&str]) -> Self {
-        let peer = |node| format!("n{node}=127.0.0.1:{}", free_port().expect("a free port"));
-        let peers = (0..count).map(peer).collect::<Vec<_>>().join(",");
+        let addresses = (0..count).map(|_| format!("127.0.0.1:{}", free_port().expect("a free port"))).collect();
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let mut nodes = Self { cluster, flags, peers, programs: (0..count).map(|_| None).collect() };
+        let mut nodes = Self { cluster, flags, addresses, programs: (0..count).map(|_| None).collect() };
         (0..count).for_each(|node| nodes.start_node(node));
         nodes
     }
@@ -32,14 +31,21 @@ impl<'c> PulseNodes<'c> {
     /// Starts a node that is not running.
     pub fn start_node(&mut self, node: usize) {
         let name = format!("n{node}");
+        let peers = self.addresses.iter().enumerate().map(|(node, address)| format!("n{node}={address}"));
+        let peers = peers.collect::<Vec<_>>().join(",");
         let mut args: Vec<&str> = self.flags.iter().map(String::as_str).collect();
-        args.extend(["--node", &name, "--peers", &self.peers]);
+        args.extend(["--node", &name, "--peers", &peers]);
         self.programs[node] = Some(self.cluster.serve("pulse", &args));
     }
 
     /// The program of a running node.
     pub fn node(&self, node: usize) -> &Program {
         self.programs[node].as_ref().unwrap_or_else(|| panic!("n{node} is not running"))
+    }
+
+    /// The address at which a node answers the other nodes' Raft requests.
+    pub fn raft_address(&self, node: usize) -> &str {
+        &self.addresses[node]
     }
 
     /// Returns the index of the node called `name`, as frames name it.
