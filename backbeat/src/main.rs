@@ -19,10 +19,12 @@ mod tempo;
 mod topics;
 mod warehouse;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use backbeat_service::{DEFAULT_LEVEL, LogArgs};
-use clap::{CommandFactory, Parser};
+use backbeat_service::LogArgs;
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser};
 
 /// Operates a BACKBEAT cluster.
 #[derive(Debug, Parser)]
@@ -81,13 +83,19 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let mut args = Args::parse_from(backbeat_service::command_line());
-    if matches!(args.command, Command::Run(_)) && args.log.log_level == DEFAULT_LEVEL {
-        // The terminal belongs to the program that is run.
-        "error".clone_into(&mut args.log.log_level);
-    }
+    let args = parse(backbeat_service::command_line()).unwrap_or_else(|error| error.exit());
     args.log.init();
     backbeat_service::exit_code(run(args.command))
+}
+
+/// Parses a command line. The default log level of `run` is error: the terminal belongs to the program that is run.
+fn parse(command_line: impl Iterator<Item = OsString>) -> Result<Args, clap::Error> {
+    let matches = Args::command().try_get_matches_from(command_line)?;
+    let mut args = Args::from_arg_matches(&matches)?;
+    if matches!(args.command, Command::Run(_)) && matches.value_source("log_level") == Some(ValueSource::DefaultValue) {
+        "error".clone_into(&mut args.log.log_level);
+    }
+    Ok(args)
 }
 
 fn run(command: Command) -> anyhow::Result<ExitCode> {
@@ -107,5 +115,21 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Console(args) => console::run(&args),
         Command::Schemas(args) => schemas::run(&args),
         Command::Sinks(args) => sinks::run(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_default_log_level_of_run_is_error() {
+        let level = |line: &str| {
+            let args = parse(line.split(' ').map(OsString::from)).expect("the command line is valid");
+            args.log.log_level
+        };
+        assert_eq!(level("backbeat run --agent a1 --task t1 -- true"), "error");
+        assert_eq!(level("backbeat --log-level info run --agent a1 --task t1 -- true"), "info");
+        assert_eq!(level("backbeat topics"), "info");
     }
 }

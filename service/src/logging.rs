@@ -5,15 +5,12 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-/// The default log level.
-pub const DEFAULT_LEVEL: &str = "info";
-
 /// Flags of logging and of the environment.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Operation")]
 pub struct LogArgs {
     /// Log level (error, warn, info, debug, trace or off), or a filter such as `info,backbeat_reverb=debug`.
-    #[arg(long, env = "LOG_LEVEL", default_value = DEFAULT_LEVEL, value_parser = parse_filter)]
+    #[arg(long, env = "LOG_LEVEL", default_value = "info", value_parser = parse_filter)]
     pub log_level: String,
 
     /// Environment that the program runs in: development logs text, production logs JSON.
