@@ -103,16 +103,11 @@ impl Broker {
 
     /// Returns the settings of a new client. Its client id is unique within this process, so that a lost client and its
     /// successor differ in the brokers' logs.
-    fn client_settings(&self) -> ClientConfig {
+    pub(crate) fn client_settings(&self) -> ClientConfig {
         static CLIENTS: AtomicU32 = AtomicU32::new(1);
         let mut config = self.base.clone();
         config.set("client.id", format!("{}-{}", self.client_id, CLIENTS.fetch_add(1, Ordering::Relaxed)));
         config
-    }
-
-    /// Returns the settings of an admin client.
-    pub(crate) fn admin_settings(&self) -> ClientConfig {
-        self.client_settings()
     }
 
     /// Creates a client that is used only to check whether the brokers answer. It logs nothing.

@@ -48,6 +48,12 @@ impl Deliveries {
     pub fn failed(&self) -> u64 {
         self.failed.load(Ordering::Acquire)
     }
+
+    /// Counts an outstanding record as failed.
+    fn record_failure(&self) {
+        self.failed.fetch_add(1, Ordering::AcqRel);
+        self.outstanding.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 /// A record for the idempotent producer.
@@ -132,29 +138,26 @@ impl ProducerContext for DeliveryContext {
             let is_purged = matches!(error.rdkafka_error_code(), Some(PurgeInflight | PurgeQueue));
             is_purged && self.is_replaced.load(Ordering::Acquire)
         };
-        let deliveries = Arc::clone(&in_flight.deliveries);
         match result {
             Ok(_) => {
                 let micros = u64::try_from(in_flight.sent_at.elapsed().as_micros()).unwrap_or(u64::MAX);
                 lock(&self.latency).saturating_record(micros);
-                deliveries.acknowledged.fetch_add(1, Ordering::AcqRel)
+                in_flight.deliveries.acknowledged.fetch_add(1, Ordering::AcqRel);
+                in_flight.deliveries.outstanding.fetch_sub(1, Ordering::AcqRel);
             }
-            Err((error, record)) if is_purged(error) => {
-                return lock(&self.purged).push(OwnedRecord {
-                    topic: record.topic().to_owned(),
-                    key: record.key().map(<[u8]>::to_vec),
-                    value: record.payload().unwrap_or_default().to_vec(),
-                    headers: record.headers().map(BorrowedHeaders::detach),
-                    in_flight,
-                });
-            }
+            Err((error, record)) if is_purged(error) => lock(&self.purged).push(OwnedRecord {
+                topic: record.topic().to_owned(),
+                key: record.key().map(<[u8]>::to_vec),
+                value: record.payload().unwrap_or_default().to_vec(),
+                headers: record.headers().map(BorrowedHeaders::detach),
+                in_flight,
+            }),
             Err((error, _)) => {
                 count_client_error(error);
                 tracing::error!(%error, "a record was not delivered");
-                deliveries.failed.fetch_add(1, Ordering::AcqRel)
+                in_flight.deliveries.record_failure();
             }
-        };
-        deliveries.outstanding.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 }
 
@@ -216,20 +219,31 @@ impl Shared {
     }
 }
 
-fn resend(producer: &Producer, OwnedRecord { topic, key, value, headers, in_flight }: OwnedRecord) {
-    let deliveries = Arc::clone(&in_flight.deliveries);
-    let mut record = BaseRecord::<[u8], [u8], _>::with_opaque_to(&topic, in_flight).payload(&value);
-    if let Some(key) = &key {
+/// Queues a record with `producer`.
+fn enqueue(
+    producer: &Producer,
+    topic: &str,
+    key: Option<&[u8]>,
+    value: &[u8],
+    headers: Option<OwnedHeaders>,
+    in_flight: Box<InFlight>,
+) -> Result<(), KafkaError> {
+    let mut record = BaseRecord::<[u8], [u8], _>::with_opaque_to(topic, in_flight).payload(value);
+    if let Some(key) = key {
         record = record.key(key);
     }
     if let Some(headers) = headers {
         record = record.headers(headers);
     }
+    producer.send(record).map_err(|(error, _)| error)
+}
+
+fn resend(producer: &Producer, OwnedRecord { topic, key, value, headers, in_flight }: OwnedRecord) {
+    let deliveries = Arc::clone(&in_flight.deliveries);
     // The successor's queue is as long as the lost client's.
-    if let Err((error, _)) = producer.send(record) {
+    if let Err(error) = enqueue(producer, &topic, key.as_deref(), &value, headers, in_flight) {
         tracing::error!(%error, topic, "a record cannot be sent again");
-        deliveries.failed.fetch_add(1, Ordering::AcqRel);
-        deliveries.outstanding.fetch_sub(1, Ordering::AcqRel);
+        deliveries.record_failure();
     }
 }
 
@@ -252,29 +266,24 @@ impl Sender {
         // Locked only while the client is replaced.
         let Ok(producer) = self.shared.producer.try_read() else { return Err(QueueFull) };
         let in_flight = Box::new(InFlight { sent_at: Instant::now(), deliveries: Arc::clone(deliveries) });
-        let mut message = BaseRecord::<[u8], [u8], _>::with_opaque_to(record.topic, in_flight).payload(record.value);
-        if let Some(key) = record.key {
-            message = message.key(key);
-        }
-        if !record.headers.is_empty() {
+        let headers = (!record.headers.is_empty()).then(|| {
             let headers = OwnedHeaders::new_with_capacity(record.headers.len());
-            message =
-                message.headers(record.headers.iter().fold(headers, |headers, (key, value)| {
-                    headers.insert(Header { key, value: Some(value.as_bytes()) })
-                }));
-        }
+            record
+                .headers
+                .iter()
+                .fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(value.as_bytes()) }))
+        });
         deliveries.outstanding.fetch_add(1, Ordering::AcqRel);
-        let error = match producer.send(message) {
-            Ok(()) => return Ok(()),
-            Err((error, _)) => error,
+        let Err(error) = enqueue(&producer, record.topic, record.key, record.value, headers, in_flight) else {
+            return Ok(());
         };
-        deliveries.outstanding.fetch_sub(1, Ordering::AcqRel);
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) {
+            deliveries.outstanding.fetch_sub(1, Ordering::AcqRel);
             return Err(QueueFull);
         }
         // The record is too large, or the idempotent producer has a fatal error: a retry would fail as well.
         tracing::error!(%error, topic = record.topic, bytes = record.value.len(), "a record cannot be sent");
-        deliveries.failed.fetch_add(1, Ordering::AcqRel);
+        deliveries.record_failure();
         Ok(())
     }
 

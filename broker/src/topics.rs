@@ -361,7 +361,7 @@ async fn check(
 }
 
 fn admin(broker: &Broker) -> Result<AdminClient<ClientLog>, TopicError> {
-    broker.admin_settings().create_with_context(ClientLog).map_err(|source| kafka(broker, source))
+    broker.client_settings().create_with_context(ClientLog).map_err(|source| kafka(broker, source))
 }
 
 fn kafka(broker: &Broker, source: KafkaError) -> TopicError {

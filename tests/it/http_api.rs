@@ -1,13 +1,12 @@
 //! The OpenAPI descriptions of both services against the services: the files in `docs/openapi/` are what is served, and
 //! schemathesis finds no request whose response they do not describe.
 
-use std::env;
-use std::fs;
 use std::process::Command;
 
 use backbeat_tests::{Cluster, Program, run};
 use serde_json::Value;
 
+use crate::docs::check_file;
 use crate::interop::python;
 use crate::pipeline::{reverb, wait_for_reports};
 
@@ -21,13 +20,7 @@ fn check_description(name: &str, service: &Program) {
             assert!(operation["summary"].is_string(), "{method} {path} has no summary");
         }
     }
-    let path = format!("{}/../docs/openapi/{name}.json", env!("CARGO_MANIFEST_DIR"));
-    if env::var_os("UPDATE_DOCS").is_some() {
-        fs::write(&path, served + "\n").expect("docs can be written");
-        return;
-    }
-    let file = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
-    assert!(file.trim_end() == served, "docs/openapi/{name}.json lags behind {name}; run `make docs`");
+    check_file(&format!("openapi/{name}.json"), &(served + "\n"));
 }
 
 /// Sends generated requests, valid and invalid, to every described operation, and checks each response against the

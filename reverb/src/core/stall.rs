@@ -1,36 +1,30 @@
 //! Detects partitions whose aggregators do not advance although there is something to read.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// A partition that has not advanced for this long is stalled. Kafka answers a fetch within half a second.
 pub const STALLED_AFTER: Duration = Duration::from_secs(20);
 
-/// The progress of the partitions of one member.
+/// The progress of one partition.
 ///
 /// librdkafka can drop a resume, or stop fetching a partition (its issues 2190 and 5591): the partition then never
 /// advances, and librdkafka reports no error.
 #[derive(Debug, Default)]
 pub struct StallDetector {
-    /// By partition, the next offset and the time of its last change.
-    progress: BTreeMap<i32, (i64, Duration)>,
+    /// The next offset and the time of its last change; `None` before the first observation.
+    progress: Option<(i64, Duration)>,
 }
 
 impl StallDetector {
-    /// Records that the aggregator of `partition` is at `next_offset`, and must reach `boundary`; `None` if it waits
+    /// Records that the partition's aggregator is at `next_offset`, and must reach `boundary`; `None` if it waits
     /// for something other than records. Returns true if it is stalled.
-    pub fn observe(&mut self, partition: i32, next_offset: i64, boundary: Option<i64>, now: Duration) -> bool {
-        let (offset, since) = self.progress.entry(partition).or_insert((next_offset, now));
+    pub fn observe(&mut self, next_offset: i64, boundary: Option<i64>, now: Duration) -> bool {
+        let (offset, since) = self.progress.get_or_insert((next_offset, now));
         let must_advance = boundary.is_some_and(|boundary| next_offset < boundary);
         if *offset != next_offset || !must_advance {
             (*offset, *since) = (next_offset, now);
         }
         now.saturating_sub(*since) >= STALLED_AFTER
-    }
-
-    /// Removes a partition that was revoked.
-    pub fn remove(&mut self, partition: i32) {
-        self.progress.remove(&partition);
     }
 }
 
@@ -45,21 +39,21 @@ mod tests {
     #[test]
     fn partition_below_the_boundary_without_progress_is_stalled() {
         let mut detector = StallDetector::default();
-        assert!(!detector.observe(0, 10, Some(20), seconds(0)));
-        assert!(!detector.observe(0, 10, Some(30), seconds(19)));
-        assert!(detector.observe(0, 10, Some(30), seconds(20)));
+        assert!(!detector.observe(10, Some(20), seconds(0)));
+        assert!(!detector.observe(10, Some(30), seconds(19)));
+        assert!(detector.observe(10, Some(30), seconds(20)));
     }
 
     #[test]
     fn progress_or_waiting_for_something_else_restarts_the_stall_timeout() {
         let mut detector = StallDetector::default();
-        detector.observe(0, 10, Some(20), seconds(0));
-        assert!(!detector.observe(0, 11, Some(20), seconds(20)), "it advanced");
-        assert!(!detector.observe(0, 11, None, seconds(39)), "it waits for the registry");
-        assert!(!detector.observe(0, 11, Some(20), seconds(58)));
-        assert!(!detector.observe(0, 20, Some(20), seconds(59)), "the boundary is reached");
-        assert!(!detector.observe(0, 20, Some(20), seconds(99)));
-        assert!(!detector.observe(0, 20, Some(21), seconds(100)));
-        assert!(detector.observe(0, 20, Some(21), seconds(120)));
+        detector.observe(10, Some(20), seconds(0));
+        assert!(!detector.observe(11, Some(20), seconds(20)), "it advanced");
+        assert!(!detector.observe(11, None, seconds(39)), "it waits for the registry");
+        assert!(!detector.observe(11, Some(20), seconds(58)));
+        assert!(!detector.observe(20, Some(20), seconds(59)), "the boundary is reached");
+        assert!(!detector.observe(20, Some(20), seconds(99)));
+        assert!(!detector.observe(20, Some(21), seconds(100)));
+        assert!(detector.observe(20, Some(21), seconds(120)));
     }
 }

@@ -148,7 +148,7 @@ pub(crate) fn commit_offsets(
     topic: &str,
     positions: &BTreeMap<i32, CommittedOffset>,
     mode: CommitMode,
-) -> rdkafka::error::KafkaResult<()> {
+) -> KafkaResult<()> {
     let mut list = TopicPartitionList::new();
     for (partition, position) in positions {
         let mut element = list.add_partition(topic, *partition);

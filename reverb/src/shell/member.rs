@@ -22,7 +22,7 @@ use super::owned_partition::{OwnedPartition, PartialProducer};
 use super::start_positions::StartPositions;
 use super::status::{PartitionStatus, ShareStatus, SharedStatus, UnfinishedWindow};
 use super::timeouts::QUERY_TIMEOUT;
-use crate::core::{CommittedOffset, Partition, PartitionAggregator, STALLED_AFTER, StallDetector};
+use crate::core::{CommittedOffset, Partition, PartitionAggregator, STALLED_AFTER};
 
 /// The maximum number of records polled from a topic before the loop's other work continues.
 const MAX_RECORDS_PER_POLL: usize = 2_000;
@@ -65,7 +65,6 @@ pub(crate) struct Member {
     pub(crate) start_positions: StartPositions,
     /// By partition, the offset whose commit was requested last and has not failed.
     pub(crate) commit_requested: BTreeMap<i32, CommittedOffset>,
-    pub(crate) stalls: StallDetector,
     /// The newest frame that was checked and measured.
     pub(crate) checked: Option<BeatIndex>,
     /// True if the merge's partition was just assigned, so the merge must start.
@@ -230,7 +229,6 @@ impl Member {
                     for partition in &revoked {
                         self.partitions.remove(partition);
                         self.start_positions.remove(*partition);
-                        self.stalls.remove(*partition);
                         self.commit_requested.remove(partition);
                     }
                 }
@@ -432,11 +430,11 @@ impl Member {
     fn is_stalled(&mut self) -> bool {
         let newest = self.table.frames().last();
         let now = self.producer.started_at.elapsed();
-        for partition in self.partitions.values() {
+        for partition in self.partitions.values_mut() {
             let Some(core) = &partition.core else { continue };
             let boundary = newest.map(|frame| frame.boundary(partition.id)).filter(|_| !partition.paused);
             let next_offset = core.aggregator().next_offset();
-            if self.stalls.observe(partition.id, next_offset, boundary, now)
+            if partition.stall_detector.observe(next_offset, boundary, now)
                 && self.consumer.fetch_watermarks(&self.topic, partition.id, SEEK_TIMEOUT).is_ok()
             {
                 tracing::warn!(

@@ -10,7 +10,7 @@ use backbeat_schemas::{BarPartial, InvalidClaim, wire};
 use super::claim_decoder::ClaimDecoder;
 use super::metrics::Metrics;
 use super::status::{ShareStatus, SharedStatus};
-use crate::core::{FetchStart, Frames, OutboxRecord, Partition, PartitionAggregator, RawRecord};
+use crate::core::{FetchStart, Frames, OutboxRecord, Partition, PartitionAggregator, RawRecord, StallDetector};
 
 /// The producer of partials and dead letters, with the member's name and counter.
 pub(crate) struct PartialProducer {
@@ -36,6 +36,7 @@ pub(crate) struct OwnedPartition {
     deferred: VecDeque<(i64, RawRecord)>,
     dead_letters: Arc<Deliveries>,
     pub(crate) paused: bool,
+    pub(crate) stall_detector: StallDetector,
 }
 
 impl OwnedPartition {
@@ -48,6 +49,7 @@ impl OwnedPartition {
             deferred: VecDeque::new(),
             dead_letters: Arc::default(),
             paused: true,
+            stall_detector: StallDetector::default(),
         }
     }
 

@@ -133,7 +133,6 @@ fn member(
         partitions: Default::default(),
         start_positions: Default::default(),
         commit_requested: Default::default(),
-        stalls: Default::default(),
         checked: None,
         merge_due: false,
         recheck_fenced_merge_at: None,
