@@ -2,10 +2,11 @@
 //! inconsistent they are.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use backbeat_reverb::core::{
-    CommittedOffset, Completion, DecodedClaim, Frames, Merge, Output, PartitionAggregator, RawRecord, Tally,
-    bar_report, verdict,
+    CommittedOffset, Completion, DecodedClaim, Frames, Merge, MergeSession, Output, PartitionAggregator, RawRecord,
+    Tally, bar_report, verdict,
 };
 use backbeat_schemas::{
     BarPartial, BeatFrame, BeatIndex, Done, Header, HlcClock, InvalidClaim, Partial, PartialBody, Phase, Record, Tempo,
@@ -149,23 +150,23 @@ proptest! {
         for frame in frames() {
             table.push(frame).expect("the frames are consistent");
         }
-        let mut merge = Merge::default();
+        let second = Duration::from_secs(1);
+        let mut session = MergeSession::new("m".into(), second, Duration::ZERO);
+        session.record_opening(Duration::ZERO);
         for (offset, (window, partition, changes)) in (0..).zip(&sent) {
             let from = BeatIndex::ZERO.plus(window * 3);
             let body = match partition {
-                2 => PartialBody::Done(Done { verdict: Verdict::Written, low: offset }),
+                2 => PartialBody::Done(Done { verdict: Verdict::Written, low: offset, rescued: vec![-1, 1] }),
                 _ => PartialBody::Partial(partial(*partition)),
             };
             let record = BarPartial::new(WindowId::new("c", from), from, body);
             let Some(record) = mutated(&record, changes) else { continue };
-            let from = record.from_beat;
-            match record.into_body() {
-                Some(PartialBody::Partial(partial)) => merge.add_partial(offset, from, partial),
-                Some(PartialBody::Done(_)) => merge.add_done(Some(offset), from),
-                None => {}
-            }
-            work(&table, CommittedOffset { offset: 0, downbeat: None }, &merge);
-            prop_assert!(merge.restart_offset(&[]) <= offset + 1);
+            let now = second * (2 * offset as u32);
+            session.record(offset, record, now);
+            session.record_frames(&table, now);
+            let _ = session.next(&table, Some(BeatIndex::MAX), now);
+            work(&table, CommittedOffset { offset: 0, downbeat: None }, session.merge());
+            prop_assert!(session.merge().restart_offset(&[]) <= offset + 1);
         }
     }
 

@@ -1,20 +1,21 @@
-//! Reverb's internal records: a partial, which carries one partition's share of a window, or a done record, which marks
-//! a window as finished.
+//! Reverb's internal records: a partial, which carries one partition's share of a window; a done record, which marks a
+//! window as finished; or a merging record, which names the member that runs the merge.
 
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{Record, RecordSchema, record_schema};
 use crate::{BeatIndex, WindowId};
 
-/// A record of `barpartials`: a partial or a done record, never both.
+/// A record of `barpartials`: a partial, a done record or a merging record, never two of them.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct BarPartial {
-    /// The id of the window; also the record's key.
+    /// The id of the window; also the record's key. A merging record has that of a window that was open.
     pub window_id: WindowId,
     /// The window's downbeat.
     pub from_beat: BeatIndex,
     partial: Option<Partial>,
     done: Option<Done>,
+    merging: Option<Merging>,
 }
 
 /// The content of a record of `barpartials`.
@@ -24,19 +25,23 @@ pub enum PartialBody {
     Partial(Partial),
     /// The content of a done record: the window is finished.
     Done(Done),
+    /// The content of a merging record: a member runs the merge from here on.
+    Merging(Merging),
 }
 
 impl BarPartial {
     /// Creates the record of a window with `body` as its content.
     pub fn new(window_id: WindowId, from_beat: BeatIndex, body: PartialBody) -> Self {
-        let (partial, done) = match body {
-            PartialBody::Partial(partial) => (Some(partial), None),
-            PartialBody::Done(done) => (None, Some(done)),
-        };
-        Self { window_id, from_beat, partial, done }
+        let mut record = Self { window_id, from_beat, partial: None, done: None, merging: None };
+        match body {
+            PartialBody::Partial(partial) => record.partial = Some(partial),
+            PartialBody::Done(done) => record.done = Some(done),
+            PartialBody::Merging(merging) => record.merging = Some(merging),
+        }
+        record
     }
 
-    /// Sets the member that sends the partial, and the sequence number of this partial at its sender. A done record is
+    /// Sets the member that sends the partial, and the sequence number of this partial at its sender. Other records are
     /// returned unchanged.
     #[must_use]
     pub fn sent_by(mut self, member: &str, counter: i64) -> Self {
@@ -47,7 +52,7 @@ impl BarPartial {
         self
     }
 
-    /// Returns the partial, or `None` if this is a done record.
+    /// Returns the partial, or `None` if this is another record.
     pub fn partial(&self) -> Option<&Partial> {
         self.partial.as_ref()
     }
@@ -57,12 +62,13 @@ impl BarPartial {
         self.done.is_some()
     }
 
-    /// Returns the content, or `None` if the record has both `partial` and `done` or neither; reverb writes no such
+    /// Returns the content, or `None` if the record has more than one or none; this version of reverb writes no such
     /// record.
     pub fn into_body(self) -> Option<PartialBody> {
-        match (self.partial, self.done) {
-            (Some(partial), None) => Some(PartialBody::Partial(partial)),
-            (None, Some(done)) => Some(PartialBody::Done(done)),
+        match (self.partial, self.done, self.merging) {
+            (Some(partial), None, None) => Some(PartialBody::Partial(partial)),
+            (None, Some(done), None) => Some(PartialBody::Done(done)),
+            (None, None, Some(merging)) => Some(PartialBody::Merging(merging)),
             _ => None,
         }
     }
@@ -121,6 +127,17 @@ pub struct Done {
     pub verdict: Verdict,
     /// The first offset of `barpartials` that an unfinished window still needs.
     pub low: i64,
+    /// The partitions whose share the merge read itself, because their members sent none in time.
+    pub rescued: Vec<i32>,
+}
+
+/// The content of a merging record: the member that runs the merge from here on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Merging {
+    /// The member's name; `None` if the last one stopped in good order and nobody has taken over yet.
+    pub member: Option<String>,
+    /// The version of the rules that the member reports by.
+    pub logic: i32,
 }
 
 /// The outcome of a window.

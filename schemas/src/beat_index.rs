@@ -13,6 +13,9 @@ impl BeatIndex {
     /// The first beat of a cluster.
     pub const ZERO: Self = Self(0);
 
+    /// The largest index, which no beat reaches.
+    pub const MAX: Self = Self(i64::MAX);
+
     /// Returns the index `beats` beats later.
     #[must_use]
     pub fn plus(self, beats: u32) -> Self {

@@ -5,8 +5,8 @@
 //!   partition of `statusclaims`, its last stable offset just before that beat.
 //! - [`StatusClaim`]: an agent's status of one task on one beat (a *claim*).
 //! - [`BarReport`]: the report of one *window*, which is the claims' offset range of one bar.
-//! - [`BarPartial`]: internal to reverb: a partial, which carries one partition's *share* of a window, or a done
-//!   record, which marks a window as finished.
+//! - [`BarPartial`]: internal to reverb: a partial, which carries one partition's *share* of a window; a done
+//!   record, which marks a window as finished; or a merging record, which names the member that runs the merge.
 //!
 //! This crate depends neither on Kafka nor on an async runtime. The `.avsc` files in its folder are registered with
 //! the schema registry; the Rust types mirror them field by field.
@@ -27,7 +27,7 @@ mod timestamp;
 mod validity;
 mod window_id;
 
-pub use bar_partial::{BarPartial, Done, Partial, PartialBody, Verdict};
+pub use bar_partial::{BarPartial, Done, Merging, Partial, PartialBody, Verdict};
 pub use bar_report::BarReport;
 pub use beat_frame::{BeatFrame, Phase};
 pub use beat_index::BeatIndex;

@@ -1,8 +1,9 @@
 //! The records' encodings: the prototype's JSON, golden bytes, schema evolution, and round trips.
 
 use backbeat_schemas::{
-    BarPartial, BarReport, BeatFrame, BeatIndex, DecodeError, Done, Header, HeaderError, Help, Partial, PartialBody,
-    Phase, Record, SecretRotation, State, StatusClaim, Tempo, Timestamp, Verdict, WindowId, WriterSchema, wire,
+    BarPartial, BarReport, BeatFrame, BeatIndex, DecodeError, Done, Header, HeaderError, Help, Merging, Partial,
+    PartialBody, Phase, Record, SecretRotation, State, StatusClaim, Tempo, Timestamp, Verdict, WindowId, WriterSchema,
+    wire,
 };
 use proptest::prelude::*;
 
@@ -235,7 +236,9 @@ fn partial_and_done_round_trip_through_avro() {
         invalid_claims: 10,
         unknown_schema_claims: 11,
     };
-    for body in [PartialBody::Partial(partial), PartialBody::Done(Done { verdict: Verdict::Skipped, low: 12 })] {
+    let done = Done { verdict: Verdict::Skipped, low: 12, rescued: vec![0, 7] };
+    let merging = |member| PartialBody::Merging(Merging { member, logic: 3 });
+    for body in [PartialBody::Partial(partial), PartialBody::Done(done), merging(Some("m".into())), merging(None)] {
         let record = BarPartial::new(window, BeatIndex::ZERO, body.clone());
         assert_eq!(round_trip(&record).into_body(), Some(body));
     }

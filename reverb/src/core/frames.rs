@@ -128,6 +128,14 @@ impl Frames {
         })
     }
 
+    /// Returns the window whose closing beat is `beat`.
+    pub fn closed_by(&self, beat: BeatIndex) -> Option<Window> {
+        let grace = i64::from(self.get(beat)?.grace_beats);
+        let end = BeatIndex::try_from(beat.get() - grace).ok()?;
+        let window = self.window_of(end.previous()?)?;
+        (window.closing == beat).then_some(window)
+    }
+
     /// Returns the first downbeat at or after `beat`.
     pub fn downbeat_from(&self, beat: BeatIndex) -> Option<BeatIndex> {
         let start = self.first().map_or(0, |first| beat.since(first.beat_index).max(0)) as usize;

@@ -110,7 +110,9 @@ impl Partition {
                         self.commit_tracker.mark_not_needed(closed.window.from);
                         continue;
                     }
-                    self.outbox.push_back(OutboxRecord::Partial(Box::new(partial(self.id, &closed, partitions))));
+                    let body = PartialBody::Partial(share(self.id, &closed, frames));
+                    let record = BarPartial::new(closed.window.id, closed.window.from, body);
+                    self.outbox.push_back(OutboxRecord::Partial(Box::new(record)));
                 }
             }
         }
@@ -173,16 +175,18 @@ impl Partition {
     }
 }
 
-/// Builds the record of one partition's share of a window.
-fn partial(id: i32, closed: &ClosedWindow, partitions: usize) -> BarPartial {
+/// Returns the share of `partition` in a closed window, without the name and the counter of a member. The window's closing
+/// frame must be in `frames`.
+pub fn share(partition: i32, closed: &ClosedWindow, frames: &Frames) -> Partial {
     let counts = closed.tally.counts();
-    let partial = Partial {
-        partition: id,
+    let partitions = frames.get(closed.window.closing).map_or(0, |frame| frame.claim_offsets.len());
+    Partial {
+        partition,
         member: String::new(),
         counter: 0,
         logic: LOGIC,
         retained: closed.retained,
-        misplaced: closed.tally.is_misplaced(id, partitions),
+        misplaced: closed.tally.is_misplaced(partition, partitions),
         agents: counts.agents,
         on_time_reviews: counts.on_time_reviews,
         help_fulfilled: counts.help_fulfilled,
@@ -194,8 +198,7 @@ fn partial(id: i32, closed: &ClosedWindow, partitions: usize) -> BarPartial {
         late_claims: counts.late_claims,
         invalid_claims: counts.invalid_claims,
         unknown_schema_claims: counts.unknown_schema_claims,
-    };
-    BarPartial::new(closed.window.id, closed.window.from, PartialBody::Partial(partial))
+    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Frames and claims for the tests of the core.
 
-use backbeat_schemas::{BeatFrame, BeatIndex, HlcClock, Phase, Tempo, Timestamp, WindowId};
+use backbeat_schemas::{BeatFrame, BeatIndex, HlcClock, Partial, Phase, Tempo, Timestamp, WindowId};
 
-use super::{Claim, Frames};
+use super::{Claim, Frames, LOGIC};
 
 pub(crate) fn beat(index: i64) -> BeatIndex {
     BeatIndex::try_from(index).expect("the beat index is not negative")
@@ -60,4 +60,27 @@ pub(crate) fn frames_of_partitions(bar_length: u16, grace_beats: u16, boundaries
         frames.push(frame).expect("the frames are consecutive");
     }
     frames
+}
+
+/// Returns the share of `partition` in a window in which `agents` agents have one claim each.
+pub(crate) fn partial(partition: i32, agents: i64) -> Partial {
+    Partial {
+        partition,
+        member: "m".into(),
+        counter: 0,
+        logic: LOGIC,
+        retained: true,
+        misplaced: false,
+        agents,
+        on_time_reviews: 0,
+        help_fulfilled: 0,
+        rotation_failed_agents: 0,
+        tasks_done: 0,
+        tasks_failed: 0,
+        claims: agents,
+        degraded_claims: 0,
+        late_claims: 0,
+        invalid_claims: 0,
+        unknown_schema_claims: 0,
+    }
 }

@@ -32,6 +32,11 @@ pub struct Args {
     #[arg(long, value_name = "SECONDS", default_value_t = 6, value_parser = clap::value_parser!(u64).range(3..=1800))]
     pub session_timeout: u64,
 
+    /// Milliseconds of silence after which another member takes the merge over, or reads the claims of a member that has
+    /// not sent its share of a window. Longer than a transaction takes.
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(100..=60_000))]
+    pub takeover_after: u64,
+
     /// Port of the HTTP server; 0 picks a free one.
     #[arg(long, env = "BACKBEAT_ADMIN_PORT", default_value_t = 8082)]
     pub admin_port: u16,

@@ -183,7 +183,8 @@ fn tally_windows(
             if partition >= partitions {
                 return Ok(());
             }
-            let shares = recompute.shares(frames, &first, &last, partition, stop)?;
+            let keep_going = &mut || !stop.is_cancelled();
+            let shares = recompute.shares(frames, &first, &last, partition, keep_going, &mut |_| {})?;
             let mut tallies = tallies.lock().map_err(|_| anyhow!("another reader panicked"))?;
             for ClosedWindow { window, tally, retained } in shares {
                 if partition >= partitions_of(&window) {

@@ -72,9 +72,9 @@ impl FrameTable {
         Ok(self.search(|reader| reader.first_where(reached))?.map(|entry| entry.record))
     }
 
-    /// Reads the newest beat of the log, which the table may not have yet.
-    pub(crate) fn newest_beat(&mut self) -> Result<Option<BeatIndex>, TableError> {
-        Ok(self.search(LogReader::last)?.map(|entry| entry.record.beat_index))
+    /// Reads the newest frame of the log, which the table may not have yet.
+    pub(crate) fn newest_frame(&mut self) -> Result<Option<BeatFrame>, TableError> {
+        Ok(self.search(LogReader::last)?.map(|entry| entry.record))
     }
 
     /// Runs a search with the reader and seeks back to the table's position, even if the search fails.

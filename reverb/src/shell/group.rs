@@ -10,11 +10,7 @@ use rdkafka::statistics::Statistics;
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, Offset, TopicPartitionList};
 
-use super::merger::MergeThread;
 use crate::core::CommittedOffset;
-
-/// The merge runs on the member that owns this partition.
-pub(crate) const MERGE_PARTITION: i32 = 0;
 
 /// The number of consecutive statistics that prove that a partition is drained. The first may date from before a seek.
 const MIN_DRAINED_STATISTICS: u32 = 3;
@@ -33,7 +29,6 @@ struct State {
     changes: Vec<AssignmentChange>,
     /// By partition, the offset to commit when it is revoked.
     committable: BTreeMap<i32, CommittedOffset>,
-    merge_thread: Option<MergeThread>,
     /// True if the group coordinator has admitted this member, even if it has assigned no partition.
     has_joined: bool,
     ends: BTreeMap<i32, PartitionEnd>,
@@ -77,32 +72,9 @@ impl Group {
         self.lock().committable.clone()
     }
 
-    /// Stores the running merge, so that it stops before `statusclaims-0` is assigned to another member.
-    pub(crate) fn set_merge_thread(&self, merge_thread: MergeThread) {
-        let earlier = self.lock().merge_thread.replace(merge_thread);
-        drop(earlier);
-    }
-
-    /// Returns true if the merge runs in this member.
-    pub(crate) fn is_merging(&self) -> bool {
-        self.lock().merge_thread.as_ref().is_some_and(|thread| !thread.has_ended())
-    }
-
-    /// Takes the merge's thread out if it has ended by itself.
-    pub(crate) fn take_ended_merge_thread(&self) -> Option<MergeThread> {
-        let mut state = self.lock();
-        state.merge_thread.take_if(|thread| thread.has_ended())
-    }
-
     /// Returns true if this member has joined the group.
     pub(crate) fn has_joined(&self) -> bool {
         self.lock().has_joined
-    }
-
-    /// Stops the merge and waits until it has ended.
-    pub(crate) fn stop_merge(&self) {
-        let merge_thread = self.lock().merge_thread.take();
-        drop(merge_thread);
     }
 
     /// Returns the end of `partition` and its log start offset, if the statistics prove that the consumer has polled
@@ -237,19 +209,16 @@ impl Group {
         Ok(())
     }
 
-    /// Stops the merge and commits the offsets of the partitions in `list`, before another member gets them.
+    /// Commits the offsets of the partitions in `list`, before another member gets them.
     fn prepare_revocation(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) {
         let revoked = partitions(list);
         let topic = list.elements().first().map(|element| element.topic().to_owned()).unwrap_or_default();
-        let (positions, merge_thread, abandoned) = {
+        let (positions, abandoned) = {
             let mut state = self.lock();
             let positions = revoked.iter().filter_map(|p| Some((*p, state.committable.remove(p)?))).collect();
             state.ends.retain(|partition, _| !revoked.contains(partition));
-            let merge_thread = if revoked.contains(&MERGE_PARTITION) { state.merge_thread.take() } else { None };
-            (positions, merge_thread, state.abandoned)
+            (positions, state.abandoned)
         };
-        // Dropping the merge waits until it has ended: no other member may merge before.
-        drop(merge_thread);
         if !abandoned
             && !consumer.assignment_lost()
             && let Err(error) = commit_offsets(consumer, &topic, &positions, CommitMode::Sync)

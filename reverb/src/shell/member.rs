@@ -15,8 +15,8 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::claim_decoder::ClaimDecoder;
 use super::frame_table::{FrameTable, TableError};
-use super::group::{AssignmentChange, Group, GroupConsumer, MERGE_PARTITION, commit_offsets};
-use super::merger::{MergeContext, MergeExit, MergeThread};
+use super::group::{AssignmentChange, Group, GroupConsumer, commit_offsets};
+use super::merger::{MergeContext, MergeThread, Reached};
 use super::metrics::Metrics;
 use super::owned_partition::{OwnedPartition, PartialProducer};
 use super::start_positions::StartPositions;
@@ -31,8 +31,6 @@ const POLL: Duration = Duration::from_millis(5);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 const STATUS_INTERVAL: Duration = Duration::from_millis(250);
-/// Interval at which a fenced merge checks whether this member still owns the merge's partition.
-const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval at which start positions of new partitions are looked for.
 const RESOLVE_INTERVAL: Duration = Duration::from_millis(200);
 /// Time for librdkafka to answer a seek. The next turn of the loop tries again.
@@ -67,11 +65,8 @@ pub(crate) struct Member {
     pub(crate) commit_requested: BTreeMap<i32, CommittedOffset>,
     /// The newest frame that was checked and measured.
     pub(crate) checked: Option<BeatIndex>,
-    /// True if the merge's partition was just assigned, so the merge must start.
-    pub(crate) merge_due: bool,
-    /// The instant of the next check whether this member still owns the merge's partition; `None` unless the merge was
-    /// fenced.
-    pub(crate) recheck_fenced_merge_at: Option<Instant>,
+    /// How far the aggregators have come, for the merge.
+    pub(crate) reached: Reached,
 }
 
 /// Stops the member when a window opens, after the start, with another length than `--expect-bar-length`.
@@ -111,17 +106,22 @@ impl Member {
     /// Runs until `shutdown`, until its consumer is lost or stalled, or until an error that retrying cannot solve, such as an
     /// inconsistent log. Blocks.
     pub(crate) fn run(mut self, shutdown: &Shutdown) -> anyhow::Result<MemberExit> {
-        let outcome = self.work(shutdown);
+        let merge_thread = MergeThread::start(
+            self.merge_context.clone(),
+            self.producer.member.clone(),
+            self.producer.dead_letters.clone(),
+            self.reached.clone(),
+        )?;
+        let outcome = self.work(&merge_thread, shutdown);
         if matches!(outcome, Ok(MemberExit::Lost)) {
             // Nothing can be committed or left with this consumer; the group notices by its session timeout.
             self.group.abandon();
-            self.group.stop_merge();
             return outcome;
         }
-        if let Err(error) = self.producer.sender.flush(FLUSH_TIMEOUT) {
+        if let Err(error) = self.producer.dead_letters.sender.flush(FLUSH_TIMEOUT) {
             tracing::warn!(%error, "cannot send all partials and dead letters before the stop; the next owner sends them again");
         }
-        self.group.stop_merge();
+        drop(merge_thread);
         if let Err(error) = commit_offsets(&self.consumer, &self.topic, &self.group.committable(), CommitMode::Sync) {
             tracing::warn!(%error, "cannot commit the last offsets; the next owner reads some claims again");
         }
@@ -142,7 +142,7 @@ impl Member {
         }
     }
 
-    fn work(&mut self, shutdown: &Shutdown) -> anyhow::Result<MemberExit> {
+    fn work(&mut self, merge_thread: &MergeThread, shutdown: &Shutdown) -> anyhow::Result<MemberExit> {
         while let Err(error) = self.init_readers() {
             tracing::warn!(%error, "cannot read the topics yet; waiting for kafka and the schema registry");
             std::thread::sleep(RETRY_PAUSE);
@@ -164,12 +164,15 @@ impl Member {
                 resolve_at = now + RESOLVE_INTERVAL;
             }
             self.poll_claims();
-            self.apply_assignment_changes()?;
+            self.apply_assignment_changes();
             self.poll_frames()?;
             self.advance();
             self.poll_partials();
             self.poll_reports();
-            self.supervise_merge()?;
+            self.reached.set(self.reached_beat());
+            if let Some(error) = merge_thread.failure() {
+                return Err(error);
+            }
             if now >= commit_at {
                 self.retry_and_commit()?;
                 if self.is_stalled() {
@@ -193,7 +196,7 @@ impl Member {
         let reports = self.reports.end_offset()?;
         let log_start = self.reports.log_start()?;
         self.reports.seek((reports - KNOWN_REPORTS).max(log_start))?;
-        self.bar_length.after = self.table.newest_beat()?;
+        self.bar_length.after = self.table.newest_frame()?.map(|frame| frame.beat_index);
         Ok(())
     }
 
@@ -222,7 +225,7 @@ impl Member {
         self.metrics.record_claims_processed(polled as u64);
     }
 
-    fn apply_assignment_changes(&mut self) -> anyhow::Result<()> {
+    fn apply_assignment_changes(&mut self) {
         for change in self.group.drain_changes() {
             match change {
                 AssignmentChange::Revoked(revoked) => {
@@ -237,7 +240,6 @@ impl Member {
                         self.partitions.insert(*partition, OwnedPartition::new(*partition));
                         self.start_positions.add(*partition);
                     }
-                    self.merge_due |= assigned.contains(&MERGE_PARTITION);
                 }
             }
             self.metrics.record_assignment_change(self.partitions.len());
@@ -245,15 +247,6 @@ impl Member {
         if self.partitions.is_empty() {
             self.table.clear();
         }
-        // Only the net result of the batch counts, because a merge that starts fences the one before it.
-        if !self.partitions.contains_key(&MERGE_PARTITION) {
-            (self.merge_due, self.recheck_fenced_merge_at) = (false, None);
-        }
-        if std::mem::take(&mut self.merge_due) {
-            self.recheck_fenced_merge_at = None;
-            self.group.set_merge_thread(MergeThread::start(self.merge_context.clone())?);
-        }
-        Ok(())
     }
 
     /// Starts the aggregators of new partitions whose start positions can be found.
@@ -351,7 +344,7 @@ impl Member {
                     self.partitions.values_mut().filter_map(|p| p.core.as_mut()).for_each(|core| core.mark_done(from));
                     self.status.record_done(from, id, done.verdict);
                 }
-                None => {}
+                Some(PartialBody::Merging(_)) | None => {}
             }
         }
     }
@@ -367,41 +360,17 @@ impl Member {
         self.partitions.get_mut(&partition)?.core.as_mut()
     }
 
-    fn supervise_merge(&mut self) -> anyhow::Result<()> {
-        match self.group.take_ended_merge_thread().and_then(|ended| ended.exit()) {
-            None => {}
-            Some(MergeExit::Failed(error)) => return Err(error),
-            Some(MergeExit::Fenced) => self.recheck_fenced_merge_at = Some(Instant::now()),
-        }
-        if self.recheck_fenced_merge_at.is_some_and(|at| Instant::now() >= at) {
-            self.restart_fenced_merge()?;
-        }
-        Ok(())
-    }
-
-    /// Restarts a fenced merge only if the group accepts a commit in the current generation, which proves that this
-    /// member owns the merge's partition. Otherwise another member may be the rightful merge.
-    fn restart_fenced_merge(&mut self) -> anyhow::Result<()> {
-        let positions = self.group.committable();
-        // Committing an empty list would succeed without asking the broker.
-        let is_owner = positions.contains_key(&MERGE_PARTITION) && !self.consumer.assignment_lost();
-        match commit_offsets(&self.consumer, &self.topic, &positions, CommitMode::Sync) {
-            Ok(()) if is_owner => {
-                self.recheck_fenced_merge_at = None;
-                self.group.set_merge_thread(MergeThread::start(self.merge_context.clone())?);
-                return Ok(());
-            }
-            Ok(()) => {}
-            Err(error) => {
-                tracing::warn!(%error, "cannot restart the fenced merge: the group did not accept a commit, so another member may own its partition");
-            }
-        }
-        self.recheck_fenced_merge_at = Some(Instant::now() + RECHECK_INTERVAL);
-        Ok(())
+    /// Returns the beat up to whose boundary all aggregators have come; `None` if one has not started.
+    fn reached_beat(&self) -> Option<BeatIndex> {
+        let beats =
+            self.partitions.values().map(|partition| Some(partition.core.as_ref()?.aggregator().arrival_beat()));
+        let slowest = beats.collect::<Option<Vec<_>>>()?.into_iter().min();
+        // A member without partitions is never behind.
+        Some(slowest.unwrap_or(BeatIndex::MAX))
     }
 
     fn retry_and_commit(&mut self) -> anyhow::Result<()> {
-        if let Some(reason) = self.producer.sender.fatal_error() {
+        if let Some(reason) = self.producer.dead_letters.sender.fatal_error() {
             // Nothing can be sent any more. A restart continues at the committed offsets.
             bail!("fatal error of the producer of partials and dead letters: {reason}");
         }
@@ -500,7 +469,6 @@ impl Member {
         self.metrics.set_slos(&self.status.slos());
         let newest_beat = newest.map(|frame| frame.beat_index);
         self.status.update(|member| {
-            member.merging = self.group.is_merging();
             member.newest_beat = newest_beat;
             member.lag_beats = lag_beats;
             member.lag_records = lag_records;

@@ -1,34 +1,43 @@
-//! The merge: collects partials and writes reports. One member of a cluster runs it, the one that owns
-//! `statusclaims-0`.
+//! The merge's thread: follows the log in every member, and in one of them collects partials and writes reports.
 //!
-//! All its state is in the log. After any error it drops its state, initializes transactions again, which resolves
-//! transactions in doubt, and reads `barpartials` from the restart offset in the last done record.
+//! What to do next is decided by [`MergeSession`]. All state is in the log. After a failed read the thread drops its
+//! state, and reads `barpartials` from the restart offset in the last done record. After a failed transaction it takes
+//! the merge over again, which resolves the transaction in doubt.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use backbeat_broker::{Broker, Entry, LogReader, Registry, TopicName, TransactionError, TransactionalProducer};
-use backbeat_schemas::{BarPartial, BarReport, BeatIndex, Done, PartialBody, Verdict, wire};
+use backbeat_broker::{Broker, LogReader, Registry, TopicName, TransactionError, TransactionalProducer};
+use backbeat_schemas::{BarPartial, BarReport, BeatIndex, Done, Merging, PartialBody, Verdict, wire};
 use backbeat_service::Shutdown;
 use tokio::runtime::Handle;
 
 use super::args::Reemit;
+use super::dead_letters::{DeadLetterProducer, DeadLetters, Unacknowledged};
 use super::frame_table::{FrameTable, TableError};
 use super::metrics::Metrics;
 use super::recompute::{Recompute, RecomputeError};
 use super::report_index::{Fingerprint, ReportIndex};
-use crate::core::{Completion, Counts, Merge, Window, bar_report, verdict};
+use super::status::SharedStatus;
+use crate::core::{Completion, Counts, LOGIC, MergeCommand, MergeSession, Window, bar_report, share, verdict};
 
 /// Kafka aborts a transaction that is open for longer. An open one blocks every reader of `barpartials`.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
-/// Windows finished in one transaction. A transaction of this size commits within about a second.
-const MAX_WINDOWS_PER_TRANSACTION: usize = 500;
 /// The maximum number of records read before the sets of partials are checked again.
 const MAX_RECORDS_PER_POLL: usize = 10_000;
-const POLL: Duration = Duration::from_millis(5);
+/// The longest wait for a record of `barpartials`, and so the delay until the active merge notices a new frame.
+const ACTIVE_POLL: Duration = Duration::from_millis(5);
+const STANDBY_POLL: Duration = Duration::from_millis(20);
+/// The longest pause of a member after which its state still counts. `barpartials` is kept for a day.
+const MAX_PAUSE: Duration = Duration::from_mins(5);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// A rescue is given up after this many takeover timeouts.
+const MAX_RESCUE_TIMEOUTS: u32 = 2;
+/// The bars before the newest frame that are read at the start.
+const BARS_AT_START: i64 = 10;
 
 /// The clients and settings of the merge.
 #[derive(Clone)]
@@ -40,48 +49,66 @@ pub(crate) struct MergeContext {
     pub(crate) report_schema: u32,
     pub(crate) partial_schema: u32,
     pub(crate) reemit: Reemit,
+    pub(crate) takeover_after: Duration,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) status: SharedStatus,
 }
 
-/// The reason why a merge ended by itself.
-#[derive(Debug)]
-pub(crate) enum MergeExit {
-    /// Kafka fenced the merge's producer: another member initialized the transactional id, or a transaction timed out.
-    Fenced,
-    /// The log is inconsistent.
-    Failed(anyhow::Error),
+/// The beat up to whose boundary all aggregators of the member have come. The member's loop sets it, and the merge's
+/// thread reads it.
+#[derive(Debug, Clone)]
+pub(crate) struct Reached(Arc<AtomicI64>);
+
+impl Default for Reached {
+    fn default() -> Self {
+        Self(Arc::new(AtomicI64::new(-1)))
+    }
 }
 
-/// The thread of a running merge. Dropping it stops the merge and waits until it has ended.
+impl Reached {
+    /// Sets the beat; `None` if an aggregator has not started.
+    pub(crate) fn set(&self, beat: Option<BeatIndex>) {
+        self.0.store(beat.map_or(-1, BeatIndex::get), Ordering::Release);
+    }
+
+    fn get(&self) -> Option<BeatIndex> {
+        BeatIndex::try_from(self.0.load(Ordering::Acquire)).ok()
+    }
+}
+
+/// The thread of a member's merge. Dropping it stops the merge and waits until it has ended.
 pub(crate) struct MergeThread {
     stop: Shutdown,
-    exit: Receiver<MergeExit>,
+    failure: Receiver<anyhow::Error>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl MergeThread {
-    pub(crate) fn start(context: MergeContext) -> std::io::Result<Self> {
+    /// Starts the merge of the member `name`, which sends dead letters of rescued shares with `dead_letters`.
+    pub(crate) fn start(
+        context: MergeContext,
+        name: String,
+        dead_letters: DeadLetterProducer,
+        reached: Reached,
+    ) -> std::io::Result<Self> {
         let stop = Shutdown::new();
-        let (sender, exit) = channel();
+        let (sender, failure) = channel();
         let thread = std::thread::Builder::new().name("merge".into()).spawn({
             let stop = stop.clone();
             move || {
-                if let Some(reason) = run(&context, &stop) {
+                if let Err(error) = run(&context, &name, &dead_letters, &reached, &stop) {
                     // Fails only if the receiver was dropped.
-                    let _ = sender.send(reason);
+                    let _ = sender.send(error);
                 }
+                context.status.update(|member| member.merging = false);
             }
         })?;
-        Ok(Self { stop, exit, thread: Some(thread) })
+        Ok(Self { stop, failure, thread: Some(thread) })
     }
 
-    pub(crate) fn has_ended(&self) -> bool {
-        self.thread.as_ref().is_none_or(JoinHandle::is_finished)
-    }
-
-    /// Returns the reason if the merge ended by itself.
-    pub(crate) fn exit(&self) -> Option<MergeExit> {
-        self.exit.try_recv().ok()
+    /// Returns the error if the log is inconsistent, so that the merge has ended.
+    pub(crate) fn failure(&self) -> Option<anyhow::Error> {
+        self.failure.try_recv().ok()
     }
 }
 
@@ -94,9 +121,10 @@ impl Drop for MergeThread {
     }
 }
 
-/// The error that ended a session.
+/// An error of a command.
 #[derive(Debug, thiserror::Error)]
-enum SessionError {
+enum MergeError {
+    /// The merge is no longer active, or its last transaction is in doubt.
     #[error(transparent)]
     Transaction(#[from] TransactionError),
     #[error(transparent)]
@@ -105,40 +133,53 @@ enum SessionError {
     Table(#[from] TableError),
     #[error(transparent)]
     Recompute(#[from] RecomputeError),
+    #[error(transparent)]
+    DeadLetters(#[from] Unacknowledged),
+    #[error("the member stood still for {0:?}, and what it has not read may have expired")]
+    StoodStill(Duration),
     #[error("cannot create a reader of claims: {0}")]
     Kafka(#[from] rdkafka::error::KafkaError),
 }
 
-fn run(context: &MergeContext, stop: &Shutdown) -> Option<MergeExit> {
+/// Follows the log until `stop`, or until the log proves inconsistent.
+fn run(
+    context: &MergeContext,
+    name: &str,
+    dead_letters: &DeadLetterProducer,
+    reached: &Reached,
+    stop: &Shutdown,
+) -> anyhow::Result<()> {
     while !stop.is_cancelled() {
-        let error = match Session::start(context).and_then(|mut session| session.run(stop)) {
-            Ok(()) | Err(SessionError::Recompute(RecomputeError::Stopped)) => return None,
-            Err(SessionError::Transaction(TransactionError::Fenced(error))) => {
-                tracing::warn!(%error, "the merge was fenced");
-                return Some(MergeExit::Fenced);
-            }
-            Err(SessionError::Table(TableError::Frame(error))) => return Some(MergeExit::Failed(error.into())),
+        let started = Follower::start(context, name, dead_letters.clone(), reached.clone());
+        let error = match started.and_then(|mut follower| follower.run(stop)) {
+            Ok(()) => return Ok(()),
+            Err(MergeError::Table(TableError::Frame(error))) => return Err(error.into()),
             Err(error) => error,
         };
         context.metrics.record_merge_restart();
+        context.status.update(|member| member.merging = false);
         tracing::warn!(%error, "the merge failed and starts over");
         let until = Instant::now() + RETRY_PAUSE;
         while Instant::now() < until && !stop.is_cancelled() {
-            std::thread::sleep(POLL);
+            std::thread::sleep(ACTIVE_POLL);
         }
     }
-    None
+    Ok(())
 }
 
-/// A merge from `InitTransactions` to its first error.
-struct Session<'c> {
+/// The merge of one member from its start to its first failed read.
+struct Follower<'c> {
     context: &'c MergeContext,
-    producer: TransactionalProducer,
+    core: MergeSession,
+    started_at: Instant,
+    /// The producer of the active merge.
+    producer: Option<TransactionalProducer>,
     partials: LogReader<BarPartial>,
     table: FrameTable,
     reports: ReportIndex,
     recompute: Recompute,
-    merge: Merge,
+    dead_letters: DeadLetterProducer,
+    reached: Reached,
 }
 
 /// The way in which one window is finished.
@@ -160,85 +201,223 @@ impl WindowOutcome {
     }
 }
 
-impl<'c> Session<'c> {
-    /// Initializes transactions, which fences every earlier merge, then reads the partials of windows not yet done.
-    fn start(context: &'c MergeContext) -> Result<Self, SessionError> {
+impl<'c> Follower<'c> {
+    /// Reads the partials of windows that are not done.
+    fn start(
+        context: &'c MergeContext,
+        name: &str,
+        dead_letters: DeadLetterProducer,
+        reached: Reached,
+    ) -> Result<Self, MergeError> {
         let MergeContext { broker, registry, runtime, .. } = context;
-        let producer = TransactionalProducer::open(
-            broker,
-            &broker.topics().merge_transactional_id(),
-            TRANSACTION_TIMEOUT,
-            TRANSACTION_TIMEOUT,
-        )?;
-        let mut session = Self {
+        let frames = LogReader::new(broker, registry, runtime, TopicName::BeatFrames)?;
+        let mut follower = Self {
             context,
-            producer,
+            core: MergeSession::new(name.to_owned(), context.takeover_after, Duration::ZERO),
+            started_at: Instant::now(),
+            producer: None,
             partials: LogReader::new(broker, registry, runtime, TopicName::BarPartials)?,
-            table: FrameTable::new(
-                LogReader::new(broker, registry, runtime, TopicName::BeatFrames)?,
-                context.cluster_id.clone(),
-            ),
+            table: FrameTable::new(frames, context.cluster_id.clone()),
             reports: ReportIndex::new(LogReader::new(broker, registry, runtime, TopicName::BarReports)?),
             recompute: Recompute::new(broker, registry, runtime)?,
-            merge: Merge::default(),
+            dead_letters,
+            reached,
         };
-        session.catch_up()?;
-        tracing::info!(windows = session.merge.len(), "the merge starts");
-        Ok(session)
+        follower.catch_up()?;
+        Ok(follower)
     }
 
-    fn catch_up(&mut self) -> Result<(), SessionError> {
+    fn catch_up(&mut self) -> Result<(), MergeError> {
         let end = self.partials.end_offset()?;
-        let last_done = self.partials.last_where(BarPartial::is_done)?;
+        let (last, last_done) =
+            (self.partials.last_where(is_of_merge)?, self.partials.last_where(BarPartial::is_done)?);
         let restart_offset = match last_done.and_then(|entry| entry.record.into_body()) {
             Some(PartialBody::Done(done)) => done.low.max(self.partials.log_start()?),
             _ => self.partials.log_start()?,
         };
-        let merge = &mut self.merge;
-        self.partials.read(restart_offset, end, |entry| add_record(merge, entry))?;
-        Ok(self.partials.seek(restart_offset.max(end))?)
+        self.read_partials(restart_offset, end)?;
+        self.core.record_start(last.is_some());
+        let newest = self.table.newest_frame()?;
+        let start = newest.map_or(0, |newest| newest.beat_index.get() - BARS_AT_START * i64::from(newest.bar_length));
+        let start = BeatIndex::try_from(start).unwrap_or(BeatIndex::ZERO);
+        self.table.ensure_covers(self.core.merge().oldest().map_or(start, |oldest| oldest.min(start)))?;
+        Ok(())
     }
 
-    fn run(&mut self, stop: &Shutdown) -> Result<(), SessionError> {
+    /// Returns the time since the start.
+    fn now(&self) -> Duration {
+        self.started_at.elapsed()
+    }
+
+    fn run(&mut self, stop: &Shutdown) -> Result<(), MergeError> {
         while !stop.is_cancelled() {
-            let mut timeout = POLL;
-            for _ in 0..MAX_RECORDS_PER_POLL {
-                let Some(entry) = self.partials.poll(timeout)? else {
-                    break;
-                };
-                add_record(&mut self.merge, entry);
-                timeout = Duration::ZERO;
+            let pause = self.core.record_turn(self.now());
+            if pause > MAX_PAUSE {
+                return Err(MergeError::StoodStill(pause));
             }
-            let Some(oldest) = self.merge.oldest() else { continue };
-            self.table.ensure_covers(oldest)?;
+            self.poll_partials()?;
+            if let Some(oldest) = self.core.merge().oldest() {
+                self.table.ensure_covers(oldest)?;
+            }
             self.table.poll(Duration::ZERO)?;
-            let completions = self.merge.completions(self.table.frames(), MAX_WINDOWS_PER_TRANSACTION);
-            if !completions.is_empty() {
-                self.finish_windows(completions, stop)?;
+            if self.table.is_caught_up() {
+                self.core.record_frames(self.table.frames(), self.now());
             }
+            if !self.core.is_active() && self.producer.take().is_some() {
+                tracing::warn!("another member has taken the merge over");
+            }
+            if let Some(command) = self.core.next(self.table.frames(), self.reached.get(), self.now()) {
+                match self.execute(command, stop) {
+                    Err(MergeError::Transaction(error)) => self.give_up(&error),
+                    Err(MergeError::Recompute(RecomputeError::Stopped)) => break,
+                    done => done?,
+                }
+            }
+            self.context.status.update(|member| member.merging = self.core.is_active());
+            self.drop_finished_windows();
+        }
+        self.stop();
+        Ok(())
+    }
+
+    /// Adds the records that are available, waiting a little for the first.
+    fn poll_partials(&mut self) -> Result<(), MergeError> {
+        let mut timeout = if self.core.is_active() { ACTIVE_POLL } else { STANDBY_POLL };
+        for _ in 0..MAX_RECORDS_PER_POLL {
+            let Some(entry) = self.partials.poll(timeout)? else { break };
+            record(&mut self.core, entry.offset, entry.record, self.started_at.elapsed());
+            timeout = Duration::ZERO;
         }
         Ok(())
     }
 
+    /// Adds the records of `[start, end)`, and continues after them.
+    fn read_partials(&mut self, start: i64, end: i64) -> Result<(), MergeError> {
+        let (core, started_at) = (&mut self.core, self.started_at);
+        self.partials.read(start, end, |entry| record(core, entry.offset, entry.record, started_at.elapsed()))?;
+        Ok(self.partials.seek(start.max(end))?)
+    }
+
+    fn execute(&mut self, command: MergeCommand, stop: &Shutdown) -> Result<(), MergeError> {
+        match command {
+            MergeCommand::ReadToEnd => {
+                let asked_at = self.now();
+                self.read_to_end()?;
+                self.core.record_read_to_end(asked_at, self.now());
+                Ok(())
+            }
+            MergeCommand::TakeOver => self.take_over(),
+            MergeCommand::Finish(completions) => self.finish_windows(completions, stop),
+            MergeCommand::Rescue(window, partitions) => self.rescue(&window, &partitions, stop),
+        }
+    }
+
+    fn read_to_end(&mut self) -> Result<(), MergeError> {
+        let end = self.partials.end_offset()?;
+        self.read_partials(self.core.merge().next_offset(), end)
+    }
+
+    /// Opens the transactional id, which fences every other merge, then reads what they have written.
+    fn take_over(&mut self) -> Result<(), MergeError> {
+        let broker = &self.context.broker;
+        let id = broker.topics().merge_transactional_id();
+        self.producer = Some(TransactionalProducer::open(broker, &id, TRANSACTION_TIMEOUT, TRANSACTION_TIMEOUT)?);
+        self.read_to_end()?;
+        self.reports.clear();
+        self.core.record_opening(self.now());
+        self.context.metrics.record_takeover();
+        tracing::info!(windows = self.core.merge().len(), "this member takes the merge over");
+        self.renew()
+    }
+
+    /// Writes a merging record.
+    fn renew(&mut self) -> Result<(), MergeError> {
+        let merging = self.core.merging();
+        write_merging(self.context, &mut self.producer, &self.table, merging)?;
+        self.core.record_renewal(self.now());
+        Ok(())
+    }
+
+    /// Handles a failed transaction, after which the producer must not be used again.
+    fn give_up(&mut self, error: &TransactionError) {
+        self.producer = None;
+        let now = self.now();
+        if matches!(error, TransactionError::Fenced(_)) {
+            self.core.record_fencing(now);
+            tracing::warn!(%error, "the merge was fenced");
+        } else {
+            self.core.record_failure(now);
+            self.context.metrics.record_merge_restart();
+            tracing::warn!(%error, "the merge failed; a member takes it over again");
+        }
+    }
+
+    /// Stops in good order: the others need not wait until the lease has ended.
+    fn stop(&mut self) {
+        let nobody = Merging { member: None, logic: LOGIC };
+        if self.core.is_active()
+            && let Err(error) = write_merging(self.context, &mut self.producer, &self.table, nobody)
+        {
+            tracing::warn!(%error, "cannot write that this member has stopped merging; another takes over after a timeout");
+        }
+    }
+
+    fn drop_finished_windows(&mut self) {
+        let frames = self.table.frames();
+        let newest = frames.last().and_then(|frame| frames.window_of(frame.beat_index)).map(|window| window.from);
+        let oldest = self.core.merge().oldest().into_iter().chain(newest).min();
+        if let Some(opened_at) = oldest.and_then(|from| frames.get(from)).map(|frame| frame.scheduled_at) {
+            let oldest = oldest.expect("its frame was found above");
+            self.reports.drop_before(oldest, opened_at);
+            self.table.drop_before(oldest);
+        }
+    }
+
+    /// Reads shares of a window from the claims, in place of the members that have not sent them.
+    fn rescue(&mut self, window: &Window, partitions: &[i32], stop: &Shutdown) -> Result<(), MergeError> {
+        self.renew()?;
+        let (began, deadline) = (self.now(), Instant::now() + self.context.takeover_after * MAX_RESCUE_TIMEOUTS);
+        let Self { context, core, producer, table, recompute, dead_letters, .. } = self;
+        let mut letters = DeadLetters::new(dead_letters, deadline);
+        let mut shares = Vec::new();
+        let mut lease = LeaseKeeper { context, core, producer, table, started_at: self.started_at, error: None };
+        for partition in partitions {
+            let mut keep_going = || !stop.is_cancelled() && Instant::now() < deadline && lease.renew_if_due();
+            let (frames, on_invalid) = (table.frames(), &mut |record| letters.send(&record));
+            match recompute.shares(frames, window, window, *partition, &mut keep_going, on_invalid) {
+                Ok(closed) => shares.extend(closed.first().map(|closed| share(*partition, closed, frames))),
+                Err(error) => {
+                    tracing::warn!(%error, window_id = %window.id, partition, "cannot read the share that is overdue");
+                    break;
+                }
+            }
+        }
+        lease.error.map_or(Ok(()), Err)?;
+        if let Err(error) = letters.finish() {
+            tracing::warn!(%error, window_id = %window.id, "cannot use the shares that were overdue");
+            shares.clear();
+        }
+        let read: Vec<i32> = shares.iter().map(|share| share.partition).collect();
+        context.metrics.record_rescued_shares(read.len());
+        tracing::info!(window_id = %window.id, from_beat = %window.from, ?partitions, ?read, "read the shares that are overdue");
+        let now = self.now();
+        self.core.record_rescue(window.from, shares, began, now);
+        Ok(())
+    }
+
     /// Determines the outcome of each window, then writes all of them in one transaction.
-    fn finish_windows(&mut self, completions: Vec<(Window, Completion)>, stop: &Shutdown) -> Result<(), SessionError> {
+    fn finish_windows(&mut self, completions: Vec<(Window, Completion)>, stop: &Shutdown) -> Result<(), MergeError> {
         let mut outcomes = Vec::with_capacity(completions.len());
         for (window, completion) in completions {
             outcomes.push(self.determine_outcome(window, &completion, stop)?);
         }
-        let written = self.write_transaction(&outcomes);
+        let (began, written) = (self.now(), self.write_transaction(&outcomes));
         self.context.metrics.record_transaction(written.as_ref().err());
         written?;
+        let froms: Vec<BeatIndex> = outcomes.iter().map(|outcome| outcome.window.from).collect();
+        self.core.record_finished(&froms, began, self.now());
         for outcome in &outcomes {
-            self.merge.add_done(None, outcome.window.from);
             self.record_outcome(outcome);
-        }
-        let newest = outcomes.last().map(|outcome| outcome.window);
-        let oldest = self.merge.oldest().or(newest.map(|window| window.from));
-        if let Some(opened_at) = oldest.and_then(|from| self.table.frames().get(from)).map(|frame| frame.scheduled_at) {
-            let oldest = oldest.expect("its frame was found above");
-            self.reports.drop_before(oldest, opened_at);
-            self.table.drop_before(oldest);
         }
         Ok(())
     }
@@ -248,7 +427,7 @@ impl<'c> Session<'c> {
         window: Window,
         completion: &Completion,
         stop: &Shutdown,
-    ) -> Result<WindowOutcome, SessionError> {
+    ) -> Result<WindowOutcome, MergeError> {
         let is_reported = *completion == Completion::RecomputeUnlessReported && self.last_report(&window)?.is_some();
         if is_reported {
             return Ok(WindowOutcome::without_report(window, Verdict::Dropped));
@@ -256,9 +435,7 @@ impl<'c> Session<'c> {
         let counts = match completion {
             Completion::Sum(counts) => Some(*counts),
             Completion::Skip => None,
-            Completion::Recompute | Completion::RecomputeUnlessReported => {
-                self.recompute.window(self.table.frames(), &window, stop)?
-            }
+            Completion::Recompute | Completion::RecomputeUnlessReported => self.recompute(&window, stop)?,
         };
         let Some(counts) = counts else {
             let cause =
@@ -271,7 +448,19 @@ impl<'c> Session<'c> {
         self.compare_with_published(window, &counts)
     }
 
-    fn compare_with_published(&mut self, window: Window, counts: &Counts) -> Result<WindowOutcome, SessionError> {
+    fn recompute(&mut self, window: &Window, stop: &Shutdown) -> Result<Option<Counts>, MergeError> {
+        let Self { context, core, producer, table, recompute, dead_letters, .. } = self;
+        let mut lease = LeaseKeeper { context, core, producer, table, started_at: self.started_at, error: None };
+        let mut letters = DeadLetters::new(dead_letters, Instant::now() + TRANSACTION_TIMEOUT);
+        let mut keep_going = || !stop.is_cancelled() && lease.renew_if_due();
+        let counts = recompute.window(table.frames(), window, &mut keep_going, &mut |record| letters.send(&record));
+        lease.error.map_or(Ok(()), Err)?;
+        let counts = counts?;
+        letters.finish()?;
+        Ok(counts)
+    }
+
+    fn compare_with_published(&mut self, window: Window, counts: &Counts) -> Result<WindowOutcome, MergeError> {
         let report = bar_report(self.table.frames(), &window, counts)
             .expect("a window is finished only if its closing frame is there");
         let computed = ReportIndex::fingerprint(&avro_body(&report));
@@ -281,7 +470,7 @@ impl<'c> Session<'c> {
         Ok(WindowOutcome { window, verdict, report: write.then_some((report, computed)), reemitted, skip_cause: None })
     }
 
-    fn last_report(&mut self, window: &Window) -> Result<Option<Fingerprint>, SessionError> {
+    fn last_report(&mut self, window: &Window) -> Result<Option<Fingerprint>, MergeError> {
         let next =
             self.table.frames().get(window.end).expect("a window is finished only if its closing frame is there");
         Ok(self.reports.last(window.from, next.scheduled_at)?)
@@ -289,11 +478,12 @@ impl<'c> Session<'c> {
 
     fn write_transaction(&mut self, outcomes: &[WindowOutcome]) -> Result<(), TransactionError> {
         let froms: Vec<BeatIndex> = outcomes.iter().map(|outcome| outcome.window.from).collect();
-        let restart_offset = self.merge.restart_offset(&froms);
+        let merge = self.core.merge();
+        let restart_offset = merge.restart_offset(&froms);
         let topics = self.context.broker.topics();
         let (reports, partials) = (topics.name(TopicName::BarReports), topics.name(TopicName::BarPartials));
         let now = chrono::Utc::now().timestamp_millis();
-        let mut transaction = self.producer.begin()?;
+        let mut transaction = producer(&mut self.producer).begin()?;
         for WindowOutcome { window, verdict, report, .. } in outcomes {
             let key = window.id.to_string();
             if let Some((report, _)) = report {
@@ -304,8 +494,8 @@ impl<'c> Session<'c> {
                     report.closed_at.millis(),
                 )?;
             }
-            let done = PartialBody::Done(Done { verdict: *verdict, low: restart_offset });
-            let record = BarPartial::new(window.id, window.from, done);
+            let done = Done { verdict: *verdict, low: restart_offset, rescued: merge.rescued(window.from) };
+            let record = BarPartial::new(window.id, window.from, PartialBody::Done(done));
             transaction.send(&partials, &key, &wire(self.context.partial_schema, &record), now)?;
         }
         transaction.commit()
@@ -329,18 +519,59 @@ impl<'c> Session<'c> {
     }
 }
 
-fn add_record(merge: &mut Merge, entry: Entry<BarPartial>) {
-    let from = entry.record.from_beat;
-    match entry.record.into_body() {
-        Some(PartialBody::Partial(partial)) => merge.add_partial(entry.offset, from, partial),
-        Some(PartialBody::Done(_)) => merge.add_done(Some(entry.offset), from),
-        None => {
-            tracing::warn!(
-                entry.offset,
-                "ignoring a record of barpartials that is neither a partial nor a done record"
-            );
+/// Renews the lease of a merge that reads claims.
+struct LeaseKeeper<'m> {
+    context: &'m MergeContext,
+    core: &'m mut MergeSession,
+    producer: &'m mut Option<TransactionalProducer>,
+    table: &'m FrameTable,
+    started_at: Instant,
+    error: Option<MergeError>,
+}
+
+impl LeaseKeeper<'_> {
+    /// Writes a merging record if it is due. Returns false if that fails.
+    fn renew_if_due(&mut self) -> bool {
+        if self.error.is_none() && self.core.renewal_due(self.started_at.elapsed()) {
+            match write_merging(self.context, self.producer, self.table, self.core.merging()) {
+                Ok(()) => self.core.record_renewal(self.started_at.elapsed()),
+                Err(error) => self.error = Some(error.into()),
+            }
         }
+        self.error.is_none()
     }
+}
+
+fn producer(producer: &mut Option<TransactionalProducer>) -> &mut TransactionalProducer {
+    producer.as_mut().expect("the active merge has a producer")
+}
+
+fn write_merging(
+    context: &MergeContext,
+    active: &mut Option<TransactionalProducer>,
+    table: &FrameTable,
+    merging: Merging,
+) -> Result<(), TransactionError> {
+    let frames = table.frames();
+    let window = frames.last().and_then(|newest| frames.window_of(newest.beat_index));
+    let window = window.expect("a merge takes over when a window has closed");
+    let record = BarPartial::new(window.id, window.from, PartialBody::Merging(merging));
+    let topic = context.broker.topics().name(TopicName::BarPartials);
+    let mut transaction = producer(active).begin()?;
+    let now = chrono::Utc::now().timestamp_millis();
+    transaction.send(&topic, &window.id.to_string(), &wire(context.partial_schema, &record), now)?;
+    transaction.commit()
+}
+
+fn record(core: &mut MergeSession, offset: i64, record: BarPartial, now: Duration) {
+    if !core.record(offset, record, now) {
+        tracing::warn!(offset, "ignoring a record of barpartials that this version does not know");
+    }
+}
+
+/// Returns true if a merge wrote the record.
+fn is_of_merge(record: &BarPartial) -> bool {
+    record.partial().is_none()
 }
 
 /// Returns a report's Avro body, which is the same on every replay. The schema id before it depends on the registry.

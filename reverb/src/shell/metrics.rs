@@ -23,6 +23,8 @@ pub(crate) struct Metrics {
     dead_letters: IntCounterVec,
     verdicts: IntCounterVec,
     merge_restarts: IntCounter,
+    takeovers: IntCounter,
+    rescued_shares: IntCounter,
     rebalances: IntCounter,
     partitions: IntGauge,
     pending_claims: IntGauge,
@@ -69,6 +71,14 @@ impl Metrics {
             merge_restarts: IntCounter::new(
                 "backbeat_reverb_merge_restarts_total",
                 "Restarts of the merge after an error",
+            )?,
+            takeovers: IntCounter::new(
+                "backbeat_reverb_takeovers_total",
+                "Times that this member has taken the merge over, the first time in a new cluster included",
+            )?,
+            rescued_shares: IntCounter::new(
+                "backbeat_reverb_rescued_shares_total",
+                "Shares of windows that this member's merge has read itself, because their members did not send them in time",
             )?,
             rebalances: IntCounter::new(
                 "backbeat_reverb_rebalances_total",
@@ -148,7 +158,7 @@ impl Metrics {
     }
 
     fn register(&self) -> prometheus::Result<()> {
-        let collectors: [Box<dyn prometheus::core::Collector>; 22] = [
+        let collectors: [Box<dyn prometheus::core::Collector>; 24] = [
             Box::new(self.agents_reporting.clone()),
             Box::new(self.on_time_reviews.clone()),
             Box::new(self.windows_completed.clone()),
@@ -159,6 +169,8 @@ impl Metrics {
             Box::new(self.dead_letters.clone()),
             Box::new(self.verdicts.clone()),
             Box::new(self.merge_restarts.clone()),
+            Box::new(self.takeovers.clone()),
+            Box::new(self.rescued_shares.clone()),
             Box::new(self.rebalances.clone()),
             Box::new(self.partitions.clone()),
             Box::new(self.pending_claims.clone()),
@@ -193,6 +205,14 @@ impl Metrics {
 
     pub(crate) fn record_merge_restart(&self) {
         self.merge_restarts.inc();
+    }
+
+    pub(crate) fn record_takeover(&self) {
+        self.takeovers.inc();
+    }
+
+    pub(crate) fn record_rescued_shares(&self, shares: usize) {
+        self.rescued_shares.inc_by(shares as u64);
     }
 
     pub(crate) fn record_assignment_change(&self, partitions: usize) {

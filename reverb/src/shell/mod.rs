@@ -1,11 +1,12 @@
 //! The I/O around the core: Kafka, threads, clocks and sockets.
 //!
-//! Two threads: the member polls the group consumer and runs the aggregators. On the member that owns
-//! `statusclaims-0`, a second thread runs the merge.
+//! Two threads: the member polls the group consumer and runs the aggregators. The other follows `barpartials` and, in one
+//! member of the cluster, runs the merge.
 
 mod args;
 mod audit;
 mod claim_decoder;
+mod dead_letters;
 mod frame_table;
 mod group;
 mod http;

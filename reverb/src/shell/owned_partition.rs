@@ -4,18 +4,18 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use backbeat_broker::{Deliveries, ProducerRecord, QueueFull, Sender, TopicName, Topics};
-use backbeat_schemas::{BarPartial, InvalidClaim, wire};
+use backbeat_broker::{Deliveries, ProducerRecord, QueueFull, TopicName};
+use backbeat_schemas::{BarPartial, wire};
 
 use super::claim_decoder::ClaimDecoder;
+use super::dead_letters::DeadLetterProducer;
 use super::metrics::Metrics;
 use super::status::{ShareStatus, SharedStatus};
 use crate::core::{FetchStart, Frames, OutboxRecord, Partition, PartitionAggregator, RawRecord, StallDetector};
 
 /// The producer of partials and dead letters, with the member's name and counter.
 pub(crate) struct PartialProducer {
-    pub(crate) sender: Sender,
-    pub(crate) topics: Topics,
+    pub(crate) dead_letters: DeadLetterProducer,
     pub(crate) partial_schema: u32,
     pub(crate) member: String,
     /// The number of partials that this member has sent.
@@ -156,7 +156,7 @@ impl OwnedPartition {
         while let Some(record) = core.next_record(self.dead_letters.outstanding() > 0) {
             let sent = match record {
                 OutboxRecord::DeadLetter { offset, reason, raw } => {
-                    producer.send_dead_letter(self.id, *offset, reason, raw, &self.dead_letters)
+                    producer.dead_letters.send(self.id, *offset, reason, raw, &self.dead_letters)
                 }
                 OutboxRecord::Partial(partial) => producer.send_partial(partial),
             };
@@ -187,38 +187,13 @@ impl OwnedPartition {
 }
 
 impl PartialProducer {
-    fn send_dead_letter(
-        &self,
-        partition: i32,
-        offset: i64,
-        reason: &InvalidClaim,
-        raw: &RawRecord,
-        deliveries: &Arc<Deliveries>,
-    ) -> Result<(), QueueFull> {
-        let source = self.topics.name(TopicName::StatusClaims);
-        let topic = self.topics.name(TopicName::DeadLetters);
-        let key = format!("{source}/{partition}/{offset}");
-        let headers = [
-            ("reason", reason.reason().to_owned()),
-            ("detail", reason.to_string()),
-            ("topic", source),
-            ("partition", partition.to_string()),
-            ("offset", offset.to_string()),
-            // In a header, a null key and an empty key cannot be told apart.
-            ("key", raw.key.as_ref().map_or("null".to_owned(), |key| String::from_utf8_lossy(key).into_owned())),
-        ];
-        let value = raw.value.as_deref().unwrap_or_default();
-        let record = ProducerRecord { topic: &topic, key: Some(key.as_bytes()), value, headers: &headers };
-        self.sender.send(record, deliveries)
-    }
-
     fn send_partial(&mut self, record: &BarPartial) -> Result<(), QueueFull> {
         let named = record.clone().sent_by(&self.member, self.counter + 1);
-        let topic = self.topics.name(TopicName::BarPartials);
+        let topic = self.dead_letters.topics.name(TopicName::BarPartials);
         let key = named.window_id.to_string();
         let value = wire(self.partial_schema, &named);
         let record = ProducerRecord { topic: &topic, key: Some(key.as_bytes()), value: &value, headers: &[] };
-        self.sender.send(record, &self.partial_deliveries)?;
+        self.dead_letters.sender.send(record, &self.partial_deliveries)?;
         self.counter += 1;
         Ok(())
     }

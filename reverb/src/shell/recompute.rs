@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use backbeat_broker::{Broker, Reader, Registry, SchemaCache, TopicName, assign, is_transient};
-use backbeat_service::Shutdown;
+use backbeat_schemas::InvalidClaim;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
@@ -34,6 +34,14 @@ pub(crate) enum RecomputeError {
     Stopped,
 }
 
+/// An invalid claim that was read again.
+pub(crate) struct InvalidRecord {
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    pub(crate) reason: InvalidClaim,
+    pub(crate) raw: RawRecord,
+}
+
 /// A reader of the claims in the offset ranges of windows. All its calls block.
 pub(crate) struct Recompute {
     consumer: Reader,
@@ -51,17 +59,19 @@ impl Recompute {
     }
 
     /// Returns the counts of `window`, whose closing frame is in `frames`, or `None` if its claims are no longer wholly
-    /// retained.
+    /// retained. `keep_going` is called all the while; false stops the recomputation. `on_invalid` is called with each
+    /// invalid record.
     pub(crate) fn window(
         &mut self,
         frames: &Frames,
         window: &Window,
-        stop: &Shutdown,
+        keep_going: &mut dyn FnMut() -> bool,
+        on_invalid: &mut dyn FnMut(InvalidRecord),
     ) -> Result<Option<Counts>, RecomputeError> {
         let partitions = frames.get(window.closing).map_or(0, |frame| frame.claim_offsets.len());
         let mut sum = Tally::default();
         for partition in 0..partitions as i32 {
-            let mut shares = self.shares(frames, window, window, partition, stop)?;
+            let mut shares = self.shares(frames, window, window, partition, keep_going, on_invalid)?;
             match shares.pop() {
                 Some(ClosedWindow { tally, retained: true, .. }) => sum.add(tally),
                 _ => return Ok(None),
@@ -77,16 +87,28 @@ impl Recompute {
         first: &Window,
         last: &Window,
         partition: i32,
-        stop: &Shutdown,
+        keep_going: &mut dyn FnMut() -> bool,
+        on_invalid: &mut dyn FnMut(InvalidRecord),
     ) -> Result<Vec<ClosedWindow>, RecomputeError> {
         let boundary = |beat| frames.get(beat).map_or(0, |frame| frame.boundary(partition));
         let (start, end) = (boundary(first.from), boundary(last.closing));
         let mut log_start = self.fetch_log_start(partition)?;
         let mut aggregator = PartitionAggregator::new(partition, first.from, start, log_start);
-        let mut outputs = Vec::new();
+        let (mut outputs, mut closed) = (Vec::new(), Vec::new());
+        let mut sort = |outputs: &mut Vec<Output>| {
+            for output in outputs.drain(..) {
+                match output {
+                    Output::DeadLetter { offset, reason, raw } => {
+                        on_invalid(InvalidRecord { partition, offset, reason, raw: *raw });
+                    }
+                    Output::WindowClosed(window) => closed.push(*window),
+                }
+            }
+        };
         if start.max(log_start) < end {
-            let is_contiguous = self.read(partition, start.max(log_start)..end, stop, |offset, claim| {
-                aggregator.process(offset, claim, frames, RawRecord::default, &mut outputs);
+            let is_contiguous = self.read(partition, start.max(log_start)..end, keep_going, |offset, claim, raw| {
+                aggregator.process(offset, claim, frames, raw, &mut outputs);
+                sort(&mut outputs);
             })?;
             if !is_contiguous {
                 // Offsets are missing: retention may have deleted records while they were read.
@@ -95,13 +117,11 @@ impl Recompute {
         }
         aggregator.skip_to(end, log_start.min(end));
         aggregator.advance(frames, &mut outputs);
-        let closed = outputs.into_iter().filter_map(|output| match output {
-            Output::WindowClosed(closed) if closed.window.from <= last.from => Some(*closed),
-            _ => None,
-        });
+        sort(&mut outputs);
         let expired_during_read =
             |window: &Window| boundary(window.from) < log_start && boundary(window.from) < boundary(window.closing);
-        let shares = closed
+        let shares = closed.into_iter().filter(|closed| closed.window.from <= last.from);
+        let shares = shares
             .map(|closed| ClosedWindow { retained: closed.retained && !expired_during_read(&closed.window), ..closed });
         Ok(shares.collect())
     }
@@ -129,8 +149,8 @@ impl Recompute {
         &mut self,
         partition: i32,
         range: Range<i64>,
-        stop: &Shutdown,
-        mut process: impl FnMut(i64, DecodedClaim<'_>),
+        keep_going: &mut dyn FnMut() -> bool,
+        mut process: impl FnMut(i64, DecodedClaim<'_>, &dyn Fn() -> RawRecord),
     ) -> Result<bool, RecomputeError> {
         self.assign_at(partition, range.start)?;
         let mut next = range.start;
@@ -138,7 +158,7 @@ impl Recompute {
         let mut gap = false;
         let mut last = Instant::now();
         while next < range.end {
-            if stop.is_cancelled() {
+            if !keep_going() {
                 return Err(RecomputeError::Stopped);
             }
             let message = match self.consumer.poll(POLL) {
@@ -177,11 +197,13 @@ impl Recompute {
             let claim = loop {
                 match self.decoder.decode(message.key(), message.payload()) {
                     Some(claim) => break claim,
-                    None if stop.is_cancelled() => return Err(RecomputeError::Stopped),
+                    None if !keep_going() => return Err(RecomputeError::Stopped),
                     None => std::thread::sleep(SCHEMA_POLL),
                 }
             };
-            process(message.offset(), claim);
+            let raw =
+                || RawRecord { key: message.key().map(<[u8]>::to_vec), value: message.payload().map(<[u8]>::to_vec) };
+            process(message.offset(), claim, &raw);
         }
         Ok(!gap)
     }

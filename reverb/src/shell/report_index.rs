@@ -27,6 +27,12 @@ impl ReportIndex {
         Self { reader, since: None, reports: BTreeMap::new() }
     }
 
+    /// Forgets all reports: another merge may have written since they were read.
+    pub(crate) fn clear(&mut self) {
+        self.since = None;
+        self.reports.clear();
+    }
+
     pub(crate) fn fingerprint(body: &[u8]) -> Fingerprint {
         Sha256::digest(body).into()
     }

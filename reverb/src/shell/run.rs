@@ -14,10 +14,11 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 
 use super::claim_decoder::ClaimDecoder;
+use super::dead_letters::DeadLetterProducer;
 use super::frame_table::FrameTable;
 use super::group::{Group, GroupConsumer};
 use super::member::{BarLengthGuard, Member, MemberExit};
-use super::merger::MergeContext;
+use super::merger::{MergeContext, Reached};
 use super::metrics::Metrics;
 use super::owned_partition::PartialProducer;
 use super::status::SharedStatus;
@@ -54,7 +55,9 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
                 report_schema,
                 partial_schema,
                 reemit: args.reemit,
+                takeover_after: Duration::from_millis(args.takeover_after),
                 metrics: Arc::clone(&metrics),
+                status: status.clone(),
             };
             let work = move || {
                 let mut name = name;
@@ -118,8 +121,10 @@ fn member(
         reports: LogReader::new(broker, registry, runtime, TopicName::BarReports)?,
         decoder: ClaimDecoder::new(SchemaCache::new(registry.clone(), runtime.clone())),
         producer: PartialProducer {
-            sender: Sender::new(broker, TopicName::BarPartials, None)?,
-            topics: broker.topics().clone(),
+            dead_letters: DeadLetterProducer {
+                sender: Sender::new(broker, TopicName::BarPartials, None)?,
+                topics: broker.topics().clone(),
+            },
             partial_schema: merge_context.partial_schema,
             member: name.to_owned(),
             counter: 0,
@@ -134,7 +139,6 @@ fn member(
         start_positions: Default::default(),
         commit_requested: Default::default(),
         checked: None,
-        merge_due: false,
-        recheck_fenced_merge_at: None,
+        reached: Reached::default(),
     })
 }

@@ -4,21 +4,19 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use backbeat_reverb::core::{
-    CommittedOffset, DecodedClaim, Frames, OutboxRecord, Output, Partition, PartitionAggregator, RawRecord, Tally,
-    Window,
+    ClosedWindow, CommittedOffset, DecodedClaim, Frames, OutboxRecord, Output, Partition, PartitionAggregator,
+    RawRecord, Window,
 };
 use backbeat_schemas::{BarPartial, BeatIndex, InvalidClaim, PartialBody};
 use backbeat_simulation::{Violation, ensure};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
-use crate::kafka::{Fenced, Kafka, Record};
+use crate::counts::Counts;
+use crate::kafka::{Kafka, Record};
 use crate::merger::Merger;
 use crate::model::MEMORY;
 use crate::world::Sabotage;
-
-/// The merge runs on the member that owns this partition.
-const MERGE_PARTITION: i32 = 0;
 
 /// A change of the member's assignment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +32,7 @@ pub(crate) enum AssignmentChange {
 #[derive(Debug)]
 enum InFlight {
     DeadLetter(i32, i64),
-    Partial(BarPartial),
+    Partial(Box<BarPartial>),
 }
 
 #[derive(Debug, Default)]
@@ -54,11 +52,44 @@ pub(crate) struct Context<'w> {
     pub(crate) sabotage: Option<Sabotage>,
     /// True if faults have ended.
     pub(crate) is_calm: bool,
+    pub(crate) takeover_after: Duration,
+    pub(crate) delays: Delays,
+    /// True while Kafka answers nothing.
+    pub(crate) is_hung: bool,
+    pub(crate) counts: &'w mut Counts,
+}
+
+/// The time that Kafka takes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Delays {
+    /// The longest time of a request that is not slow.
+    pub(crate) request: Duration,
+    /// The time of a commit.
+    pub(crate) commit: Duration,
+    /// The probability of a slow request, which takes up to `slow`.
+    pub(crate) slow_share: f64,
+    pub(crate) slow: Duration,
 }
 
 impl Context<'_> {
     pub(crate) fn happens(&mut self, probability: f64) -> bool {
         !self.is_calm && self.rng.random_bool(probability)
+    }
+
+    /// Returns the time that a request takes.
+    pub(crate) fn latency(&mut self) -> Duration {
+        let Delays { request, slow_share, slow, .. } = self.delays;
+        let longest = if self.happens(slow_share) { slow } else { request };
+        longest.mul_f64(self.rng.random_range(0.0..1.0))
+    }
+
+    pub(crate) fn commit_latency(&mut self) -> Duration {
+        self.delays.commit + self.latency()
+    }
+
+    /// Counts that a rare path was taken.
+    pub(crate) fn count(&mut self, path: &'static str) {
+        self.counts.add(path, 1);
     }
 
     /// Returns the number of records to process in one step.
@@ -90,9 +121,7 @@ pub(crate) struct Member {
     partials_at: i64,
     counter: i64,
     in_flight: VecDeque<InFlight>,
-    merger: Option<Merger>,
-    /// True if the merge was fenced, and the group has not confirmed yet that this member owns its partition.
-    fenced: bool,
+    merger: Merger,
 }
 
 /// The table of boundaries and the position in `beatframes`.
@@ -141,19 +170,18 @@ impl Table {
 
 impl Member {
     /// Starts the member. It reads partials from before the first that it can send.
-    pub(crate) fn new(name: u64, now: Duration, kafka: &Kafka) -> Self {
+    pub(crate) fn new(name: u64, context: &Context<'_>) -> Self {
         Self {
             name,
             is_paused: false,
-            started: now,
+            started: context.now,
             changes: VecDeque::new(),
             owned: BTreeMap::new(),
             table: Table::default(),
-            partials_at: kafka.partials.end(),
+            partials_at: context.kafka.partials.end(),
             counter: 0,
             in_flight: VecDeque::new(),
-            merger: None,
-            fenced: false,
+            merger: Merger::new(&name.to_string(), context),
         }
     }
 
@@ -173,26 +201,32 @@ impl Member {
         Ok(())
     }
 
-    /// Does one step of the merge, which runs in parallel with the member's loop.
-    pub(crate) fn step_merge(&mut self, context: &mut Context<'_>) -> Result<(), Violation> {
-        let Some(merger) = &mut self.merger else {
-            if self.fenced && self.owns_merge_partition(context) {
-                self.fenced = false;
-                self.merger = Some(Merger::default());
-            }
+    /// Does the whole loop of the member once, and one step of its merge.
+    pub(crate) fn turn(&mut self, context: &mut Context<'_>) -> Result<(), Violation> {
+        self.step_merge(context)?;
+        if context.is_hung {
             return Ok(());
-        };
-        merger.step(context).unwrap_or_else(|Fenced| {
-            self.merger = None;
-            self.fenced = true;
-            Ok(())
-        })
+        }
+        self.fetch(context);
+        self.apply_assignment_change(context);
+        self.table.poll(context.kafka);
+        self.start_aggregators(context);
+        self.advance(context)?;
+        for _ in 0..4 {
+            self.send(context);
+            (0..4).for_each(|_| self.deliver(context));
+        }
+        self.poll_partials(context);
+        self.commit(context);
+        Ok(())
     }
 
-    /// Returns true if a commit in the current generation proves that this member owns the merge's partition.
-    fn owns_merge_partition(&self, context: &mut Context<'_>) -> bool {
-        let positions = self.positions(context);
-        positions.contains_key(&MERGE_PARTITION) && context.kafka.commit(self.name, &positions)
+    /// Does one step of the merge, which runs in parallel with the member's loop.
+    pub(crate) fn step_merge(&mut self, context: &mut Context<'_>) -> Result<(), Violation> {
+        let beats = self.owned.values().map(|owned| Some(owned.core.as_ref()?.aggregator().arrival_beat()));
+        let slowest = beats.collect::<Option<Vec<_>>>();
+        let reached = slowest.map(|beats| beats.into_iter().min().unwrap_or(BeatIndex::MAX));
+        self.merger.step(reached, context)
     }
 
     fn fetch(&mut self, context: &mut Context<'_>) {
@@ -209,8 +243,8 @@ impl Member {
                 owned.position = Some(offset + 1);
                 let decoded = match record {
                     Record::Control => continue,
-                    _ if skipped => continue,
                     Record::Broken => DecodedClaim::Invalid(InvalidClaim::NoValue),
+                    Record::Claim(_) if skipped => continue,
                     Record::Claim(claim) => DecodedClaim::Valid(claim.clone()),
                 };
                 if offset > core.aggregator().next_offset() {
@@ -230,15 +264,8 @@ impl Member {
             None => {}
             Some(AssignmentChange::Assigned(partition)) => {
                 self.owned.insert(partition, OwnedPartition::default());
-                if partition == MERGE_PARTITION {
-                    self.fenced = false;
-                    self.merger = Some(Merger::default());
-                }
             }
             Some(AssignmentChange::Revoked(partition)) => {
-                if partition == MERGE_PARTITION {
-                    self.stop_merge(context);
-                }
                 let mut positions = self.positions(context);
                 positions.retain(|other, _| *other == partition);
                 if !context.happens(0.1) {
@@ -250,21 +277,11 @@ impl Member {
                 }
             }
             Some(AssignmentChange::Lost) => {
-                self.merger = None;
-                self.fenced = false;
                 self.owned.clear();
             }
         }
         if self.owned.is_empty() {
             self.table = Table::default();
-        }
-    }
-
-    /// Stops the merge after the transaction that it has begun.
-    fn stop_merge(&mut self, context: &mut Context<'_>) {
-        self.fenced = false;
-        if let Some(merger) = self.merger.take() {
-            merger.stop(context);
         }
     }
 
@@ -324,7 +341,7 @@ impl Member {
                 Some(OutboxRecord::DeadLetter { offset, .. }) => InFlight::DeadLetter(*partition, *offset),
                 Some(OutboxRecord::Partial(partial)) => {
                     self.counter += 1;
-                    InFlight::Partial(partial.as_ref().clone().sent_by(&name, self.counter))
+                    InFlight::Partial(Box::new(partial.as_ref().clone().sent_by(&name, self.counter)))
                 }
             };
             core.mark_sent(self.counter, uptime);
@@ -344,7 +361,7 @@ impl Member {
                 if context.is(Sabotage::PartialsLost) && of == Some(1) {
                     return;
                 }
-                context.kafka.append(partial);
+                context.kafka.append(*partial);
             }
         }
     }
@@ -396,11 +413,11 @@ impl Member {
 
     /// Stops in an orderly way.
     pub(crate) fn stop(mut self, context: &mut Context<'_>) {
-        self.stop_merge(context);
         while !self.in_flight.is_empty() {
             self.deliver(context);
         }
         self.commit(context);
+        self.merger.stop(context);
     }
 
     /// Kills the member: records in flight may or may not reach the log.
@@ -417,18 +434,17 @@ impl Member {
             None => format!("{id}?"),
         };
         let owned: Vec<String> = self.owned.iter().map(partition).collect();
-        let merging = self.merger.as_ref().map_or(String::new(), Merger::state);
-        format!("{}[{}]{merging}", self.name, owned.join(" "))
+        format!("{}[{}]{}", self.name, owned.join(" "), self.merger.state())
     }
 }
 
-/// Recomputes the share of `partition` in a window from the log; `None` if its claims are not wholly retained.
+/// Recomputes the share of `partition` in a window from the log. Returns it with the offsets of its invalid claims.
 pub(crate) fn recompute_share(
     context: &Context<'_>,
     frames: &Frames,
     window: &Window,
     partition: i32,
-) -> Option<Tally> {
+) -> Option<(ClosedWindow, Vec<i64>)> {
     let boundary = |beat| frames.get(beat).map_or(0, |frame| frame.boundary(partition));
     let log_start = context.log_starts()[&partition];
     let (start, end) = (boundary(window.from), boundary(window.closing));
@@ -445,8 +461,13 @@ pub(crate) fn recompute_share(
     }
     aggregator.skip_to(end, log_start.min(end));
     aggregator.advance(frames, &mut outputs);
-    outputs.into_iter().find_map(|output| match output {
-        Output::WindowClosed(closed) if closed.window == *window && closed.retained => Some(closed.tally),
-        _ => None,
-    })
+    let (mut share, mut dead_letters) = (None, Vec::new());
+    for output in outputs {
+        match output {
+            Output::WindowClosed(closed) if closed.window == *window => share = Some(*closed),
+            Output::WindowClosed(_) => {}
+            Output::DeadLetter { offset, .. } => dead_letters.push(offset),
+        }
+    }
+    Some((share?, dead_letters))
 }

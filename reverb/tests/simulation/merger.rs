@@ -1,33 +1,56 @@
-//! The merge of one member: the core, with a model of the shell that works in small steps.
+//! The merge of one member: drives the core's session, and does what it says in small steps that take time.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
-use backbeat_reverb::core::{Completion, Counts, Merge, Tally, Window, bar_report, verdict};
-use backbeat_schemas::{BarPartial, BarReport, BeatIndex, Done, PartialBody, Timestamp, Verdict};
+use backbeat_reverb::core::{
+    Completion, Counts, LOGIC, MergeCommand, MergeSession, Tally, Window, bar_report, share, verdict,
+};
+use backbeat_schemas::{
+    BarPartial, BarReport, BeatIndex, Done, Merging, Partial, PartialBody, Timestamp, Verdict, WindowId,
+};
 use backbeat_simulation::{Violation, ensure};
 
-use crate::kafka::{Fenced, Kafka};
+use crate::kafka::{Fenced, Record};
 use crate::member::{Context, Table, recompute_share};
-use crate::model::MEMORY;
+use crate::model::{DEAD_LETTERS, MEMORY};
 use crate::world::Sabotage;
 
-/// Windows finished in one transaction.
-const MAX_WINDOWS_PER_TRANSACTION: usize = 5;
+/// Bars before the newest frame that are read at the start.
+const BARS_AT_START: i64 = 10;
 
-/// A merge from `InitTransactions` to its first error.
-#[derive(Default)]
+/// The merge of one member, active or not.
 pub(crate) struct Merger {
-    /// The producer's epoch; `None` until transactions are initialized.
+    name: String,
+    core: MergeSession,
+    /// The producer's epoch; `None` unless the transactional id was opened.
     epoch: Option<u64>,
-    partials_at: Option<i64>,
-    merge: Merge,
     table: Table,
     /// The published reports, from those closed at `since` on.
     since: Option<Timestamp>,
     reports: BTreeMap<BeatIndex, BarReport>,
-    /// The outcomes to write in the current transaction, and how many were sent.
-    writing: Vec<WindowOutcome>,
-    sent: usize,
+    /// The command that is being executed, and the time at which its next step ends.
+    doing: Option<Doing>,
+    busy_until: Duration,
+}
+
+enum Doing {
+    ReadToEnd {
+        asked_at: Duration,
+    },
+    Open,
+    /// The transactional id was opened: read to the end and write a merging record.
+    Claim,
+    Finish {
+        outcomes: Vec<WindowOutcome>,
+        sent: usize,
+        began: Duration,
+    },
+    Rescue {
+        window: Window,
+        partitions: Vec<i32>,
+        began: Duration,
+    },
 }
 
 struct WindowOutcome {
@@ -37,100 +60,229 @@ struct WindowOutcome {
 }
 
 impl Merger {
-    /// Does one step of the merge.
-    pub(crate) fn step(&mut self, context: &mut Context<'_>) -> Result<Result<(), Violation>, Fenced> {
-        if context.happens(0.01) {
-            // Any error: the merge drops all its state and starts over.
-            *self = Self::default();
-        }
-        let Some(epoch) = self.epoch else {
-            self.epoch = Some(context.kafka.init_transactions());
-            return Ok(Ok(()));
+    /// Reads the partials of windows that are not done.
+    pub(crate) fn new(name: &str, context: &Context<'_>) -> Self {
+        let kafka = &context.kafka;
+        let core = MergeSession::new(name.to_owned(), context.takeover_after, context.now);
+        let mut merger = Self {
+            name: name.to_owned(),
+            core,
+            epoch: None,
+            table: Table::default(),
+            since: None,
+            reports: BTreeMap::new(),
+            doing: None,
+            busy_until: context.now,
         };
-        if self.partials_at.is_none() {
-            self.catch_up(context.kafka);
-        } else if !self.writing.is_empty() {
-            self.write(epoch, context)?;
-        } else {
-            self.poll_partials(context.kafka);
-            return self.start_transaction(epoch, context);
+        let last_done = kafka.read(&kafka.partials, 0).filter(|(_, record)| record.is_done()).last();
+        let restart_offset = match last_done.and_then(|(_, record)| record.clone().into_body()) {
+            Some(PartialBody::Done(done)) => done.low,
+            _ => 0,
+        };
+        let has_merge_record = kafka.read(&kafka.partials, 0).any(|(_, record)| record.partial().is_none());
+        merger.read_partials(restart_offset, context);
+        merger.core.record_start(has_merge_record);
+        let newest = kafka.frames.last();
+        let start = newest.map_or(0, |frame| frame.beat_index.get() - BARS_AT_START * i64::from(frame.bar_length));
+        let start = BeatIndex::try_from(start).unwrap_or(BeatIndex::ZERO);
+        merger.table.ensure_covers(merger.core.merge().oldest().map_or(start, |oldest| oldest.min(start)), kafka);
+        merger
+    }
+
+    /// Does one step of the merge.
+    pub(crate) fn step(&mut self, reached: Option<BeatIndex>, context: &mut Context<'_>) -> Result<(), Violation> {
+        if context.happens(0.002) {
+            // A failed read: the merge drops all its state and starts over.
+            *self = Self::new(&self.name, context);
+        }
+        let stepped = match self.doing.take() {
+            Some(doing) if context.is_hung || context.now < self.busy_until => {
+                self.doing = Some(doing);
+                return Ok(());
+            }
+            Some(doing) => self.proceed(doing, context),
+            None => return self.turn(reached, context),
+        };
+        stepped.unwrap_or_else(|Fenced| {
+            context.count("fenced");
+            self.epoch = None;
+            self.core.record_fencing(context.now);
+            Ok(())
+        })
+    }
+
+    /// One turn of the loop: reads what is new, and begins the next command.
+    fn turn(&mut self, reached: Option<BeatIndex>, context: &mut Context<'_>) -> Result<(), Violation> {
+        let now = context.now;
+        self.core.record_turn(now);
+        if self.core.merge().next_offset() < context.kafka.partials.log_start && !context.is_hung {
+            // Retention has deleted what it had not read: it starts over.
+            *self = Self::new(&self.name, context);
+        }
+        if !context.is_hung {
+            self.read_partials(self.core.merge().next_offset(), context);
+            if let Some(oldest) = self.core.merge().oldest() {
+                self.table.ensure_covers(oldest, context.kafka);
+            }
+            self.table.poll(context.kafka);
+            self.core.record_frames(&self.table.frames, now);
+        }
+        if !self.core.is_active() {
+            self.epoch = None;
+        }
+        let command = match self.core.next(&self.table.frames, reached, now) {
+            None if context.is(Sabotage::TakesOverAlways) && !self.core.is_active() => MergeCommand::TakeOver,
+            Some(MergeCommand::TakeOver) if context.is(Sabotage::NeverTakesOver) => return Ok(()),
+            None => {
+                self.drop_finished_windows();
+                return self.check_memory(context);
+            }
+            Some(command) => command,
+        };
+        self.busy_until = now + context.latency();
+        let doing = match command {
+            MergeCommand::ReadToEnd => Doing::ReadToEnd { asked_at: now },
+            MergeCommand::TakeOver => Doing::Open,
+            MergeCommand::Finish(completions) => {
+                let outcomes =
+                    completions.into_iter().map(|(window, how)| self.determine_outcome(window, &how, context));
+                let outcomes = outcomes.collect();
+                Doing::Finish { outcomes, sent: 0, began: now }
+            }
+            MergeCommand::Rescue(window, partitions) => Doing::Rescue { window, partitions, began: now },
+        };
+        self.doing = Some(doing);
+        Ok(())
+    }
+
+    /// Continues a command whose last step has ended.
+    fn proceed(&mut self, doing: Doing, context: &mut Context<'_>) -> Result<Result<(), Violation>, Fenced> {
+        let now = context.now;
+        match doing {
+            Doing::ReadToEnd { asked_at } => {
+                self.read_partials(self.core.merge().next_offset(), context);
+                self.core.record_read_to_end(asked_at, now);
+            }
+            Doing::Open => {
+                self.epoch = Some(context.kafka.init_transactions());
+                self.busy_until = now + context.latency();
+                self.doing = Some(Doing::Claim);
+            }
+            Doing::Claim => {
+                self.read_partials(self.core.merge().next_offset(), context);
+                self.since = None;
+                self.core.record_opening(now);
+                context.count("taken over");
+                self.renew(context)?;
+            }
+            Doing::Finish { outcomes, sent, began } => return self.write(outcomes, sent, began, context),
+            Doing::Rescue { window, partitions, began } => {
+                self.renew(context)?;
+                let shares: Vec<Partial> =
+                    partitions.iter().filter_map(|partition| self.rescue_share(&window, *partition, context)).collect();
+                context.counts.add("rescued share", shares.len() as u64);
+                self.core.record_rescue(window.from, shares, began, now);
+            }
         }
         Ok(Ok(()))
     }
 
-    /// Stops after the transaction that it has begun.
+    /// Writes a merging record.
+    fn renew(&mut self, context: &mut Context<'_>) -> Result<(), Fenced> {
+        self.write_merging(self.core.merging(), context)?;
+        self.core.record_renewal(context.now);
+        Ok(())
+    }
+
+    fn write_merging(&self, merging: Merging, context: &mut Context<'_>) -> Result<(), Fenced> {
+        let epoch = self.epoch.expect("the merge is active");
+        let record =
+            BarPartial::new(WindowId::new("sim", BeatIndex::ZERO), BeatIndex::ZERO, PartialBody::Merging(merging));
+        context.kafka.begin(epoch)?;
+        context.kafka.send_done(epoch, record)?;
+        context.kafka.commit_transaction(epoch)
+    }
+
+    /// Reads a share from the claims, and writes its dead letters.
+    fn rescue_share(&self, window: &Window, partition: i32, context: &mut Context<'_>) -> Option<Partial> {
+        if context.happens(0.1) {
+            // Kafka, or the registry, did not answer in time.
+            return None;
+        }
+        let (closed, dead_letters) = recompute_share(context, &self.table.frames, window, partition)?;
+        let mut share = share(partition, &closed, &self.table.frames);
+        if context.is(Sabotage::RescueShort) {
+            share.claims -= share.claims.min(1);
+        }
+        if !context.is(Sabotage::RescueWithoutDeadLetters) {
+            context.kafka.dead_letters.extend(dead_letters.iter().map(|offset| (partition, *offset)));
+        }
+        Some(share)
+    }
+
+    /// Stops in good order, after the transaction that it has begun.
     pub(crate) fn stop(mut self, context: &mut Context<'_>) {
-        while let (false, Some(epoch)) = (self.writing.is_empty(), self.epoch) {
-            if self.write(epoch, context).is_err() {
+        while let Some(Doing::Finish { outcomes, sent, began }) = self.doing.take() {
+            if self.write(outcomes, sent, began, context).is_err() {
                 return;
             }
         }
-    }
-
-    /// Reads from the restart offset in the last done record.
-    fn catch_up(&mut self, kafka: &Kafka) {
-        let is_done = |(_, record): &(i64, &BarPartial)| record.is_done();
-        let last = kafka.read(&kafka.partials, kafka.partials.log_start).filter(is_done).last();
-        let restart_offset = match last.and_then(|(_, record)| record.clone().into_body()) {
-            Some(PartialBody::Done(done)) => done.low,
-            _ => 0,
-        };
-        self.partials_at = Some(restart_offset.max(kafka.partials.log_start));
-        self.poll_partials(kafka);
-    }
-
-    fn poll_partials(&mut self, kafka: &Kafka) {
-        let start = self.partials_at.expect("catch_up has set the position");
-        for (offset, record) in kafka.read(&kafka.partials, start) {
-            self.partials_at = Some(offset + 1);
-            match record.clone().into_body() {
-                Some(PartialBody::Partial(partial)) => self.merge.add_partial(offset, record.from_beat, partial),
-                Some(PartialBody::Done(_)) => self.merge.add_done(Some(offset), record.from_beat),
-                None => unreachable!("only members write to barpartials"),
-            }
+        if self.core.is_active() {
+            // If it was fenced, another member has written that it merges.
+            let _ = self.write_merging(Merging { member: None, logic: LOGIC }, context);
         }
     }
 
-    fn start_transaction(&mut self, epoch: u64, context: &mut Context<'_>) -> Result<Result<(), Violation>, Fenced> {
-        let Some(oldest) = self.merge.oldest() else { return Ok(Ok(())) };
-        self.table.ensure_covers(oldest, context.kafka);
-        self.table.poll(context.kafka);
-        for (window, completion) in self.merge.completions(&self.table.frames, MAX_WINDOWS_PER_TRANSACTION) {
-            let outcome = self.determine_outcome(window, &completion, context);
-            self.writing.push(outcome);
+    fn read_partials(&mut self, start: i64, context: &Context<'_>) {
+        let kafka = &context.kafka;
+        for (offset, record) in kafka.read(&kafka.partials, start.max(kafka.partials.log_start)) {
+            assert!(self.core.record(offset, record.clone(), context.now), "only members write to barpartials");
         }
-        if !self.writing.is_empty() {
-            context.kafka.begin(epoch)?;
-        }
+    }
+
+    fn check_memory(&self, context: &Context<'_>) -> Result<(), Violation> {
         // Sets of old windows, opened again by a reset or a zombie, are finished as fast as those of new windows.
         let beats = context.kafka.frames.len();
-        let (sets, rows) = (self.merge.len(), self.table.len());
-        Ok(ensure(sets <= beats && rows <= beats as i64, MEMORY, || format!("{sets} sets of {beats} beats")))
+        let (sets, rows) = (self.core.merge().len(), self.table.len());
+        ensure(sets <= beats && rows <= beats as i64, MEMORY, || format!("{sets} sets of {beats} beats"))
     }
 
-    fn determine_outcome(&mut self, window: Window, completion: &Completion, context: &Context<'_>) -> WindowOutcome {
+    fn determine_outcome(
+        &mut self,
+        window: Window,
+        completion: &Completion,
+        context: &mut Context<'_>,
+    ) -> WindowOutcome {
         let published = self.published(&window, context);
         let counts = match completion {
             Completion::RecomputeUnlessReported if published.is_some() => {
+                context.count("dropped");
                 return WindowOutcome { window, verdict: Verdict::Dropped, report: None };
             }
             Completion::Sum(counts) => Some(*counts),
             Completion::Skip => None,
-            Completion::Recompute | Completion::RecomputeUnlessReported => self.recompute(&window, context),
+            Completion::Recompute | Completion::RecomputeUnlessReported => {
+                context.count("recomputed");
+                self.recompute(&window, context)
+            }
         };
         let Some(counts) = counts else {
+            context.count("skipped");
             return WindowOutcome { window, verdict: Verdict::Skipped, report: None };
         };
         let report = bar_report(&self.table.frames, &window, &counts).expect("the closing frame is in the table");
         let (verdict, write) = verdict(published.as_ref(), &report, false);
+        context.count(verdict.as_str());
         WindowOutcome { window, verdict, report: write.then_some(report) }
     }
 
-    fn recompute(&self, window: &Window, context: &Context<'_>) -> Option<Counts> {
+    fn recompute(&self, window: &Window, context: &mut Context<'_>) -> Option<Counts> {
         let partitions = self.table.frames.get(window.closing)?.claim_offsets.len() as i32;
         let mut whole = Tally::default();
         for partition in 0..partitions {
-            whole.add(recompute_share(context, &self.table.frames, window, partition)?);
+            let (closed, dead_letters) = recompute_share(context, &self.table.frames, window, partition)?;
+            context.kafka.dead_letters.extend(dead_letters.iter().map(|offset| (partition, *offset)));
+            whole.add(closed.retained.then_some(closed.tally)?);
         }
         Some(whole.counts())
     }
@@ -149,41 +301,76 @@ impl Merger {
     }
 
     /// Sends one record of the transaction, or commits it.
-    fn write(&mut self, epoch: u64, context: &mut Context<'_>) -> Result<(), Fenced> {
-        if let Some(outcome) = self.writing.get(self.sent) {
+    fn write(
+        &mut self,
+        outcomes: Vec<WindowOutcome>,
+        sent: usize,
+        began: Duration,
+        context: &mut Context<'_>,
+    ) -> Result<Result<(), Violation>, Fenced> {
+        let epoch = self.epoch.expect("the merge is active");
+        if let Some(outcome) = outcomes.get(sent) {
+            context.kafka.begin(epoch)?;
             if let Some(report) = &outcome.report {
                 let mut report = report.clone();
                 report.claims += i64::from(context.is(Sabotage::ClaimsCountedTwice));
                 context.kafka.send_report(epoch, report)?;
             }
-            let froms: Vec<BeatIndex> = self.writing.iter().map(|outcome| outcome.window.from).collect();
-            let restart_offset = self.merge.restart_offset(&froms);
-            let done = PartialBody::Done(Done { verdict: outcome.verdict, low: restart_offset });
+            let froms: Vec<BeatIndex> = outcomes.iter().map(|outcome| outcome.window.from).collect();
+            let merge = self.core.merge();
+            let (low, rescued) = (merge.restart_offset(&froms), merge.rescued(outcome.window.from));
+            let done = PartialBody::Done(Done { verdict: outcome.verdict, low, rescued });
             context.kafka.send_done(epoch, BarPartial::new(outcome.window.id, outcome.window.from, done))?;
-            self.sent += 1;
-            return Ok(());
+            let sent = sent + 1;
+            if sent == outcomes.len() {
+                self.busy_until = context.now + context.commit_latency();
+            }
+            self.doing = Some(Doing::Finish { outcomes, sent, began });
+            return Ok(Ok(()));
         }
         context.kafka.commit_transaction(epoch)?;
+        let mut reports = outcomes.iter().filter_map(|outcome| outcome.report.as_ref());
+        let checked = reports.try_for_each(|report| check_dead_letters(report, context));
         if context.happens(0.05) {
             // Committed, but the response was lost.
-            *self = Self::default();
-            return Ok(());
+            context.count("in doubt");
+            self.epoch = None;
+            self.core.record_failure(context.now);
+            return Ok(checked);
         }
-        self.sent = 0;
-        for outcome in std::mem::take(&mut self.writing) {
-            self.merge.add_done(None, outcome.window.from);
+        let froms: Vec<BeatIndex> = outcomes.iter().map(|outcome| outcome.window.from).collect();
+        self.core.record_finished(&froms, began, context.now);
+        for outcome in outcomes {
             if let Some(report) = outcome.report {
                 self.reports.insert(outcome.window.from, report);
             }
         }
-        if let Some(oldest) = self.merge.oldest() {
+        self.drop_finished_windows();
+        Ok(checked)
+    }
+
+    fn drop_finished_windows(&mut self) {
+        let frames = &self.table.frames;
+        let newest = frames.last().and_then(|frame| frames.window_of(frame.beat_index)).map(|window| window.from);
+        if let Some(oldest) = self.core.merge().oldest().into_iter().chain(newest).min() {
             self.table.drop_before(oldest);
         }
-        Ok(())
     }
 
     /// Returns the state for the trace.
     pub(crate) fn state(&self) -> String {
-        format!(" merge({} sets, {} writing)", self.merge.len(), self.writing.len())
+        let role = if self.core.is_active() { "merges" } else { "follows" };
+        format!(" {role}({} sets)", self.core.merge().len())
     }
+}
+
+/// Checks that the dead letters of a report were written before it.
+fn check_dead_letters(report: &BarReport, context: &Context<'_>) -> Result<(), Violation> {
+    let ranges = report.from_offsets.iter().zip(&report.to_offsets);
+    for ((partition, log), (from, to)) in (0..).zip(&context.kafka.claims).zip(ranges) {
+        let is_broken = |offset: &i64| matches!(log.records[*offset as usize], Record::Broken);
+        let lost = (*from..*to).filter(is_broken).find(|o| !context.kafka.dead_letters.contains(&(partition, *o)));
+        ensure(lost.is_none(), DEAD_LETTERS, || format!("{partition}/{lost:?} in the report of {}", report.from_beat))?;
+    }
+    Ok(())
 }

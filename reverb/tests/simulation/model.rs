@@ -15,6 +15,7 @@ pub(crate) const CONSERVED: &str = "every claim is in one report, once";
 pub(crate) const DEAD_LETTERS: &str = "no partial without its dead letters";
 pub(crate) const MEMORY: &str = "memory within its bound";
 pub(crate) const CLOSED: &str = "every window is done soon after faults end";
+pub(crate) const QUIET: &str = "no takeover once faults have ended";
 pub(crate) const COMMITTED: &str = "every done window is committed soon after faults end";
 
 /// The way in which one record counts.

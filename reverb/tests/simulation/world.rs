@@ -10,8 +10,9 @@ use backbeat_simulation::{Violation, ensure};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use crate::counts::Counts;
 use crate::kafka::{ClaimLog, Kafka, Record};
-use crate::member::{AssignmentChange, Context, Member};
+use crate::member::{AssignmentChange, Context, Delays, Member};
 use crate::model::{self, Model};
 
 /// Steps in the phase with faults.
@@ -22,8 +23,16 @@ const MAX_BAR: u16 = 6;
 /// Once faults end, a window has this many beats to become done: two bars and their graces until a set is known to be
 /// incomplete for good, and as many for the windows that wait behind it.
 const BEATS_TO_CLOSE: usize = 30;
-/// Steps within one of those beats, which take a minute each.
-const STEPS_PER_BEAT: usize = 300;
+/// Turns of all members within one of those beats, which take a minute each.
+const TURNS_PER_BEAT: u32 = 40;
+/// The takeover timeout: long, since a member's loop turns once in a second or so.
+const TAKEOVER_AFTER: Duration = Duration::from_secs(10);
+const DELAYS: Delays = Delays {
+    request: Duration::from_millis(300),
+    commit: Duration::ZERO,
+    slow_share: 0.05,
+    slow: Duration::from_secs(20),
+};
 
 /// An invariant to break on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,10 +47,14 @@ pub(crate) enum Sabotage {
     TableNotTruncated,
     DeadLettersLost,
     ClaimsCountedTwice,
+    RescueShort,
+    RescueWithoutDeadLetters,
+    TakesOverAlways,
+    NeverTakesOver,
 }
 
 impl Sabotage {
-    pub(crate) const ALL: [Self; 10] = [
+    pub(crate) const ALL: [Self; 14] = [
         Self::ReportsIgnored,
         Self::NoFence,
         Self::ClaimLost,
@@ -52,18 +65,23 @@ impl Sabotage {
         Self::TableNotTruncated,
         Self::DeadLettersLost,
         Self::ClaimsCountedTwice,
+        Self::RescueShort,
+        Self::RescueWithoutDeadLetters,
+        Self::TakesOverAlways,
+        Self::NeverTakesOver,
     ];
 
     pub(crate) fn caught_by(self) -> &'static str {
         match self {
             Self::ReportsIgnored | Self::NoFence => model::ONE_REPORT,
-            Self::ClaimLost => model::BYTES,
+            Self::ClaimLost | Self::RescueShort => model::BYTES,
             Self::RetentionIgnored => model::WHOLE,
             Self::CommitAhead => model::COMPLETE,
-            Self::PartialsLost => model::CLOSED,
-            Self::DoneRecordsIgnored => model::COMMITTED,
+            Self::NeverTakesOver => model::CLOSED,
+            Self::PartialsLost | Self::DoneRecordsIgnored => model::COMMITTED,
             Self::TableNotTruncated => model::MEMORY,
-            Self::DeadLettersLost => model::DEAD_LETTERS,
+            Self::DeadLettersLost | Self::RescueWithoutDeadLetters => model::DEAD_LETTERS,
+            Self::TakesOverAlways => model::QUIET,
             Self::ClaimsCountedTwice => model::CONSERVED,
         }
     }
@@ -83,6 +101,9 @@ pub(crate) struct World {
     misplaced: f64,
     partials_were_lost: bool,
     is_calm: bool,
+    /// Until then, Kafka answers nothing.
+    hung_until: Duration,
+    pub(crate) counts: Counts,
     trace: String,
 }
 
@@ -109,12 +130,31 @@ impl World {
             misplaced,
             partials_were_lost: false,
             is_calm: false,
+            hung_until: Duration::ZERO,
+            counts: Counts::default(),
             trace: String::new(),
         }
     }
 
     pub(crate) fn into_trace(self) -> String {
         self.trace
+    }
+
+    /// Returns what a step of a member sees, and the members.
+    fn parts(&mut self) -> (&mut Vec<Member>, Context<'_>) {
+        let Self { members, kafka, rng, now, sabotage, is_calm, hung_until, counts, .. } = self;
+        let context = Context {
+            kafka,
+            rng,
+            now: *now,
+            sabotage: *sabotage,
+            is_calm: *is_calm,
+            takeover_after: TAKEOVER_AFTER,
+            delays: DELAYS,
+            is_hung: now < hung_until,
+            counts,
+        };
+        (members, context)
     }
 
     /// Runs a phase with faults, then one without. Returns the number of reports.
@@ -131,20 +171,26 @@ impl World {
             }
         }
         self.end_faults();
+        let mut takeovers = 0;
         for beat in 0..2 * BEATS_TO_CLOSE {
             if beat == 5 && self.partials_were_lost {
                 self.now += RESEND_AFTER;
             }
-            self.now += Duration::from_mins(1);
+            if beat == BEATS_TO_CLOSE {
+                takeovers = self.counts.get("taken over");
+            }
             self.beat();
-            for _ in 0..STEPS_PER_BEAT {
-                match self.rng.random_range(0..100) {
-                    0..2 => self.claim(),
-                    2..7 => self.coordinate(),
-                    _ => self.step()?,
+            for turn in 0..TURNS_PER_BEAT {
+                self.now += Duration::from_mins(1) / TURNS_PER_BEAT;
+                if turn % 10 == 0 {
+                    self.claim();
+                    self.coordinate();
                 }
+                self.turn_all()?;
             }
         }
+        let takeovers = self.counts.get("taken over") - takeovers;
+        ensure(takeovers == 0, model::QUIET, || format!("{takeovers} takeovers"))?;
         self.check()
     }
 
@@ -152,10 +198,29 @@ impl World {
         writeln!(self.trace, "{:>9} {entry}", self.now.as_millis()).expect("writing to a String does not fail");
     }
 
-    /// Runs `act` on the member at `index`.
-    fn with_member<T>(&mut self, index: usize, act: impl FnOnce(&mut Member, &mut Context<'_>) -> T) -> T {
-        let Self { members, kafka, rng, now, sabotage, is_calm, .. } = self;
-        act(&mut members[index], &mut Context { kafka, rng, now: *now, sabotage: *sabotage, is_calm: *is_calm })
+    /// Lets each member do its loop once.
+    fn turn_all(&mut self) -> Result<(), Violation> {
+        for index in 0..self.members.len() {
+            self.act(index, Member::turn)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the member at `index` do `act`, and logs its state if that has written something.
+    fn act(
+        &mut self,
+        index: usize,
+        act: impl FnOnce(&mut Member, &mut Context<'_>) -> Result<(), Violation>,
+    ) -> Result<(), Violation> {
+        let before = (self.kafka.partials.end(), self.kafka.reports.end());
+        let (members, mut context) = self.parts();
+        act(&mut members[index], &mut context)?;
+        let after = (self.kafka.partials.end(), self.kafka.reports.end());
+        if before != after {
+            let state = self.members[index].state();
+            self.log(format_args!("{state}: partials end at {}, reports at {}", after.0, after.1));
+        }
+        Ok(())
     }
 
     /// Does one step of a random member, if there is one.
@@ -168,21 +233,18 @@ impl World {
             return Ok(());
         }
         let merges = self.rng.random_bool(0.3);
-        let before = (self.kafka.partials.end(), self.kafka.reports.end());
-        self.with_member(
-            index,
-            |member, context| if merges { member.step_merge(context) } else { member.step(context) },
-        )?;
-        let after = (self.kafka.partials.end(), self.kafka.reports.end());
-        if before != after {
-            let state = self.members[index].state();
-            self.log(format_args!("{state}: partials end at {}, reports at {}", after.0, after.1));
-        }
-        Ok(())
+        self.act(index, |member, context| match (merges, context.is_hung) {
+            (true, _) => member.step_merge(context),
+            (false, false) => member.step(context),
+            (false, true) => Ok(()),
+        })
     }
 
     /// Publishes one beat, none, or several in a burst.
     fn beats(&mut self) {
+        if self.now < self.hung_until {
+            return;
+        }
         let beats = if self.rng.random_bool(0.7) { 1 } else { self.rng.random_range(0..8) };
         (0..beats).for_each(|_| self.beat());
     }
@@ -295,7 +357,7 @@ impl World {
 
     fn fault(&mut self) {
         let member = (!self.members.is_empty()).then(|| self.rng.random_range(0..self.members.len()));
-        match (self.rng.random_range(0..14), member) {
+        match (self.rng.random_range(0..15), member) {
             (0..2, _) => self.add_member(),
             (2, Some(index)) => self.remove(index, true),
             (3, Some(index)) => self.remove(index, false),
@@ -311,6 +373,10 @@ impl World {
                 self.kafka.claims.push(ClaimLog::default());
             }
             (13, _) if self.rng.random_bool(0.5) => self.reset(),
+            (14, _) => {
+                self.hung_until = self.now + Duration::from_millis(self.rng.random_range(0..30_000));
+                self.log(format_args!("kafka hangs until {} ms", self.hung_until.as_millis()));
+            }
             _ => {}
         }
     }
@@ -319,7 +385,8 @@ impl World {
         if self.members.len() < MAX_MEMBERS {
             self.names += 1;
             let name = self.names;
-            self.members.push(Member::new(name, self.now, &self.kafka));
+            let (members, context) = self.parts();
+            members.push(Member::new(name, &context));
             self.log(format_args!("{name} starts"));
         }
     }
@@ -329,8 +396,7 @@ impl World {
         let member = self.members.swap_remove(index);
         let name = member.name;
         self.log(format_args!("{name} stops, killed: {killed}"));
-        let Self { kafka, rng, now, sabotage, is_calm, .. } = self;
-        let mut context = Context { kafka, rng, now: *now, sabotage: *sabotage, is_calm: *is_calm };
+        let (_, mut context) = self.parts();
         if killed || member.is_paused {
             member.kill(&mut context);
         } else {

@@ -93,7 +93,7 @@ fn costs(report: &BarReport, windows: u32) -> Vec<(f64, f64)> {
         .map(|window| {
             let from = BeatIndex::ZERO.plus(window);
             let id = WindowId::new("bench", from);
-            let done = PartialBody::Done(Done { verdict: Verdict::Written, low: 0 });
+            let done = PartialBody::Done(Done { verdict: Verdict::Written, low: 0, rescued: Vec::new() });
             (id.to_string(), wire(1, report), wire(1, &BarPartial::new(id, from, done)))
         })
         .collect();

@@ -1,0 +1,493 @@
+//! Decides what a member's merge does next.
+//!
+//! Every member follows `beatframes` and `barpartials` in this way; one of them, the last that opened the transactional
+//! id, is active and writes. The others take over when a window waits although it could be finished: reports are pure
+//! functions of the log, so any member can make them (docs/design.md, The merge).
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use backbeat_schemas::{BarPartial, BeatIndex, Merging, Partial, PartialBody};
+
+use super::lease::{Lease, Rank};
+use super::overdue::OverdueShares;
+use super::{Completion, Frames, LOGIC, Merge, Window};
+
+/// The largest number of claims that the merge reads for one window in place of the members that have not sent their
+/// shares. Larger windows wait until the group has given the partitions to other members.
+pub const MAX_RESCUED_CLAIMS: i64 = 200_000;
+/// Windows that had closed when a member started are finished as if they closed then, if there are at most so many.
+const MAX_WINDOWS_AT_START: usize = 8;
+/// Windows finished in one transaction, at most.
+const MAX_BATCH: usize = 500;
+/// Windows finished in the first transaction, at most.
+const FIRST_BATCH: usize = 32;
+/// Finished windows that are remembered, since their closing frames may be heard later than their done records.
+const MAX_REMEMBERED_DONE: usize = 64;
+
+/// The state of one member's merge, whether it is active or not.
+#[derive(Debug)]
+pub struct MergeSession {
+    name: String,
+    takeover_after: Duration,
+    is_active: bool,
+    merge: Merge,
+    lease: Lease,
+    shares: OverdueShares,
+    /// The newest frame that was heard; `None` until the table has caught up with the log.
+    heard: Option<BeatIndex>,
+    /// The downbeats of windows that are done, the newest ones.
+    done: BTreeSet<BeatIndex>,
+    /// The time of the last turn of the member's loop.
+    turned_at: Duration,
+    /// The time at which the end of `barpartials` was asked for the last time, before it was read up to there.
+    confirmed_at: Option<Duration>,
+    /// No shares are rescued before this time.
+    rescue_after: Duration,
+    /// The number of windows in the next transaction, at most.
+    batch: usize,
+}
+
+/// The next thing to do. Each is reported back to the session when it is done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MergeCommand {
+    /// Ask for the end of `barpartials` anew, read up to there, and call [`MergeSession::record_read_to_end`].
+    ReadToEnd,
+    /// Open the transactional id, read `barpartials` to its end anew, call [`MergeSession::record_opening`], and write a
+    /// merging record.
+    TakeOver,
+    /// Finish these windows in one transaction, then call [`MergeSession::record_finished`].
+    Finish(Vec<(Window, Completion)>),
+    /// Read these partitions' shares of the window from the claims, then call [`MergeSession::record_rescue`].
+    Rescue(Window, Vec<i32>),
+}
+
+impl MergeSession {
+    /// Creates the session of the member `name`, which takes over after a silence of `takeover_after`.
+    pub fn new(name: String, takeover_after: Duration, now: Duration) -> Self {
+        Self {
+            name,
+            takeover_after,
+            is_active: false,
+            merge: Merge::default(),
+            lease: Lease::new(takeover_after, now),
+            shares: OverdueShares::new(takeover_after * 4 / 5),
+            heard: None,
+            done: BTreeSet::new(),
+            turned_at: now,
+            confirmed_at: None,
+            rescue_after: now,
+            batch: FIRST_BATCH,
+        }
+    }
+
+    /// Returns true if this member runs the merge, as far as it knows.
+    pub fn is_active(&self) -> bool {
+        self.is_active
+    }
+
+    /// Returns the windows that are not done.
+    pub fn merge(&self) -> &Merge {
+        &self.merge
+    }
+
+    /// Returns the merging record with which this member claims the lease.
+    pub fn merging(&self) -> Merging {
+        Merging { member: Some(self.name.clone()), logic: LOGIC }
+    }
+
+    /// Records that `barpartials` was read from the restart offset to its end, and whether it has any record of a merge.
+    pub fn record_start(&mut self, has_merge_record: bool) {
+        if !has_merge_record {
+            self.lease.record_empty_log();
+        }
+    }
+
+    /// Records a turn of the member's loop, and returns the time since the last one. If that was long ago, the member stood
+    /// still: its timers start anew.
+    pub fn record_turn(&mut self, now: Duration) -> Duration {
+        let pause = now.saturating_sub(self.turned_at);
+        if pause > self.takeover_after / 2 {
+            self.lease.standstill_at = now;
+        }
+        self.turned_at = now;
+        pause
+    }
+
+    /// Records the end of a command, however long it took.
+    fn end_command(&mut self, now: Duration) {
+        self.turned_at = now;
+    }
+
+    /// Records a record that was read at `offset` of `barpartials`. Returns false if it has no content that this version
+    /// knows.
+    pub fn record(&mut self, offset: i64, record: BarPartial, now: Duration) -> bool {
+        let from = record.from_beat;
+        match record.into_body() {
+            Some(PartialBody::Partial(partial)) => {
+                self.shares.record_partial(partial.partition, from, &partial.member, now);
+                self.merge.add_partial(offset, from, partial, now);
+            }
+            Some(PartialBody::Done(done)) => {
+                self.lease.record_write(now);
+                self.shares.record_rescued(from, &done.rescued, now);
+                self.merge.add_done(Some(offset), from, &done.rescued);
+                self.remember_done(from);
+            }
+            Some(PartialBody::Merging(merging)) => {
+                let is_own = merging.member.as_ref() == Some(&self.name);
+                self.lease.record_merging(merging, now);
+                self.merge.skip(offset);
+                if self.is_active && !is_own {
+                    // It was opened after ours, or its record would have been read before ours was.
+                    self.record_fencing(now);
+                }
+            }
+            None => {
+                self.merge.skip(offset);
+                return false;
+            }
+        }
+        true
+    }
+
+    fn remember_done(&mut self, from: BeatIndex) {
+        self.done.insert(from);
+        if self.done.len() > MAX_REMEMBERED_DONE {
+            self.done.pop_first();
+        }
+    }
+
+    /// Records the frames in the table, which must have caught up with the log. Windows that closed since the last call
+    /// get their sets.
+    pub fn record_frames(&mut self, frames: &Frames, now: Duration) {
+        let (Some(first), Some(last)) = (frames.first(), frames.last()) else { return };
+        let (first, last) = (first.beat_index, last.beat_index);
+        let start = self.heard.map_or(first, |heard| heard.plus(1).max(first));
+        let closed = frames.range(start, last.plus(1)).filter_map(|frame| frames.closed_by(frame.beat_index));
+        let mut closed: Vec<BeatIndex> = closed.map(|window| window.from).collect();
+        closed.retain(|from| !self.done.contains(from));
+        if self.heard.is_none() {
+            closed.retain(|from| self.done.last().is_none_or(|done| from > done));
+            closed.drain(..closed.len().saturating_sub(MAX_WINDOWS_AT_START));
+        }
+        for from in closed {
+            self.merge.close_window(from, now);
+        }
+        self.heard = self.heard.max(Some(last));
+    }
+
+    /// Returns the next thing to do at `now`. `reached` is the beat up to whose boundary all aggregators of this member
+    /// have come; `None` if one of them has not started.
+    pub fn next(&self, frames: &Frames, reached: Option<BeatIndex>, now: Duration) -> Option<MergeCommand> {
+        let overdue = self.overdue_window(frames, reached, now);
+        if !self.is_active {
+            return self.is_due(self.takeover_at(frames, overdue.as_ref(), now)?, MergeCommand::TakeOver, now);
+        }
+        let completions = self.merge.completions(frames, self.batch);
+        if !completions.is_empty() {
+            return Some(MergeCommand::Finish(completions));
+        }
+        let Overdue { window, partitions, at } = overdue?;
+        self.is_due(at.max(self.rescue_after), MergeCommand::Rescue(window, partitions), now)
+    }
+
+    /// Returns `command` if it is due, and the log has been read to its end since: what this member waits for may be
+    /// there, unread.
+    fn is_due(&self, due_at: Duration, command: MergeCommand, now: Duration) -> Option<MergeCommand> {
+        if now < due_at {
+            None
+        } else if self.confirmed_at >= Some(due_at) {
+            Some(command)
+        } else {
+            Some(MergeCommand::ReadToEnd)
+        }
+    }
+
+    /// Returns the time at which this member takes over, or `None` if no window could be finished.
+    fn takeover_at(&self, frames: &Frames, overdue: Option<&Overdue>, now: Duration) -> Option<Duration> {
+        let takeover_at = |from: BeatIndex, finishable_at: Duration| {
+            let rank = Rank::new(&self.name, self.shares.senders().into_iter(), from.get());
+            let changed_at = self.merge.changed_at(from).unwrap_or(finishable_at);
+            self.lease.takeover_at(changed_at, finishable_at, rank, now)
+        };
+        let complete = self.merge.completions(frames, 1).pop();
+        let complete = complete.map(|(window, _)| takeover_at(window.from, Duration::ZERO));
+        let overdue = overdue.map(|overdue| takeover_at(overdue.window.from, overdue.at));
+        complete.into_iter().chain(overdue).min()
+    }
+
+    /// Returns the oldest window whose missing shares are all overdue, or will be, and whose claims are few enough.
+    fn overdue_window(&self, frames: &Frames, reached: Option<BeatIndex>, now: Duration) -> Option<Overdue> {
+        // A member that is behind cannot tell whether the others are.
+        let reached = reached?;
+        self.merge.closed_sets(frames).find_map(|(window, set, partitions)| {
+            let closed_at = set.closed_at.filter(|_| reached >= window.closing)?;
+            let missing: Vec<i32> = set.missing(partitions).collect();
+            let boundary = |beat, partition| frames.get(beat).map_or(0, |frame| frame.boundary(partition));
+            let claims = |p: &i32| boundary(window.closing, *p).saturating_sub(boundary(window.from, *p));
+            let overdue_at = |p: &i32| self.shares.overdue_at(*p, closed_at, self.lease.standstill_at, now);
+            let at = missing.iter().map(overdue_at).max()?;
+            let is_small = missing.iter().map(claims).fold(0, i64::saturating_add) <= MAX_RESCUED_CLAIMS;
+            is_small.then_some(Overdue { window, partitions: missing, at })
+        })
+    }
+
+    /// Records that the end of `barpartials` was asked for at `asked_at`, and that the log has been read up to there. A
+    /// late answer means that Kafka stood still, and that what the others sent may still be on its way.
+    pub fn record_read_to_end(&mut self, asked_at: Duration, now: Duration) {
+        if now.saturating_sub(asked_at) > self.takeover_after / 2 {
+            self.lease.standstill_at = now;
+        }
+        self.confirmed_at = Some(asked_at);
+        self.end_command(now);
+    }
+
+    /// Records that this member has opened the transactional id, and that the log has been read to its end since.
+    pub fn record_opening(&mut self, now: Duration) {
+        self.is_active = true;
+        self.batch = FIRST_BATCH;
+        self.lease.record_opening(now);
+        self.end_command(now);
+    }
+
+    /// Returns true if the merge must write a merging record now: it reads claims, and its lease would end.
+    pub fn renewal_due(&self, now: Duration) -> bool {
+        self.lease.renewal_due(now)
+    }
+
+    /// Records that this member has written a merging record.
+    pub fn record_renewal(&mut self, now: Duration) {
+        self.lease.record_merging(self.merging(), now);
+    }
+
+    /// Records that this member's merge has finished `windows` in one transaction, which began at `began`.
+    pub fn record_finished(&mut self, windows: &[BeatIndex], began: Duration, now: Duration) {
+        for from in windows {
+            self.merge.add_done(None, *from, &[]);
+            self.remember_done(*from);
+        }
+        self.lease.record_write(now);
+        // An open transaction holds every reader of `barpartials` up.
+        if now.saturating_sub(began) > self.takeover_after / 4 {
+            self.batch = (self.batch / 2).max(1);
+        } else if windows.len() == self.batch {
+            self.batch = (self.batch * 2).min(MAX_BATCH);
+        }
+        self.end_command(now);
+    }
+
+    /// Records the shares of a window that were read from the claims since `began`, which may not be all. At most half
+    /// of the merge's time is spent in this way.
+    pub fn record_rescue(&mut self, from: BeatIndex, shares: Vec<Partial>, began: Duration, now: Duration) {
+        let failed = shares.is_empty();
+        for share in shares {
+            self.merge.add_rescued(from, share, now);
+        }
+        let pause = now.saturating_sub(began);
+        self.rescue_after = now + if failed { pause.max(self.takeover_after / 2) } else { pause };
+        self.end_command(now);
+    }
+
+    /// Records that another member has opened the transactional id, or that Kafka has ended a transaction that was open
+    /// for too long.
+    pub fn record_fencing(&mut self, now: Duration) {
+        self.is_active = false;
+        self.lease.record_fencing(now);
+        self.end_command(now);
+    }
+
+    /// Records that the merge has failed, and that it is not known whether its last transaction was committed.
+    pub fn record_failure(&mut self, now: Duration) {
+        self.is_active = false;
+        self.lease.record_failure(now);
+        self.end_command(now);
+    }
+}
+
+/// A window whose missing shares are all overdue at a time.
+struct Overdue {
+    window: Window,
+    /// The partitions whose shares are missing.
+    partitions: Vec<i32>,
+    at: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::testing::{beat, frames_of_partitions, partial};
+    use backbeat_schemas::{Done, Verdict, WindowId};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn millis(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    fn record(from: i64, body: PartialBody) -> BarPartial {
+        BarPartial::new(WindowId::new("c", beat(from)), beat(from), body)
+    }
+
+    fn sent(partition: i32, from: i64, member: &str) -> BarPartial {
+        record(from, PartialBody::Partial(partial(partition, 1))).sent_by(member, 1)
+    }
+
+    fn done(from: i64, rescued: &[i32]) -> BarPartial {
+        let done = Done { verdict: Verdict::Written, low: 0, rescued: rescued.to_vec() };
+        record(from, PartialBody::Done(done))
+    }
+
+    fn merging(member: Option<&str>) -> BarPartial {
+        let merging = Merging { member: member.map(str::to_owned), logic: LOGIC };
+        record(0, PartialBody::Merging(merging))
+    }
+
+    /// Returns frames of bars of two beats in two partitions. A claim arrives on each beat in partition 0.
+    fn frames(beats: usize) -> Frames {
+        let boundaries: Vec<i64> = (0..beats as i64).collect();
+        frames_of_partitions(2, 0, &[&boundaries, &vec![0; beats]])
+    }
+
+    /// Returns the session of member `b`, which has heard beats 0 and 1 at 0 s, while `a` merges.
+    fn session() -> MergeSession {
+        let mut session = MergeSession::new("b".into(), SECOND, Duration::ZERO);
+        assert!(session.record(0, merging(Some("a")), Duration::ZERO));
+        session.record_frames(&frames(2), Duration::ZERO);
+        session
+    }
+
+    /// Returns the next command, after turns until `now`.
+    fn next(session: &mut MergeSession, beats: usize, now: Duration) -> Option<MergeCommand> {
+        session.turned_at = now;
+        session.next(&frames(beats), Some(beat(beats as i64)), now)
+    }
+
+    fn confirm(session: &mut MergeSession, now: Duration) {
+        session.record_read_to_end(now, now);
+    }
+
+    #[test]
+    fn member_takes_over_when_a_complete_window_waits_and_the_log_has_nothing_new() {
+        let mut session = session();
+        session.record_frames(&frames(3), SECOND * 10);
+        session.record(1, sent(0, 0, "b"), SECOND * 10);
+        session.record(2, sent(1, 0, "b"), SECOND * 10);
+        assert_eq!(next(&mut session, 3, millis(10_999)), None);
+        assert_eq!(next(&mut session, 3, SECOND * 11), Some(MergeCommand::ReadToEnd));
+        confirm(&mut session, SECOND * 11);
+        assert_eq!(next(&mut session, 3, SECOND * 11), Some(MergeCommand::TakeOver));
+        session.record_opening(SECOND * 11);
+        assert!(matches!(next(&mut session, 3, SECOND * 11), Some(MergeCommand::Finish(_))));
+        session.record_finished(&[beat(0)], SECOND * 11, SECOND * 11);
+        assert_eq!(next(&mut session, 3, SECOND * 60), None);
+    }
+
+    #[test]
+    fn done_record_read_before_the_takeover_prevents_it() {
+        let mut session = session();
+        session.record_frames(&frames(3), SECOND * 10);
+        assert_eq!(next(&mut session, 3, SECOND * 12), Some(MergeCommand::ReadToEnd));
+        session.record(3, done(0, &[]), SECOND * 12);
+        confirm(&mut session, SECOND * 12);
+        assert_eq!(next(&mut session, 3, SECOND * 60), None);
+    }
+
+    #[test]
+    fn closing_frame_heard_after_the_done_record_opens_no_window() {
+        let mut session = session();
+        session.record(1, done(0, &[]), SECOND);
+        session.record_frames(&frames(3), SECOND);
+        assert!(session.merge().is_empty());
+    }
+
+    #[test]
+    fn active_member_rescues_overdue_shares_and_finishes_the_window() {
+        let mut session = session();
+        session.record_opening(SECOND);
+        session.record_frames(&frames(3), SECOND * 10);
+        session.record(1, sent(0, 0, "b"), SECOND * 10);
+        assert_eq!(next(&mut session, 3, millis(10_799)), None);
+        assert_eq!(next(&mut session, 3, millis(10_800)), Some(MergeCommand::ReadToEnd));
+        confirm(&mut session, millis(10_800));
+        let Some(MergeCommand::Rescue(window, partitions)) = next(&mut session, 3, millis(10_800)) else {
+            panic!("{session:?}");
+        };
+        assert_eq!((window.from, &partitions[..]), (beat(0), &[1][..]));
+        session.record_rescue(beat(0), vec![partial(1, 2)], millis(10_800), millis(10_900));
+        assert!(matches!(next(&mut session, 3, millis(10_900)), Some(MergeCommand::Finish(_))));
+        assert_eq!(session.merge().rescued(beat(0)), [1]);
+    }
+
+    #[test]
+    fn rescues_take_at_most_half_of_the_time() {
+        let mut session = session();
+        session.record_opening(SECOND);
+        session.record_frames(&frames(5), SECOND * 10);
+        confirm(&mut session, SECOND * 12);
+        session.record_rescue(beat(0), vec![partial(0, 1), partial(1, 1)], SECOND * 12, SECOND * 15);
+        session.record_finished(&[beat(0)], SECOND * 15, SECOND * 15);
+        assert_eq!(next(&mut session, 5, millis(17_999)), None);
+        assert_eq!(next(&mut session, 5, SECOND * 18), Some(MergeCommand::ReadToEnd));
+        session.record_rescue(beat(2), Vec::new(), SECOND * 18, SECOND * 18);
+        assert_eq!(next(&mut session, 5, millis(18_499)), None, "a rescue that failed is not tried again at once");
+    }
+
+    #[test]
+    fn member_that_is_behind_or_whose_claims_are_too_many_rescues_nothing() {
+        let mut session = session();
+        session.record_opening(SECOND);
+        session.record_frames(&frames(3), SECOND * 10);
+        assert_eq!(session.next(&frames(3), Some(beat(1)), SECOND * 60), None);
+        assert_eq!(session.next(&frames(3), None, SECOND * 60), None);
+        let many = [0, 0, MAX_RESCUED_CLAIMS + 1];
+        assert_eq!(session.next(&frames_of_partitions(2, 0, &[&many]), Some(beat(9)), SECOND * 60), None);
+    }
+
+    #[test]
+    fn standstill_of_the_member_or_of_kafka_starts_the_timers_anew() {
+        let mut session = session();
+        session.record_frames(&frames(3), SECOND * 10);
+        session.record_turn(SECOND * 10);
+        session.record_turn(SECOND * 20);
+        assert_eq!(next(&mut session, 3, millis(20_999)), None);
+        // It sent no partial: its rank is spread over another second.
+        assert_eq!(next(&mut session, 3, SECOND * 22), Some(MergeCommand::ReadToEnd));
+        session.record_read_to_end(SECOND * 22, SECOND * 27);
+        assert_eq!(next(&mut session, 3, millis(27_999)), None);
+        assert_eq!(next(&mut session, 3, SECOND * 29), Some(MergeCommand::ReadToEnd));
+    }
+
+    #[test]
+    fn merging_record_of_another_member_ends_the_own_merge() {
+        let mut session = session();
+        session.record_opening(SECOND);
+        assert!(session.record(1, merging(Some("b")), SECOND) && session.is_active());
+        assert!(session.record(2, merging(Some("c")), SECOND) && !session.is_active());
+    }
+
+    #[test]
+    fn last_windows_closed_before_the_start_count_as_closed_at_the_start() {
+        let started = |done_at: Option<i64>| {
+            let mut session = MergeSession::new("b".into(), SECOND, Duration::ZERO);
+            if let Some(from) = done_at {
+                session.record(0, done(from, &[]), Duration::ZERO);
+            }
+            session.record_frames(&frames(31), Duration::ZERO);
+            (session.merge().oldest(), session.merge().len())
+        };
+        assert_eq!(started(None), (Some(beat(14)), 8));
+        assert_eq!(started(Some(24)), (Some(beat(26)), 2));
+        assert_eq!(started(Some(28)), (None, 0));
+    }
+
+    #[test]
+    fn transactions_grow_while_they_are_fast_and_shrink_when_they_are_slow() {
+        let mut session = session();
+        let batch: Vec<BeatIndex> = (0..FIRST_BATCH as i64).map(beat).collect();
+        session.record_finished(&batch, SECOND, SECOND);
+        assert_eq!(session.batch, 2 * FIRST_BATCH);
+        session.record_finished(&batch, SECOND, SECOND * 2);
+        assert_eq!(session.batch, FIRST_BATCH);
+    }
+}
