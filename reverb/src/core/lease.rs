@@ -7,8 +7,8 @@ use backbeat_schemas::Merging;
 use super::LOGIC;
 use super::murmur2::murmur2;
 
-/// A fencing of this member counts for this long.
-const FENCING_REMEMBERED: Duration = Duration::from_mins(1);
+/// A takeover, or a fencing of this member, makes it wait longer for this many takeover timeouts.
+const REMEMBERED_TIMEOUTS: u32 = 60;
 /// The wait doubles at most this often, to eight times.
 const MAX_DOUBLINGS: u32 = 3;
 /// Members take over this fraction of the takeover timeout apart.
@@ -99,10 +99,8 @@ impl Lease {
             (Holder::Member { name: before, .. }, Holder::Member { name, .. }) if before != name
         );
         if was_taken_over {
+            self.changes = self.recent(&self.changes, now).collect();
             self.changes.push(now);
-            // Only changes since a window was closed count, and no window waits for long.
-            let oldest = self.changes.len().saturating_sub(2 * MAX_DOUBLINGS as usize);
-            self.changes.drain(..oldest);
         }
         self.holder = holder;
         self.renewed_at = now;
@@ -124,7 +122,7 @@ impl Lease {
 
     /// Records that this member's merge was fenced.
     pub(crate) fn record_fencing(&mut self, now: Duration) {
-        self.fencings.retain(|at| now.saturating_sub(*at) < FENCING_REMEMBERED);
+        self.fencings = self.recent(&self.fencings, now).collect();
         // While this member stood still, it was right to take over from it.
         if self.standstill_at <= self.turned_at {
             self.fencings.push(now);
@@ -135,6 +133,12 @@ impl Lease {
     /// Records that this member's merge has failed.
     pub(crate) fn record_failure(&mut self, now: Duration) {
         self.turned_at = now;
+    }
+
+    /// Returns those of `times` that still count at `now`.
+    fn recent(&self, times: &[Duration], now: Duration) -> impl Iterator<Item = Duration> {
+        let remembered = self.takeover_after * REMEMBERED_TIMEOUTS;
+        times.iter().copied().filter(move |at| now.saturating_sub(*at) < remembered)
     }
 
     /// Returns true if the merge must write, so that its lease does not end: half of the takeover timeout has passed.
@@ -159,9 +163,9 @@ impl Lease {
         };
         let silence = if self.holder == Holder::Nobody { Duration::ZERO } else { timeout };
         let newer = matches!(&self.holder, Holder::Member { logic, .. } if *logic > LOGIC);
-        let changes = self.changes.iter().filter(|at| **at > closed_at).count();
-        let fencings = self.fencings.iter().filter(|at| now.saturating_sub(**at) < FENCING_REMEMBERED).count();
-        let doublings = ((changes + fencings) as u32).min(MAX_DOUBLINGS);
+        let changes = self.recent(&self.changes, now).filter(|at| *at > closed_at);
+        let fencings = self.recent(&self.fencings, now);
+        let doublings = (changes.chain(fencings).count() as u32).min(MAX_DOUBLINGS);
         let wait = (silence + place + if newer { timeout } else { Duration::ZERO }) * 2_u32.pow(doublings);
         let quiet_since = self.renewed_at.max(self.turned_at).max(self.standstill_at).max(closed_at);
         finishable_at.max(quiet_since + wait)

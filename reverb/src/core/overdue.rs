@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use backbeat_schemas::BeatIndex;
 
-/// A member that was late is given more time for this long.
-const LATENESS_REMEMBERED: Duration = Duration::from_mins(1);
+/// A member that was late is given more time for this many times the time that a partition has for its share.
+const REMEMBERED_TIMEOUTS: u32 = 75;
 /// The time for a late member's shares doubles at most this often, to eight times.
 const MAX_DOUBLINGS: u32 = 3;
 
@@ -44,16 +44,16 @@ impl OverdueShares {
         // A partition's new owner sends the shares that its last one did not: it is not slow.
         let same_sender = before.is_some_and(|before| before.member == member);
         if self.rescued.remove(&(from, partition)).is_some() && same_sender {
-            let late = self.late.entry(member.to_owned()).or_default();
-            late.retain(|at| now.saturating_sub(*at) < LATENESS_REMEMBERED);
-            late.push(now);
+            self.late.entry(member.to_owned()).or_default().push(now);
         }
     }
 
     /// Records that a merge has read shares itself.
     pub(crate) fn record_rescued(&mut self, from: BeatIndex, partitions: &[i32], now: Duration) {
-        self.rescued.retain(|_, at| now.saturating_sub(*at) < LATENESS_REMEMBERED);
-        self.late.retain(|_, late| late.last().is_some_and(|at| now.saturating_sub(*at) < LATENESS_REMEMBERED));
+        let remembered = self.timeout * REMEMBERED_TIMEOUTS;
+        self.rescued.retain(|_, at| now.saturating_sub(*at) < remembered);
+        self.late.values_mut().for_each(|late| late.retain(|at| now.saturating_sub(*at) < remembered));
+        self.late.retain(|_, late| !late.is_empty());
         self.rescued.extend(partitions.iter().map(|partition| ((from, *partition), now)));
     }
 
@@ -68,10 +68,13 @@ impl OverdueShares {
         let newest = self.newest.get(&partition);
         // A partition that has sent another partial meanwhile is behind, but has an owner.
         let since = closed_at.max(standstill_at).max(newest.map_or(Duration::ZERO, |newest| newest.at));
-        let late = newest
-            .and_then(|newest| self.late.get(&newest.member))
-            .map_or(0, |late| late.iter().filter(|at| now.saturating_sub(**at) < LATENESS_REMEMBERED).count());
+        let late = newest.and_then(|newest| self.late.get(&newest.member)).map_or(&[][..], Vec::as_slice);
+        let late = late.iter().filter(|at| self.is_recent(**at, now)).count();
         since + self.timeout * 2_u32.pow((late as u32).min(MAX_DOUBLINGS))
+    }
+
+    fn is_recent(&self, at: Duration, now: Duration) -> bool {
+        now.saturating_sub(at) < self.timeout * REMEMBERED_TIMEOUTS
     }
 
     /// Returns the members that sent some partition's newest partial.
@@ -102,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn member_whose_partial_comes_after_its_rescue_gets_more_time_for_a_minute() {
+    fn member_whose_partial_comes_after_its_rescue_gets_more_time_for_a_while() {
         let mut shares = OverdueShares::new(SECOND);
         shares.record_partial(0, beat(0), "a", SECOND);
         for (late, expected) in [(1, 2), (2, 4), (3, 8), (4, 8)] {
@@ -111,7 +114,7 @@ mod tests {
             shares.record_partial(0, beat(late), "a", SECOND * 3);
             assert_eq!(overdue_at(&shares, SECOND * 10, SECOND), SECOND * (10 + expected), "late {late} times");
         }
-        assert_eq!(overdue_at(&shares, SECOND * 63, SECOND), SECOND * 64);
+        assert_eq!(overdue_at(&shares, SECOND * 78, SECOND), SECOND * 79);
     }
 
     #[test]
