@@ -5,6 +5,7 @@
 //! functions of the log, so any member can make them (docs/design.md, The merge).
 
 use std::collections::BTreeSet;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use backbeat_schemas::{BarPartial, BeatIndex, Merging, Partial, PartialBody};
@@ -18,10 +19,8 @@ use super::{Completion, Frames, LOGIC, Merge, Window};
 pub const MAX_RESCUED_CLAIMS: i64 = 200_000;
 /// Windows that had closed when a member started are finished as if they closed then, if there are at most so many.
 const MAX_WINDOWS_AT_START: usize = 8;
-/// Windows finished in one transaction, at most.
-const MAX_BATCH: usize = 500;
-/// Windows finished in the first transaction, at most.
-const FIRST_BATCH: usize = 32;
+/// Windows finished in one transaction: the limit grows from the smaller number to the larger one while commits are fast.
+const BATCH: RangeInclusive<usize> = 32..=500;
 /// Finished windows that are remembered, since their closing frames may be heard later than their done records.
 const MAX_REMEMBERED_DONE: usize = 64;
 
@@ -77,7 +76,7 @@ impl MergeSession {
             turned_at: now,
             confirmed_at: None,
             rescue_after: now,
-            batch: FIRST_BATCH,
+            batch: *BATCH.start(),
         }
     }
 
@@ -246,7 +245,7 @@ impl MergeSession {
     /// Records that this member has opened the transactional id, and that the log has been read to its end since.
     pub fn record_opening(&mut self, now: Duration) {
         self.is_active = true;
-        self.batch = FIRST_BATCH;
+        self.batch = *BATCH.start();
         self.lease.record_opening(now);
         self.end_command(now);
     }
@@ -270,9 +269,9 @@ impl MergeSession {
         self.lease.record_write(now);
         // An open transaction holds every reader of `barpartials` up.
         if now.saturating_sub(began) > self.takeover_after / 4 {
-            self.batch = (self.batch / 2).max(1);
+            self.batch = (self.batch / 2).max(*BATCH.start());
         } else if windows.len() == self.batch {
-            self.batch = (self.batch * 2).min(MAX_BATCH);
+            self.batch = (self.batch * 2).min(*BATCH.end());
         }
         self.end_command(now);
     }
@@ -484,10 +483,10 @@ mod tests {
     #[test]
     fn transactions_grow_while_they_are_fast_and_shrink_when_they_are_slow() {
         let mut session = session();
-        let batch: Vec<BeatIndex> = (0..FIRST_BATCH as i64).map(beat).collect();
+        let batch: Vec<BeatIndex> = (0..*BATCH.start() as i64).map(beat).collect();
         session.record_finished(&batch, SECOND, SECOND);
-        assert_eq!(session.batch, 2 * FIRST_BATCH);
+        assert_eq!(session.batch, 2 * BATCH.start());
         session.record_finished(&batch, SECOND, SECOND * 2);
-        assert_eq!(session.batch, FIRST_BATCH);
+        assert_eq!(session.batch, *BATCH.start());
     }
 }

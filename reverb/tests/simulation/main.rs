@@ -8,6 +8,7 @@ mod kafka;
 mod member;
 mod merger;
 mod model;
+mod timeline;
 mod world;
 
 use std::sync::Mutex;

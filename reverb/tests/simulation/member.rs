@@ -185,6 +185,10 @@ impl Member {
         }
     }
 
+    pub(crate) fn is_merging(&self) -> bool {
+        self.merger.is_active()
+    }
+
     /// Does one random part of the member's loop.
     pub(crate) fn step(&mut self, context: &mut Context<'_>) -> Result<(), Violation> {
         match context.rng.random_range(0..9) {

@@ -89,6 +89,10 @@ impl Merger {
         merger
     }
 
+    pub(crate) fn is_active(&self) -> bool {
+        self.core.is_active()
+    }
+
     /// Does one step of the merge.
     pub(crate) fn step(&mut self, reached: Option<BeatIndex>, context: &mut Context<'_>) -> Result<(), Violation> {
         if context.happens(0.002) {

@@ -87,22 +87,51 @@ impl Sabotage {
     }
 }
 
+/// The settings of a world.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Setup {
+    pub(crate) partitions: usize,
+    /// The length of the first bar.
+    pub(crate) bar_length: u16,
+    /// True if bars change their lengths.
+    pub(crate) bars_change: bool,
+    pub(crate) grace: u16,
+    /// The share of claims that are not where murmur2 places them.
+    pub(crate) misplaced: f64,
+    pub(crate) takeover_after: Duration,
+    pub(crate) delays: Delays,
+}
+
+impl Setup {
+    fn random(rng: &mut ChaCha8Rng) -> Self {
+        let bar_length = rng.random_range(1..=MAX_BAR);
+        Self {
+            partitions: rng.random_range(2..=3),
+            bar_length,
+            bars_change: true,
+            grace: rng.random_range(0..=bar_length),
+            misplaced: if rng.random_bool(0.3) { 0.1 } else { 0.0 },
+            takeover_after: TAKEOVER_AFTER,
+            delays: DELAYS,
+        }
+    }
+}
+
 pub(crate) struct World {
     rng: ChaCha8Rng,
     sabotage: Option<Sabotage>,
-    now: Duration,
-    kafka: Kafka,
-    members: Vec<Member>,
+    setup: Setup,
+    pub(crate) now: Duration,
+    pub(crate) kafka: Kafka,
+    pub(crate) members: Vec<Member>,
     /// The number of members that were ever started.
     names: u64,
     hlc: HlcClock,
     bar_length: u16,
-    grace: u16,
-    misplaced: f64,
     partials_were_lost: bool,
-    is_calm: bool,
+    pub(crate) is_calm: bool,
     /// Until then, Kafka answers nothing.
-    hung_until: Duration,
+    pub(crate) hung_until: Duration,
     pub(crate) counts: Counts,
     trace: String,
 }
@@ -110,24 +139,24 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(seed: u64, sabotage: Option<Sabotage>) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let partitions = rng.random_range(2..=3);
-        let bar_length = rng.random_range(1..=MAX_BAR);
-        let grace = rng.random_range(0..=bar_length);
-        let misplaced = if rng.random_bool(0.3) { 0.1 } else { 0.0 };
+        let setup = Setup::random(&mut rng);
+        Self::with(rng, setup, sabotage)
+    }
+
+    pub(crate) fn with(rng: ChaCha8Rng, setup: Setup, sabotage: Option<Sabotage>) -> Self {
         let mut kafka = Kafka::default();
-        kafka.claims.resize_with(partitions, ClaimLog::default);
+        kafka.claims.resize_with(setup.partitions, ClaimLog::default);
         kafka.no_fence = sabotage == Some(Sabotage::NoFence);
         Self {
             rng,
             sabotage,
+            setup,
             now: Duration::ZERO,
             kafka,
             members: Vec::new(),
             names: 0,
             hlc: HlcClock::new(1),
-            bar_length,
-            grace,
-            misplaced,
+            bar_length: setup.bar_length,
             partials_were_lost: false,
             is_calm: false,
             hung_until: Duration::ZERO,
@@ -136,21 +165,25 @@ impl World {
         }
     }
 
+    pub(crate) fn trace(&self) -> &str {
+        &self.trace
+    }
+
     pub(crate) fn into_trace(self) -> String {
         self.trace
     }
 
     /// Returns what a step of a member sees, and the members.
     fn parts(&mut self) -> (&mut Vec<Member>, Context<'_>) {
-        let Self { members, kafka, rng, now, sabotage, is_calm, hung_until, counts, .. } = self;
+        let Self { members, kafka, rng, now, sabotage, setup, is_calm, hung_until, counts, .. } = self;
         let context = Context {
             kafka,
             rng,
             now: *now,
             sabotage: *sabotage,
             is_calm: *is_calm,
-            takeover_after: TAKEOVER_AFTER,
-            delays: DELAYS,
+            takeover_after: setup.takeover_after,
+            delays: setup.delays,
             is_hung: now < hung_until,
             counts,
         };
@@ -198,10 +231,12 @@ impl World {
         writeln!(self.trace, "{:>9} {entry}", self.now.as_millis()).expect("writing to a String does not fail");
     }
 
-    /// Lets each member do its loop once.
-    fn turn_all(&mut self) -> Result<(), Violation> {
+    /// Lets each member that is not paused do its loop once.
+    pub(crate) fn turn_all(&mut self) -> Result<(), Violation> {
         for index in 0..self.members.len() {
-            self.act(index, Member::turn)?;
+            if !self.members[index].is_paused {
+                self.act(index, Member::turn)?;
+            }
         }
         Ok(())
     }
@@ -249,12 +284,12 @@ impl World {
         (0..beats).for_each(|_| self.beat());
     }
 
-    fn beat(&mut self) {
+    pub(crate) fn beat(&mut self) {
         let last = self.kafka.frames.last();
         let index = last.map_or(BeatIndex::ZERO, |last| last.beat_index.plus(1));
         let opening = self.kafka.frames.iter().rfind(|frame| frame.downbeat);
         let ends = opening.is_none_or(|frame| index.since(frame.beat_index) == i64::from(frame.bar_length));
-        if ends && self.rng.random_bool(0.1) {
+        if ends && self.setup.bars_change && self.rng.random_bool(0.1) {
             self.bar_length = self.rng.random_range(1..=MAX_BAR);
         }
         let from = if ends { index } else { opening.expect("beat 0 opens a window").beat_index };
@@ -280,7 +315,7 @@ impl World {
             tempo_bpm: Tempo::try_from(60.0).expect("a tempo"),
             window_id: WindowId::new("sim", from),
             bar_length,
-            grace_beats: self.grace,
+            grace_beats: self.setup.grace,
             scheduled_at,
             emitted_at,
             anchor_beat: BeatIndex::ZERO,
@@ -295,13 +330,13 @@ impl World {
     }
 
     /// Lets some agents claim.
-    fn claim(&mut self) {
+    pub(crate) fn claim(&mut self) {
         let newest = self.kafka.frames.last().map_or(0, |frame| frame.beat_index.get());
         for _ in 0..self.rng.random_range(1..5) {
             let rng = &mut self.rng;
             let agent = format!("a{}", rng.random_range(0..20));
             let partitions = self.kafka.claims.len();
-            let partition = if rng.random_bool(self.misplaced) {
+            let partition = if rng.random_bool(self.setup.misplaced) {
                 rng.random_range(0..partitions)
             } else {
                 partition_of(agent.as_bytes(), partitions) as usize
@@ -381,7 +416,7 @@ impl World {
         }
     }
 
-    fn add_member(&mut self) {
+    pub(crate) fn add_member(&mut self) {
         if self.members.len() < MAX_MEMBERS {
             self.names += 1;
             let name = self.names;
@@ -392,7 +427,7 @@ impl World {
     }
 
     /// Stops a member, by a signal or a kill.
-    fn remove(&mut self, index: usize, killed: bool) {
+    pub(crate) fn remove(&mut self, index: usize, killed: bool) {
         let member = self.members.swap_remove(index);
         let name = member.name;
         self.log(format_args!("{name} stops, killed: {killed}"));
@@ -403,6 +438,53 @@ impl World {
             member.stop(&mut context);
         }
         self.evict(name);
+    }
+
+    /// Kills a member, without the knowledge of the group coordinator. Returns its name.
+    pub(crate) fn kill(&mut self, index: usize) -> u64 {
+        let member = self.members.swap_remove(index);
+        let name = member.name;
+        self.log(format_args!("{name} is killed"));
+        let (_, mut context) = self.parts();
+        member.kill(&mut context);
+        name
+    }
+
+    /// Lets the session of a member time out that was killed, or that is paused.
+    pub(crate) fn expire_session(&mut self, name: u64) {
+        if let Some(index) = self.members.iter().position(|member| member.name == name) {
+            self.expire(index);
+        }
+        self.evict(name);
+    }
+
+    /// Does the work of a cooperative assignor: gives each partition without an owner to the member with the fewest, and
+    /// revokes one from a member that has two more than another. The group coordinator thinks that the `silent` live.
+    pub(crate) fn assign_evenly(&mut self, silent: &BTreeSet<u64>) {
+        let live = self.members.iter().filter(|member| member.changes.is_empty() && !member.is_paused);
+        let live: Vec<u64> = live.map(|member| member.name).filter(|name| !silent.contains(name)).collect();
+        self.kafka.members.extend(&live);
+        for partition in 0..self.kafka.claims.len() as i32 {
+            let load = |name: &u64| self.kafka.owners.values().filter(|owner| *owner == name).count();
+            let Some(fewest) = live.iter().copied().min_by_key(load) else { return };
+            let owner = self.kafka.owners.get(&partition).copied();
+            let change = match owner {
+                None => {
+                    self.kafka.owners.insert(partition, fewest);
+                    (fewest, AssignmentChange::Assigned(partition))
+                }
+                Some(owner) if live.contains(&owner) && load(&owner) >= load(&fewest) + 2 => {
+                    (owner, AssignmentChange::Revoked(partition))
+                }
+                Some(_) => continue,
+            };
+            self.log(format_args!("{change:?}"));
+            let member = self.members.iter_mut().find(|member| member.name == change.0).expect("it lives");
+            member.changes.push_back(change.1);
+            if matches!(change.1, AssignmentChange::Revoked(_)) {
+                return;
+            }
+        }
     }
 
     /// Lets a paused member's session time out, without its knowledge.
@@ -491,7 +573,7 @@ impl World {
     }
 
     /// Ends the phase with faults: at least two members run, and none is paused.
-    fn end_faults(&mut self) {
+    pub(crate) fn end_faults(&mut self) {
         self.is_calm = true;
         self.log(format_args!("faults end"));
         self.members.iter_mut().for_each(|member| member.is_paused = false);
@@ -512,7 +594,7 @@ impl World {
         reports
     }
 
-    fn check(&self) -> Result<u64, Violation> {
+    pub(crate) fn check(&self) -> Result<u64, Violation> {
         let Kafka { frames, claims, .. } = &self.kafka;
         let (model, reports, log_starts) = (Model::new(frames, claims), self.reports(), self.kafka.log_starts());
         let settled = frames.len() - BEATS_TO_CLOSE;
