@@ -164,7 +164,7 @@ proptest! {
             let now = second * (2 * offset as u32);
             session.record(offset, record, now);
             session.record_frames(&table, now);
-            let _ = session.next(&table, Some(BeatIndex::MAX), now);
+            let _ = session.next(&table, BeatIndex::MAX, now);
             work(&table, CommittedOffset { offset: 0, downbeat: None }, session.merge());
             prop_assert!(session.merge().restart_offset(&[]) <= offset + 1);
         }

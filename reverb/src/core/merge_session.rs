@@ -70,7 +70,7 @@ impl MergeSession {
             is_active: false,
             merge: Merge::default(),
             lease: Lease::new(takeover_after, now),
-            shares: OverdueShares::new(takeover_after * 4 / 5),
+            shares: OverdueShares::new(share_timeout(takeover_after)),
             heard: None,
             done: BTreeSet::new(),
             turned_at: now,
@@ -177,8 +177,8 @@ impl MergeSession {
     }
 
     /// Returns the next thing to do at `now`. `reached` is the beat up to whose boundary all aggregators of this member
-    /// have come; `None` if one of them has not started.
-    pub fn next(&self, frames: &Frames, reached: Option<BeatIndex>, now: Duration) -> Option<MergeCommand> {
+    /// have come.
+    pub fn next(&self, frames: &Frames, reached: BeatIndex, now: Duration) -> Option<MergeCommand> {
         let overdue = self.overdue_window(frames, reached, now);
         if !self.is_active {
             return self.is_due(self.takeover_at(frames, overdue.as_ref(), now)?, MergeCommand::TakeOver, now);
@@ -208,7 +208,9 @@ impl MergeSession {
         let takeover_at = |from: BeatIndex, finishable_at: Duration| {
             let rank = Rank::new(&self.name, self.shares.senders().into_iter(), from.get());
             let changed_at = self.merge.changed_at(from).unwrap_or(finishable_at);
-            self.lease.takeover_at(changed_at, finishable_at, rank, now)
+            // The active merge could not finish the window before the shares were overdue.
+            let waits_since = changed_at.max(finishable_at.saturating_sub(share_timeout(self.takeover_after)));
+            self.lease.takeover_at(waits_since, finishable_at, rank, now)
         };
         let complete = self.merge.completions(frames, 1).pop();
         let complete = complete.map(|(window, _)| takeover_at(window.from, Duration::ZERO));
@@ -217,10 +219,9 @@ impl MergeSession {
     }
 
     /// Returns the oldest window whose missing shares are all overdue, or will be, and whose claims are few enough.
-    fn overdue_window(&self, frames: &Frames, reached: Option<BeatIndex>, now: Duration) -> Option<Overdue> {
-        // A member that is behind cannot tell whether the others are.
-        let reached = reached?;
+    fn overdue_window(&self, frames: &Frames, reached: BeatIndex, now: Duration) -> Option<Overdue> {
         self.merge.closed_sets(frames).find_map(|(window, set, partitions)| {
+            // A member that is behind cannot tell whether the others are.
             let closed_at = set.closed_at.filter(|_| reached >= window.closing)?;
             let missing: Vec<i32> = set.missing(partitions).collect();
             let boundary = |beat, partition| frames.get(beat).map_or(0, |frame| frame.boundary(partition));
@@ -304,6 +305,12 @@ impl MergeSession {
     }
 }
 
+/// Returns the time that a partition has for its share from the closing frame on. The active merge has the rest of the
+/// takeover timeout to say that it reads the share itself.
+fn share_timeout(takeover_after: Duration) -> Duration {
+    takeover_after * 4 / 5
+}
+
 /// A window whose missing shares are all overdue at a time.
 struct Overdue {
     window: Window,
@@ -359,7 +366,7 @@ mod tests {
     /// Returns the next command, after turns until `now`.
     fn next(session: &mut MergeSession, beats: usize, now: Duration) -> Option<MergeCommand> {
         session.turned_at = now;
-        session.next(&frames(beats), Some(beat(beats as i64)), now)
+        session.next(&frames(beats), beat(beats as i64), now)
     }
 
     fn confirm(session: &mut MergeSession, now: Duration) {
@@ -437,10 +444,9 @@ mod tests {
         let mut session = session();
         session.record_opening(SECOND);
         session.record_frames(&frames(3), SECOND * 10);
-        assert_eq!(session.next(&frames(3), Some(beat(1)), SECOND * 60), None);
-        assert_eq!(session.next(&frames(3), None, SECOND * 60), None);
+        assert_eq!(session.next(&frames(3), beat(1), SECOND * 60), None);
         let many = [0, 0, MAX_RESCUED_CLAIMS + 1];
-        assert_eq!(session.next(&frames_of_partitions(2, 0, &[&many]), Some(beat(9)), SECOND * 60), None);
+        assert_eq!(session.next(&frames_of_partitions(2, 0, &[&many]), beat(9), SECOND * 60), None);
     }
 
     #[test]

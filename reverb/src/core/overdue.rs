@@ -19,10 +19,17 @@ pub(crate) struct OverdueShares {
     timeout: Duration,
     /// By partition, the sender of its newest partial.
     newest: BTreeMap<i32, Sender>,
-    /// The shares that a merge has read itself, by window and partition, with the time.
-    rescued: BTreeMap<(BeatIndex, i32), Duration>,
+    /// The shares that a merge has read itself, by window and partition.
+    rescued: BTreeMap<(BeatIndex, i32), Rescued>,
     /// By member, the times at which its partial came after the rescue.
     late: BTreeMap<String, Vec<Duration>>,
+}
+
+#[derive(Debug)]
+struct Rescued {
+    /// The sender of the partition's newest partial at that time.
+    owner: Option<String>,
+    at: Duration,
 }
 
 #[derive(Debug)]
@@ -40,21 +47,28 @@ impl OverdueShares {
 
     /// Records a partial.
     pub(crate) fn record_partial(&mut self, partition: i32, from: BeatIndex, member: &str, now: Duration) {
-        let before = self.newest.insert(partition, Sender { member: member.to_owned(), at: now });
+        self.newest.insert(partition, Sender { member: member.to_owned(), at: now });
+        let Some(rescued) = self.rescued.remove(&(from, partition)) else { return };
         // A partition's new owner sends the shares that its last one did not: it is not slow.
-        let same_sender = before.is_some_and(|before| before.member == member);
-        if self.rescued.remove(&(from, partition)).is_some() && same_sender {
-            self.late.entry(member.to_owned()).or_default().push(now);
+        if rescued.owner.as_deref() == Some(member) {
+            let late = self.late.entry(member.to_owned()).or_default();
+            // A member that was paused sends several at once.
+            if late.last().is_none_or(|last| now.saturating_sub(*last) >= self.timeout) {
+                late.push(now);
+            }
         }
     }
 
     /// Records that a merge has read shares itself.
     pub(crate) fn record_rescued(&mut self, from: BeatIndex, partitions: &[i32], now: Duration) {
         let remembered = self.timeout * REMEMBERED_TIMEOUTS;
-        self.rescued.retain(|_, at| now.saturating_sub(*at) < remembered);
+        self.rescued.retain(|_, rescued| now.saturating_sub(rescued.at) < remembered);
         self.late.values_mut().for_each(|late| late.retain(|at| now.saturating_sub(*at) < remembered));
         self.late.retain(|_, late| !late.is_empty());
-        self.rescued.extend(partitions.iter().map(|partition| ((from, *partition), now)));
+        for partition in partitions {
+            let owner = self.newest.get(partition).map(|newest| newest.member.clone());
+            self.rescued.insert((from, *partition), Rescued { owner, at: now });
+        }
     }
 
     /// Returns the time at which the share of `partition` is overdue in a window that closed at `closed_at`.
@@ -109,12 +123,23 @@ mod tests {
         let mut shares = OverdueShares::new(SECOND);
         shares.record_partial(0, beat(0), "a", SECOND);
         for (late, expected) in [(1, 2), (2, 4), (3, 8), (4, 8)] {
-            shares.record_rescued(beat(late), &[0], SECOND * 2);
-            shares.record_partial(0, beat(late), "a", SECOND * 3);
-            shares.record_partial(0, beat(late), "a", SECOND * 3);
+            shares.record_rescued(beat(late), &[0], SECOND * late as u32);
+            shares.record_partial(0, beat(late), "a", SECOND * late as u32);
+            shares.record_partial(0, beat(late), "a", SECOND * late as u32);
             assert_eq!(overdue_at(&shares, SECOND * 10, SECOND), SECOND * (10 + expected), "late {late} times");
         }
-        assert_eq!(overdue_at(&shares, SECOND * 78, SECOND), SECOND * 79);
+        assert_eq!(overdue_at(&shares, SECOND * 80, SECOND), SECOND * 81);
+    }
+
+    #[test]
+    fn partials_of_a_paused_member_that_come_together_count_as_late_once() {
+        let mut shares = OverdueShares::new(SECOND);
+        shares.record_partial(0, beat(0), "a", SECOND);
+        shares.record_rescued(beat(4), &[0], SECOND * 2);
+        shares.record_rescued(beat(8), &[0], SECOND * 3);
+        shares.record_partial(0, beat(4), "a", SECOND * 4);
+        shares.record_partial(0, beat(8), "a", SECOND * 4);
+        assert_eq!(overdue_at(&shares, SECOND * 10, SECOND), SECOND * 12);
     }
 
     #[test]
@@ -122,7 +147,9 @@ mod tests {
         let mut shares = OverdueShares::new(SECOND);
         shares.record_partial(0, beat(0), "a", SECOND);
         shares.record_rescued(beat(4), &[0], SECOND * 2);
+        shares.record_rescued(beat(8), &[0], SECOND * 2);
         shares.record_partial(0, beat(4), "b", SECOND * 3);
+        shares.record_partial(0, beat(8), "b", SECOND * 3);
         assert_eq!(overdue_at(&shares, SECOND * 10, SECOND), SECOND * 11);
     }
 }

@@ -360,13 +360,10 @@ impl Member {
         self.partitions.get_mut(&partition)?.core.as_mut()
     }
 
-    /// Returns the beat up to whose boundary all aggregators have come; `None` if one has not started.
-    fn reached_beat(&self) -> Option<BeatIndex> {
-        let beats =
-            self.partitions.values().map(|partition| Some(partition.core.as_ref()?.aggregator().arrival_beat()));
-        let slowest = beats.collect::<Option<Vec<_>>>()?.into_iter().min();
-        // A member without partitions is never behind.
-        Some(slowest.unwrap_or(BeatIndex::MAX))
+    /// Returns the beat up to whose boundary all aggregators have come. A member without any is never behind.
+    fn reached_beat(&self) -> BeatIndex {
+        let cores = self.partitions.values().filter_map(|partition| partition.core.as_ref());
+        cores.map(|core| core.aggregator().arrival_beat()).min().unwrap_or(BeatIndex::MAX)
     }
 
     fn retry_and_commit(&mut self) -> anyhow::Result<()> {

@@ -61,18 +61,17 @@ pub(crate) struct Reached(Arc<AtomicI64>);
 
 impl Default for Reached {
     fn default() -> Self {
-        Self(Arc::new(AtomicI64::new(-1)))
+        Self(Arc::new(AtomicI64::new(BeatIndex::MAX.get())))
     }
 }
 
 impl Reached {
-    /// Sets the beat; `None` if an aggregator has not started.
-    pub(crate) fn set(&self, beat: Option<BeatIndex>) {
-        self.0.store(beat.map_or(-1, BeatIndex::get), Ordering::Release);
+    pub(crate) fn set(&self, beat: BeatIndex) {
+        self.0.store(beat.get(), Ordering::Release);
     }
 
-    fn get(&self) -> Option<BeatIndex> {
-        BeatIndex::try_from(self.0.load(Ordering::Acquire)).ok()
+    fn get(&self) -> BeatIndex {
+        BeatIndex::try_from(self.0.load(Ordering::Acquire)).unwrap_or(BeatIndex::ZERO)
     }
 }
 

@@ -55,7 +55,7 @@ fn same_seed_run_twice_gives_the_same_trace() {
 /// Breaks each invariant on purpose: the check of the invariant must fail.
 #[test]
 fn each_invariant_broken_on_purpose_fails_its_check() {
-    let caught = |sabotage: &Sabotage| detects_violation(sabotage.caught_by(), 40, |seed| run(seed, Some(*sabotage)));
+    let caught = |sabotage: &Sabotage| detects_violation(sabotage.caught_by(), 100, |seed| run(seed, Some(*sabotage)));
     let missed: Vec<Sabotage> = Sabotage::ALL.into_iter().filter(|sabotage| !caught(sabotage)).collect();
     assert!(missed.is_empty(), "not caught by its check: {missed:?}");
 }

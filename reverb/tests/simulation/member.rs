@@ -37,6 +37,7 @@ enum InFlight {
 
 #[derive(Debug, Default)]
 struct OwnedPartition {
+    assigned_at: Duration,
     /// The next offset to fetch; `None` until the start position is known.
     position: Option<i64>,
     committed: Option<CommittedOffset>,
@@ -69,6 +70,8 @@ pub(crate) struct Delays {
     /// The probability of a slow request, which takes up to `slow`.
     pub(crate) slow_share: f64,
     pub(crate) slow: Duration,
+    /// The time from the assignment of a partition until its start position is known.
+    pub(crate) start: Duration,
 }
 
 impl Context<'_> {
@@ -227,9 +230,8 @@ impl Member {
 
     /// Does one step of the merge, which runs in parallel with the member's loop.
     pub(crate) fn step_merge(&mut self, context: &mut Context<'_>) -> Result<(), Violation> {
-        let beats = self.owned.values().map(|owned| Some(owned.core.as_ref()?.aggregator().arrival_beat()));
-        let slowest = beats.collect::<Option<Vec<_>>>();
-        let reached = slowest.map(|beats| beats.into_iter().min().unwrap_or(BeatIndex::MAX));
+        let cores = self.owned.values().filter_map(|owned| owned.core.as_ref());
+        let reached = cores.map(|core| core.aggregator().arrival_beat()).min().unwrap_or(BeatIndex::MAX);
         self.merger.step(reached, context)
     }
 
@@ -267,7 +269,8 @@ impl Member {
         match self.changes.pop_front() {
             None => {}
             Some(AssignmentChange::Assigned(partition)) => {
-                self.owned.insert(partition, OwnedPartition::default());
+                let owned = OwnedPartition { assigned_at: context.now, ..OwnedPartition::default() };
+                self.owned.insert(partition, owned);
             }
             Some(AssignmentChange::Revoked(partition)) => {
                 let mut positions = self.positions(context);
@@ -291,7 +294,7 @@ impl Member {
 
     fn start_aggregators(&mut self, context: &mut Context<'_>) {
         for (partition, owned) in &mut self.owned {
-            if owned.core.is_some() {
+            if owned.core.is_some() || context.now < owned.assigned_at + context.delays.start {
                 continue;
             }
             let log_starts = context.log_starts();

@@ -94,7 +94,7 @@ impl Merger {
     }
 
     /// Does one step of the merge.
-    pub(crate) fn step(&mut self, reached: Option<BeatIndex>, context: &mut Context<'_>) -> Result<(), Violation> {
+    pub(crate) fn step(&mut self, reached: BeatIndex, context: &mut Context<'_>) -> Result<(), Violation> {
         if context.happens(0.002) {
             // A failed read: the merge drops all its state and starts over.
             *self = Self::new(&self.name, context);
@@ -116,7 +116,7 @@ impl Merger {
     }
 
     /// One turn of the loop: reads what is new, and begins the next command.
-    fn turn(&mut self, reached: Option<BeatIndex>, context: &mut Context<'_>) -> Result<(), Violation> {
+    fn turn(&mut self, reached: BeatIndex, context: &mut Context<'_>) -> Result<(), Violation> {
         let now = context.now;
         self.core.record_turn(now);
         if self.core.merge().next_offset() < context.kafka.partials.log_start && !context.is_hung {

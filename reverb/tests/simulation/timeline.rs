@@ -27,6 +27,7 @@ const DELAYS: Delays = Delays {
     commit: Duration::from_millis(5),
     slow_share: 0.0,
     slow: Duration::ZERO,
+    start: Duration::from_millis(500),
 };
 
 /// A group of three members and six partitions, with a window a second.
@@ -214,7 +215,7 @@ fn first_start() {
     timeline.run(SECOND * 2);
     (0..3).for_each(|_| timeline.world.add_member());
     let started = timeline.world.now;
-    timeline.check(started, millis(500), 1, 0);
+    timeline.check(started, millis(800), 1, 0);
 }
 
 #[test]
@@ -222,6 +223,31 @@ fn merging_member_killed() {
     let mut timeline = Timeline::start(3, DELAYS);
     timeline.kill(timeline.member(true));
     timeline.check(Duration::ZERO, millis(1_300), 1, 2 * 9);
+}
+
+#[test]
+fn members_killed_one_after_the_other() {
+    let mut timeline = Timeline::start(3, DELAYS);
+    for merging in [true, false, true, false] {
+        timeline.kill(timeline.member(merging));
+        timeline.run(SECOND * 3);
+        timeline.world.add_member();
+        timeline.run(SECOND * 9);
+    }
+    timeline.check(Duration::ZERO, millis(1_300), 2, 4 * 6 * 9);
+}
+
+#[test]
+fn members_paused_one_after_the_other() {
+    let mut timeline = Timeline::start(3, DELAYS);
+    for merging in [true, false, true, false] {
+        let name = timeline.pause(timeline.member(merging));
+        timeline.run(SECOND * 4);
+        timeline.resume(name);
+        timeline.run(SECOND * 4);
+    }
+    // A member that was late for its share once gets twice the time.
+    timeline.check(Duration::ZERO, millis(2_600), 2, 4 * 2 * 9);
 }
 
 #[test]

@@ -32,6 +32,7 @@ const DELAYS: Delays = Delays {
     commit: Duration::ZERO,
     slow_share: 0.05,
     slow: Duration::from_secs(20),
+    start: Duration::ZERO,
 };
 
 /// An invariant to break on purpose.
