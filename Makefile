@@ -6,7 +6,7 @@ DENY_VERSION := 0.20.2
 DENY_ROOT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/backbeat/cargo-deny-$(DENY_VERSION)
 DENY := $(DENY_ROOT)/bin/cargo-deny
 
-.PHONY: build programs prerequisites test lint run-dev logs status bench simulate docs ci fmt docker docker-push test-deploy
+.PHONY: build programs prerequisites test lint run-dev logs status bench chaos simulate docs ci fmt docker docker-push test-deploy
 
 # Programs link the system's OpenSSL.
 prerequisites:
@@ -51,6 +51,15 @@ logs:
 bench:
 	$(CARGO) build --workspace --release --locked
 	target/release/bench $(ARGS)
+
+# Runs KILLS faults on pulse and reverb, from SEED, beside LOAD busy threads, and compares all reports with the oracle's:
+# make chaos KILLS=1000 LOAD=2
+chaos: export KILLS ?= 50
+chaos: export SEED ?= 1
+chaos: export LOAD ?= 0
+chaos:
+	$(CARGO) build --workspace --release --locked
+	target/release/chaos
 
 # Runs the simulations with SEEDS seeds from FIRST on: make simulate SEEDS=100000. With SEEDS=1 they print the trace:
 # make simulate FIRST=17 SEEDS=1

@@ -20,8 +20,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::interop::python;
-use crate::oracle::read_raw;
 use crate::pipeline::{check_reports, reverb, wait_for_reports};
+use backbeat_tests::read_raw;
 
 const LIMIT: Duration = Duration::from_mins(2);
 const POLL: Duration = Duration::from_millis(300);

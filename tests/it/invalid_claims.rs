@@ -11,8 +11,8 @@ use rdkafka::ClientConfig;
 use rdkafka::message::{Headers, Message};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
-use crate::oracle::read_raw;
 use crate::pipeline::{check_reports, totals};
+use backbeat_tests::read_raw;
 
 const LIMIT: Duration = Duration::from_mins(2);
 const UNKNOWN_SCHEMA: u32 = 4_000_000_000;

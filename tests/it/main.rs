@@ -1,6 +1,7 @@
 //! End-to-end tests: real programs against a real Kafka and schema registry.
 
 mod agent_sim;
+mod chaos;
 mod cli;
 mod connect;
 mod devstack;
@@ -14,7 +15,6 @@ mod invalid_claims;
 mod log_reader;
 mod lost_clients;
 mod members;
-mod oracle;
 mod pipeline;
 mod pulse;
 mod pulse_faults;

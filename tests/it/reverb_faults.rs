@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use backbeat_broker::TopicName;
 use backbeat_devstack::Devstack;
 use backbeat_schemas::{BarReport, Verdict};
-use backbeat_tests::{Cluster, Program, own_devstack, wait_until};
+use backbeat_tests::{Cluster, Oracle, Program, own_devstack, wait_until};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rdkafka::consumer::Consumer;
@@ -13,7 +13,6 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::faults::shuffled;
-use crate::oracle::Oracle;
 use crate::pipeline::{check_reports, count, reverb, totals, verdicts};
 
 const LIMIT: Duration = Duration::from_mins(2);

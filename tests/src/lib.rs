@@ -1,15 +1,19 @@
 //! The fixture of the end-to-end tests and benchmarks: one Kafka and schema registry for a test run, and for each test
 //! a BACKBEAT cluster with topics of its own.
 
+mod chaos;
 mod cluster;
 mod kafka_proxy;
+mod oracle;
 mod program;
 mod pulse_nodes;
 mod secured;
 mod wait;
 
+pub use chaos::{Chaos, ChaosResult};
 pub use cluster::{Cluster, own_devstack, runtime, stack, start_stack_for_throughput};
 pub use kafka_proxy::KafkaProxy;
+pub use oracle::{Oracle, Raw, read_claims, read_raw};
 pub use program::{Program, run};
 pub use pulse_nodes::PulseNodes;
 pub use secured::{SecuredKafka, SecuredRegistry};

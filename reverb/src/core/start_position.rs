@@ -55,17 +55,23 @@ impl CommittedOffset {
 
     fn start(&self, partition: i32, frames: &Frames, log_starts: &BTreeMap<i32, i64>) -> Option<BeatIndex> {
         let (first, last) = (frames.first()?.beat_index, frames.last()?.beat_index);
-        if let Some(downbeat) = self.downbeat.and_then(|downbeat| BeatIndex::try_from(downbeat).ok()) {
-            if downbeat > last {
-                // The downbeat was committed, so its frame is in the log and will be in the table.
-                return None;
-            }
-            if frames.get(downbeat).is_some_and(|frame| frame.downbeat && frame.boundary(partition) == self.offset) {
-                return Some(downbeat);
-            }
+        if self.downbeat.is_some_and(|downbeat| downbeat > last.get()) {
+            // The downbeat was committed, so its frame is in the log and will be in the table.
+            return None;
+        }
+        if let Some(downbeat) = self.verified_downbeat(partition, frames) {
+            return Some(downbeat);
         }
         let after = frames.range(first, last.plus(1)).find(|frame| self.allows_start(frame, partition, log_starts))?;
         frames.downbeat_from(after.beat_index)
+    }
+
+    /// Returns the committed downbeat if its frame is in `frames` and its boundary equals the committed offset: then it is
+    /// the start position.
+    pub fn verified_downbeat(&self, partition: i32, frames: &Frames) -> Option<BeatIndex> {
+        let downbeat = BeatIndex::try_from(self.downbeat?).ok()?;
+        let frame = frames.get(downbeat)?;
+        (frame.downbeat && frame.boundary(partition) == self.offset).then_some(downbeat)
     }
 
     /// Returns true if a window that opens with `frame` would lie at or after the committed offset and be retained in

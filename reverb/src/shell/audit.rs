@@ -184,7 +184,8 @@ fn tally_windows(
                 return Ok(());
             }
             let keep_going = &mut || !stop.is_cancelled();
-            let shares = recompute.shares(frames, &first, &last, partition, keep_going, &mut |_| {})?;
+            let mut shares = recompute.shares(frames, &first, &last, &[partition], keep_going, &mut |_| {})?;
+            let shares = shares.remove(&partition).unwrap_or_default();
             let mut tallies = tallies.lock().map_err(|_| anyhow!("another reader panicked"))?;
             for ClosedWindow { window, tally, retained } in shares {
                 if partition >= partitions_of(&window) {

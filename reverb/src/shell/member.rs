@@ -32,7 +32,10 @@ const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const COMMIT_INTERVAL: Duration = Duration::from_secs(1);
 const STATUS_INTERVAL: Duration = Duration::from_millis(250);
 /// Interval at which start positions of new partitions are looked for.
-const RESOLVE_INTERVAL: Duration = Duration::from_millis(200);
+const RESOLVE_INTERVAL: Duration = Duration::from_millis(50);
+/// Bars that the table of frames keeps before the oldest beat that is needed: partitions of other members, which this one
+/// may get, were committed there.
+const KEPT_BARS: i64 = 16;
 /// Time for librdkafka to answer a seek. The next turn of the loop tries again.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Reports read at the start, for `/api/v1/windows`.
@@ -386,8 +389,10 @@ impl Member {
             .values()
             .filter_map(|partition| Some(partition.core.as_ref()?.aggregator().oldest_beat()))
             .min();
-        if let (Some(oldest), true) = (oldest, self.start_positions.is_empty()) {
-            self.table.drop_before(oldest);
+        let bar_length = self.table.frames().last().map_or(0, |frame| i64::from(frame.bar_length));
+        let kept = |oldest: BeatIndex| BeatIndex::try_from(oldest.get() - KEPT_BARS * bar_length).ok();
+        if let (Some(kept), true) = (oldest.and_then(kept), self.start_positions.is_empty()) {
+            self.table.drop_before(kept);
         }
         Ok(())
     }

@@ -378,19 +378,19 @@ impl<'c> Follower<'c> {
         let (began, deadline) = (self.now(), Instant::now() + self.context.takeover_after * MAX_RESCUE_TIMEOUTS);
         let Self { context, core, producer, table, recompute, dead_letters, .. } = self;
         let mut letters = DeadLetters::new(dead_letters, deadline);
-        let mut shares = Vec::new();
         let mut lease = LeaseKeeper { context, core, producer, table, started_at: self.started_at, error: None };
-        for partition in partitions {
-            let mut keep_going = || !stop.is_cancelled() && Instant::now() < deadline && lease.renew_if_due();
-            let (frames, on_invalid) = (table.frames(), &mut |record| letters.send(&record));
-            match recompute.shares(frames, window, window, *partition, &mut keep_going, on_invalid) {
-                Ok(closed) => shares.extend(closed.first().map(|closed| share(*partition, closed, frames))),
-                Err(error) => {
-                    tracing::warn!(%error, window_id = %window.id, partition, "cannot read the share that is overdue");
-                    break;
-                }
+        let mut keep_going = || !stop.is_cancelled() && Instant::now() < deadline && lease.renew_if_due();
+        let (frames, on_invalid) = (table.frames(), &mut |record| letters.send(&record));
+        let read = recompute.shares(frames, window, window, partitions, &mut keep_going, on_invalid);
+        let mut shares = match read {
+            Ok(read) => {
+                read.iter().filter_map(|(partition, closed)| Some(share(*partition, closed.first()?, frames))).collect()
             }
-        }
+            Err(error) => {
+                tracing::warn!(%error, window_id = %window.id, ?partitions, "cannot read the shares that are overdue");
+                Vec::new()
+            }
+        };
         lease.error.map_or(Ok(()), Err)?;
         if let Err(error) = letters.finish() {
             tracing::warn!(%error, window_id = %window.id, "cannot use the shares that were overdue");

@@ -1,9 +1,10 @@
 //! Recomputes windows from the log alone.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use backbeat_broker::{Broker, Reader, Registry, SchemaCache, TopicName, assign, is_transient};
+use backbeat_broker::{Broker, Reader, Registry, SchemaCache, TopicName, assign, is_transient, list_offsets};
 use backbeat_schemas::InvalidClaim;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
@@ -69,9 +70,9 @@ impl Recompute {
         on_invalid: &mut dyn FnMut(InvalidRecord),
     ) -> Result<Option<Counts>, RecomputeError> {
         let partitions = frames.get(window.closing).map_or(0, |frame| frame.claim_offsets.len());
+        let partitions: Vec<i32> = (0..partitions as i32).collect();
         let mut sum = Tally::default();
-        for partition in 0..partitions as i32 {
-            let mut shares = self.shares(frames, window, window, partition, keep_going, on_invalid)?;
+        for (_, mut shares) in self.shares(frames, window, window, &partitions, keep_going, on_invalid)? {
             match shares.pop() {
                 Some(ClosedWindow { tally, retained: true, .. }) => sum.add(tally),
                 _ => return Ok(None),
@@ -80,131 +81,176 @@ impl Recompute {
         Ok(Some(sum.counts()))
     }
 
-    /// Returns the shares of `partition` in the windows from `first` to `last`, in order. Reads the range once.
+    /// Returns the shares of each of `partitions` in the windows from `first` to `last`, in order. Reads all ranges at the
+    /// same time, each of them once.
     pub(crate) fn shares(
         &mut self,
         frames: &Frames,
         first: &Window,
         last: &Window,
-        partition: i32,
+        partitions: &[i32],
         keep_going: &mut dyn FnMut() -> bool,
         on_invalid: &mut dyn FnMut(InvalidRecord),
-    ) -> Result<Vec<ClosedWindow>, RecomputeError> {
-        let boundary = |beat| frames.get(beat).map_or(0, |frame| frame.boundary(partition));
-        let (start, end) = (boundary(first.from), boundary(last.closing));
-        let mut log_start = self.fetch_log_start(partition)?;
-        let mut aggregator = PartitionAggregator::new(partition, first.from, start, log_start);
-        let (mut outputs, mut closed) = (Vec::new(), Vec::new());
-        let mut sort = |outputs: &mut Vec<Output>| {
-            for output in outputs.drain(..) {
-                match output {
-                    Output::DeadLetter { offset, reason, raw } => {
-                        on_invalid(InvalidRecord { partition, offset, reason, raw: *raw });
-                    }
-                    Output::WindowClosed(window) => closed.push(*window),
-                }
-            }
-        };
-        if start.max(log_start) < end {
-            let is_contiguous = self.read(partition, start.max(log_start)..end, keep_going, |offset, claim, raw| {
-                aggregator.process(offset, claim, frames, raw, &mut outputs);
-                sort(&mut outputs);
-            })?;
-            if !is_contiguous {
-                // Offsets are missing: retention may have deleted records while they were read.
-                log_start = self.fetch_log_start(partition)?;
+    ) -> Result<BTreeMap<i32, Vec<ClosedWindow>>, RecomputeError> {
+        let boundary = |partition, beat| frames.get(beat).map_or(0, |frame| frame.boundary(partition));
+        let log_starts = self.list_offsets(partitions, Offset::Beginning)?;
+        let mut shares = BTreeMap::new();
+        let mut ranges = BTreeMap::new();
+        for partition in partitions {
+            let (start, end) = (boundary(*partition, first.from), boundary(*partition, last.closing));
+            let log_start = log_starts.get(partition).copied().unwrap_or(0);
+            let aggregator = PartitionAggregator::new(*partition, first.from, start, log_start);
+            shares.insert(*partition, Share { aggregator, closed: Vec::new() });
+            if start.max(log_start) < end {
+                ranges.insert(*partition, RangeReader::new(start.max(log_start)..end));
             }
         }
-        aggregator.skip_to(end, log_start.min(end));
-        aggregator.advance(frames, &mut outputs);
-        sort(&mut outputs);
-        let expired_during_read =
-            |window: &Window| boundary(window.from) < log_start && boundary(window.from) < boundary(window.closing);
-        let shares = closed.into_iter().filter(|closed| closed.window.from <= last.from);
-        let shares = shares
-            .map(|closed| ClosedWindow { retained: closed.retained && !expired_during_read(&closed.window), ..closed });
+        let mut outputs = Vec::new();
+        self.read(&mut ranges, keep_going, |partition, offset, claim, raw| {
+            let Some(share) = shares.get_mut(&partition) else { return };
+            share.aggregator.process(offset, claim, frames, raw, &mut outputs);
+            share.take(partition, &mut outputs, on_invalid);
+        })?;
+        // Offsets are missing: retention may have deleted records while they were read.
+        let incomplete = ranges.iter().filter(|(_, range)| range.has_gap).map(|(partition, _)| *partition);
+        let moved = self.list_offsets(&incomplete.collect::<Vec<_>>(), Offset::Beginning)?;
+        let shares = shares.into_iter().map(|(partition, mut share)| {
+            let end = boundary(partition, last.closing);
+            let log_start = moved.get(&partition).or(log_starts.get(&partition)).copied().unwrap_or(0);
+            share.aggregator.skip_to(end, log_start.min(end));
+            share.aggregator.advance(frames, &mut outputs);
+            share.take(partition, &mut outputs, on_invalid);
+            let (from, to) = (|w: &Window| boundary(partition, w.from), |w: &Window| boundary(partition, w.closing));
+            let expired_during_read = |window: &Window| from(window) < log_start && from(window) < to(window);
+            let closed = share.closed.into_iter().filter(|closed| closed.window.from <= last.from);
+            let closed = closed.map(|closed| ClosedWindow {
+                retained: closed.retained && !expired_during_read(&closed.window),
+                ..closed
+            });
+            (partition, closed.collect())
+        });
         Ok(shares.collect())
     }
 
-    fn fetch_log_start(&self, partition: i32) -> Result<i64, RecomputeError> {
-        Ok(self.consumer.fetch_watermarks(&self.topic, partition, QUERY_TIMEOUT)?.0)
+    fn list_offsets(&self, partitions: &[i32], at: Offset) -> Result<BTreeMap<i32, i64>, KafkaError> {
+        list_offsets(&self.consumer, &self.topic, partitions.iter().copied(), at, QUERY_TIMEOUT)
     }
 
-    fn fetch_last_stable_offset(&self, partition: i32) -> Result<i64, RecomputeError> {
-        let mut query = TopicPartitionList::new();
-        query.add_partition_offset(&self.topic, partition, Offset::End)?;
-        let answer = self.consumer.offsets_for_times(query, QUERY_TIMEOUT)?;
-        let found = answer.find_partition(&self.topic, partition).map(|found| found.offset());
-        Ok(if let Some(Offset::Offset(offset)) = found { offset } else { 0 })
-    }
-
-    fn assign_at(&self, partition: i32, offset: i64) -> Result<(), KafkaError> {
-        let mut assignment = TopicPartitionList::new();
-        assignment.add_partition_offset(&self.topic, partition, Offset::Offset(offset))?;
-        assign(&self.consumer, &assignment)
-    }
-
-    /// Reads the records of `range`. Returns true if there was one at each of its offsets.
+    /// Reads the records of the ranges, by partition.
     fn read(
         &mut self,
-        partition: i32,
-        range: Range<i64>,
+        ranges: &mut BTreeMap<i32, RangeReader>,
         keep_going: &mut dyn FnMut() -> bool,
-        mut process: impl FnMut(i64, DecodedClaim<'_>, &dyn Fn() -> RawRecord),
-    ) -> Result<bool, RecomputeError> {
-        self.assign_at(partition, range.start)?;
-        let mut next = range.start;
-        let mut fetched_again = false;
-        let mut gap = false;
-        let mut last = Instant::now();
-        while next < range.end {
+        mut process: impl FnMut(i32, i64, DecodedClaim<'_>, &dyn Fn() -> RawRecord),
+    ) -> Result<(), RecomputeError> {
+        let mut assignment = TopicPartitionList::new();
+        for (partition, range) in &*ranges {
+            assignment.add_partition_offset(&self.topic, *partition, Offset::Offset(range.next))?;
+        }
+        assign(&self.consumer, &assignment)?;
+        while let Some(slowest) = ranges.values().filter(|range| !range.is_read()).map(|range| range.last).min() {
             if !keep_going() {
                 return Err(RecomputeError::Stopped);
             }
             let message = match self.consumer.poll(POLL) {
                 Some(Ok(message)) => message,
-                // The missing offsets are control records or expired if the last stable offset reaches the end of the
-                // range and a second fetch after that returns nothing either. A last stable offset below the end is one
-                // that a new partition leader has not updated yet, or that of a recreated topic.
-                Some(Err(KafkaError::PartitionEOF(_))) => {
-                    let last_stable_offset = self.fetch_last_stable_offset(partition)?;
-                    let is_complete = last_stable_offset >= range.end;
-                    if is_complete && fetched_again {
-                        return Ok(false);
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    if let Some(range) = ranges.get_mut(&partition).filter(|range| !range.is_read()) {
+                        self.handle_end(partition, range)?;
                     }
-                    if !is_complete && last.elapsed() >= READ_TIMEOUT {
-                        return Err(RecomputeError::BelowBoundary {
-                            partition,
-                            last_stable_offset,
-                            boundary: range.end,
-                        });
-                    }
-                    fetched_again = is_complete;
-                    std::thread::sleep(if fetched_again { Duration::ZERO } else { POLL });
-                    self.assign_at(partition, next)?;
                     continue;
                 }
                 Some(Err(error)) if !is_transient(&error) => return Err(error.into()),
-                Some(Err(_)) | None if last.elapsed() < READ_TIMEOUT => continue,
+                Some(Err(_)) | None if slowest.elapsed() < READ_TIMEOUT => continue,
                 Some(Err(_)) | None => return Err(KafkaError::NoMessageReceived.into()),
             };
-            last = Instant::now();
-            gap |= message.offset() > next;
-            if message.offset() >= range.end {
-                break;
+            let (partition, offset) = (message.partition(), message.offset());
+            let Some(range) = ranges.get_mut(&partition).filter(|range| range.next <= offset) else { continue };
+            if range.is_read() {
+                continue;
             }
-            next = message.offset() + 1;
-            let claim = loop {
-                match self.decoder.decode(message.key(), message.payload()) {
-                    Some(claim) => break claim,
-                    None if !keep_going() => return Err(RecomputeError::Stopped),
-                    None => std::thread::sleep(SCHEMA_POLL),
-                }
-            };
-            let raw =
-                || RawRecord { key: message.key().map(<[u8]>::to_vec), value: message.payload().map(<[u8]>::to_vec) };
-            process(message.offset(), claim, &raw);
+            range.last = Instant::now();
+            range.has_gap |= offset > range.next;
+            let end = range.end;
+            range.next = offset.saturating_add(1).min(end);
+            if offset < end {
+                let claim = loop {
+                    match self.decoder.decode(message.key(), message.payload()) {
+                        Some(claim) => break claim,
+                        None if !keep_going() => return Err(RecomputeError::Stopped),
+                        None => std::thread::sleep(SCHEMA_POLL),
+                    }
+                };
+                let raw = || RawRecord {
+                    key: message.key().map(<[u8]>::to_vec),
+                    value: message.payload().map(<[u8]>::to_vec),
+                };
+                process(partition, offset, claim, &raw);
+            }
         }
-        Ok(!gap)
+        Ok(assign(&self.consumer, &TopicPartitionList::new())?)
+    }
+
+    /// Handles the end of a partition that comes before that of its range. The missing offsets are control records or
+    /// expired if the last stable offset reaches the end of the range and a second fetch after that returns nothing either. A
+    /// last stable offset below the end is one that a new partition leader has not updated yet, or that of a recreated
+    /// topic.
+    fn handle_end(&self, partition: i32, range: &mut RangeReader) -> Result<(), RecomputeError> {
+        let last_stable_offset = self.list_offsets(&[partition], Offset::End)?.get(&partition).copied().unwrap_or(0);
+        let is_complete = last_stable_offset >= range.end;
+        if is_complete && range.fetched_again {
+            (range.next, range.has_gap) = (range.end, true);
+            return Ok(());
+        }
+        if !is_complete && range.last.elapsed() >= READ_TIMEOUT {
+            return Err(RecomputeError::BelowBoundary { partition, last_stable_offset, boundary: range.end });
+        }
+        range.fetched_again = is_complete;
+        if !is_complete {
+            std::thread::sleep(POLL);
+        }
+        Ok(self.consumer.seek(&self.topic, partition, Offset::Offset(range.next), QUERY_TIMEOUT)?)
+    }
+}
+
+/// One partition's windows while its claims are read.
+struct Share {
+    aggregator: PartitionAggregator,
+    closed: Vec<ClosedWindow>,
+}
+
+impl Share {
+    fn take(&mut self, partition: i32, outputs: &mut Vec<Output>, on_invalid: &mut dyn FnMut(InvalidRecord)) {
+        for output in outputs.drain(..) {
+            match output {
+                Output::WindowClosed(window) => self.closed.push(*window),
+                Output::DeadLetter { offset, reason, raw } => {
+                    on_invalid(InvalidRecord { partition, offset, reason, raw: *raw });
+                }
+            }
+        }
+    }
+}
+
+/// The progress in one partition's range.
+struct RangeReader {
+    /// The offset of the next record; the end if the range was read.
+    next: i64,
+    end: i64,
+    /// True if there was not a record at each offset.
+    has_gap: bool,
+    /// True if the partition is fetched again because it ended before the range did.
+    fetched_again: bool,
+    /// The time of the last record.
+    last: Instant,
+}
+
+impl RangeReader {
+    fn new(range: Range<i64>) -> Self {
+        Self { next: range.start, end: range.end, has_gap: false, fetched_again: false, last: Instant::now() }
+    }
+
+    fn is_read(&self) -> bool {
+        self.next >= self.end
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use backbeat_broker::list_offsets;
 use backbeat_schemas::{BeatFrame, BeatIndex};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult};
@@ -53,8 +54,8 @@ impl StartPositions {
         if list.count() == 0 {
             return Ok(());
         }
-        self.log_starts
-            .extend(watermarks(consumer, topic)?.into_iter().map(|(partition, (log_start, _))| (partition, log_start)));
+        let all = partitions(consumer, topic)?;
+        self.log_starts.extend(list_offsets(consumer, topic, all, Offset::Beginning, QUERY_TIMEOUT)?);
         for element in consumer.committed_offsets(list, QUERY_TIMEOUT)?.elements() {
             let partition = element.partition();
             let committed = match element.offset() {
@@ -90,8 +91,16 @@ impl StartPositions {
         Ok(aggregators)
     }
 
-    /// Searches once for all partitions, because each seek costs a round trip and there may be many partitions.
+    /// Searches once for all partitions, because each seek costs a round trip and there may be many partitions. Searches
+    /// nothing if the table has the committed downbeats of all.
     fn find_earliest(&self, table: &mut FrameTable) -> Result<Option<BeatIndex>, TableError> {
+        let verified = |(partition, committed): (&i32, &Option<CommittedOffset>)| {
+            committed.as_ref()?.verified_downbeat(*partition, table.frames())
+        };
+        let verified: Option<Vec<BeatIndex>> = self.pending.iter().map(verified).collect();
+        if let Some(earliest) = verified.and_then(|downbeats| downbeats.into_iter().min()) {
+            return Ok(Some(earliest));
+        }
         let reached = |frame: &BeatFrame| {
             let reaches =
                 |committed: &CommittedOffset, partition| committed.starts_by(frame, partition, &self.log_starts);
@@ -106,7 +115,13 @@ pub(crate) fn watermarks<C: ConsumerContext>(
     consumer: &BaseConsumer<C>,
     topic: &str,
 ) -> KafkaResult<BTreeMap<i32, (i64, i64)>> {
+    partitions(consumer, topic)?
+        .into_iter()
+        .map(|id| Ok((id, consumer.fetch_watermarks(topic, id, QUERY_TIMEOUT)?)))
+        .collect()
+}
+
+fn partitions<C: ConsumerContext>(consumer: &BaseConsumer<C>, topic: &str) -> KafkaResult<Vec<i32>> {
     let metadata = consumer.fetch_metadata(Some(topic), QUERY_TIMEOUT)?;
-    let partitions = metadata.topics().iter().flat_map(MetadataTopic::partitions).map(MetadataPartition::id);
-    partitions.map(|id| Ok((id, consumer.fetch_watermarks(topic, id, QUERY_TIMEOUT)?))).collect()
+    Ok(metadata.topics().iter().flat_map(MetadataTopic::partitions).map(MetadataPartition::id).collect())
 }

@@ -11,21 +11,26 @@ use apache_avro::reader::datum::GenericDatumReader;
 use apache_avro::types::Value;
 use backbeat_broker::TopicName;
 use backbeat_schemas::{BarReport, BeatFrame, WindowId};
-use backbeat_tests::{Cluster, runtime};
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 
+use crate::{Cluster, runtime};
+
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_secs(10);
 
 /// A record as it is in its topic.
-pub(crate) struct Raw {
-    pub(crate) partition: i32,
-    pub(crate) offset: i64,
-    pub(crate) key: Option<Vec<u8>>,
-    pub(crate) value: Option<Vec<u8>>,
+pub struct Raw {
+    /// The record's partition.
+    pub partition: i32,
+    /// The record's offset.
+    pub offset: i64,
+    /// The record's key.
+    pub key: Option<Vec<u8>>,
+    /// The record's value.
+    pub value: Option<Vec<u8>>,
 }
 
 /// The oracle's classification of one record of `statusclaims`.
@@ -36,7 +41,7 @@ enum Classification {
 }
 
 /// The frames and claims of a log, with the schemas of the claims.
-pub(crate) struct Oracle {
+pub struct Oracle {
     frames: Vec<BeatFrame>,
     claims: Vec<Raw>,
     schemas: HashMap<u32, Option<Schema>>,
@@ -44,7 +49,7 @@ pub(crate) struct Oracle {
 
 impl Oracle {
     /// Reads the whole log of `cluster`, to which nothing may be written at the same time.
-    pub(crate) fn read(cluster: &Cluster) -> Self {
+    pub fn read(cluster: &Cluster) -> Self {
         let claims = read_claims(cluster);
         let ids: BTreeSet<u32> =
             claims.iter().filter_map(|raw| split(raw.value.as_deref()?)).map(|(id, _)| id).collect();
@@ -55,32 +60,37 @@ impl Oracle {
     }
 
     /// The number of records in `statusclaims`.
-    pub(crate) fn claims(&self) -> usize {
+    pub fn claims(&self) -> usize {
         self.claims.len()
     }
 
     /// Computes the report of every window that can be closed.
-    pub(crate) fn reports(&self) -> Vec<BarReport> {
-        let mut by_owner = BTreeMap::<i64, Vec<(&Raw, Classification)>>::new();
+    pub fn reports(&self) -> Vec<BarReport> {
+        let mut by_window = BTreeMap::<i64, Vec<Classification>>::new();
         for raw in &self.claims {
             let Some(arrival) = self.arrival(raw) else { continue };
-            let owner = self.window_from(arrival);
-            by_owner.entry(owner).or_default().push((raw, self.classify(raw, arrival)));
+            let classification = self.classify(raw, arrival);
+            let window = match &classification {
+                Classification::Counted { from, .. } => *from,
+                Classification::Late | Classification::Invalid { .. } => self.window_from(arrival),
+            };
+            by_window.entry(window).or_default().push(classification);
         }
         let downbeats = self.frames.iter().filter(|frame| frame.downbeat);
-        downbeats.filter_map(|opening| self.report(opening, &by_owner)).collect()
+        downbeats.filter_map(|opening| self.report(opening, &by_window)).collect()
     }
 
     /// The beat on which a record arrived: the last one whose boundary is at or below the record's offset. `None`
     /// before the first boundary.
     fn arrival(&self, raw: &Raw) -> Option<i64> {
         let boundary = |frame: &BeatFrame| frame.claim_offsets.get(raw.partition as usize).copied().unwrap_or(0);
-        self.frames.iter().filter(|frame| boundary(frame) <= raw.offset).map(|frame| frame.beat_index.get()).next_back()
+        let after = self.frames.partition_point(|frame| boundary(frame) <= raw.offset);
+        Some(self.frames.get(after.checked_sub(1)?)?.beat_index.get())
     }
 
     fn window_from(&self, beat: i64) -> i64 {
-        let downbeats = self.frames.iter().filter(|frame| frame.downbeat).map(|frame| frame.beat_index.get());
-        downbeats.filter(|from| *from <= beat).max().expect("beat 0 is a downbeat")
+        let downbeat = self.frames[..=beat as usize].iter().rfind(|frame| frame.downbeat);
+        downbeat.expect("beat 0 is a downbeat").beat_index.get()
     }
 
     fn classify(&self, raw: &Raw, arrival: i64) -> Classification {
@@ -110,28 +120,27 @@ impl Oracle {
         }
     }
 
-    fn report(&self, opening: &BeatFrame, by_owner: &BTreeMap<i64, Vec<(&Raw, Classification)>>) -> Option<BarReport> {
+    fn report(&self, opening: &BeatFrame, by_window: &BTreeMap<i64, Vec<Classification>>) -> Option<BarReport> {
         let from = opening.beat_index.get();
         let end = from + i64::from(opening.bar_length) - 1;
         let frame = |beat: i64| self.frames.get(beat as usize);
         let closing = frame(end + 1 + i64::from(opening.grace_beats))?;
         let next = frame(end + 1)?;
 
-        let counted: Vec<&HashMap<String, Value>> = by_owner
-            .values()
-            .flatten()
-            .filter_map(|(_, classification)| match classification {
-                Classification::Counted { from: window, claim } if *window == from => Some(claim),
+        let all = by_window.get(&from).map_or(&[][..], Vec::as_slice);
+        let counted: Vec<&HashMap<String, Value>> = all
+            .iter()
+            .filter_map(|classification| match classification {
+                Classification::Counted { claim, .. } => Some(claim),
                 _ => None,
             })
             .collect();
-        let owned = by_owner.get(&from).map_or(&[][..], Vec::as_slice);
-        let late = owned.iter().filter(|(_, classification)| matches!(classification, Classification::Late)).count();
+        let late = all.iter().filter(|classification| matches!(classification, Classification::Late)).count();
         let invalid =
-            owned.iter().filter(|(_, classification)| matches!(classification, Classification::Invalid { .. })).count();
-        let unknown = owned
+            all.iter().filter(|classification| matches!(classification, Classification::Invalid { .. })).count();
+        let unknown = all
             .iter()
-            .filter(|(_, classification)| matches!(classification, Classification::Invalid { unknown_schema: true }))
+            .filter(|classification| matches!(classification, Classification::Invalid { unknown_schema: true }))
             .count();
 
         let distinct = |wanted: &dyn Fn(&HashMap<String, Value>) -> bool| {
@@ -259,13 +268,13 @@ fn text(claim: &HashMap<String, Value>, field: &str) -> String {
 }
 
 /// Reads all records of `statusclaims`.
-pub(crate) fn read_claims(cluster: &Cluster) -> Vec<Raw> {
+pub fn read_claims(cluster: &Cluster) -> Vec<Raw> {
     let topic = cluster.broker().topics().name(TopicName::StatusClaims);
     read_raw(cluster, &topic, |_| ())
 }
 
 /// Reads all records of `topic`, and calls `inspect` with each message.
-pub(crate) fn read_raw(
+pub fn read_raw(
     cluster: &Cluster,
     topic: &str,
     mut inspect: impl FnMut(&rdkafka::message::BorrowedMessage<'_>),
