@@ -152,6 +152,11 @@ impl Merge {
         self.sets.get(&from).map(|set| set.changed_at)
     }
 
+    /// Returns the time at which the window's closing frame was heard live.
+    pub(crate) fn closed_at(&self, from: BeatIndex) -> Option<Duration> {
+        self.sets.get(&from)?.closed_at
+    }
+
     /// Returns the downbeat of the oldest window that is not done.
     pub fn oldest(&self) -> Option<BeatIndex> {
         self.sets.keys().next().copied()

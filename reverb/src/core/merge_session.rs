@@ -129,7 +129,8 @@ impl MergeSession {
             }
             Some(PartialBody::Done(done)) => {
                 self.lease.record_write(now);
-                self.shares.record_rescued(from, &done.rescued, now);
+                let closed_at = self.merge.closed_at(from).unwrap_or(now);
+                self.shares.record_rescued(from, &done.rescued, closed_at, now);
                 self.merge.add_done(Some(offset), from, &done.rescued);
                 self.remember_done(from);
             }
@@ -264,6 +265,8 @@ impl MergeSession {
     /// Records that this member's merge has finished `windows` in one transaction, which began at `began`.
     pub fn record_finished(&mut self, windows: &[BeatIndex], began: Duration, now: Duration) {
         for from in windows {
+            let closed_at = self.merge.closed_at(*from).unwrap_or(now);
+            self.shares.record_rescued(*from, &self.merge.rescued(*from), closed_at, now);
             self.merge.add_done(None, *from, &[]);
             self.remember_done(*from);
         }

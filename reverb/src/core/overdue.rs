@@ -12,14 +12,17 @@ const MAX_DOUBLINGS: u32 = 3;
 
 /// The timeliness of partials.
 ///
-/// A member that is alive but slow would be slowed down further if all its claims were read twice. So its shares get
-/// more time after each one that came after it was rescued.
+/// A member that is alive but slow would be slowed down further if all its claims were read twice. So its shares get more
+/// time after each one that came after it was rescued. A member that was silent all the while, since it was paused, gets
+/// no more.
 #[derive(Debug)]
 pub(crate) struct OverdueShares {
     timeout: Duration,
     /// By partition, the sender of its newest partial.
     newest: BTreeMap<i32, Sender>,
-    /// The shares that a merge has read itself, by window and partition.
+    /// By member, the time of its newest partial.
+    heard: BTreeMap<String, Duration>,
+    /// The shares of members that were not silent and that a merge has read itself, by window and partition.
     rescued: BTreeMap<(BeatIndex, i32), Rescued>,
     /// By member, the times at which its partial came after the rescue.
     late: BTreeMap<String, Vec<Duration>>,
@@ -28,7 +31,7 @@ pub(crate) struct OverdueShares {
 #[derive(Debug)]
 struct Rescued {
     /// The sender of the partition's newest partial at that time.
-    owner: Option<String>,
+    owner: String,
     at: Duration,
 }
 
@@ -42,32 +45,42 @@ struct Sender {
 impl OverdueShares {
     /// Creates the state with the time that a partition has for its share from the closing frame on.
     pub(crate) fn new(timeout: Duration) -> Self {
-        Self { timeout, newest: BTreeMap::new(), rescued: BTreeMap::new(), late: BTreeMap::new() }
+        Self {
+            timeout,
+            newest: BTreeMap::new(),
+            heard: BTreeMap::new(),
+            rescued: BTreeMap::new(),
+            late: BTreeMap::new(),
+        }
     }
 
     /// Records a partial.
     pub(crate) fn record_partial(&mut self, partition: i32, from: BeatIndex, member: &str, now: Duration) {
         self.newest.insert(partition, Sender { member: member.to_owned(), at: now });
-        let Some(rescued) = self.rescued.remove(&(from, partition)) else { return };
+        self.heard.insert(member.to_owned(), now);
+        let rescued = self.rescued.remove(&(from, partition));
         // A partition's new owner sends the shares that its last one did not: it is not slow.
-        if rescued.owner.as_deref() == Some(member) {
+        if rescued.is_some_and(|rescued| rescued.owner == member) {
             let late = self.late.entry(member.to_owned()).or_default();
-            // A member that was paused sends several at once.
+            // It is late for all its partitions at the same time.
             if late.last().is_none_or(|last| now.saturating_sub(*last) >= self.timeout) {
                 late.push(now);
             }
         }
     }
 
-    /// Records that a merge has read shares itself.
-    pub(crate) fn record_rescued(&mut self, from: BeatIndex, partitions: &[i32], now: Duration) {
+    /// Records that a merge has read shares itself, of a window that closed at `closed_at`.
+    pub(crate) fn record_rescued(&mut self, from: BeatIndex, partitions: &[i32], closed_at: Duration, now: Duration) {
         let remembered = self.timeout * REMEMBERED_TIMEOUTS;
+        self.heard.retain(|_, at| now.saturating_sub(*at) < remembered);
         self.rescued.retain(|_, rescued| now.saturating_sub(rescued.at) < remembered);
         self.late.values_mut().for_each(|late| late.retain(|at| now.saturating_sub(*at) < remembered));
         self.late.retain(|_, late| !late.is_empty());
         for partition in partitions {
-            let owner = self.newest.get(partition).map(|newest| newest.member.clone());
-            self.rescued.insert((from, *partition), Rescued { owner, at: now });
+            let Some(owner) = self.newest.get(partition).map(|newest| &newest.member) else { continue };
+            if self.heard.get(owner).is_some_and(|at| *at >= closed_at) {
+                self.rescued.insert((from, *partition), Rescued { owner: owner.clone(), at: now });
+            }
         }
     }
 
@@ -119,37 +132,38 @@ mod tests {
     }
 
     #[test]
-    fn member_whose_partial_comes_after_its_rescue_gets_more_time_for_a_while() {
+    fn member_that_is_slow_gets_more_time_for_a_while() {
         let mut shares = OverdueShares::new(SECOND);
-        shares.record_partial(0, beat(0), "a", SECOND);
         for (late, expected) in [(1, 2), (2, 4), (3, 8), (4, 8)] {
-            shares.record_rescued(beat(late), &[0], SECOND * late as u32);
-            shares.record_partial(0, beat(late), "a", SECOND * late as u32);
-            shares.record_partial(0, beat(late), "a", SECOND * late as u32);
+            let now = SECOND * late as u32;
+            shares.record_partial(0, beat(0), "a", now);
+            shares.record_rescued(beat(late), &[0], now, now);
+            shares.record_partial(0, beat(late), "a", now);
+            shares.record_partial(0, beat(late), "a", now);
             assert_eq!(overdue_at(&shares, SECOND * 10, SECOND), SECOND * (10 + expected), "late {late} times");
         }
         assert_eq!(overdue_at(&shares, SECOND * 80, SECOND), SECOND * 81);
     }
 
     #[test]
-    fn partials_of_a_paused_member_that_come_together_count_as_late_once() {
+    fn member_that_is_late_for_several_partitions_is_late_once() {
         let mut shares = OverdueShares::new(SECOND);
         shares.record_partial(0, beat(0), "a", SECOND);
-        shares.record_rescued(beat(4), &[0], SECOND * 2);
-        shares.record_rescued(beat(8), &[0], SECOND * 3);
+        shares.record_partial(1, beat(0), "a", SECOND);
+        shares.record_rescued(beat(4), &[0, 1], SECOND, SECOND * 2);
         shares.record_partial(0, beat(4), "a", SECOND * 4);
-        shares.record_partial(0, beat(8), "a", SECOND * 4);
+        shares.record_partial(1, beat(4), "a", SECOND * 4);
         assert_eq!(overdue_at(&shares, SECOND * 10, SECOND), SECOND * 12);
     }
 
     #[test]
-    fn partial_of_a_new_owner_after_a_rescue_is_not_late() {
+    fn member_that_was_silent_or_a_new_owner_is_not_slow() {
         let mut shares = OverdueShares::new(SECOND);
         shares.record_partial(0, beat(0), "a", SECOND);
-        shares.record_rescued(beat(4), &[0], SECOND * 2);
-        shares.record_rescued(beat(8), &[0], SECOND * 2);
-        shares.record_partial(0, beat(4), "b", SECOND * 3);
-        shares.record_partial(0, beat(8), "b", SECOND * 3);
+        shares.record_rescued(beat(4), &[0], SECOND * 2, SECOND * 3);
+        shares.record_partial(0, beat(4), "a", SECOND * 4);
+        shares.record_rescued(beat(8), &[0], SECOND * 4, SECOND * 5);
+        shares.record_partial(0, beat(8), "b", SECOND * 6);
         assert_eq!(overdue_at(&shares, SECOND * 10, SECOND), SECOND * 11);
     }
 }

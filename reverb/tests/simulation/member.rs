@@ -123,7 +123,9 @@ pub(crate) struct Member {
     table: Table,
     partials_at: i64,
     counter: i64,
-    in_flight: VecDeque<InFlight>,
+    in_flight: VecDeque<(Duration, InFlight)>,
+    /// The time from sending a record until it is in the log.
+    pub(crate) slow_by: Duration,
     merger: Merger,
 }
 
@@ -184,6 +186,7 @@ impl Member {
             partials_at: context.kafka.partials.end(),
             counter: 0,
             in_flight: VecDeque::new(),
+            slow_by: Duration::ZERO,
             merger: Merger::new(&name.to_string(), context),
         }
     }
@@ -342,7 +345,8 @@ impl Member {
         for (partition, owned) in &mut self.owned {
             let Some(core) = &mut owned.core else { continue };
             core.resend_overdue(uptime);
-            let letters = waiting.iter().any(|sent| matches!(sent, InFlight::DeadLetter(of, _) if of == partition));
+            let letters =
+                waiting.iter().any(|(_, sent)| matches!(sent, InFlight::DeadLetter(of, _) if of == partition));
             let sent = match core.next_record(letters) {
                 None => continue,
                 Some(OutboxRecord::DeadLetter { offset, .. }) => InFlight::DeadLetter(*partition, *offset),
@@ -352,12 +356,15 @@ impl Member {
                 }
             };
             core.mark_sent(self.counter, uptime);
-            waiting.push_back(sent);
+            waiting.push_back((context.now, sent));
         }
     }
 
     fn deliver(&mut self, context: &mut Context<'_>) {
-        let Some(sent) = self.in_flight.pop_front() else { return };
+        if self.in_flight.front().is_none_or(|(sent_at, _)| context.now < *sent_at + self.slow_by) {
+            return;
+        }
+        let Some((_, sent)) = self.in_flight.pop_front() else { return };
         match sent {
             InFlight::DeadLetter(..) if context.is(Sabotage::DeadLettersLost) && context.rng.random_bool(0.5) => {}
             InFlight::DeadLetter(partition, offset) => {
@@ -420,6 +427,7 @@ impl Member {
 
     /// Stops in an orderly way.
     pub(crate) fn stop(mut self, context: &mut Context<'_>) {
+        self.slow_by = Duration::ZERO;
         while !self.in_flight.is_empty() {
             self.deliver(context);
         }
@@ -429,6 +437,7 @@ impl Member {
 
     /// Kills the member: records in flight may or may not reach the log.
     pub(crate) fn kill(mut self, context: &mut Context<'_>) {
+        self.slow_by = Duration::ZERO;
         while !self.in_flight.is_empty() && context.happens(0.8) {
             self.deliver(context);
         }
