@@ -292,7 +292,7 @@ fn slow_member_is_not_slowed_down_further() {
     timeline.world.members[slow].slow_by = millis(1_200);
     // It has dead letters in some windows, so that its partials come after twice that time. Its claims are read twice for
     // a few windows in thirty.
-    timeline.check(Duration::ZERO, millis(2_600), 0, 12);
+    timeline.check(Duration::ZERO, millis(3_400), 0, 12);
 }
 
 #[test]
