@@ -64,6 +64,11 @@ pub(crate) enum StoreError {
     Foreign { path: String, node: NodeName, cluster: String },
     #[error("cannot open raft's store: {0}")]
     Open(#[from] redb::DatabaseError),
+    #[error(
+        "raft's store is damaged ({0}): remove the file raft.redb in --data-dir and start this node again; the other nodes \
+         send it the plan. A node without others takes tempo and bar length from the last frame"
+    )]
+    Damaged(String),
     #[error("cannot begin a transaction of raft's store: {0}")]
     Begin(#[from] redb::TransactionError),
     #[error("cannot open a table of raft's store: {0}")]
@@ -85,11 +90,18 @@ impl Store {
             .map_err(|source| StoreError::Directory { path: directory.display().to_string(), source })?;
         let file = directory.join("raft.redb");
         let path = file.display().to_string();
-        let database = Database::create(&file).map_err(|error| match error {
-            redb::DatabaseError::DatabaseAlreadyOpen => StoreError::InUse { path: path.clone() },
-            other => other.into(),
-        })?;
-        let store = Self::new(database)?;
+        // redb panics on some damaged pages. Release builds end at a panic, so the reason must be told before.
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|info| tracing::error!("{}", StoreError::Damaged(info.to_string()))));
+        let opened = std::panic::catch_unwind(|| Self::new(Database::create(&file).map_err(damaged_if_corrupted)?));
+        std::panic::set_hook(hook);
+        let store = match opened {
+            Err(_) => return Err(StoreError::Damaged("a page cannot be read".to_owned())),
+            Ok(Err(StoreError::Open(redb::DatabaseError::DatabaseAlreadyOpen))) => {
+                return Err(StoreError::InUse { path });
+            }
+            Ok(opened) => opened?,
+        };
         let own = Identity { cluster: cluster.to_owned(), node };
         let found = write_blocking(&store.database, |tables| {
             let found: Option<Identity> = get(&tables.meta, IDENTITY)?;
@@ -106,7 +118,14 @@ impl Store {
         }
     }
 
-    fn new(database: Database) -> Result<Self, StoreError> {
+    /// Checks the whole file, which is small: redb itself verifies its checksums only after a crash, and then goes back to
+    /// the commit before, without a word. A vote that was forgotten in this way could be given twice.
+    fn new(mut database: Database) -> Result<Self, StoreError> {
+        match database.check_integrity() {
+            Ok(true) => {}
+            Ok(false) => return Err(StoreError::Damaged("checksums do not match".to_owned())),
+            Err(error) => return Err(damaged_if_corrupted(error)),
+        }
         // A write transaction, because it creates missing tables.
         let state: Option<State> = write_blocking(&database, |tables| get(&tables.meta, STATE))?;
         let plan = state.and_then(|state| state.plan);
@@ -150,6 +169,23 @@ impl Store {
     fn state(&self) -> Result<State, StorageError<NodeName>> {
         self.meta(ErrorSubject::StateMachine, STATE).map(Option::unwrap_or_default)
     }
+}
+
+fn damaged_if_corrupted(error: redb::DatabaseError) -> StoreError {
+    match error {
+        redb::DatabaseError::Storage(redb::StorageError::Corrupted(reason)) => StoreError::Damaged(reason),
+        // No version of pulse has written a file of another format.
+        redb::DatabaseError::UpgradeRequired(_) => StoreError::Damaged(error.to_string()),
+        redb::DatabaseError::Storage(redb::StorageError::Io(error)) if is_about_content(&error) => {
+            StoreError::Damaged(error.to_string())
+        }
+        other => other.into(),
+    }
+}
+
+/// Returns true if the file, not the disk, is the reason: it is not redb's, or it ends too early.
+fn is_about_content(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof)
 }
 
 struct Tables<'t> {

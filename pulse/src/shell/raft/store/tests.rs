@@ -134,6 +134,41 @@ async fn content_of(store: &mut Store) -> (Option<Vote<NodeName>>, Vec<u64>, Opt
     (vote, log, state.last_applied, state.plan)
 }
 
+/// Flips a bit, or cuts the end off, in the file of a store that was closed in order. The store is refused, or all its content
+/// is there: the byte was not in use.
+#[tokio::test]
+async fn store_with_a_damaged_file_is_refused_or_whole() {
+    let dir = TempDir::new().expect("a directory");
+    let mut store = Store::open(dir.path(), "c", name(1)).expect("a new store");
+    store.save_vote(&Vote::new(1, name(1))).await.expect("the vote is saved");
+    store.blocking_append([entry(1, 1), entry(1, 2)]).await.expect("the entries are appended");
+    store.apply([entry(1, 1)]).await.expect("the entry is applied");
+    let expected = content_of(&mut store).await;
+    drop(store);
+    let file = dir.path().join("raft.redb");
+    let whole = fs::read(&file).expect("the file is readable");
+    let mut refused = 0;
+    let mut check = async |bytes: &[u8], what: String| {
+        fs::write(&file, bytes).expect("the file is writable");
+        match Store::open(dir.path(), "c", name(1)) {
+            Ok(mut store) => assert_eq!(content_of(&mut store).await, expected, "{what}"),
+            Err(StoreError::Damaged(_)) => refused += 1,
+            Err(error) => panic!("{what}: {error}"),
+        }
+    };
+    // One in 23 of the bytes that are in use, and some that are not. All of them take two minutes.
+    let used = whole.iter().enumerate().filter(|(_, byte)| **byte != 0).map(|(at, _)| at);
+    for at in used.step_by(23).chain((0..whole.len()).step_by(8_191)) {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 1 << (at % 8);
+        check(&bytes, format!("a flipped bit at {at} of {}", whole.len())).await;
+    }
+    for length in (1..whole.len()).step_by(whole.len() / 16) {
+        check(&whole[..length], format!("cut to {length} of {}", whole.len())).await;
+    }
+    assert!(refused > 60, "only {refused} were refused");
+}
+
 #[tokio::test]
 async fn store_after_a_crash_at_any_write_has_all_that_was_acknowledged() {
     let disk = Disk::default();
