@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use backbeat_broker::{ClientWatch, Entry, LogReader};
+use backbeat_broker::{ClientWatch, Entry, LogReader, SchemaCache, Sender, TopicName};
 use backbeat_schemas::{BarPartial, BarReport, BeatFrame, BeatIndex, PartialBody, Record};
 use backbeat_service::Shutdown;
 use rdkafka::consumer::{CommitMode, Consumer};
@@ -13,7 +13,9 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 
+use super::args::Args;
 use super::claim_decoder::ClaimDecoder;
+use super::dead_letters::DeadLetterProducer;
 use super::frame_table::{FrameTable, TableError};
 use super::group::{AssignmentChange, Group, GroupConsumer, commit_offsets};
 use super::merger::{MergeContext, MergeThread, Reached};
@@ -22,7 +24,9 @@ use super::owned_partition::{OwnedPartition, PartialProducer};
 use super::start_positions::StartPositions;
 use super::status::{PartitionStatus, ShareStatus, SharedStatus, UnfinishedWindow};
 use super::timeouts::QUERY_TIMEOUT;
-use crate::core::{CommittedOffset, Partition, PartitionAggregator, STALLED_AFTER};
+use crate::core::{
+    CommittedOffset, Lag, NotReady, Partition, PartitionAggregator, PartitionProgress, STALLED_AFTER, not_ready,
+};
 
 /// The maximum number of records polled from a topic before the loop's other work continues.
 const MAX_RECORDS_PER_POLL: usize = 2_000;
@@ -44,39 +48,37 @@ const KNOWN_REPORTS: i64 = 200;
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time at shutdown for leaving the group.
 const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
-/// The reason why a member that has not joined the group yet is not ready.
-const JOINING: &str = "the group coordinator to admit this member";
 
 /// One member of reverb's group.
 pub(crate) struct Member {
-    pub(crate) consumer: Arc<GroupConsumer>,
-    pub(crate) watch: ClientWatch,
-    pub(crate) group: Arc<Group>,
-    pub(crate) topic: String,
-    pub(crate) table: FrameTable,
-    pub(crate) partials: LogReader<BarPartial>,
-    pub(crate) reports: LogReader<BarReport>,
-    pub(crate) decoder: ClaimDecoder,
-    pub(crate) producer: PartialProducer,
-    pub(crate) merge_context: MergeContext,
-    pub(crate) bar_length: BarLengthGuard,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) status: SharedStatus,
-    pub(crate) partitions: BTreeMap<i32, OwnedPartition>,
-    pub(crate) start_positions: StartPositions,
+    consumer: Arc<GroupConsumer>,
+    watch: ClientWatch,
+    group: Arc<Group>,
+    topic: String,
+    table: FrameTable,
+    partials: LogReader<BarPartial>,
+    reports: LogReader<BarReport>,
+    decoder: ClaimDecoder,
+    producer: PartialProducer,
+    merge_context: MergeContext,
+    bar_length: BarLengthGuard,
+    metrics: Arc<Metrics>,
+    status: SharedStatus,
+    partitions: BTreeMap<i32, OwnedPartition>,
+    start_positions: StartPositions,
     /// By partition, the offset whose commit was requested last and has not failed.
-    pub(crate) commit_requested: BTreeMap<i32, CommittedOffset>,
+    commit_requested: BTreeMap<i32, CommittedOffset>,
     /// The newest frame that was checked and measured.
-    pub(crate) checked: Option<BeatIndex>,
+    checked: Option<BeatIndex>,
     /// How far the aggregators have come, for the merge.
-    pub(crate) reached: Reached,
+    reached: Reached,
 }
 
 /// Stops the member when a window opens, after the start, with another length than `--expect-bar-length`.
-pub(crate) struct BarLengthGuard {
-    pub(crate) expected: Option<u16>,
+struct BarLengthGuard {
+    expected: Option<u16>,
     /// The newest beat at the start. Windows opened up to this beat are not checked.
-    pub(crate) after: Option<BeatIndex>,
+    after: Option<BeatIndex>,
 }
 
 impl BarLengthGuard {
@@ -106,6 +108,46 @@ pub(crate) enum MemberExit {
 }
 
 impl Member {
+    /// Creates the member `name`, with the clients that it needs. It joins the group when it runs.
+    pub(crate) fn new(args: &Args, name: &str, merge_context: &MergeContext) -> anyhow::Result<Self> {
+        let MergeContext { broker, registry, runtime, metrics, status, .. } = merge_context;
+        let mut settings = broker.group_member(args.group_protocol, Duration::from_secs(args.session_timeout));
+        // Statistics matter only if control records end a partition, so they may be a second old.
+        settings.set("statistics.interval.ms", "1000");
+        let consumer: GroupConsumer = settings.create_with_context(Group::default())?;
+        let (group, consumer) = (Arc::clone(consumer.context()), Arc::new(consumer));
+        let topic = broker.topics().name(TopicName::StatusClaims);
+        let frames = LogReader::<BeatFrame>::new(broker, registry, runtime, TopicName::BeatFrames)?;
+        let sender = Sender::new(broker, TopicName::BarPartials, None)?;
+        Ok(Self {
+            watch: ClientWatch::consumer(broker, &topic, &consumer),
+            consumer,
+            group,
+            topic,
+            table: FrameTable::new(frames, args.cluster.clone()),
+            partials: LogReader::new(broker, registry, runtime, TopicName::BarPartials)?,
+            reports: LogReader::new(broker, registry, runtime, TopicName::BarReports)?,
+            decoder: ClaimDecoder::new(SchemaCache::new(registry.clone(), runtime.clone())),
+            producer: PartialProducer {
+                dead_letters: DeadLetterProducer { sender, topics: broker.topics().clone() },
+                partial_schema: merge_context.partial_schema,
+                member: name.to_owned(),
+                counter: 0,
+                partial_deliveries: Arc::default(),
+                started_at: Instant::now(),
+            },
+            merge_context: merge_context.clone(),
+            bar_length: BarLengthGuard { expected: args.expect_bar_length, after: None },
+            metrics: Arc::clone(metrics),
+            status: status.clone(),
+            partitions: BTreeMap::new(),
+            start_positions: StartPositions::default(),
+            commit_requested: BTreeMap::new(),
+            checked: None,
+            reached: Reached::default(),
+        })
+    }
+
     /// Runs until `shutdown`, until its consumer is lost or stalled, or until an error that retrying cannot solve, such as an
     /// inconsistent log. Blocks.
     pub(crate) fn run(mut self, shutdown: &Shutdown) -> anyhow::Result<MemberExit> {
@@ -154,7 +196,7 @@ impl Member {
             }
         }
         self.consumer.subscribe(&[&self.topic])?;
-        self.status.update(|member| member.waiting_for = Some(JOINING.into()));
+        self.status.update(|member| member.waiting_for = Some(NotReady::Joining.to_string()));
         let (mut commit_at, mut status_at, mut resolve_at) = (Instant::now(), Instant::now(), Instant::now());
         while !shutdown.is_cancelled() {
             if self.watch.is_lost() {
@@ -422,61 +464,39 @@ impl Member {
 
     fn publish_status(&mut self) {
         let frames = self.table.frames();
-        let newest = frames.last();
-        let mut partitions = Vec::new();
+        let (mut progress, mut partitions) = (Vec::new(), Vec::new());
         for owned in self.partitions.values() {
             let aggregator = owned.core.as_ref().map(Partition::aggregator);
+            let position = aggregator.map(PartitionAggregator::next_offset);
             for (window, claims) in aggregator.into_iter().flat_map(PartitionAggregator::open_windows) {
-                let share = ShareStatus::new(
-                    frames,
-                    window,
-                    owned.id,
-                    aggregator.map(PartitionAggregator::next_offset),
-                    claims,
-                );
-                self.status.set_share(window, owned.id, share);
+                self.status.set_share(window, owned.id, ShareStatus::new(frames, window, owned.id, position, claims));
             }
-            partitions.push(PartitionStatus {
+            let committable = owned.core.as_ref().and_then(Partition::committable);
+            let of_partition = PartitionProgress {
                 partition: owned.id,
-                position: aggregator.map(PartitionAggregator::next_offset),
+                position,
                 end: self.group.last_stable_offset(owned.id),
                 beat: aggregator.map(PartitionAggregator::arrival_beat),
-                pending_claims: aggregator.map_or(0, PartitionAggregator::pending),
-            });
+                oldest_open: committable.and_then(|offset| BeatIndex::try_from(offset.downbeat?).ok()),
+            };
+            let pending_claims = aggregator.map_or(0, PartitionAggregator::pending);
+            partitions.push(PartitionStatus::new(&of_partition, pending_claims));
+            progress.push(of_partition);
         }
-        let beats_since = |beat| newest.map_or(0, |newest| newest.beat_index.since(beat));
-        let slowest = partitions.iter().filter_map(|partition| partition.beat).min();
-        let lag_beats = slowest.map_or(0, beats_since);
-        let behind = |partition: &PartitionStatus| Some((partition.end? - partition.position?).max(0));
-        let lag_records = partitions.iter().map(behind).sum::<Option<i64>>();
-        let positions = self.partitions.values().filter_map(|owned| owned.core.as_ref()?.committable());
-        let oldest = positions.filter_map(|position| BeatIndex::try_from(position.downbeat?).ok()).min();
-        let oldest_open_window = oldest.map(|from| UnfinishedWindow { from_beat: from, age_beats: beats_since(from) });
-        // A lag within one bar is normal: its windows close with the next downbeat.
-        let enough = newest.map_or(0, |newest| i64::from(newest.bar_length));
-        let waiting_for = if !self.group.has_joined() {
-            Some(JOINING.to_owned())
-        } else if !self.start_positions.is_empty() {
-            Some(format!("the start positions of partitions {:?} of statusclaims", self.start_positions.partitions()))
-        } else if !partitions.is_empty() && !self.table.is_caught_up() {
-            Some("the table of frames to reach the end of beatframes".to_owned())
-        } else if lag_beats > enough {
-            Some(format!("the aggregators to catch up: the slowest partition lags by {lag_beats} beats"))
-        } else {
-            None
-        };
+        let lag = Lag::new(frames, &progress);
+        let waiting_for = not_ready(self.group.has_joined(), &progress, frames, self.table.is_caught_up());
         let pending_claims = partitions.iter().map(|partition| partition.pending_claims).sum();
-        let oldest = oldest_open_window.as_ref().map_or(0, |window| window.age_beats);
-        self.metrics.set_lag(pending_claims, lag_beats, lag_records, oldest);
+        self.metrics.set_lag(&lag, pending_claims);
         self.metrics.set_slos(&self.status.slos());
-        let newest_beat = newest.map(|frame| frame.beat_index);
+        let newest_beat = frames.last().map(|frame| frame.beat_index);
         self.status.update(|member| {
             member.newest_beat = newest_beat;
-            member.lag_beats = lag_beats;
-            member.lag_records = lag_records;
-            member.oldest_open_window = oldest_open_window;
+            member.lag_beats = lag.beats;
+            member.lag_records = lag.claims;
+            member.oldest_open_window =
+                lag.oldest_open.map(|(from_beat, age_beats)| UnfinishedWindow { from_beat, age_beats });
             member.partitions = partitions;
-            member.waiting_for = waiting_for;
+            member.waiting_for = waiting_for.map(|reason| reason.to_string());
         });
     }
 }

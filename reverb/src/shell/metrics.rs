@@ -4,7 +4,7 @@ use backbeat_broker::TransactionError;
 use backbeat_schemas::{BarReport, InvalidClaim, Partial, Verdict};
 use prometheus::{GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
 
-use crate::core::Slo;
+use crate::core::{Lag, Slo};
 
 /// Buckets from 1 ms to 1 s; the SLO is 100 ms.
 const DELIVERY_BUCKETS: [f64; 9] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0];
@@ -220,13 +220,13 @@ impl Metrics {
         self.partitions.set(partitions as i64);
     }
 
-    pub(crate) fn set_lag(&self, pending_claims: usize, beats: i64, records: Option<i64>, oldest_window_beats: i64) {
+    pub(crate) fn set_lag(&self, lag: &Lag, pending_claims: usize) {
         self.pending_claims.set(pending_claims as i64);
-        self.lag_beats.set(beats);
-        if let Some(records) = records {
-            self.lag_records.set(records);
+        self.lag_beats.set(lag.beats);
+        if let Some(claims) = lag.claims {
+            self.lag_records.set(claims);
         }
-        self.oldest_window_beats.set(oldest_window_beats);
+        self.oldest_window_beats.set(lag.oldest_open.map_or(0, |(_, age_beats)| age_beats));
     }
 
     pub(crate) fn record_beat_delivery(&self, delivered_after_ms: i64) {

@@ -40,11 +40,6 @@ impl StartPositions {
         self.pending.is_empty()
     }
 
-    /// The partitions, for the status.
-    pub(crate) fn partitions(&self) -> Vec<i32> {
-        self.pending.keys().copied().collect()
-    }
-
     /// Fetches the committed offsets that are not known yet, and the log start offsets of `topic`.
     pub(crate) fn fetch_committed(&mut self, consumer: &GroupConsumer, topic: &str) -> Result<(), KafkaError> {
         let mut list = TopicPartitionList::new();

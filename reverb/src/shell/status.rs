@@ -7,7 +7,7 @@ use backbeat_schemas::{BarReport, BeatFrame, BeatIndex, Timestamp, Verdict, Wind
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use crate::core::{Frames, Slo, Slos, Window};
+use crate::core::{Frames, PartitionProgress, Slo, Slos, Window};
 
 /// Windows kept for `/api/v1/windows`.
 pub(crate) const MAX_LISTED_WINDOWS: usize = 1_000;
@@ -118,6 +118,13 @@ pub(crate) struct ShareStatus {
     pub(crate) position: Option<i64>,
     /// Claims counted so far.
     pub(crate) claims: i64,
+}
+
+impl PartitionStatus {
+    pub(crate) fn new(progress: &PartitionProgress, pending_claims: usize) -> Self {
+        let PartitionProgress { partition, position, end, beat, .. } = *progress;
+        Self { partition, position, end, beat, pending_claims }
+    }
 }
 
 impl ShareStatus {
