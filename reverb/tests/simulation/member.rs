@@ -126,6 +126,8 @@ pub(crate) struct Member {
     in_flight: VecDeque<(Duration, InFlight)>,
     /// The time from sending a record until it is in the log.
     pub(crate) slow_by: Duration,
+    /// True for a member of the version before the lease.
+    pub(crate) is_old: bool,
     merger: Merger,
 }
 
@@ -175,7 +177,7 @@ impl Table {
 
 impl Member {
     /// Starts the member. It reads partials from before the first that it can send.
-    pub(crate) fn new(name: u64, context: &Context<'_>) -> Self {
+    pub(crate) fn new(name: u64, is_old: bool, context: &Context<'_>) -> Self {
         Self {
             name,
             is_paused: false,
@@ -187,7 +189,8 @@ impl Member {
             counter: 0,
             in_flight: VecDeque::new(),
             slow_by: Duration::ZERO,
-            merger: Merger::new(&name.to_string(), context),
+            is_old,
+            merger: Merger::new(&name.to_string(), is_old, context),
         }
     }
 
@@ -235,7 +238,7 @@ impl Member {
     pub(crate) fn step_merge(&mut self, context: &mut Context<'_>) -> Result<(), Violation> {
         let cores = self.owned.values().filter_map(|owned| owned.core.as_ref());
         let reached = cores.map(|core| core.aggregator().arrival_beat()).min().unwrap_or(BeatIndex::MAX);
-        self.merger.step(reached, context)
+        self.merger.step(reached, self.owned.contains_key(&0), context)
     }
 
     fn fetch(&mut self, context: &mut Context<'_>) {

@@ -22,6 +22,9 @@ const BARS_AT_START: i64 = 10;
 /// The merge of one member, active or not.
 pub(crate) struct Merger {
     name: String,
+    /// True for a member of the version before the lease: it merges while it owns partition 0, and neither writes nor knows
+    /// merging records.
+    is_old: bool,
     core: MergeSession,
     /// The producer's epoch; `None` unless the transactional id was opened.
     epoch: Option<u64>,
@@ -61,11 +64,12 @@ struct WindowOutcome {
 
 impl Merger {
     /// Reads the partials of windows that are not done.
-    pub(crate) fn new(name: &str, context: &Context<'_>) -> Self {
+    pub(crate) fn new(name: &str, is_old: bool, context: &Context<'_>) -> Self {
         let kafka = &context.kafka;
         let core = MergeSession::new(name.to_owned(), context.takeover_after, context.now);
         let mut merger = Self {
             name: name.to_owned(),
+            is_old,
             core,
             epoch: None,
             table: Table::default(),
@@ -94,10 +98,15 @@ impl Merger {
     }
 
     /// Does one step of the merge.
-    pub(crate) fn step(&mut self, reached: BeatIndex, context: &mut Context<'_>) -> Result<(), Violation> {
+    pub(crate) fn step(
+        &mut self,
+        reached: BeatIndex,
+        owns_first: bool,
+        context: &mut Context<'_>,
+    ) -> Result<(), Violation> {
         if context.happens(0.002) {
             // A failed read: the merge drops all its state and starts over.
-            *self = Self::new(&self.name, context);
+            *self = Self::new(&self.name, self.is_old, context);
         }
         let stepped = match self.doing.take() {
             Some(doing) if context.is_hung || context.now < self.busy_until => {
@@ -105,7 +114,7 @@ impl Merger {
                 return Ok(());
             }
             Some(doing) => self.proceed(doing, context),
-            None => return self.turn(reached, context),
+            None => return self.turn(reached, owns_first, context),
         };
         stepped.unwrap_or_else(|Fenced| {
             context.count("fenced");
@@ -116,12 +125,12 @@ impl Merger {
     }
 
     /// One turn of the loop: reads what is new, and begins the next command.
-    fn turn(&mut self, reached: BeatIndex, context: &mut Context<'_>) -> Result<(), Violation> {
+    fn turn(&mut self, reached: BeatIndex, owns_first: bool, context: &mut Context<'_>) -> Result<(), Violation> {
         let now = context.now;
         self.core.record_turn(now);
         if self.core.merge().next_offset() < context.kafka.partials.log_start && !context.is_hung {
             // Retention has deleted what it had not read: it starts over.
-            *self = Self::new(&self.name, context);
+            *self = Self::new(&self.name, self.is_old, context);
         }
         if !context.is_hung {
             self.read_partials(self.core.merge().next_offset(), context);
@@ -134,7 +143,9 @@ impl Merger {
         if !self.core.is_active() {
             self.epoch = None;
         }
-        let command = match self.core.next(&self.table.frames, reached, now) {
+        let next =
+            if self.is_old { self.old_command(owns_first) } else { self.core.next(&self.table.frames, reached, now) };
+        let command = match next {
             None if context.is(Sabotage::TakesOverAlways) && !self.core.is_active() => MergeCommand::TakeOver,
             Some(MergeCommand::TakeOver) if context.is(Sabotage::NeverTakesOver) => return Ok(()),
             None => {
@@ -159,6 +170,19 @@ impl Merger {
         Ok(())
     }
 
+    /// Returns the next command of an old member.
+    fn old_command(&mut self, owns_first: bool) -> Option<MergeCommand> {
+        if !owns_first {
+            self.epoch = None;
+            return None;
+        }
+        if self.epoch.is_none() {
+            return Some(MergeCommand::TakeOver);
+        }
+        let completions = self.core.merge().completions(&self.table.frames, 5);
+        (!completions.is_empty()).then_some(MergeCommand::Finish(completions))
+    }
+
     /// Continues a command whose last step has ended.
     fn proceed(&mut self, doing: Doing, context: &mut Context<'_>) -> Result<Result<(), Violation>, Fenced> {
         let now = context.now;
@@ -177,7 +201,9 @@ impl Merger {
                 self.since = None;
                 self.core.record_opening(now);
                 context.count("taken over");
-                self.renew(context)?;
+                if !self.is_old {
+                    self.renew(context)?;
+                }
             }
             Doing::Finish { outcomes, sent, began } => return self.write(outcomes, sent, began, context),
             Doing::Rescue { window, partitions, began } => {
@@ -231,7 +257,7 @@ impl Merger {
                 return;
             }
         }
-        if self.core.is_active() {
+        if self.core.is_active() && !self.is_old {
             // If it was fenced, another member has written that it merges.
             let _ = self.write_merging(Merging { member: None, logic: LOGIC }, context);
         }
@@ -240,6 +266,10 @@ impl Merger {
     fn read_partials(&mut self, start: i64, context: &Context<'_>) {
         let kafka = &context.kafka;
         for (offset, record) in kafka.read(&kafka.partials, start.max(kafka.partials.log_start)) {
+            let is_merging = record.partial().is_none() && !record.is_done();
+            if self.is_old && is_merging {
+                continue;
+            }
             assert!(self.core.record(offset, record.clone(), context.now), "only members write to barpartials");
         }
     }

@@ -50,7 +50,7 @@ impl Timeline {
     /// Starts `members` and lets them run until the group is steady.
     fn start(members: usize, delays: Delays) -> Self {
         let mut timeline = Self::empty(delays);
-        (0..members).for_each(|_| timeline.world.add_member());
+        (0..members).for_each(|_| timeline.world.add_member(false));
         timeline.run(SECOND * 15);
         timeline.forget();
         timeline
@@ -65,6 +65,7 @@ impl Timeline {
             misplaced: 0.0,
             takeover_after: TAKEOVER_AFTER,
             delays,
+            has_old_members: false,
         };
         let mut world = World::with(ChaCha8Rng::seed_from_u64(7), setup, None);
         world.is_calm = true;
@@ -213,7 +214,7 @@ fn without_faults_reports_come_at_once() {
 fn first_start() {
     let mut timeline = Timeline::empty(DELAYS);
     timeline.run(SECOND * 2);
-    (0..3).for_each(|_| timeline.world.add_member());
+    (0..3).for_each(|_| timeline.world.add_member(false));
     let started = timeline.world.now;
     timeline.check(started, millis(800), 1, 0);
 }
@@ -231,7 +232,7 @@ fn members_killed_one_after_the_other() {
     for merging in [true, false, true, false] {
         timeline.kill(timeline.member(merging));
         timeline.run(SECOND * 3);
-        timeline.world.add_member();
+        timeline.world.add_member(false);
         timeline.run(SECOND * 9);
     }
     timeline.check(Duration::ZERO, millis(1_300), 2, 4 * 6 * 9);
@@ -269,7 +270,7 @@ fn all_killed_and_started_again() {
     let mut timeline = Timeline::start(3, DELAYS);
     (0..3).for_each(|_| timeline.kill(0));
     timeline.run(SECOND);
-    (0..3).for_each(|_| timeline.world.add_member());
+    (0..3).for_each(|_| timeline.world.add_member(false));
     let started = timeline.world.now;
     timeline.check(started, millis(1_500), 1, 6 * 12);
 }
@@ -323,7 +324,7 @@ fn commits_that_take_two_seconds() {
 fn window_without_any_partial() {
     // The first member gets all partitions, the second none.
     let mut timeline = Timeline::start(1, DELAYS);
-    timeline.world.add_member();
+    timeline.world.add_member(false);
     timeline.run(SECOND * 10);
     timeline.forget();
     timeline.kill(0);
@@ -335,7 +336,7 @@ fn single_member_killed_and_started_again() {
     let mut timeline = Timeline::start(1, DELAYS);
     timeline.kill(0);
     timeline.run(SECOND * 2);
-    timeline.world.add_member();
+    timeline.world.add_member(false);
     let started = timeline.world.now;
     timeline.check(started, millis(2_500), 1, 6 * 12);
 }
@@ -350,9 +351,26 @@ fn pulse_stopped_for_a_minute() {
 }
 
 #[test]
+fn members_of_the_version_before_replaced_one_by_one() {
+    let mut timeline = Timeline::empty(DELAYS);
+    (0..3).for_each(|_| timeline.world.add_member(true));
+    timeline.run(SECOND * 15);
+    timeline.forget();
+    for _ in 0..3 {
+        timeline.world.add_member(false);
+        timeline.run(SECOND * 5);
+        let old = timeline.world.members.iter().position(|member| member.is_old).expect("an old member is left");
+        timeline.world.remove(old, false);
+        timeline.run(SECOND * 5);
+    }
+    // An old member that gets partition 0 takes the merge from a new one.
+    timeline.check(Duration::ZERO, millis(1_300), 3, 12);
+}
+
+#[test]
 fn member_joins_and_leaves_in_good_order() {
     let mut timeline = Timeline::start(3, DELAYS);
-    timeline.world.add_member();
+    timeline.world.add_member(false);
     timeline.run(SECOND * 5);
     timeline.world.remove(timeline.member(false), false);
     timeline.check(Duration::ZERO, millis(200), 0, 0);
@@ -370,7 +388,7 @@ fn group_that_is_an_hour_behind() {
     let mut timeline = Timeline::empty(DELAYS);
     timeline.run(SECOND * 300);
     timeline.forget();
-    (0..3).for_each(|_| timeline.world.add_member());
+    (0..3).for_each(|_| timeline.world.add_member(false));
     let started = timeline.world.now;
     timeline.check(started, SECOND * 20, 2, 60);
 }
@@ -385,7 +403,7 @@ fn offsets_reset_to_the_earliest() {
         committed.offset = timeline.world.kafka.claims[*partition as usize].log_start;
         committed.downbeat = None;
     }
-    (0..3).for_each(|_| timeline.world.add_member());
+    (0..3).for_each(|_| timeline.world.add_member(false));
     let started = timeline.world.now;
     timeline.check(started, millis(1_300), 1, 0);
 }

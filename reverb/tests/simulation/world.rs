@@ -101,6 +101,8 @@ pub(crate) struct Setup {
     pub(crate) misplaced: f64,
     pub(crate) takeover_after: Duration,
     pub(crate) delays: Delays,
+    /// True if some members are of the version before the lease.
+    pub(crate) has_old_members: bool,
 }
 
 impl Setup {
@@ -114,6 +116,7 @@ impl Setup {
             misplaced: if rng.random_bool(0.3) { 0.1 } else { 0.0 },
             takeover_after: TAKEOVER_AFTER,
             delays: DELAYS,
+            has_old_members: rng.random_bool(0.3),
         }
     }
 }
@@ -394,7 +397,10 @@ impl World {
     fn fault(&mut self) {
         let member = (!self.members.is_empty()).then(|| self.rng.random_range(0..self.members.len()));
         match (self.rng.random_range(0..15), member) {
-            (0..2, _) => self.add_member(),
+            (0..2, _) => {
+                let is_old = self.setup.has_old_members && self.rng.random_bool(0.5);
+                self.add_member(is_old);
+            }
             (2, Some(index)) => self.remove(index, true),
             (3, Some(index)) => self.remove(index, false),
             (4, Some(index)) => self.members[index].is_paused = true,
@@ -417,12 +423,12 @@ impl World {
         }
     }
 
-    pub(crate) fn add_member(&mut self) {
+    pub(crate) fn add_member(&mut self, is_old: bool) {
         if self.members.len() < MAX_MEMBERS {
             self.names += 1;
             let name = self.names;
             let (members, context) = self.parts();
-            members.push(Member::new(name, &context));
+            members.push(Member::new(name, is_old, &context));
             self.log(format_args!("{name} starts"));
         }
     }
@@ -570,7 +576,7 @@ impl World {
         }
         let committed = format!("{:?}", self.kafka.committed);
         self.log(format_args!("reset to {committed}"));
-        self.add_member();
+        self.add_member(false);
     }
 
     /// Ends the phase with faults: at least two members run, and none is paused.
@@ -578,8 +584,11 @@ impl World {
         self.is_calm = true;
         self.log(format_args!("faults end"));
         self.members.iter_mut().for_each(|member| member.is_paused = false);
+        while let Some(old) = self.members.iter().position(|member| member.is_old) {
+            self.remove(old, false);
+        }
         while self.members.len() < 2 {
-            self.add_member();
+            self.add_member(false);
         }
         if self.kafka.is_open() {
             self.kafka.init_transactions();
