@@ -135,8 +135,8 @@ fn may_replace() -> bool {
     true
 }
 
-/// A reader with the means to replace it.
-pub(crate) struct WatchedReader {
+/// A reader that is watched, with the means to replace it.
+pub struct WatchedReader {
     broker: Broker,
     topic: String,
     create: fn(&Broker) -> KafkaResult<Reader>,
@@ -145,15 +145,15 @@ pub(crate) struct WatchedReader {
 }
 
 impl WatchedReader {
-    /// Creates a reader of `topic`.
-    pub(crate) fn new(broker: &Broker, topic: &str, create: fn(&Broker) -> KafkaResult<Reader>) -> KafkaResult<Self> {
+    /// Creates a reader of `topic` by a call of `create`.
+    pub fn new(broker: &Broker, topic: &str, create: fn(&Broker) -> KafkaResult<Reader>) -> KafkaResult<Self> {
         let consumer = Arc::new(create(broker)?);
         let watch = ClientWatch::consumer(broker, topic, &consumer);
         Ok(Self { broker: broker.clone(), topic: topic.to_owned(), create, consumer, watch })
     }
 
     /// Replaces the reader if it is lost. Returns true if it was; the new reader has no assignment.
-    pub(crate) fn replace_if_lost(&mut self) -> KafkaResult<bool> {
+    pub fn replace_if_lost(&mut self) -> KafkaResult<bool> {
         let is_lost = self.watch.is_lost();
         if is_lost {
             *self = Self::new(&self.broker, &self.topic, self.create)?;
@@ -164,6 +164,16 @@ impl WatchedReader {
     /// Returns the reader, to be used without a lock on this value.
     pub(crate) fn reader(&self) -> Arc<Reader> {
         Arc::clone(&self.consumer)
+    }
+}
+
+/// librdkafka aborts the process if a partition is removed by the close while an earlier removal of it is under way: see
+/// [`crate::assign`], which waits in the same way.
+impl Drop for WatchedReader {
+    fn drop(&mut self) {
+        if let Err(error) = self.consumer.assignment() {
+            tracing::debug!(%error, "cannot wait for the last change of the assignment");
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
-use rdkafka::error::KafkaResult;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
 /// Fetches an offset of each of `partitions` of `topic`, with one request to each partition leader: the log start offset
@@ -26,8 +26,10 @@ pub fn list_offsets<C: ConsumerContext>(
     let answer = consumer.offsets_for_times(query, timeout)?;
     let offset = |found: rdkafka::topic_partition_list::TopicPartitionListElem<'_>| {
         found.error()?;
-        let offset = if let Offset::Offset(offset) = found.offset() { offset } else { 0 };
-        Ok((found.partition(), offset))
+        match found.offset() {
+            Offset::Offset(offset) if offset >= 0 => Ok((found.partition(), offset)),
+            _ => Err(KafkaError::OffsetFetch(RDKafkaErrorCode::OffsetNotAvailable)),
+        }
     };
     answer.elements().into_iter().map(offset).collect()
 }

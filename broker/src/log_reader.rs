@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use backbeat_schemas::{DecodeError, Header, HeaderError, Record};
 use rdkafka::consumer::Consumer;
-use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
@@ -176,7 +176,9 @@ impl<R: Record + 'static> LogReader<R> {
 
     /// Fetches the end offset of the committed records: the last stable offset.
     pub fn end_offset(&mut self) -> Result<i64, ReadError> {
-        Ok(self.offset_for(Offset::End)?.unwrap_or(0))
+        let offset = self.offset_for(Offset::End)?;
+        // Without an error and without an offset, the answer is that of a request that was sent again.
+        offset.ok_or_else(|| self.failed(KafkaError::OffsetFetch(RDKafkaErrorCode::OffsetNotAvailable)))
     }
 
     /// Fetches the offset of the first record whose timestamp is `millis` (milliseconds since the Unix epoch) or later;
@@ -194,9 +196,10 @@ impl<R: Record + 'static> LogReader<R> {
         let added = list.add_partition_offset(&self.topic, PARTITION, query);
         let answer = added.and_then(|()| self.consumer.offsets_for_times(list, QUERY_TIMEOUT));
         let answer = answer.map_err(|source| self.failed(source))?;
-        let found = answer.find_partition(&self.topic, PARTITION).map(|found| found.offset());
-        Ok(match found {
-            Some(Offset::Offset(offset)) => Some(offset),
+        let Some(found) = answer.find_partition(&self.topic, PARTITION) else { return Ok(None) };
+        found.error().map_err(|source| self.failed(source))?;
+        Ok(match found.offset() {
+            Offset::Offset(offset) if offset >= 0 => Some(offset),
             _ => None,
         })
     }
@@ -247,6 +250,11 @@ impl<R: Record + 'static> LogReader<R> {
                     if offset + 1 >= end {
                         return Ok(());
                     }
+                }
+                // The end of a new partition leader that does not know its high watermark yet lies below.
+                Polled::End if self.end_offset()? < end => {
+                    std::thread::sleep(POLL_TIMEOUT);
+                    self.assign_position()?;
                 }
                 Polled::End => return Ok(()),
                 Polled::Skipped => last = Instant::now(),

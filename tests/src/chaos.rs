@@ -47,8 +47,8 @@ pub struct ChaosResult {
     pub reports: usize,
     /// The number of claims, each of which is in one report.
     pub claims: usize,
-    /// The number of times that a member took the merge over.
-    pub takeovers: usize,
+    /// The number of merging records: of takeovers, and of renewals of the lease.
+    pub merging_records: usize,
     /// The number of shares that a merge read itself.
     pub rescued: usize,
     /// The milliseconds from each window's closing frame to the receipt of its report, ascending, without the time in which
@@ -180,7 +180,7 @@ fn watch(cluster: &Cluster, done: &AtomicBool) -> BTreeMap<BeatIndex, f64> {
     reports.seek(0).expect("a new reader can be positioned");
     let mut received = BTreeMap::new();
     while !done.load(Ordering::Relaxed) {
-        // It fails while Kafka is away.
+        // It fails while Kafka is unavailable.
         if let Ok(Some(entry)) = reports.poll(Duration::from_millis(5)) {
             received.entry(entry.record.to_beat).or_insert_with(now_ms);
         }
@@ -271,14 +271,23 @@ impl Scenario<'_> {
                 devstack.set_broker_paused(0, true).expect("the broker is paused");
                 self.wait(time);
                 devstack.set_broker_paused(0, false).expect("the broker continues");
-                self.hung_ms.push((began, now_ms() + KAFKA_RECOVERY_MS));
+                self.add_hang(began);
             }
             Fault::RestartKafka => {
                 let began = now_ms();
                 devstack.stop_broker(0).expect("the broker stops");
                 devstack.restart_broker(0).expect("the broker restarts");
-                self.hung_ms.push((began, now_ms() + KAFKA_RECOVERY_MS));
+                self.add_hang(began);
             }
+        }
+    }
+
+    /// Adds the time since `began`. One that overlaps with the last makes that longer.
+    fn add_hang(&mut self, began: f64) {
+        let until = now_ms() + KAFKA_RECOVERY_MS;
+        match self.hung_ms.last_mut() {
+            Some((_, last)) if *last >= began => *last = until,
+            _ => self.hung_ms.push((began, until)),
         }
     }
 
@@ -352,7 +361,7 @@ impl Scenario<'_> {
         (result.reports, result.claims) = (reports.len(), oracle.claims());
         for entry in self.cluster.read_all::<BarPartial>(TopicName::BarPartials) {
             match entry.record.into_body() {
-                Some(PartialBody::Merging(merging)) => result.takeovers += usize::from(merging.member.is_some()),
+                Some(PartialBody::Merging(merging)) => result.merging_records += usize::from(merging.member.is_some()),
                 Some(PartialBody::Done(done)) => result.rescued += done.rescued.len(),
                 _ => {}
             }

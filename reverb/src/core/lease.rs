@@ -9,8 +9,8 @@ use super::murmur2::murmur2;
 
 /// A takeover, or a fencing of this member, makes it wait longer for this many takeover timeouts.
 const REMEMBERED_TIMEOUTS: u32 = 60;
-/// The wait doubles at most this often, to eight times.
-const MAX_DOUBLINGS: u32 = 3;
+/// The wait doubles at most this often, to 16 times: longer than a transaction may take.
+const MAX_DOUBLINGS: u32 = 4;
 /// Members take over this fraction of the takeover timeout apart.
 const RANKS: u32 = 10;
 
@@ -25,7 +25,7 @@ pub(crate) struct Lease {
     holder: Holder,
     /// The time of the last write of any merge.
     renewed_at: Duration,
-    /// The time of this member's start, or of its last opening or fencing.
+    /// The time of this member's start, or of its last opening, fencing or failure.
     turned_at: Duration,
     /// The end of the last standstill: of this member, or of Kafka.
     pub(crate) standstill_at: Duration,

@@ -41,8 +41,12 @@ pub struct MergeSession {
     turned_at: Duration,
     /// The time at which the end of `barpartials` was asked for the last time, before it was read up to there.
     confirmed_at: Option<Duration>,
+    /// Requests for the end of `barpartials`, one after the other, that were answered late.
+    late_answers: u32,
     /// No shares are rescued before this time.
     rescue_after: Duration,
+    /// True if the last rescue has read no share.
+    rescue_failed: bool,
     /// The number of windows in the next transaction, at most.
     batch: usize,
 }
@@ -55,6 +59,8 @@ pub enum MergeCommand {
     /// Open the transactional id, read `barpartials` to its end anew, call [`MergeSession::record_opening`], and write a
     /// merging record.
     TakeOver,
+    /// Write a merging record and call [`MergeSession::record_renewal`]: the next rescue has to wait.
+    Renew,
     /// Finish these windows in one transaction, then call [`MergeSession::record_finished`].
     Finish(Vec<(Window, Completion)>),
     /// Read these partitions' shares of the window from the claims, then call [`MergeSession::record_rescue`].
@@ -75,7 +81,9 @@ impl MergeSession {
             done: BTreeSet::new(),
             turned_at: now,
             confirmed_at: None,
+            late_answers: 0,
             rescue_after: now,
+            rescue_failed: false,
             batch: *BATCH.start(),
         }
     }
@@ -189,6 +197,10 @@ impl MergeSession {
             return Some(MergeCommand::Finish(completions));
         }
         let Overdue { window, partitions, at } = overdue?;
+        let pauses = (at..self.rescue_after).contains(&now) && !self.rescue_failed;
+        if pauses && self.renewal_due(now) {
+            return Some(MergeCommand::Renew);
+        }
         self.is_due(at.max(self.rescue_after), MergeCommand::Rescue(window, partitions), now)
     }
 
@@ -209,19 +221,23 @@ impl MergeSession {
         let takeover_at = |from: BeatIndex, finishable_at: Duration| {
             let rank = Rank::new(&self.name, self.shares.senders().into_iter(), from.get());
             let changed_at = self.merge.changed_at(from).unwrap_or(finishable_at);
-            // The active merge could not finish the window before the shares were overdue.
+            // The active merge could not finish the window before.
             let waits_since = changed_at.max(finishable_at.saturating_sub(share_timeout(self.takeover_after)));
             self.lease.takeover_at(waits_since, finishable_at, rank, now)
         };
         let complete = self.merge.completions(frames, 1).pop();
-        let complete = complete.map(|(window, _)| takeover_at(window.from, Duration::ZERO));
+        let complete = complete.map(|(window, completion)| {
+            // Such a set becomes complete by a partial of another window.
+            let by_another = completion == Completion::RecomputeUnlessReported;
+            takeover_at(window.from, if by_another { self.shares.last_partial_at() } else { Duration::ZERO })
+        });
         let overdue = overdue.map(|overdue| takeover_at(overdue.window.from, overdue.at));
         complete.into_iter().chain(overdue).min()
     }
 
-    /// Returns the oldest window whose missing shares are all overdue, or will be, and whose claims are few enough.
+    /// Returns the window whose missing shares are all overdue first, and whose claims are few enough.
     fn overdue_window(&self, frames: &Frames, reached: BeatIndex, now: Duration) -> Option<Overdue> {
-        self.merge.closed_sets(frames).find_map(|(window, set, partitions)| {
+        let candidates = self.merge.closed_sets(frames).filter_map(|(window, set, partitions)| {
             // A member that is behind cannot tell whether the others are.
             let closed_at = set.closed_at.filter(|_| reached >= window.closing)?;
             let missing: Vec<i32> = set.missing(partitions).collect();
@@ -231,13 +247,17 @@ impl MergeSession {
             let at = missing.iter().map(overdue_at).max()?;
             let is_small = missing.iter().map(claims).fold(0, i64::saturating_add) <= MAX_RESCUED_CLAIMS;
             is_small.then_some(Overdue { window, partitions: missing, at })
-        })
+        });
+        candidates.min_by_key(|overdue| overdue.at)
     }
 
-    /// Records that the end of `barpartials` was asked for at `asked_at`, and that the log has been read up to there. A
-    /// late answer means that Kafka stood still, and that what the others sent may still be on its way.
-    pub fn record_read_to_end(&mut self, asked_at: Duration, now: Duration) {
-        if now.saturating_sub(asked_at) > self.takeover_after / 2 {
+    /// Records that the end of `barpartials` was asked for at `asked_at` and told at `answered_at`, and that the log has been
+    /// read up to there. A late answer means that Kafka stood still, and that what the others sent may still be on its way;
+    /// several in a row that Kafka is slow.
+    pub fn record_read_to_end(&mut self, asked_at: Duration, answered_at: Duration, now: Duration) {
+        let is_late = answered_at.saturating_sub(asked_at) > self.takeover_after / 2;
+        self.late_answers = if is_late { self.late_answers + 1 } else { 0 };
+        if self.late_answers == 1 {
             self.lease.standstill_at = now;
         }
         self.confirmed_at = Some(asked_at);
@@ -283,12 +303,12 @@ impl MergeSession {
     /// Records the shares of a window that were read from the claims since `began`, which may not be all. At most half
     /// of the merge's time is spent in this way.
     pub fn record_rescue(&mut self, from: BeatIndex, shares: Vec<Partial>, began: Duration, now: Duration) {
-        let failed = shares.is_empty();
+        self.rescue_failed = shares.is_empty();
         for share in shares {
             self.merge.add_rescued(from, share, now);
         }
         let pause = now.saturating_sub(began);
-        self.rescue_after = now + if failed { pause.max(self.takeover_after / 2) } else { pause };
+        self.rescue_after = now + if self.rescue_failed { pause.max(self.takeover_after / 2) } else { pause };
         self.end_command(now);
     }
 
@@ -373,7 +393,7 @@ mod tests {
     }
 
     fn confirm(session: &mut MergeSession, now: Duration) {
-        session.record_read_to_end(now, now);
+        session.record_read_to_end(now, now, now);
     }
 
     #[test]
@@ -436,7 +456,8 @@ mod tests {
         confirm(&mut session, SECOND * 12);
         session.record_rescue(beat(0), vec![partial(0, 1), partial(1, 1)], SECOND * 12, SECOND * 15);
         session.record_finished(&[beat(0)], SECOND * 15, SECOND * 15);
-        assert_eq!(next(&mut session, 5, millis(17_999)), None);
+        assert_eq!(next(&mut session, 5, millis(15_400)), None);
+        assert_eq!(next(&mut session, 5, millis(17_999)), Some(MergeCommand::Renew), "the others must not take over");
         assert_eq!(next(&mut session, 5, SECOND * 18), Some(MergeCommand::ReadToEnd));
         session.record_rescue(beat(2), Vec::new(), SECOND * 18, SECOND * 18);
         assert_eq!(next(&mut session, 5, millis(18_499)), None, "a rescue that failed is not tried again at once");
@@ -461,9 +482,11 @@ mod tests {
         assert_eq!(next(&mut session, 3, millis(20_999)), None);
         // It sent no partial: its rank is spread over another second.
         assert_eq!(next(&mut session, 3, SECOND * 22), Some(MergeCommand::ReadToEnd));
-        session.record_read_to_end(SECOND * 22, SECOND * 27);
+        session.record_read_to_end(SECOND * 22, SECOND * 27, SECOND * 27);
         assert_eq!(next(&mut session, 3, millis(27_999)), None);
         assert_eq!(next(&mut session, 3, SECOND * 29), Some(MergeCommand::ReadToEnd));
+        session.record_read_to_end(SECOND * 29, SECOND * 34, SECOND * 34);
+        assert_eq!(next(&mut session, 3, SECOND * 34), Some(MergeCommand::TakeOver), "kafka is slow");
     }
 
     #[test]

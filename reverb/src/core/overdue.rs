@@ -104,6 +104,11 @@ impl OverdueShares {
         now.saturating_sub(at) < self.timeout * REMEMBERED_TIMEOUTS
     }
 
+    /// Returns the time of the last partial of any partition.
+    pub(crate) fn last_partial_at(&self) -> Duration {
+        self.newest.values().map(|sender| sender.at).max().unwrap_or_default()
+    }
+
     /// Returns the members that sent some partition's newest partial.
     pub(crate) fn senders(&self) -> BTreeSet<&str> {
         self.newest.values().map(|sender| sender.member.as_str()).collect()

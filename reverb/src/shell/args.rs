@@ -34,7 +34,7 @@ pub struct Args {
 
     /// Milliseconds of silence after which another member takes the merge over, or reads the claims of a member that has
     /// not sent its share of a window. Longer than a transaction takes.
-    #[arg(long, value_name = "MILLISECONDS", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(100..=60_000))]
+    #[arg(long, value_name = "MILLISECONDS", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(300..=60_000))]
     pub takeover_after: u64,
 
     /// Port of the HTTP server; 0 picks a free one.

@@ -129,7 +129,9 @@ impl Member {
             reports: LogReader::new(broker, registry, runtime, TopicName::BarReports)?,
             decoder: ClaimDecoder::new(SchemaCache::new(registry.clone(), runtime.clone())),
             producer: PartialProducer {
-                dead_letters: DeadLetterProducer { sender, topics: broker.topics().clone() },
+                dead_letters: DeadLetterProducer { sender: sender.clone(), topics: broker.topics().clone() },
+                sender,
+                topics: broker.topics().clone(),
                 partial_schema: merge_context.partial_schema,
                 member: name.to_owned(),
                 counter: 0,
@@ -163,7 +165,7 @@ impl Member {
             self.group.abandon();
             return outcome;
         }
-        if let Err(error) = self.producer.dead_letters.sender.flush(FLUSH_TIMEOUT) {
+        if let Err(error) = self.producer.sender.flush(FLUSH_TIMEOUT) {
             tracing::warn!(%error, "cannot send all partials and dead letters before the stop; the next owner sends them again");
         }
         drop(merge_thread);
@@ -412,7 +414,7 @@ impl Member {
     }
 
     fn retry_and_commit(&mut self) -> anyhow::Result<()> {
-        if let Some(reason) = self.producer.dead_letters.sender.fatal_error() {
+        if let Some(reason) = self.producer.sender.fatal_error() {
             // Nothing can be sent any more. A restart continues at the committed offsets.
             bail!("fatal error of the producer of partials and dead letters: {reason}");
         }

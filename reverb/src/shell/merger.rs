@@ -1,8 +1,8 @@
 //! The merge's thread: follows the log in every member, and in one of them collects partials and writes reports.
 //!
 //! What to do next is decided by [`MergeSession`]. All state is in the log. After a failed read the thread drops its
-//! state, and reads `barpartials` from the restart offset in the last done record. After a failed transaction it takes
-//! the merge over again, which resolves the transaction in doubt.
+//! state, and reads `barpartials` from the restart offset in the last done record. After a failed transaction it is no longer
+//! active; the next takeover, by this member or another, resolves the transaction in doubt.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -149,8 +149,8 @@ fn run(
     stop: &Shutdown,
 ) -> anyhow::Result<()> {
     while !stop.is_cancelled() {
-        let started = Follower::start(context, name, dead_letters.clone(), reached.clone());
-        let error = match started.and_then(|mut follower| follower.run(stop)) {
+        let started = MergeLoop::start(context, name, dead_letters.clone(), reached.clone());
+        let error = match started.and_then(|mut merge| merge.run(stop)) {
             Ok(()) => return Ok(()),
             Err(MergeError::Table(TableError::Frame(error))) => return Err(error.into()),
             Err(error) => error,
@@ -167,7 +167,7 @@ fn run(
 }
 
 /// The merge of one member from its start to its first failed read.
-struct Follower<'c> {
+struct MergeLoop<'c> {
     context: &'c MergeContext,
     core: MergeSession,
     started_at: Instant,
@@ -200,8 +200,8 @@ impl WindowOutcome {
     }
 }
 
-impl<'c> Follower<'c> {
-    /// Reads the partials of windows that are not done.
+impl<'c> MergeLoop<'c> {
+    /// Creates the clients, and reads the partials of windows that are not done.
     fn start(
         context: &'c MergeContext,
         name: &str,
@@ -210,7 +210,7 @@ impl<'c> Follower<'c> {
     ) -> Result<Self, MergeError> {
         let MergeContext { broker, registry, runtime, .. } = context;
         let frames = LogReader::new(broker, registry, runtime, TopicName::BeatFrames)?;
-        let mut follower = Self {
+        let mut merge = Self {
             context,
             core: MergeSession::new(name.to_owned(), context.takeover_after, Duration::ZERO),
             started_at: Instant::now(),
@@ -222,8 +222,8 @@ impl<'c> Follower<'c> {
             dead_letters,
             reached,
         };
-        follower.catch_up()?;
-        Ok(follower)
+        merge.catch_up()?;
+        Ok(merge)
     }
 
     fn catch_up(&mut self) -> Result<(), MergeError> {
@@ -294,18 +294,21 @@ impl<'c> Follower<'c> {
     fn read_partials(&mut self, start: i64, end: i64) -> Result<(), MergeError> {
         let (core, started_at) = (&mut self.core, self.started_at);
         self.partials.read(start, end, |entry| record(core, entry.offset, entry.record, started_at.elapsed()))?;
-        Ok(self.partials.seek(start.max(end))?)
+        Ok(self.partials.seek(start.max(self.core.merge().next_offset()))?)
     }
 
     fn execute(&mut self, command: MergeCommand, stop: &Shutdown) -> Result<(), MergeError> {
         match command {
             MergeCommand::ReadToEnd => {
                 let asked_at = self.now();
-                self.read_to_end()?;
-                self.core.record_read_to_end(asked_at, self.now());
+                let end = self.partials.end_offset()?;
+                let answered_at = self.now();
+                self.read_partials(self.core.merge().next_offset(), end)?;
+                self.core.record_read_to_end(asked_at, answered_at, self.now());
                 Ok(())
             }
             MergeCommand::TakeOver => self.take_over(),
+            MergeCommand::Renew => self.renew(),
             MergeCommand::Finish(completions) => self.finish_windows(completions, stop),
             MergeCommand::Rescue(window, partitions) => self.rescue(&window, &partitions, stop),
         }
@@ -377,7 +380,7 @@ impl<'c> Follower<'c> {
         self.renew()?;
         let (began, deadline) = (self.now(), Instant::now() + self.context.takeover_after * MAX_RESCUE_TIMEOUTS);
         let Self { context, core, producer, table, recompute, dead_letters, .. } = self;
-        let mut letters = DeadLetters::new(dead_letters, deadline);
+        let mut letters = DeadLetters::new(dead_letters, context.takeover_after);
         let mut lease = LeaseKeeper { context, core, producer, table, started_at: self.started_at, error: None };
         let mut keep_going = || !stop.is_cancelled() && Instant::now() < deadline && lease.renew_if_due();
         let (frames, on_invalid) = (table.frames(), &mut |record| letters.send(&record));
@@ -450,7 +453,7 @@ impl<'c> Follower<'c> {
     fn recompute(&mut self, window: &Window, stop: &Shutdown) -> Result<Option<Counts>, MergeError> {
         let Self { context, core, producer, table, recompute, dead_letters, .. } = self;
         let mut lease = LeaseKeeper { context, core, producer, table, started_at: self.started_at, error: None };
-        let mut letters = DeadLetters::new(dead_letters, Instant::now() + TRANSACTION_TIMEOUT);
+        let mut letters = DeadLetters::new(dead_letters, TRANSACTION_TIMEOUT);
         let mut keep_going = || !stop.is_cancelled() && lease.renew_if_due();
         let counts = recompute.window(table.frames(), window, &mut keep_going, &mut |record| letters.send(&record));
         lease.error.map_or(Ok(()), Err)?;
@@ -553,15 +556,20 @@ fn write_merging(
 ) -> Result<(), TransactionError> {
     let frames = table.frames();
     let Some(window) = frames.last().and_then(|newest| frames.window_of(newest.beat_index)) else {
-        // The table is being read again from an older beat: the next turn has frames.
+        // The table is being read again from an older beat. The lease is not renewed, and the others take over later.
         return Ok(());
     };
     let record = BarPartial::new(window.id, window.from, PartialBody::Merging(merging));
     let topic = context.broker.topics().name(TopicName::BarPartials);
-    let mut transaction = producer(active).begin()?;
     let now = chrono::Utc::now().timestamp_millis();
-    transaction.send(&topic, &window.id.to_string(), &wire(context.partial_schema, &record), now)?;
-    transaction.commit()
+    let mut write = || {
+        let mut transaction = producer(active).begin()?;
+        transaction.send(&topic, &window.id.to_string(), &wire(context.partial_schema, &record), now)?;
+        transaction.commit()
+    };
+    let written = write();
+    context.metrics.record_transaction(written.as_ref().err());
+    written
 }
 
 fn record(core: &mut MergeSession, offset: i64, record: BarPartial, now: Duration) {

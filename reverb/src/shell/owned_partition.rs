@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;
 
-use backbeat_broker::{Deliveries, ProducerRecord, QueueFull, TopicName};
+use backbeat_broker::{Deliveries, ProducerRecord, QueueFull, Sender, TopicName, Topics};
 use backbeat_schemas::{BarPartial, wire};
 
 use super::claim_decoder::ClaimDecoder;
@@ -15,6 +15,8 @@ use crate::core::{FetchStart, Frames, OutboxRecord, Partition, PartitionAggregat
 
 /// The producer of partials and dead letters, with the member's name and counter.
 pub(crate) struct PartialProducer {
+    pub(crate) sender: Sender,
+    pub(crate) topics: Topics,
     pub(crate) dead_letters: DeadLetterProducer,
     pub(crate) partial_schema: u32,
     pub(crate) member: String,
@@ -189,11 +191,11 @@ impl OwnedPartition {
 impl PartialProducer {
     fn send_partial(&mut self, record: &BarPartial) -> Result<(), QueueFull> {
         let named = record.clone().sent_by(&self.member, self.counter + 1);
-        let topic = self.dead_letters.topics.name(TopicName::BarPartials);
+        let topic = self.topics.name(TopicName::BarPartials);
         let key = named.window_id.to_string();
         let value = wire(self.partial_schema, &named);
         let record = ProducerRecord { topic: &topic, key: Some(key.as_bytes()), value: &value, headers: &[] };
-        self.dead_letters.sender.send(record, &self.partial_deliveries)?;
+        self.sender.send(record, &self.partial_deliveries)?;
         self.counter += 1;
         Ok(())
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use backbeat_broker::{Broker, Reader, Registry, SchemaCache, TopicName, assign, is_transient, list_offsets};
+use backbeat_broker::{Broker, Registry, SchemaCache, TopicName, WatchedReader, assign, is_transient, list_offsets};
 use backbeat_schemas::InvalidClaim;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
@@ -45,16 +45,17 @@ pub(crate) struct InvalidRecord {
 
 /// A reader of the claims in the offset ranges of windows. All its calls block.
 pub(crate) struct Recompute {
-    consumer: Reader,
+    consumer: WatchedReader,
     topic: String,
     decoder: ClaimDecoder,
 }
 
 impl Recompute {
     pub(crate) fn new(broker: &Broker, registry: &Registry, runtime: &Handle) -> Result<Self, KafkaError> {
+        let topic = broker.topics().name(TopicName::StatusClaims);
         Ok(Self {
-            consumer: broker.reader()?,
-            topic: broker.topics().name(TopicName::StatusClaims),
+            consumer: WatchedReader::new(broker, &topic, Broker::reader)?,
+            topic,
             decoder: ClaimDecoder::new(SchemaCache::new(registry.clone(), runtime.clone())),
         })
     }
@@ -141,6 +142,18 @@ impl Recompute {
         &mut self,
         ranges: &mut BTreeMap<i32, RangeReader>,
         keep_going: &mut dyn FnMut() -> bool,
+        process: impl FnMut(i32, i64, DecodedClaim<'_>, &dyn Fn() -> RawRecord),
+    ) -> Result<(), RecomputeError> {
+        self.consumer.replace_if_lost()?;
+        let read = self.read_assigned(ranges, keep_going, process);
+        assign(&self.consumer, &TopicPartitionList::new())?;
+        read
+    }
+
+    fn read_assigned(
+        &mut self,
+        ranges: &mut BTreeMap<i32, RangeReader>,
+        keep_going: &mut dyn FnMut() -> bool,
         mut process: impl FnMut(i32, i64, DecodedClaim<'_>, &dyn Fn() -> RawRecord),
     ) -> Result<(), RecomputeError> {
         let mut assignment = TopicPartitionList::new();
@@ -148,9 +161,17 @@ impl Recompute {
             assignment.add_partition_offset(&self.topic, *partition, Offset::Offset(range.next))?;
         }
         assign(&self.consumer, &assignment)?;
-        while let Some(slowest) = ranges.values().filter(|range| !range.is_read()).map(|range| range.last).min() {
+        let unread = |ranges: &BTreeMap<i32, RangeReader>| {
+            let unread = ranges.iter().filter(|(_, range)| !range.is_read());
+            unread.map(|(partition, range)| (range.last, *partition, range.end)).min()
+        };
+        while let Some((last, partition, end)) = unread(ranges) {
             if !keep_going() {
                 return Err(RecomputeError::Stopped);
+            }
+            // Other partitions may go on, and those that were read to the end of their ranges deliver what follows.
+            if last.elapsed() >= READ_TIMEOUT {
+                return Err(self.no_record(partition, end));
             }
             let message = match self.consumer.poll(POLL) {
                 Some(Ok(message)) => message,
@@ -161,15 +182,14 @@ impl Recompute {
                     continue;
                 }
                 Some(Err(error)) if !is_transient(&error) => return Err(error.into()),
-                Some(Err(_)) | None if slowest.elapsed() < READ_TIMEOUT => continue,
-                Some(Err(_)) | None => return Err(KafkaError::NoMessageReceived.into()),
+                Some(Err(_)) | None => continue,
             };
             let (partition, offset) = (message.partition(), message.offset());
             let Some(range) = ranges.get_mut(&partition).filter(|range| range.next <= offset) else { continue };
             if range.is_read() {
                 continue;
             }
-            range.last = Instant::now();
+            (range.last, range.fetched_again) = (Instant::now(), false);
             range.has_gap |= offset > range.next;
             let end = range.end;
             range.next = offset.saturating_add(1).min(end);
@@ -188,7 +208,22 @@ impl Recompute {
                 process(partition, offset, claim, &raw);
             }
         }
-        Ok(assign(&self.consumer, &TopicPartitionList::new())?)
+        Ok(())
+    }
+
+    /// Returns the error for a partition of which no record has come for long.
+    fn no_record(&self, partition: i32, boundary: i64) -> RecomputeError {
+        match self.last_stable_offset(partition) {
+            Ok(last_stable_offset) if last_stable_offset < boundary => {
+                RecomputeError::BelowBoundary { partition, last_stable_offset, boundary }
+            }
+            Ok(_) => KafkaError::NoMessageReceived.into(),
+            Err(error) => error.into(),
+        }
+    }
+
+    fn last_stable_offset(&self, partition: i32) -> Result<i64, KafkaError> {
+        Ok(self.list_offsets(&[partition], Offset::End)?.get(&partition).copied().unwrap_or(0))
     }
 
     /// Handles the end of a partition that comes before that of its range. The missing offsets are control records or
@@ -196,14 +231,10 @@ impl Recompute {
     /// last stable offset below the end is one that a new partition leader has not updated yet, or that of a recreated
     /// topic.
     fn handle_end(&self, partition: i32, range: &mut RangeReader) -> Result<(), RecomputeError> {
-        let last_stable_offset = self.list_offsets(&[partition], Offset::End)?.get(&partition).copied().unwrap_or(0);
-        let is_complete = last_stable_offset >= range.end;
+        let is_complete = self.last_stable_offset(partition)? >= range.end;
         if is_complete && range.fetched_again {
             (range.next, range.has_gap) = (range.end, true);
             return Ok(());
-        }
-        if !is_complete && range.last.elapsed() >= READ_TIMEOUT {
-            return Err(RecomputeError::BelowBoundary { partition, last_stable_offset, boundary: range.end });
         }
         range.fetched_again = is_complete;
         if !is_complete {

@@ -42,6 +42,7 @@ enum Doing {
         asked_at: Duration,
     },
     Open,
+    Renew,
     /// The transactional id was opened: read to the end and write a merging record.
     Claim,
     Finish {
@@ -158,6 +159,7 @@ impl Merger {
         let doing = match command {
             MergeCommand::ReadToEnd => Doing::ReadToEnd { asked_at: now },
             MergeCommand::TakeOver => Doing::Open,
+            MergeCommand::Renew => Doing::Renew,
             MergeCommand::Finish(completions) => {
                 let outcomes =
                     completions.into_iter().map(|(window, how)| self.determine_outcome(window, &how, context));
@@ -189,7 +191,7 @@ impl Merger {
         match doing {
             Doing::ReadToEnd { asked_at } => {
                 self.read_partials(self.core.merge().next_offset(), context);
-                self.core.record_read_to_end(asked_at, now);
+                self.core.record_read_to_end(asked_at, now, now);
             }
             Doing::Open => {
                 self.epoch = Some(context.kafka.init_transactions());
@@ -205,6 +207,7 @@ impl Merger {
                     self.renew(context)?;
                 }
             }
+            Doing::Renew => self.renew(context)?,
             Doing::Finish { outcomes, sent, began } => return self.write(outcomes, sent, began, context),
             Doing::Rescue { window, partitions, began } => {
                 self.renew(context)?;

@@ -384,7 +384,7 @@ fn merging_member_leaves_in_good_order() {
 }
 
 #[test]
-fn group_that_is_an_hour_behind() {
+fn group_that_is_five_minutes_behind() {
     let mut timeline = Timeline::empty(DELAYS);
     timeline.run(SECOND * 300);
     timeline.forget();

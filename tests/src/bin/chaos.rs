@@ -23,7 +23,7 @@ fn main() {
     };
     println!("faults: {:?}", result.faults);
     println!("{} reports of {} claims, all equal to the oracle's", result.reports, result.claims);
-    println!("{} takeovers or renewals of the merge, {} shares rescued", result.takeovers, result.rescued);
+    println!("{} takeovers or renewals of the merge, {} shares rescued", result.merging_records, result.rescued);
     println!(
         "from a window's closing frame to its report, without the hangs of kafka: p50 {:.0} ms, p90 {:.0} ms, p99 {:.0} ms, longest {:.0} ms",
         percentile(50),

@@ -118,8 +118,8 @@ impl Store {
         }
     }
 
-    /// Checks the whole file, which is small: redb itself verifies its checksums only after a crash, and then goes back to
-    /// the commit before, without a word. A vote that was forgotten in this way could be given twice.
+    /// Checks the whole file, which is small: redb itself verifies its checksums only after some crashes. A vote that was
+    /// forgotten could be given twice.
     fn new(mut database: Database) -> Result<Self, StoreError> {
         match database.check_integrity() {
             Ok(true) => {}
@@ -204,8 +204,10 @@ fn write_blocking<T>(
     database: &Database,
     change: impl FnOnce(&mut Tables<'_>) -> Result<T, StoreError>,
 ) -> Result<T, StoreError> {
-    // With redb's default durability the commit returns when it is fsynced.
-    let transaction = database.begin_write()?;
+    // With redb's default durability the commit returns when it is fsynced. In one phase, redb would go back to the commit
+    // before after a crash if the last one was damaged since.
+    let mut transaction = database.begin_write()?;
+    transaction.set_two_phase_commit(true);
     let result = change(&mut Tables { log: transaction.open_table(LOG)?, meta: transaction.open_table(META)? })?;
     transaction.commit()?;
     Ok(result)
