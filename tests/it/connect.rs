@@ -23,7 +23,7 @@ use crate::interop::python;
 use crate::pipeline::{check_reports, reverb, wait_for_reports};
 use backbeat_tests::read_raw;
 
-const LIMIT: Duration = Duration::from_mins(2);
+const LIMIT: Duration = Duration::from_mins(4);
 const POLL: Duration = Duration::from_millis(300);
 const CONNECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../connect");
 const READ_ICEBERG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/it/read_iceberg.py");

@@ -1,7 +1,6 @@
 //! End-to-end tests: real programs against a real Kafka and schema registry.
 
 mod agent_sim;
-mod chaos;
 mod cli;
 mod connect;
 mod devstack;

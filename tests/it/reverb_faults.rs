@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use backbeat_broker::TopicName;
 use backbeat_devstack::Devstack;
 use backbeat_schemas::{BarReport, Verdict};
-use backbeat_tests::{Cluster, Oracle, Program, own_devstack, wait_until};
+use backbeat_tests::{Chaos, Cluster, Oracle, Program, own_devstack, wait_until};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 use rdkafka::consumer::Consumer;
@@ -228,6 +228,14 @@ fn reports_under_forty_faults_equal_the_oracles() {
     assert_eq!(count(&verdicts, Verdict::Rewritten) + count(&verdicts, Verdict::Skipped), 0, "{verdicts:?}");
     drop(scenario);
     devstack.stop();
+}
+
+/// A short run of `make chaos`.
+#[test]
+fn reports_under_chaos_equal_the_oracles() {
+    let result = Chaos { faults: 30, seed: 1, load: 0, agents: 50 }.run();
+    assert!(result.faults.len() >= 5, "{:?}", result.faults);
+    assert!(result.rescued > 0, "{result:?}");
 }
 
 #[test]
