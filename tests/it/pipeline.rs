@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use backbeat_broker::{Entry, TopicName};
 use backbeat_schemas::{BarPartial, BarReport, PartialBody, Verdict};
-use backbeat_tests::{Cluster, Oracle, Program, PulseNodes, wait_for, wait_until};
+use backbeat_tests::{Cluster, Oracle, Program, PulseNodes, assert_reports_equal, wait_for, wait_until};
 use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -26,13 +26,7 @@ pub(crate) fn check_reports(cluster: &Cluster) -> Oracle {
     let oracle = Oracle::read(cluster);
     let expected = oracle.reports();
     wait_for_reports(cluster, expected.len());
-    let mut reports: Vec<BarReport> = cluster.reports().into_iter().map(|entry| entry.record).collect();
-    // A window may be finished before an older one that waits for a share.
-    reports.sort_by_key(|report| report.from_beat);
-    assert_eq!(reports.len(), expected.len(), "one report per window");
-    for (report, expected) in reports.iter().zip(&expected) {
-        assert_eq!(report, expected);
-    }
+    assert_reports_equal(cluster, &expected);
     oracle
 }
 

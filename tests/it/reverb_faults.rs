@@ -5,10 +5,9 @@ use std::time::{Duration, Instant};
 use backbeat_broker::TopicName;
 use backbeat_devstack::Devstack;
 use backbeat_schemas::{BarReport, Verdict};
-use backbeat_tests::{Chaos, Cluster, Oracle, Program, own_devstack, wait_until};
+use backbeat_tests::{Chaos, Cluster, Oracle, Program, own_devstack, wait_for_boundaries, wait_until};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
-use rdkafka::consumer::Consumer;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -151,31 +150,12 @@ fn wait_with_members(description: &str, members: &[Program], mut condition: impl
     }
 }
 
-/// Waits until every claim is below a boundary: before that, it belongs to no window.
-fn wait_for_boundaries(cluster: &Cluster, agents: &Program, pulse: &Program) {
-    let topic = cluster.broker().topics().name(TopicName::StatusClaims);
-    let consumer = cluster.broker().reader().expect("a consumer");
-    let end = |partition| consumer.fetch_watermarks(&topic, partition, LIMIT).expect("Kafka answers").1;
-    let last = || cluster.frames().pop().expect("there are frames");
-    let ends: Vec<i64> = (0..).zip(last().claim_offsets).map(|(partition, _)| end(partition)).collect();
-    let deadline = Instant::now() + LIMIT;
-    while last().claim_offsets.iter().zip(&ends).any(|(boundary, end)| boundary < end) {
-        let logs = || format!("log of the agents:\n{}\nlog of pulse:\n{}", agents.log(), pulse.log());
-        assert!(
-            Instant::now() < deadline,
-            "boundary {:?} is below the high watermarks {ends:?}; {}",
-            last().claim_offsets,
-            logs()
-        );
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
-
 /// Stops the agents, waits until their windows close, and stops pulse; then compares all reports with the oracle's.
 fn check(cluster: &Cluster, mut agents: Program, pulse: &Program, members: &[Program]) {
     agents.signal(Signal::TERM);
     agents.wait();
-    wait_for_boundaries(cluster, &agents, pulse);
+    let logs = || format!("log of the agents:\n{}\nlog of pulse:\n{}", agents.log(), pulse.log());
+    wait_for_boundaries(cluster, LIMIT, logs);
     let beats = cluster.frames().len();
     wait_until("two more bars", LIMIT, || cluster.frames().len() >= beats + 9);
     pulse.signal(Signal::TERM);

@@ -11,18 +11,19 @@ use backbeat_devstack::Devstack;
 use backbeat_schemas::{BarPartial, BarReport, BeatIndex, PartialBody};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use rdkafka::consumer::Consumer;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-use crate::{Cluster, Oracle, Program, PulseNodes, own_devstack, wait_until};
+use crate::{
+    Cluster, Oracle, Program, PulseNodes, assert_reports_equal, now_ms, own_devstack, wait_for_boundaries, wait_until,
+};
 
 const LIMIT: Duration = Duration::from_mins(2);
 const MEMBERS: usize = 3;
 const NODES: usize = 3;
 /// The mean time between two faults.
 const MEAN_PAUSE: Duration = Duration::from_millis(2_400);
-/// What happens within this time after Kafka has continued still counts as its fault.
+/// Delays within this time after Kafka has continued do not count, either.
 const KAFKA_RECOVERY_MS: f64 = 3_000.0;
 
 /// The extent of a run.
@@ -38,7 +39,7 @@ pub struct Chaos {
     pub agents: usize,
 }
 
-/// What a run has shown.
+/// The result of a run.
 #[derive(Debug, Default)]
 pub struct ChaosResult {
     /// The number of faults by kind.
@@ -188,11 +189,6 @@ fn watch(cluster: &Cluster, done: &AtomicBool) -> BTreeMap<BeatIndex, f64> {
     received
 }
 
-fn now_ms() -> f64 {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    now.expect("the clock is after 1970").as_secs_f64() * 1_000.0
-}
-
 /// Returns the delays of the reports, ascending, without the times in which Kafka did not answer.
 fn delays(cluster: &Cluster, received: &BTreeMap<BeatIndex, f64>, hung_ms: &[(f64, f64)]) -> Vec<f64> {
     let frames = cluster.frames();
@@ -332,7 +328,7 @@ impl Scenario<'_> {
     fn check(&mut self, mut agents: Program, result: &mut ChaosResult) {
         agents.signal(Signal::TERM);
         assert_eq!(agents.wait(), 0, "{}", agents.log());
-        self.wait_for_boundaries();
+        wait_for_boundaries(self.cluster, LIMIT, || self.nodes.logs());
         let beats = self.cluster.frames().len();
         wait_until("two more bars", LIMIT, || self.cluster.frames().len() >= beats + 9);
         for node in 0..NODES {
@@ -346,13 +342,7 @@ impl Scenario<'_> {
             assert!(Instant::now() < deadline, "{}", self.missing(&expected));
             thread::sleep(Duration::from_millis(50));
         }
-        let mut reports: Vec<BarReport> = self.cluster.reports().into_iter().map(|entry| entry.record).collect();
-        // A window may be finished before an older one that waits for a share.
-        reports.sort_by_key(|report| report.from_beat);
-        for (report, expected) in reports.iter().zip(&expected) {
-            assert_eq!(report, expected);
-        }
-        assert_eq!(reports.len(), expected.len(), "one report per window");
+        let reports = assert_reports_equal(self.cluster, &expected);
         let in_reports: i64 = reports.iter().map(|r| r.claims + r.late_claims + r.invalid_claims).sum();
         assert_eq!(in_reports, oracle.claims() as i64, "a claim is in no report or in two");
         for member in &mut self.members {
@@ -366,18 +356,6 @@ impl Scenario<'_> {
                 _ => {}
             }
         }
-    }
-
-    /// Waits until every claim is below a boundary: before that, it belongs to no window.
-    fn wait_for_boundaries(&self) {
-        let topic = self.cluster.broker().topics().name(TopicName::StatusClaims);
-        let consumer = self.cluster.broker().reader().expect("a consumer");
-        let end = |partition| consumer.fetch_watermarks(&topic, partition, LIMIT).expect("Kafka answers").1;
-        let last = || self.cluster.frames().pop().expect("there are frames");
-        let ends: Vec<i64> = (0..).zip(last().claim_offsets).map(|(partition, _)| end(partition)).collect();
-        wait_until("a boundary above all claims", LIMIT, || {
-            last().claim_offsets.iter().zip(&ends).all(|(boundary, end)| boundary >= end)
-        });
     }
 
     /// Describes the windows without a report: which shares are there, and what the members say.

@@ -224,6 +224,18 @@ impl Oracle {
     }
 }
 
+/// Asserts that `cluster` has exactly the `expected` reports, field by field. Returns them by their windows' downbeats.
+pub fn assert_reports_equal(cluster: &Cluster, expected: &[BarReport]) -> Vec<BarReport> {
+    let mut reports: Vec<BarReport> = cluster.reports().into_iter().map(|entry| entry.record).collect();
+    // A window may be finished before an older one that waits for a share.
+    reports.sort_by_key(|report| report.from_beat);
+    assert_eq!(reports.len(), expected.len(), "one report per window");
+    for (report, expected) in reports.iter().zip(expected) {
+        assert_eq!(report, expected);
+    }
+    reports
+}
+
 /// Splits a value in Confluent's wire format into the schema id and the Avro body.
 fn split(value: &[u8]) -> Option<(u32, &[u8])> {
     let (head, body) = value.split_at_checked(5)?;

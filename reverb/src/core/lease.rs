@@ -6,6 +6,7 @@ use backbeat_schemas::Merging;
 
 use super::LOGIC;
 use super::murmur2::murmur2;
+use super::recent::RecentEvents;
 
 /// A takeover, or a fencing of this member, makes it wait longer for this many takeover timeouts.
 const REMEMBERED_TIMEOUTS: u32 = 60;
@@ -29,10 +30,10 @@ pub(crate) struct Lease {
     turned_at: Duration,
     /// The end of the last standstill: of this member, or of Kafka.
     pub(crate) standstill_at: Duration,
-    /// The times at which another member took over, newest last.
-    changes: Vec<Duration>,
-    /// The times at which this member was fenced without a standstill.
-    fencings: Vec<Duration>,
+    /// Takeovers by other members.
+    changes: RecentEvents,
+    /// Fencings of this member without a standstill.
+    fencings: RecentEvents,
 }
 
 /// The member that runs the merge.
@@ -81,8 +82,8 @@ impl Lease {
             renewed_at: now,
             turned_at: now,
             standstill_at: now,
-            changes: Vec::new(),
-            fencings: Vec::new(),
+            changes: RecentEvents::default(),
+            fencings: RecentEvents::default(),
         }
     }
 
@@ -99,8 +100,7 @@ impl Lease {
             (Holder::Member { name: before, .. }, Holder::Member { name, .. }) if before != name
         );
         if was_taken_over {
-            self.changes = self.recent(&self.changes, now).collect();
-            self.changes.push(now);
+            self.changes.add(now, self.remembered());
         }
         self.holder = holder;
         self.renewed_at = now;
@@ -115,30 +115,23 @@ impl Lease {
         }
     }
 
-    /// Records that this member has opened the transactional id.
-    pub(crate) fn record_opening(&mut self, now: Duration) {
-        self.turned_at = now;
-    }
-
     /// Records that this member's merge was fenced.
     pub(crate) fn record_fencing(&mut self, now: Duration) {
-        self.fencings = self.recent(&self.fencings, now).collect();
         // While this member stood still, it was right to take over from it.
         if self.standstill_at <= self.turned_at {
-            self.fencings.push(now);
+            self.fencings.add(now, self.remembered());
         }
         self.turned_at = now;
     }
 
-    /// Records that this member's merge has failed.
-    pub(crate) fn record_failure(&mut self, now: Duration) {
+    /// Records that this member has opened the transactional id, or that its merge has failed.
+    pub(crate) fn record_change_of_role(&mut self, now: Duration) {
         self.turned_at = now;
     }
 
-    /// Returns those of `times` that still count at `now`.
-    fn recent(&self, times: &[Duration], now: Duration) -> impl Iterator<Item = Duration> {
-        let remembered = self.takeover_after * REMEMBERED_TIMEOUTS;
-        times.iter().copied().filter(move |at| now.saturating_sub(*at) < remembered)
+    /// Returns the time for which takeovers and fencings count.
+    fn remembered(&self) -> Duration {
+        self.takeover_after * REMEMBERED_TIMEOUTS
     }
 
     /// Returns true if the merge must write, so that its lease does not end: half of the takeover timeout has passed.
@@ -163,9 +156,9 @@ impl Lease {
         };
         let silence = if self.holder == Holder::Nobody { Duration::ZERO } else { timeout };
         let newer = matches!(&self.holder, Holder::Member { logic, .. } if *logic > LOGIC);
-        let changes = self.recent(&self.changes, now).filter(|at| *at > closed_at);
-        let fencings = self.recent(&self.fencings, now);
-        let doublings = (changes.chain(fencings).count() as u32).min(MAX_DOUBLINGS);
+        let changes = self.changes.count_since(Some(closed_at), now, self.remembered());
+        let fencings = self.fencings.count_since(None, now, self.remembered());
+        let doublings = (changes + fencings).min(MAX_DOUBLINGS);
         let wait = (silence + place + if newer { timeout } else { Duration::ZERO }) * 2_u32.pow(doublings);
         let quiet_since = self.renewed_at.max(self.turned_at).max(self.standstill_at).max(closed_at);
         finishable_at.max(quiet_since + wait)
@@ -243,11 +236,11 @@ mod tests {
     #[test]
     fn each_fencing_without_a_standstill_doubles_the_wait_for_a_minute() {
         let mut lease = lease(Some("a"));
-        lease.record_opening(SECOND * 11);
+        lease.record_change_of_role(SECOND * 11);
         lease.record_fencing(SECOND * 12);
         assert_eq!(takeover_at(&lease, SECOND * 20, Rank::Sender(0)), SECOND * 22);
         assert_eq!(takeover_at(&lease, SECOND * 80, Rank::Sender(0)), SECOND * 81);
-        lease.record_opening(SECOND * 82);
+        lease.record_change_of_role(SECOND * 82);
         lease.standstill_at = SECOND * 83;
         lease.record_fencing(SECOND * 83);
         assert_eq!(takeover_at(&lease, SECOND * 90, Rank::Sender(0)), SECOND * 91);

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use backbeat_schemas::{BarPartial, BeatIndex, Merging, Partial, PartialBody};
+use backbeat_schemas::{BarPartial, BeatFrame, BeatIndex, Merging, Partial, PartialBody};
 
 use super::lease::{Lease, Rank};
 use super::overdue::OverdueShares;
@@ -19,6 +19,8 @@ use super::{Completion, Frames, LOGIC, Merge, Window};
 pub const MAX_RESCUED_CLAIMS: i64 = 200_000;
 /// Windows that had closed when a member started are finished as if they closed then, if there are at most so many.
 const MAX_WINDOWS_AT_START: usize = 8;
+/// The bars before the newest frame that are read at the start: those windows, and some more in case bars were longer.
+const BARS_AT_START: i64 = 10;
 /// Windows finished in one transaction: the limit grows from the smaller number to the larger one while commits are fast.
 const BATCH: RangeInclusive<usize> = 32..=500;
 /// Finished windows that are remembered, since their closing frames may be heard later than their done records.
@@ -96,6 +98,20 @@ impl MergeSession {
     /// Returns the windows that are not done.
     pub fn merge(&self) -> &Merge {
         &self.merge
+    }
+
+    /// Returns the first beat whose frame must be read at the start, if `newest` is the newest frame: that of the oldest window
+    /// that is not done, or a few bars before `newest`.
+    pub fn first_beat(&self, newest: Option<&BeatFrame>) -> BeatIndex {
+        let start = newest.map_or(0, |frame| frame.beat_index.get() - BARS_AT_START * i64::from(frame.bar_length));
+        let start = BeatIndex::try_from(start).unwrap_or(BeatIndex::ZERO);
+        self.merge.oldest().map_or(start, |oldest| oldest.min(start))
+    }
+
+    /// Returns the downbeat of the oldest window whose frames are still needed: one that is not done, or the newest one.
+    pub fn oldest_needed(&self, frames: &Frames) -> Option<BeatIndex> {
+        let newest = frames.last().and_then(|frame| frames.window_of(frame.beat_index)).map(|window| window.from);
+        self.merge.oldest().into_iter().chain(newest).min()
     }
 
     /// Returns the merging record with which this member claims the lease.
@@ -268,7 +284,7 @@ impl MergeSession {
     pub fn record_opening(&mut self, now: Duration) {
         self.is_active = true;
         self.batch = *BATCH.start();
-        self.lease.record_opening(now);
+        self.lease.record_change_of_role(now);
         self.end_command(now);
     }
 
@@ -323,7 +339,7 @@ impl MergeSession {
     /// Records that the merge has failed, and that it is not known whether its last transaction was committed.
     pub fn record_failure(&mut self, now: Duration) {
         self.is_active = false;
-        self.lease.record_failure(now);
+        self.lease.record_change_of_role(now);
         self.end_command(now);
     }
 }

@@ -12,6 +12,7 @@ mod overdue;
 mod partition;
 mod partition_aggregator;
 mod readiness;
+mod recent;
 mod report;
 mod slos;
 mod stall;

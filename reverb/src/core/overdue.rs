@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use backbeat_schemas::BeatIndex;
 
+use super::recent::RecentEvents;
+
 /// A member that was late is given more time for this many times the time that a partition has for its share.
 const REMEMBERED_TIMEOUTS: u32 = 75;
 /// The time for a late member's shares doubles at most this often, to eight times.
@@ -24,8 +26,8 @@ pub(crate) struct OverdueShares {
     heard: BTreeMap<String, Duration>,
     /// The shares of members that were not silent and that a merge has read itself, by window and partition.
     rescued: BTreeMap<(BeatIndex, i32), Rescued>,
-    /// By member, the times at which its partial came after the rescue.
-    late: BTreeMap<String, Vec<Duration>>,
+    /// By member, its partials that came after the rescue.
+    late: BTreeMap<String, RecentEvents>,
 }
 
 #[derive(Debug)]
@@ -61,21 +63,21 @@ impl OverdueShares {
         let rescued = self.rescued.remove(&(from, partition));
         // A partition's new owner sends the shares that its last one did not: it is not slow.
         if rescued.is_some_and(|rescued| rescued.owner == member) {
+            let remembered = self.remembered();
             let late = self.late.entry(member.to_owned()).or_default();
             // It is late for all its partitions at the same time.
-            if late.last().is_none_or(|last| now.saturating_sub(*last) >= self.timeout) {
-                late.push(now);
+            if late.last().is_none_or(|last| now.saturating_sub(last) >= self.timeout) {
+                late.add(now, remembered);
             }
         }
     }
 
     /// Records that a merge has read shares itself, of a window that closed at `closed_at`.
     pub(crate) fn record_rescued(&mut self, from: BeatIndex, partitions: &[i32], closed_at: Duration, now: Duration) {
-        let remembered = self.timeout * REMEMBERED_TIMEOUTS;
+        let remembered = self.remembered();
         self.heard.retain(|_, at| now.saturating_sub(*at) < remembered);
         self.rescued.retain(|_, rescued| now.saturating_sub(rescued.at) < remembered);
-        self.late.values_mut().for_each(|late| late.retain(|at| now.saturating_sub(*at) < remembered));
-        self.late.retain(|_, late| !late.is_empty());
+        self.late.retain(|_, late| late.forget(now, remembered));
         for partition in partitions {
             let Some(owner) = self.newest.get(partition).map(|newest| &newest.member) else { continue };
             if self.heard.get(owner).is_some_and(|at| *at >= closed_at) {
@@ -95,13 +97,14 @@ impl OverdueShares {
         let newest = self.newest.get(&partition);
         // A partition that has sent another partial meanwhile is behind, but has an owner.
         let since = closed_at.max(standstill_at).max(newest.map_or(Duration::ZERO, |newest| newest.at));
-        let late = newest.and_then(|newest| self.late.get(&newest.member)).map_or(&[][..], Vec::as_slice);
-        let late = late.iter().filter(|at| self.is_recent(**at, now)).count();
-        since + self.timeout * 2_u32.pow((late as u32).min(MAX_DOUBLINGS))
+        let late = newest.and_then(|newest| self.late.get(&newest.member));
+        let late = late.map_or(0, |late| late.count_since(None, now, self.remembered()));
+        since + self.timeout * 2_u32.pow(late.min(MAX_DOUBLINGS))
     }
 
-    fn is_recent(&self, at: Duration, now: Duration) -> bool {
-        now.saturating_sub(at) < self.timeout * REMEMBERED_TIMEOUTS
+    /// Returns the time for which a late partial counts.
+    fn remembered(&self) -> Duration {
+        self.timeout * REMEMBERED_TIMEOUTS
     }
 
     /// Returns the time of the last partial of any partition.

@@ -36,8 +36,6 @@ const MAX_PAUSE: Duration = Duration::from_mins(5);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// A rescue is given up after this many takeover timeouts.
 const MAX_RESCUE_TIMEOUTS: u32 = 2;
-/// The bars before the newest frame that are read at the start.
-const BARS_AT_START: i64 = 10;
 
 /// The clients and settings of the merge.
 #[derive(Clone)]
@@ -237,10 +235,7 @@ impl<'c> MergeLoop<'c> {
         self.read_partials(restart_offset, end)?;
         self.core.record_start(last.is_some());
         let newest = self.table.newest_frame()?;
-        let start = newest.map_or(0, |newest| newest.beat_index.get() - BARS_AT_START * i64::from(newest.bar_length));
-        let start = BeatIndex::try_from(start).unwrap_or(BeatIndex::ZERO);
-        self.table.ensure_covers(self.core.merge().oldest().map_or(start, |oldest| oldest.min(start)))?;
-        Ok(())
+        Ok(self.table.ensure_covers(self.core.first_beat(newest.as_ref()))?)
     }
 
     /// Returns the time since the start.
@@ -366,8 +361,7 @@ impl<'c> MergeLoop<'c> {
 
     fn drop_finished_windows(&mut self) {
         let frames = self.table.frames();
-        let newest = frames.last().and_then(|frame| frames.window_of(frame.beat_index)).map(|window| window.from);
-        let oldest = self.core.merge().oldest().into_iter().chain(newest).min();
+        let oldest = self.core.oldest_needed(frames);
         if let Some(opened_at) = oldest.and_then(|from| frames.get(from)).map(|frame| frame.scheduled_at) {
             let oldest = oldest.expect("its frame was found above");
             self.reports.drop_before(oldest, opened_at);

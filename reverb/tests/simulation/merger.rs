@@ -16,9 +16,6 @@ use crate::member::{Context, Table, recompute_share};
 use crate::model::{DEAD_LETTERS, MEMORY};
 use crate::world::Sabotage;
 
-/// Bars before the newest frame that are read at the start.
-const BARS_AT_START: i64 = 10;
-
 /// The merge of one member, active or not.
 pub(crate) struct Merger {
     name: String,
@@ -87,10 +84,7 @@ impl Merger {
         let has_merge_record = kafka.read(&kafka.partials, 0).any(|(_, record)| record.partial().is_none());
         merger.read_partials(restart_offset, context);
         merger.core.record_start(has_merge_record);
-        let newest = kafka.frames.last();
-        let start = newest.map_or(0, |frame| frame.beat_index.get() - BARS_AT_START * i64::from(frame.bar_length));
-        let start = BeatIndex::try_from(start).unwrap_or(BeatIndex::ZERO);
-        merger.table.ensure_covers(merger.core.merge().oldest().map_or(start, |oldest| oldest.min(start)), kafka);
+        merger.table.ensure_covers(merger.core.first_beat(kafka.frames.last()), kafka);
         merger
     }
 
@@ -387,9 +381,7 @@ impl Merger {
     }
 
     fn drop_finished_windows(&mut self) {
-        let frames = &self.table.frames;
-        let newest = frames.last().and_then(|frame| frames.window_of(frame.beat_index)).map(|window| window.from);
-        if let Some(oldest) = self.core.merge().oldest().into_iter().chain(newest).min() {
+        if let Some(oldest) = self.core.oldest_needed(&self.table.frames) {
             self.table.drop_before(oldest);
         }
     }

@@ -3,7 +3,7 @@
 
 #![allow(clippy::print_stdout, reason = "the result is the output")]
 
-use backbeat_tests::Chaos;
+use backbeat_tests::{Chaos, percentile};
 
 fn main() {
     let number = |name: &str, default: u64| {
@@ -17,18 +17,14 @@ fn main() {
         agents: number("AGENTS", 100) as usize,
     };
     let result = chaos.run();
-    let percentile = |percent: usize| {
-        let delays = &result.delays_ms;
-        delays.get((delays.len() * percent / 100).min(delays.len().saturating_sub(1))).copied().unwrap_or(f64::NAN)
-    };
     println!("faults: {:?}", result.faults);
     println!("{} reports of {} claims, all equal to the oracle's", result.reports, result.claims);
     println!("{} takeovers or renewals of the merge, {} shares rescued", result.merging_records, result.rescued);
     println!(
         "from a window's closing frame to its report, without the hangs of kafka: p50 {:.0} ms, p90 {:.0} ms, p99 {:.0} ms, longest {:.0} ms",
-        percentile(50),
-        percentile(90),
-        percentile(99),
-        percentile(100),
+        percentile(&result.delays_ms, 50),
+        percentile(&result.delays_ms, 90),
+        percentile(&result.delays_ms, 99),
+        percentile(&result.delays_ms, 100),
     );
 }

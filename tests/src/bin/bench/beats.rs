@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use backbeat_broker::TopicName;
 use backbeat_schemas::BeatFrame;
-use backbeat_tests::{Cluster, PulseNodes, wait_until};
+use backbeat_tests::{Cluster, PulseNodes, now_ms, percentile, wait_until};
 
 use crate::claim_source::ClaimSource;
-use crate::table::{Row, Table, now_ms, percentile};
+use crate::table::{Row, Table};
 
 const LIMIT: Duration = Duration::from_mins(1);
 /// Number of measured beats in a run.

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use backbeat_schemas::Tempo;
 use backbeat_sdk::{BeatClock, BeatFrame, BeatSource, Beats, Connection};
-use backbeat_tests::{Cluster, runtime, wait_until};
+use backbeat_tests::{Cluster, now_ms, runtime, wait_until};
 use tokio::time::timeout;
 
-use crate::table::{Row, Table, now_ms};
+use crate::table::{Row, Table};
 
 const LIMIT: Duration = Duration::from_mins(1);
 /// Number of measured beats, first heard and then local ones: a minute and a half of each.

@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use backbeat_broker::{Deliveries, ProducerRecord, Sender, TopicName, TransactionalProducer};
 use backbeat_schemas::{BarPartial, BarReport, BeatFrame, BeatIndex, Done, PartialBody, Verdict, WindowId, wire};
-use backbeat_tests::{Cluster, wait_until};
+use backbeat_tests::{Cluster, now_ms, percentile, wait_until};
 
 use crate::claim_source::ClaimSource;
-use crate::table::{Row, Table, median, now_ms, percentile};
+use crate::table::{Row, Table, median};
 
 const LIMIT: Duration = Duration::from_mins(1);
 const WINDOWS: usize = 200;

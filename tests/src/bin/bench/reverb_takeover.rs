@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use backbeat_broker::TopicName;
 use backbeat_schemas::{BarReport, BeatIndex};
-use backbeat_tests::{Cluster, Program, wait_for};
+use backbeat_tests::{Cluster, Program, now_ms, percentile, wait_for};
 use rustix::process::Signal;
 
-use crate::table::{Row, Table, median, now_ms, percentile};
+use crate::table::{Row, Table, median};
 
 const LIMIT: Duration = Duration::from_mins(1);
 /// The times that each fault is caused, at each tempo.

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use backbeat_broker::{LogReader, TopicName};
 use backbeat_schemas::BeatFrame;
-use backbeat_tests::{Cluster, PulseNodes};
+use backbeat_tests::{Cluster, PulseNodes, percentile};
 
-use crate::table::{Row, Table, median, percentile};
+use crate::table::{Row, Table, median};
 
 const KILLS: usize = 60;
 const NODES: usize = 3;
