@@ -1,6 +1,10 @@
 //! Loopback ports.
 
+use std::io;
 use std::net::{Ipv4Addr, TcpListener};
+use std::ops::Range;
+use std::process;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::DevstackError;
 use crate::error::Context;
@@ -19,18 +23,41 @@ pub(crate) fn choose(service: &'static str, port: u16) -> Result<u16, DevstackEr
         .map_err(|_| DevstackError::PortTaken { service, port })
 }
 
-/// Returns a loopback port that is free at this moment.
+/// Below the kernel's ephemeral ports: one of those may be given to any connection before the service binds it.
+const PORTS: Range<u16> = 12_000..32_000;
+
+/// Returns a loopback port that is free at this moment, and that this process has not returned lately.
+///
+/// # Errors
+///
+/// If no port from 12,000 to 31,999 is free.
 pub fn free_port() -> Result<u16, DevstackError> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
-    listener
-        .and_then(|listener| listener.local_addr())
-        .map(|address| address.port())
-        .context(|| "cannot find a free port".to_owned())
+    static RETURNED: AtomicU32 = AtomicU32::new(0);
+    let ports = u32::from(PORTS.end - PORTS.start);
+    // Processes that start at the same time have adjacent ids; 97 apart, they do not try the same ports.
+    let first = process::id().wrapping_mul(97);
+    (0..ports)
+        .map(|_| {
+            let position = first.wrapping_add(RETURNED.fetch_add(1, Ordering::Relaxed)) % ports;
+            PORTS.start + u16::try_from(position).expect("it is below the number of ports")
+        })
+        .find(|port| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok())
+        .ok_or_else(|| io::Error::from(io::ErrorKind::AddrInUse))
+        .context(|| format!("no port from {} to {} is free", PORTS.start, PORTS.end - 1))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn free_ports_differ_and_skip_ports_in_use() {
+        let first = free_port().expect("a free port");
+        // If this fails, another program has the port, which does as well.
+        let _taken = TcpListener::bind((Ipv4Addr::LOCALHOST, first + 1));
+        let second = free_port().expect("a free port");
+        assert!(second > first + 1 || second < first, "{first}, {second}");
+    }
 
     #[test]
     fn chosen_port_with_a_listener_is_refused() {

@@ -31,6 +31,15 @@ pub struct Program {
     port_file: PathBuf,
 }
 
+/// A test that fails shows what its programs said last: their logs are removed with its directory.
+impl Drop for Program {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}:\n{}", self.process.log().display(), self.process.log_tail());
+        }
+    }
+}
+
 impl Program {
     /// The path of the executable `name` in the build directory of this test.
     pub fn executable(name: &str) -> PathBuf {
