@@ -7,7 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
-use backbeat_broker::{Broker, KafkaArgs, ensure_topic};
+use backbeat_broker::{Broker, KafkaArgs, ensure_group_offset, ensure_topic};
 use reqwest::StatusCode;
 use reqwest::blocking::{Client, RequestBuilder};
 use serde_json::{Value, json};
@@ -24,6 +24,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const RETRY_BACKOFF: Duration = Duration::from_millis(200);
 /// The setting that names the topic through which the tasks of Iceberg's sink coordinate; the sink does not create it.
 const CONTROL_TOPIC: &str = "iceberg.control.topic";
+/// The setting that names the consumer group of Iceberg's sink, if it is another than Connect's.
+const GROUP: &str = "iceberg.connect.group-id";
 
 /// Flags of `backbeat sinks`.
 #[derive(Debug, Clone, clap::Args)]
@@ -66,6 +68,11 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         if let Some(topic) = config[CONTROL_TOPIC].as_str() {
             let broker = Broker::new(&args.kafka, "backbeat-sinks")?;
             Runtime::new()?.block_on(ensure_topic(&broker, topic, args.replication_factor))?;
+            // Without an offset, a new coordinator of the sink begins at the end of its control topic: what its tasks had
+            // announced, and a coordinator that died had not yet committed to the table, is never committed
+            // (apache/iceberg#18006).
+            let group = config[GROUP].as_str().map_or_else(|| format!("connect-{name}"), str::to_owned);
+            ensure_group_offset(&broker, topic, &format!("{group}-coord"))?;
         }
         worker.apply(name, &config).with_context(|| file.display().to_string())?;
         if args.from_beginning {

@@ -28,5 +28,5 @@ pub use registry::{FetchError, Registry, RegistryError, SubjectStatus, without_c
 pub use schema_cache::{Lookup, SchemaCache};
 pub use sender::{Deliveries, ProducerRecord, QueueFull, Sender};
 pub use topic_reader::{ReadFrom, TopicEvent, TopicReader, TopicRecord};
-pub use topics::{TopicError, TopicName, Topics, ensure_topic, ensure_topics, wait_for_topics};
+pub use topics::{TopicError, TopicName, Topics, ensure_group_offset, ensure_topic, ensure_topics, wait_for_topics};
 pub use transaction::{Transaction, TransactionError, TransactionalProducer};

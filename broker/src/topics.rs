@@ -5,14 +5,17 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
-use rdkafka::consumer::Consumer;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::{Offset, TopicPartitionList};
 
 use crate::broker::MAX_RECORD_BYTES;
 use crate::{Broker, ClientLog};
 
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// The time in which a group commits an offset itself, or its members leave.
+const GROUP_TIMEOUT: Duration = Duration::from_mins(2);
 /// The largest number of errors logged for one failed request, since librdkafka may have tried several brokers.
 const MAX_ERRORS: usize = 16;
 const LEADER_POLL: Duration = Duration::from_millis(20);
@@ -231,6 +234,39 @@ pub async fn ensure_topic(broker: &Broker, topic: &str, replication: i32) -> Res
             Err(TopicError::Create { topic, code })
         }
         _ => Ok(()),
+    }
+}
+
+/// Commits the beginning of `topic`, which has one partition, as the offset of `group`, unless the group has an offset.
+/// Blocks while members of the group refuse it, for two minutes at most: they may commit an offset themselves.
+///
+/// # Errors
+///
+/// [`TopicError::Kafka`], also if the group still has members and no offset.
+pub fn ensure_group_offset(broker: &Broker, topic: &str, group: &str) -> Result<(), TopicError> {
+    let deadline = Instant::now() + GROUP_TIMEOUT;
+    let mut config = broker.client_settings();
+    config.set("group.id", group);
+    let try_once = |consumer: &BaseConsumer<ClientLog>| {
+        let mut offsets = TopicPartitionList::new();
+        offsets.add_partition(topic, 0);
+        let committed = consumer.committed_offsets(offsets, ADMIN_TIMEOUT)?;
+        if matches!(committed.elements()[0].offset(), Offset::Offset(_)) {
+            return Ok(());
+        }
+        let (beginning, _) = consumer.fetch_watermarks(topic, 0, ADMIN_TIMEOUT)?;
+        let mut offsets = TopicPartitionList::new();
+        offsets.add_partition_offset(topic, 0, Offset::Offset(beginning))?;
+        consumer.commit(&offsets, CommitMode::Sync)
+    };
+    let consumer = config.create_with_context(ClientLog).map_err(|source| kafka(broker, source))?;
+    loop {
+        match try_once(&consumer) {
+            Err(KafkaError::ConsumerCommit(RDKafkaErrorCode::UnknownMemberId)) if Instant::now() < deadline => {
+                std::thread::sleep(RETRY_PAUSE);
+            }
+            result => return result.map_err(|source| kafka(broker, source)),
+        }
     }
 }
 

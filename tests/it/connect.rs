@@ -27,6 +27,8 @@ const LIMIT: Duration = Duration::from_mins(4);
 const POLL: Duration = Duration::from_millis(300);
 const CONNECT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../connect");
 const READ_ICEBERG: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/it/read_iceberg.py");
+/// The catalog's row of the only table: where its newest metadata is.
+const ICEBERG_LOCATION: &str = "select metadata_location from iceberg_tables";
 /// The length of the database's outage.
 const OUTAGE: Duration = Duration::from_secs(10);
 
@@ -87,7 +89,7 @@ impl Warehouse {
     fn sink_file(&self, sink: &str, name: &str, overrides: &[(&str, &str)]) -> PathBuf {
         let mut config = shipped(&format!("sinks/{sink}"));
         // These differ from the shipped values only because the test would otherwise wait for minutes.
-        let faster = [("consumer.override.session.timeout.ms", "6000"), ("iceberg.control.commit.interval-ms", "1000")];
+        let faster = [("consumer.override.session.timeout.ms", "6000"), ("iceberg.control.commit.interval-ms", "5000")];
         for (key, value) in faster.iter().chain(overrides) {
             if !key.starts_with("iceberg") || config.get("iceberg.tables").is_some() {
                 config[*key] = json!(value);
@@ -131,7 +133,7 @@ impl Warehouse {
 
     /// The rows of the Iceberg table in the JDBC catalog, or of its view `newest_bar_reports`.
     fn iceberg(&self, table: &str) -> Vec<BarReport> {
-        let location = self.postgres.query("select metadata_location from iceberg_tables").unwrap_or_default();
+        let location = self.postgres.query(ICEBERG_LOCATION).unwrap_or_default();
         if location.trim().is_empty() { Vec::new() } else { read_iceberg(location.trim(), table) }
     }
 
@@ -150,6 +152,13 @@ impl Warehouse {
         read_raw(&self.cluster, topic, |_| ()).into_iter().map(|raw| raw.value).collect()
     }
 
+    /// Returns true if Iceberg's sink has announced a file on its control topic, in answer to a request to commit.
+    fn announced_a_file(&self) -> bool {
+        let directory = format!("{}/", self.dir.path().join("warehouse").display());
+        let names_it = |event: Vec<u8>| String::from_utf8_lossy(&event).contains(&directory);
+        read_raw(&self.cluster, "control-iceberg", |_| ()).into_iter().filter_map(|raw| raw.value).any(names_it)
+    }
+
     /// Waits until `condition` is true; panics after the limit with the sinks' states and the worker's log.
     fn wait_until(&self, description: &str, condition: impl Fn() -> bool) {
         let deadline = Instant::now() + LIMIT;
@@ -157,8 +166,10 @@ impl Warehouse {
             let sinks = || self.cluster.backbeat(&["sinks", "--connect-url", &self.connect.url()]);
             assert!(
                 Instant::now() < deadline,
-                "waited {LIMIT:?} for {description}; there are {} reports\n{}\n{}",
+                "waited {LIMIT:?} for {description}; there are {} reports, {} rows in iceberg, {} in files\n{}\n{}",
                 self.cluster.reports().len(),
+                self.iceberg("bar_reports").len(),
+                self.files("bar_reports").len(),
                 String::from_utf8_lossy(&sinks().stdout),
                 self.connect.log_tail()
             );
@@ -229,20 +240,35 @@ fn reports_under_faults_become_one_row_each() {
     let sim = warehouse.cluster.start("agent-sim", &agents);
     wait_for_reports(&warehouse.cluster, 2);
     warehouse.start_sink("postgres", "postgres", &[]);
-    warehouse.start_sink("iceberg", "iceberg", &[]);
     warehouse.start_sink("files", "files", &[]);
     warehouse.wait_until("a row", || !warehouse.rows("bar_reports").is_empty());
+
+    // The worker is killed before Iceberg's sink has committed anything, when it has announced files.
+    warehouse.start_sink("iceberg", "iceberg", &[]);
+    warehouse.wait_until("Iceberg's table", || {
+        warehouse.postgres.query(ICEBERG_LOCATION).is_ok_and(|row| !row.trim().is_empty())
+    });
+    warehouse.postgres.stop().unwrap_or_else(|error| panic!("{error}"));
+    warehouse.wait_until("a file announced by Iceberg's sink", || warehouse.announced_a_file());
+    warehouse.connect.kill().unwrap_or_else(|error| panic!("{error}"));
+    warehouse.postgres.restart().unwrap_or_else(|error| panic!("{error}"));
+    let reported = warehouse.cluster.reports().len();
+    wait_for_reports(&warehouse.cluster, reported + 5);
+    warehouse.connect.restart().unwrap_or_else(|error| panic!("{error}"));
+    let rows_follow = |warehouse: &Warehouse| {
+        let reported = warehouse.cluster.reports().len();
+        warehouse.wait_until("rows of reports after a fault", || {
+            warehouse.restart_failed_tasks();
+            warehouse.rows("bar_reports").len() > reported
+        });
+    };
+    rows_follow(&warehouse);
+
+    // The database alone has an outage.
     warehouse.postgres.stop().unwrap_or_else(|error| panic!("{error}"));
     thread::sleep(OUTAGE);
     warehouse.postgres.restart().unwrap_or_else(|error| panic!("{error}"));
-    let reported = warehouse.cluster.reports().len();
-    warehouse.wait_until("rows of reports after the outage", || {
-        warehouse.restart_failed_tasks();
-        warehouse.rows("bar_reports").len() > reported
-    });
-    warehouse.connect.kill().unwrap_or_else(|error| panic!("{error}"));
-    wait_for_reports(&warehouse.cluster, reported + 5);
-    warehouse.connect.restart().unwrap_or_else(|error| panic!("{error}"));
+    rows_follow(&warehouse);
     drop(sim);
     drop(pulse);
     check_reports(&warehouse.cluster);
@@ -295,7 +321,7 @@ fn check_keys_are_known(warehouse: &Warehouse) {
             };
             // The converter, the catalogs and the consumer do not publish their definitions. The rest of the test shows
             // that they use these keys: without each of them, rows would be wrong or missing.
-            let undefined = ["value.converter.apicurio.", "iceberg.catalog.", "consumer.override."];
+            let undefined = ["value.converter.apicurio.", "iceberg.catalog.", "iceberg.kafka.", "consumer.override."];
             assert!(
                 own.contains(key) || known_to_a_transform() || undefined.iter().any(|prefix| key.starts_with(prefix)),
                 "{sink}: unknown key {key}"
