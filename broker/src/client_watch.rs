@@ -33,6 +33,7 @@ const LOST_AFTER: Duration = Duration::from_secs(2);
 const MAX_PAUSE: Duration = Duration::from_secs(5);
 /// The limit of replacements in a process. Beyond it, replacing clients does not help.
 const MAX_REPLACEMENTS_PER_MINUTE: usize = 30;
+const PERIOD: Duration = Duration::from_mins(1);
 
 /// The state of one watched client, which the watch's thread sets and the client's owner reads.
 #[derive(Debug, Clone, Default)]
@@ -119,20 +120,61 @@ fn probe_new_client(broker: &Broker, topic: &str) -> bool {
     client.fetch_watermarks(topic, 0, PROBE_TIMEOUT * 2).is_ok()
 }
 
+static REPLACEMENTS: Mutex<Replacements> = Mutex::new(Replacements { recent: VecDeque::new(), refused_at: None });
+
 /// Counts a replacement, unless there were too many within a minute.
 fn may_replace() -> bool {
-    static RECENT: Mutex<VecDeque<Instant>> = Mutex::new(VecDeque::new());
-    let mut recent = RECENT.lock().unwrap_or_else(PoisonError::into_inner);
-    while recent.front().is_some_and(|at| at.elapsed() > Duration::from_mins(1)) {
-        recent.pop_front();
-    }
-    if recent.len() >= MAX_REPLACEMENTS_PER_MINUTE {
+    let allowed = REPLACEMENTS.lock().unwrap_or_else(PoisonError::into_inner).allow(Instant::now());
+    if allowed {
+        count_replaced_client();
+    } else {
         tracing::error!(limit = MAX_REPLACEMENTS_PER_MINUTE, "kafka clients are lost faster than they may be replaced");
-        return false;
     }
-    recent.push_back(Instant::now());
-    count_replaced_client();
-    true
+    allowed
+}
+
+/// Checks whether replacing lost clients helps.
+///
+/// # Errors
+///
+/// The reason, if a client was not replaced within the last minute because too many had been: then a restart of the
+/// process may help.
+pub fn check_clients() -> Result<(), String> {
+    let is_limited = REPLACEMENTS.lock().unwrap_or_else(PoisonError::into_inner).is_limited(Instant::now());
+    let reason = || {
+        format!(
+            "kafka clients of this process are lost faster than they may be replaced, {MAX_REPLACEMENTS_PER_MINUTE} a minute"
+        )
+    };
+    if is_limited { Err(reason()) } else { Ok(()) }
+}
+
+/// The replacements of clients in this process.
+#[derive(Debug)]
+struct Replacements {
+    /// The instants of those within the last minute, at most as many as are allowed.
+    recent: VecDeque<Instant>,
+    /// The instant at which one was last refused.
+    refused_at: Option<Instant>,
+}
+
+impl Replacements {
+    fn allow(&mut self, now: Instant) -> bool {
+        while self.recent.front().is_some_and(|at| now.duration_since(*at) > PERIOD) {
+            self.recent.pop_front();
+        }
+        let allowed = self.recent.len() < MAX_REPLACEMENTS_PER_MINUTE;
+        if allowed {
+            self.recent.push_back(now);
+        } else {
+            self.refused_at = Some(now);
+        }
+        allowed
+    }
+
+    fn is_limited(&self, now: Instant) -> bool {
+        self.refused_at.is_some_and(|at| now.duration_since(at) <= PERIOD)
+    }
 }
 
 /// A reader that is watched, with the means to replace it.
@@ -182,5 +224,23 @@ impl Deref for WatchedReader {
 
     fn deref(&self) -> &Reader {
         &self.consumer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn replacements_are_limited_until_a_minute_after_the_last_refusal() {
+        let mut replacements = Replacements { recent: VecDeque::new(), refused_at: None };
+        let start = Instant::now();
+        let second = Duration::from_secs(1);
+        assert!((0..30).all(|number| replacements.allow(start + second * number)));
+        assert!(!replacements.is_limited(start + second * 30));
+        assert!(!replacements.allow(start + second * 30));
+        assert!(replacements.allow(start + second * 61), "the first one was more than a minute before");
+        assert!(replacements.is_limited(start + second * 90));
+        assert!(!replacements.is_limited(start + second * 91));
     }
 }

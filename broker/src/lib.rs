@@ -20,7 +20,7 @@ mod transaction;
 pub use broker::{Broker, GroupProtocol, SettingsError, kafka_cluster_id};
 pub use claim_ends::ClaimEnds;
 pub use client_log::{ClientLog, Reader, assign, is_transient, log_client_error};
-pub use client_watch::{ClientWatch, WatchedReader};
+pub use client_watch::{ClientWatch, WatchedReader, check_clients};
 pub use kafka_args::KafkaArgs;
 pub use list_offsets::list_offsets;
 pub use log_reader::{Entry, LogReader, ReadError};

@@ -108,11 +108,17 @@ impl IntoResponse for ApiError {
 }
 
 /// Returns the routes of every service: `/health`, `/metrics`, and a JSON 404 for other paths.
-pub fn base_routes<S: Clone + Send + Sync + 'static>(registry: Registry) -> OpenApiRouter<S> {
+///
+/// `check_health` returns the reason if the process does not recover by itself, so that a restart may help.
+pub fn base_routes<S: Clone + Send + Sync + 'static>(
+    registry: Registry,
+    check_health: fn() -> Result<(), String>,
+) -> OpenApiRouter<S> {
+    let health = OpenApiRouter::new().routes(routes!(health)).with_state(check_health);
     OpenApiRouter::new()
-        .routes(routes!(health))
         .routes(routes!(metrics))
         .with_state(registry)
+        .merge(health)
         .fallback(async |request: Request| ApiError::not_found(format!("no such path: {}", request.uri().path())))
 }
 
@@ -123,10 +129,13 @@ struct Health {
     status: &'static str,
 }
 
-/// Liveness: the process is running.
-#[utoipa::path(get, path = "/health", responses((status = 200, description = "The process is running.", body = Health)))]
-async fn health() -> Json<Health> {
-    Json(Health { status: "ok" })
+/// Liveness: the process is running, and needs no restart.
+#[utoipa::path(get, path = "/health", responses(
+    (status = 200, description = "The process is running.", body = Health),
+    (status = 503, description = "The process does not recover by itself; a restart may help.", body = ErrorBody)
+))]
+async fn health(State(check_health): State<fn() -> Result<(), String>>) -> Result<Json<Health>, ApiError> {
+    check_health().map(|()| Json(Health { status: "ok" })).map_err(ApiError::unavailable)
 }
 
 /// Metrics, in Prometheus' text format.

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use backbeat_tests::{Cluster, KafkaProxy, Program, stack, wait_until};
+use backbeat_tests::{ApiKey, Cluster, KafkaProxy, Program, ProxyFault, stack, wait_until};
 
 use crate::pipeline::{check_reports, totals};
 
@@ -123,5 +123,55 @@ fn member_whose_fetches_are_not_answered_is_replaced() {
     let after = pipeline.wait_until_reports_continue("fetches without responses");
     eprintln!("reports again after {after:?}");
     assert_eq!(pipeline.proxy.group_members().len(), 2, "another member has replaced it");
+    pipeline.check();
+}
+
+/// Every client is lost soon after it was created: replacing it does not help, which `/health` says.
+#[test]
+fn clients_lost_again_and_again_make_the_service_unhealthy() {
+    let pipeline = Pipeline::start(0);
+    let health = || pipeline.reverb.get("/health").expect("reverb answers");
+    assert_eq!(health().0, 200);
+    pipeline.proxy.set_lifetime(Some(Duration::from_secs(1)));
+    let limit = Duration::from_mins(3);
+    wait_until("reverb to be unhealthy", limit, || health().0 == 503);
+    let (_, reason) = health();
+    assert!(reason.contains("lost faster than they may be replaced"), "{reason}");
+    pipeline.proxy.set_lifetime(None);
+    pipeline.wait_until_reports_continue("the loss of every client");
+    wait_until("reverb to be healthy again", limit, || health().0 == 200);
+    pipeline.check();
+}
+
+/// Requests of producers and readers whose answers come late, never or twice, or which never reach the broker: no report is
+/// lost, and none is there twice.
+#[test]
+fn requests_late_lost_or_doubled_cost_no_report() {
+    let apis = [ApiKey::EndTxn, ApiKey::Produce, ApiKey::AddPartitionsToTxn, ApiKey::Fetch, ApiKey::ListOffsets];
+    // One is later than pulse and the merge wait for a transaction: they open their producers again.
+    let [soon, late] = [Duration::from_millis(300), Duration::from_secs(12)];
+    let faults = [
+        ProxyFault::LateRequest(soon),
+        ProxyFault::LateResponse(soon),
+        ProxyFault::LateResponse(late),
+        ProxyFault::LostRequest,
+        ProxyFault::LostResponse,
+        ProxyFault::Twice,
+    ];
+    let pipeline = Pipeline::start(0);
+    for api in apis {
+        for fault in faults {
+            // A producer that failed is opened again: with the fault, too. (Opened twice, it would have fenced itself.)
+            if fault != ProxyFault::Twice {
+                pipeline.proxy.cause(ApiKey::InitProducerId, fault);
+            }
+            pipeline.proxy.cause(api, fault);
+            wait_until("the fault", LIMIT, || pipeline.proxy.pending_faults(api) == 0);
+            let after = pipeline.wait_until_reports_continue(&format!("{fault:?} of {api:?}"));
+            eprintln!("{fault:?} of {api:?}: reports again after {after:?}");
+        }
+    }
+    let not_caused = pipeline.proxy.pending_faults(ApiKey::InitProducerId);
+    assert!(not_caused < apis.len() * (faults.len() - 1), "no producer was opened again");
     pipeline.check();
 }

@@ -15,7 +15,8 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::{
-    Cluster, Oracle, Program, PulseNodes, assert_reports_equal, now_ms, own_devstack, wait_for_boundaries, wait_until,
+    ApiKey, Cluster, KafkaProxy, Oracle, Program, ProxyFault, PulseNodes, assert_reports_equal, now_ms, own_devstack,
+    wait_for_boundaries, wait_until,
 };
 
 const LIMIT: Duration = Duration::from_mins(2);
@@ -23,6 +24,15 @@ const MEMBERS: usize = 3;
 const NODES: usize = 3;
 /// The mean time between two faults.
 const MEAN_PAUSE: Duration = Duration::from_millis(2_400);
+/// The kinds of requests that may be late, lost or doubled.
+const FAULTY_REQUESTS: [ApiKey; 6] = [
+    ApiKey::EndTxn,
+    ApiKey::Produce,
+    ApiKey::AddPartitionsToTxn,
+    ApiKey::Fetch,
+    ApiKey::ListOffsets,
+    ApiKey::OffsetCommit,
+];
 /// Delays within this time after Kafka has continued do not count, either.
 const KAFKA_RECOVERY_MS: f64 = 3_000.0;
 
@@ -73,6 +83,8 @@ enum Fault {
     HangKafka,
     /// Kafka is stopped for a while.
     RestartKafka,
+    /// A request is late, lost or doubled on its way to Kafka, or its response on its way back.
+    Request,
 }
 
 impl Fault {
@@ -80,10 +92,11 @@ impl Fault {
         match rng.random_range(0..100) {
             0..42 => Self::KillMember,
             42..64 => Self::KillNode,
-            64..76 => Self::PauseMember,
-            76..82 => Self::PauseNode,
-            82..90 => Self::StopMember,
-            90..98 => Self::HangKafka,
+            64..72 => Self::PauseMember,
+            72..78 => Self::PauseNode,
+            78..84 => Self::StopMember,
+            84..92 => Self::Request,
+            92..98 => Self::HangKafka,
             _ => Self::RestartKafka,
         }
     }
@@ -91,6 +104,8 @@ impl Fault {
 
 struct Scenario<'c> {
     cluster: &'c Cluster,
+    /// Between the programs and Kafka.
+    proxy: KafkaProxy,
     nodes: PulseNodes<'c>,
     members: Vec<Program>,
     /// Paused members, and the times at which they continue.
@@ -134,19 +149,23 @@ impl Chaos {
     }
 
     fn cause_faults(self, cluster: &Cluster, devstack: &mut Devstack, result: &mut ChaosResult) -> Vec<(f64, f64)> {
+        let proxy = KafkaProxy::start(cluster.broker().bootstrap_servers());
+        let servers = proxy.bootstrap_servers();
+        let through_proxy = ["--bootstrap-servers", &servers];
         let pulse = ["--cluster", "it", "--bpm", "240", "--max-bpm", "240", "--bar", "4"];
         let mut scenario = Scenario {
             cluster,
-            nodes: PulseNodes::start(cluster, NODES, &pulse),
-            members: (0..MEMBERS).map(|_| member(cluster)).collect(),
+            nodes: PulseNodes::start(cluster, NODES, &[&pulse[..], &through_proxy].concat()),
+            members: (0..MEMBERS).map(|_| member(cluster, &proxy)).collect(),
+            proxy,
             paused: Vec::new(),
             paused_node: None,
             hung_ms: Vec::new(),
             rng: ChaCha8Rng::seed_from_u64(self.seed),
         };
         let agents = self.agents.to_string();
-        let agents =
-            cluster.start("agent-sim", &["--agents", &agents, "--late-rate", "0.05", "--malformed-rate", "0.02"]);
+        let load = ["--agents", &agents, "--late-rate", "0.05", "--malformed-rate", "0.02"];
+        let agents = cluster.start("agent-sim", &[&load[..], &through_proxy].concat());
         wait_until("a report", LIMIT, || !cluster.reports().is_empty());
         for number in 0..self.faults {
             let fault = Fault::random(&mut scenario.rng);
@@ -171,8 +190,8 @@ impl Drop for SetAtEnd<'_> {
     }
 }
 
-fn member(cluster: &Cluster) -> Program {
-    cluster.serve("reverb", &["--cluster", "it"])
+fn member(cluster: &Cluster, proxy: &KafkaProxy) -> Program {
+    cluster.serve("reverb", &["--cluster", "it", "--bootstrap-servers", &proxy.bootstrap_servers()])
 }
 
 /// Returns by the last beat of each window the time at which its report was received, in milliseconds since the Unix epoch.
@@ -269,6 +288,17 @@ impl Scenario<'_> {
                 devstack.set_broker_paused(0, false).expect("the broker continues");
                 self.add_hang(began);
             }
+            Fault::Request => {
+                let time = self.random_millis(50..3_000);
+                let fault = match self.rng.random_range(0..5) {
+                    0 => ProxyFault::LateRequest(time),
+                    1 => ProxyFault::LateResponse(time),
+                    2 => ProxyFault::LostRequest,
+                    3 => ProxyFault::LostResponse,
+                    _ => ProxyFault::Twice,
+                };
+                self.proxy.cause(FAULTY_REQUESTS[self.rng.random_range(0..FAULTY_REQUESTS.len())], fault);
+            }
             Fault::RestartKafka => {
                 let began = now_ms();
                 devstack.stop_broker(0).expect("the broker stops");
@@ -288,7 +318,7 @@ impl Scenario<'_> {
     }
 
     fn add_member(&mut self) {
-        self.members.push(member(self.cluster));
+        self.members.push(member(self.cluster, &self.proxy));
     }
 
     /// Waits, and continues the paused programs whose time has come.

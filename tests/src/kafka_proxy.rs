@@ -4,21 +4,22 @@
 //! It forwards bytes unchanged, except that metadata and coordinators name the proxy instead of the brokers, so that
 //! clients connect to the proxy only. Faults are per client id.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kafka_protocol::ResponseError;
-use kafka_protocol::messages::{
-    ApiKey, FindCoordinatorResponse, MetadataResponse, OffsetFetchResponse, ResponseHeader,
-};
+pub use kafka_protocol::messages::ApiKey;
+use kafka_protocol::messages::{FindCoordinatorResponse, MetadataResponse, OffsetFetchResponse, ResponseHeader};
 use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::time::sleep;
 
 use crate::runtime;
 
@@ -41,8 +42,8 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// The client ids seen so far.
-    clients: BTreeSet<String>,
+    /// The client ids seen so far, and the instants at which they were first seen.
+    clients: BTreeMap<String, Instant>,
     /// The client ids that have joined a consumer group.
     members: BTreeSet<String>,
     /// The clients whose connections are all cut.
@@ -51,8 +52,33 @@ struct State {
     without_fetches: BTreeSet<String>,
     /// True if metadata responses have topics and no brokers, like those of a broker that its controller has fenced.
     without_brokers: bool,
+    /// The time after which all connections of a client are cut.
+    lifetime: Option<Duration>,
+    /// The faults to cause, each once, in this order for each kind of request.
+    faults: Vec<(ApiKey, ProxyFault)>,
     /// The number of further `OffsetFetch` requests to refuse with the error that the broker is not the coordinator.
     offset_fetches_to_refuse: u32,
+}
+
+/// A fault of one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProxyFault {
+    /// The request reaches the broker after this time.
+    LateRequest(Duration),
+    /// The connection is cut before the broker has the request.
+    LostRequest,
+    /// The broker gets the request twice, and the client two responses.
+    Twice,
+    /// The response reaches the client after this time.
+    LateResponse(Duration),
+    /// The broker does what it is asked, and the connection is cut before the client has the response.
+    LostResponse,
+}
+
+impl ProxyFault {
+    fn is_of_the_response(self) -> bool {
+        matches!(self, Self::LateResponse(_) | Self::LostResponse)
+    }
 }
 
 /// A request that awaits its response.
@@ -60,6 +86,8 @@ struct Request {
     api: i16,
     version: i16,
     client: String,
+    /// The fault of its response.
+    fault: Option<ProxyFault>,
 }
 
 impl KafkaProxy {
@@ -80,7 +108,7 @@ impl KafkaProxy {
 
     /// Returns the ids of all clients that have connected so far.
     pub fn clients(&self) -> BTreeSet<String> {
-        self.shared.lock().clients.clone()
+        self.shared.lock().clients.keys().cloned().collect()
     }
 
     /// Returns the ids of the clients that have joined a consumer group.
@@ -97,6 +125,21 @@ impl KafkaProxy {
     pub fn block(&self, client: &str) {
         self.shared.lock().blocked.insert(client.to_owned());
         self.shared.changed.send_replace(());
+    }
+
+    /// Cuts every connection of a client `lifetime` after its first request, from now on; `None` ends that.
+    pub fn set_lifetime(&self, lifetime: Option<Duration>) {
+        self.shared.lock().lifetime = lifetime;
+    }
+
+    /// Causes `fault` at the next request of the kind `api`, after those that were to be caused before.
+    pub fn cause(&self, api: ApiKey, fault: ProxyFault) {
+        self.shared.lock().faults.push((api, fault));
+    }
+
+    /// Returns the number of faults that are still to be caused at requests of the kind `api`.
+    pub fn pending_faults(&self, api: ApiKey) -> usize {
+        self.shared.lock().faults.iter().filter(|(key, _)| *key == api).count()
     }
 
     /// Answers the next `requests` requests for committed offsets as a broker that is not the group's coordinator.
@@ -123,10 +166,11 @@ impl Shared {
     /// Registers a request's client. Returns false if the client is blocked.
     fn admit(&self, client: &str) -> bool {
         let mut state = self.lock();
-        if !state.clients.contains(client) {
-            state.clients.insert(client.to_owned());
+        if !state.clients.contains_key(client) {
+            state.clients.insert(client.to_owned(), Instant::now());
         }
-        !state.blocked.contains(client)
+        let is_over = state.lifetime.is_some_and(|lifetime| state.clients[client].elapsed() > lifetime);
+        !is_over && !state.blocked.contains(client)
     }
 
     /// Returns the response that the client gets instead of the broker's response `frame`.
@@ -173,6 +217,13 @@ impl Shared {
         let is_refused = state.offset_fetches_to_refuse > 0;
         state.offset_fetches_to_refuse = state.offset_fetches_to_refuse.saturating_sub(1);
         is_refused
+    }
+
+    /// Takes the fault to cause at a request of the kind `api`.
+    fn take_fault(&self, api: i16) -> Option<ProxyFault> {
+        let mut state = self.lock();
+        let position = state.faults.iter().position(|(key, _)| *key as i16 == api)?;
+        Some(state.faults.remove(position).1)
     }
 
     fn is_held(&self, request: &Request) -> bool {
@@ -254,7 +305,15 @@ async fn forward_requests(
             shared.lock().members.insert(client.clone());
         }
         *lock(name) = Some(client.clone());
-        lock(requests).insert(correlation, Request { api, version, client });
+        let fault = shared.take_fault(api);
+        let of_response = fault.filter(|fault| fault.is_of_the_response());
+        lock(requests).insert(correlation, Request { api, version, client, fault: of_response });
+        match fault {
+            Some(ProxyFault::LostRequest) => return Ok(()),
+            Some(ProxyFault::LateRequest(time)) => sleep(time).await,
+            Some(ProxyFault::Twice) => write_frame(&mut to, &frame).await?,
+            Some(ProxyFault::LateResponse(_) | ProxyFault::LostResponse) | None => {}
+        }
         write_frame(&mut to, &frame).await?;
     }
 }
@@ -269,6 +328,11 @@ async fn forward_responses(
         let frame = read_frame(&mut from).await?;
         let correlation = frame.clone().get_i32();
         let request = lock(requests).remove(&correlation);
+        match request.as_ref().and_then(|request| request.fault) {
+            Some(ProxyFault::LostResponse) => return Ok(()),
+            Some(ProxyFault::LateResponse(time)) => sleep(time).await,
+            _ => {}
+        }
         let frame = match request {
             Some(request) if shared.is_held(&request) => continue,
             Some(request) => shared.rewrite(&request, frame),

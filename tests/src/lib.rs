@@ -13,7 +13,7 @@ mod wait;
 
 pub use chaos::{Chaos, ChaosResult};
 pub use cluster::{Cluster, own_devstack, runtime, stack, start_stack_for_throughput};
-pub use kafka_proxy::KafkaProxy;
+pub use kafka_proxy::{ApiKey, KafkaProxy, ProxyFault};
 pub use measure::{now_ms, percentile};
 pub use oracle::{Oracle, Raw, assert_reports_equal, read_claims, read_raw};
 pub use program::{Program, run};

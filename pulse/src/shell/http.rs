@@ -8,6 +8,7 @@ use axum::http::{HeaderValue, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::{Json, Router};
+use backbeat_broker::check_clients;
 use backbeat_schemas::{BeatIndex, Tempo};
 use backbeat_service::{ApiError, ErrorBody, base_routes, router_with_openapi};
 use serde::de::DeserializeOwned;
@@ -56,7 +57,7 @@ pub(crate) fn routes(metrics: &Metrics, api: Api, write_authorization: WriteAuth
     let reads = OpenApiRouter::new().routes(routes!(ready)).routes(routes!(get_status));
     router_with_openapi(
         "BACKBEAT pulse",
-        base_routes(metrics.registry.clone()).merge(writes).merge(reads).with_state(api),
+        base_routes(metrics.registry.clone(), check_clients).merge(writes).merge(reads).with_state(api),
     )
 }
 

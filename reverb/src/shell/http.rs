@@ -3,6 +3,7 @@
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::{Json, Router};
+use backbeat_broker::check_clients;
 use backbeat_schemas::{BeatIndex, WindowId};
 use backbeat_service::{ApiError, ErrorBody, base_routes, router_with_openapi};
 use serde::{Deserialize, Serialize};
@@ -22,7 +23,7 @@ pub(crate) fn routes(metrics: &Metrics, status: SharedStatus) -> Router {
         .routes(routes!(windows))
         .routes(routes!(window))
         .with_state(status);
-    router_with_openapi("BACKBEAT reverb", base_routes(metrics.registry.clone()).merge(own))
+    router_with_openapi("BACKBEAT reverb", base_routes(metrics.registry.clone(), check_clients).merge(own))
 }
 
 /// The body of `/ready`.
