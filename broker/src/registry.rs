@@ -189,6 +189,29 @@ impl Registry {
         }
     }
 
+    /// Returns the numbers of `subject`'s versions, ascending, with those that were deleted softly: records written with them
+    /// stay in the log.
+    pub async fn versions(&self, subject: &str) -> Result<Vec<u32>, RegistryError> {
+        let url = format!("{}/subjects/{subject}/versions?deleted=true", self.url);
+        let answer = self.send(self.http.get(url)).await?.unwrap_or_else(|| json!([]));
+        let mut versions: Vec<u32> = serde_json::from_value(answer).map_err(|error| {
+            self.unavailable(format!("the versions of {subject} are not a list of numbers: {error}"))
+        })?;
+        versions.sort_unstable();
+        Ok(versions)
+    }
+
+    /// Returns the schema's id and its JSON text of a version of `subject`; `None` if there is no such version.
+    pub async fn version(&self, subject: &str, version: u32) -> Result<Option<(u32, String)>, RegistryError> {
+        let url = format!("{}/subjects/{subject}/versions/{version}?deleted=true", self.url);
+        let Some(answer) = self.send(self.http.get(url)).await? else { return Ok(None) };
+        let id = answer["id"].as_u64().and_then(|id| u32::try_from(id).ok());
+        match (id, answer["schema"].as_str()) {
+            (Some(id), Some(text)) => Ok(Some((id, text.to_owned()))),
+            _ => Err(self.unavailable(format!("version {version} of {subject} has no id or no schema: {answer}"))),
+        }
+    }
+
     /// Fetches the JSON text of the schema with this id.
     pub async fn fetch(&self, id: u32) -> Result<String, FetchError> {
         match get_schema_by_id(id, &self.settings).await {

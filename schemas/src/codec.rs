@@ -9,6 +9,12 @@ use apache_avro::writer::datum::GenericDatumWriter;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+/// The largest value that is decoded, in bytes: the largest record. The length of a string or of an array is a number in the
+/// body, for which the Avro library allocates memory before it reads on.
+const MAX_ALLOCATION_BYTES: usize = 2 * 1024 * 1024;
+const MAX_FLAT_SCHEMA_BYTES: usize = 64 * 1024;
+const MAX_FLAT_FIELDS: usize = 100;
+
 /// A record type with an embedded Avro schema.
 pub trait Record: Serialize + DeserializeOwned {
     /// Returns the schema that this program writes with. It is also the reader schema, into which records of other writer
@@ -27,6 +33,8 @@ pub struct RecordSchema {
 impl RecordSchema {
     pub(crate) fn new(text: &'static str, schema: &'static LazyLock<Schema>) -> Self {
         let schema: &'static Schema = schema;
+        // It is the process's limit, and stays what it is set to first.
+        apache_avro::util::max_allocation_bytes(MAX_ALLOCATION_BYTES);
         Self {
             text,
             schema,
@@ -87,6 +95,30 @@ impl<R: Record> WriterSchema<R> {
         Ok(Self { to_resolve: (&schema != reader.schema).then_some(schema), record: PhantomData })
     }
 
+    /// Parses a schema's JSON text like [`WriterSchema::parse`], and refuses whatever makes records cost more than their bytes:
+    /// nested, repeated and recursive types. For records that anybody may write.
+    pub fn parse_flat(text: &str) -> Result<Self, DecodeError> {
+        if text.len() > MAX_FLAT_SCHEMA_BYTES {
+            let bytes = text.len();
+            return Err(DecodeError::Schema(format!(
+                "it has {bytes} bytes, at most {MAX_FLAT_SCHEMA_BYTES} are allowed"
+            )));
+        }
+        let parsed = Self::parse(text)?;
+        if let Some(Schema::Record(record)) = &parsed.to_resolve {
+            if record.fields.len() > MAX_FLAT_FIELDS {
+                let fields = record.fields.len();
+                return Err(DecodeError::Schema(format!(
+                    "it has {fields} fields, at most {MAX_FLAT_FIELDS} are allowed"
+                )));
+            }
+            if let Some(field) = record.fields.iter().find(|field| !is_flat(&field.schema)) {
+                return Err(DecodeError::NotFlat { field: field.name.clone() });
+            }
+        }
+        Ok(parsed)
+    }
+
     /// Returns true if the writer schema equals the reader schema.
     pub(crate) fn equals_reader_schema(&self) -> bool {
         self.to_resolve.is_none()
@@ -108,12 +140,39 @@ impl<R: Record> WriterSchema<R> {
     }
 }
 
+/// Returns true if values of `schema` take no more memory than a constant and their bytes.
+fn is_flat(schema: &Schema) -> bool {
+    match schema {
+        Schema::Null
+        | Schema::Boolean
+        | Schema::Int
+        | Schema::Long
+        | Schema::Float
+        | Schema::Double
+        | Schema::Bytes
+        | Schema::String
+        | Schema::Enum(_) => true,
+        Schema::Union(union) => union.variants().iter().all(is_flat),
+        // Logical types, too: no field of ours has one.
+        _ => false,
+    }
+}
+
 /// An error of decoding an Avro body.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// The text of the writer's schema is not an Avro schema.
     #[error("the writer's schema does not parse: {0}")]
     Schema(String),
+    /// The writer's schema nests or repeats types, although anybody may write such records.
+    #[error(
+        "field {field} of the writer's schema is nested or repeated; allowed are null, boolean, numbers, strings, bytes, \
+         enums and unions of these"
+    )]
+    NotFlat {
+        /// The field's name.
+        field: String,
+    },
     /// The writer's schema describes another record.
     #[error("the writer's schema is of {found}, expected {expected}")]
     OtherRecord {

@@ -7,6 +7,7 @@ mod devstack;
 mod docs;
 mod faults;
 mod frames;
+mod hostile;
 mod http_api;
 mod http_fuzz;
 mod interop;

@@ -44,6 +44,7 @@ enum Classification {
 pub struct Oracle {
     frames: Vec<BeatFrame>,
     claims: Vec<Raw>,
+    /// The schemas of the subject of claims by id; `None` for one that claims may not have.
     schemas: HashMap<u32, Option<Schema>>,
 }
 
@@ -51,11 +52,12 @@ impl Oracle {
     /// Reads the whole log of `cluster`, to which nothing may be written at the same time.
     pub fn read(cluster: &Cluster) -> Self {
         let claims = read_claims(cluster);
-        let ids: BTreeSet<u32> =
-            claims.iter().filter_map(|raw| split(raw.value.as_deref()?)).map(|(id, _)| id).collect();
-        let fetch =
-            |id| runtime().block_on(cluster.registry().fetch(id)).ok().and_then(|text| Schema::parse_str(&text).ok());
-        let schemas = ids.into_iter().map(|id| (id, fetch(id))).collect();
+        let (registry, subject) = (cluster.registry(), cluster.broker().topics().subject(TopicName::StatusClaims));
+        let versions = runtime().block_on(registry.versions(&subject)).expect("the registry answers");
+        let version = |number| runtime().block_on(registry.version(&subject, number)).expect("the registry answers");
+        let known = versions.into_iter().filter_map(version);
+        let schemas = known.map(|(id, text)| (id, flat(&text).then(|| Schema::parse_str(&text).ok()).flatten()));
+        let schemas = schemas.collect();
         Self { frames: cluster.frames(), claims, schemas }
     }
 
@@ -98,10 +100,10 @@ impl Oracle {
         let Some((id, body)) = raw.value.as_deref().and_then(split) else {
             return invalid;
         };
-        let Some(schema) = self.schemas.get(&id).and_then(Option::as_ref) else {
+        let Some(schema) = self.schemas.get(&id) else {
             return Classification::Invalid { unknown_schema: true };
         };
-        let Some(claim) = decode(schema, body) else {
+        let Some(claim) = schema.as_ref().and_then(|schema| decode(schema, body)) else {
             return invalid;
         };
         if !is_valid(raw.key.as_deref(), &claim, arrival) {
@@ -243,6 +245,22 @@ fn split(value: &[u8]) -> Option<(u32, &[u8])> {
 }
 
 /// Decodes an Avro record; `None` if that fails or leaves bytes over.
+/// Returns true if no field of the record schema is of a record, an array or a map.
+fn flat(text: &str) -> bool {
+    use serde_json::Value as Json;
+    fn is_flat(schema: &Json) -> bool {
+        match schema {
+            Json::String(name) => {
+                ["null", "boolean", "int", "long", "float", "double", "bytes", "string"].contains(&name.as_str())
+            }
+            Json::Array(variants) => variants.iter().all(is_flat),
+            schema => schema["type"] == "enum",
+        }
+    }
+    let schema: Json = serde_json::from_str(text).unwrap_or_default();
+    schema["fields"].as_array().is_some_and(|fields| fields.iter().all(|field| is_flat(&field["type"])))
+}
+
 fn decode(schema: &Schema, mut body: &[u8]) -> Option<HashMap<String, Value>> {
     let value = GenericDatumReader::builder(schema).build().ok()?.read_value(&mut body).ok()?;
     let Value::Record(fields) = value else { return None };

@@ -10,7 +10,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
-use backbeat_broker::{Broker, LogReader, Registry, TopicName};
+use backbeat_broker::{Broker, LogReader, Registry, SubjectSchemas, TopicName};
 use backbeat_schemas::{BarReport, BeatFrame, BeatIndex, WindowId};
 use backbeat_service::Shutdown;
 use tokio::runtime::Handle;
@@ -82,7 +82,8 @@ pub fn audit(
     let windows = windows(&frames, range);
     let Some(first) = windows.first() else { return Ok(()) };
     let mut published = read_reports(broker, registry, runtime, &frames, first)?;
-    let reader = |_| Recompute::new(broker, registry, runtime);
+    let schemas = SubjectSchemas::new(registry.clone(), broker.topics(), TopicName::StatusClaims, runtime.clone());
+    let reader = |_| Recompute::new(broker, schemas.clone());
     let mut readers = (0..MAX_READERS).map(reader).collect::<Result<Vec<_>, _>>()?;
     for chunk in windows.chunks(MAX_WINDOWS_PER_PASS) {
         let tallies = tally_windows(&mut readers, &frames, chunk, stop)?;

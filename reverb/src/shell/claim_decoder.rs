@@ -2,20 +2,20 @@
 
 use std::sync::Arc;
 
-use backbeat_broker::{Lookup, SchemaCache};
+use backbeat_broker::{Lookup, SubjectSchemas};
 use backbeat_schemas::{Header, InvalidClaim, StatusClaim, WriterSchema, check_claim};
 
 use crate::core::{Claim, DecodedClaim};
 
 /// Decodes and validates records of `statusclaims`.
 pub(crate) struct ClaimDecoder {
-    schemas: SchemaCache<StatusClaim>,
+    schemas: SubjectSchemas<StatusClaim>,
     /// The schema of the last claim, because the next claim nearly always has the same.
     last: Option<(u32, Arc<WriterSchema<StatusClaim>>)>,
 }
 
 impl ClaimDecoder {
-    pub(crate) fn new(schemas: SchemaCache<StatusClaim>) -> Self {
+    pub(crate) fn new(schemas: SubjectSchemas<StatusClaim>) -> Self {
         Self { schemas, last: None }
     }
 

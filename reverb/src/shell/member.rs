@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use backbeat_broker::{ClientWatch, Entry, LogReader, SchemaCache, Sender, TopicName};
+use backbeat_broker::{ClientWatch, Entry, LogReader, Sender, TopicName};
 use backbeat_schemas::{BarPartial, BarReport, BeatFrame, BeatIndex, PartialBody, Record};
 use backbeat_service::Shutdown;
 use rdkafka::consumer::{CommitMode, Consumer};
@@ -127,7 +127,7 @@ impl Member {
             table: FrameTable::new(frames, args.cluster.clone()),
             partials: LogReader::new(broker, registry, runtime, TopicName::BarPartials)?,
             reports: LogReader::new(broker, registry, runtime, TopicName::BarReports)?,
-            decoder: ClaimDecoder::new(SchemaCache::new(registry.clone(), runtime.clone())),
+            decoder: ClaimDecoder::new(merge_context.claim_schemas.clone()),
             producer: PartialProducer {
                 dead_letters: DeadLetterProducer { sender: sender.clone(), topics: broker.topics().clone() },
                 sender,

@@ -10,8 +10,10 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use backbeat_broker::{Broker, LogReader, Registry, TopicName, TransactionError, TransactionalProducer};
-use backbeat_schemas::{BarPartial, BarReport, BeatIndex, Done, Merging, PartialBody, Verdict, wire};
+use backbeat_broker::{
+    Broker, LogReader, Registry, SubjectSchemas, TopicName, TransactionError, TransactionalProducer,
+};
+use backbeat_schemas::{BarPartial, BarReport, BeatIndex, Done, Merging, PartialBody, StatusClaim, Verdict, wire};
 use backbeat_service::Shutdown;
 use tokio::runtime::Handle;
 
@@ -43,6 +45,8 @@ pub(crate) struct MergeContext {
     pub(crate) broker: Broker,
     pub(crate) registry: Registry,
     pub(crate) runtime: Handle,
+    /// The schemas of claims, for members and merges.
+    pub(crate) claim_schemas: SubjectSchemas<StatusClaim>,
     pub(crate) cluster_id: String,
     pub(crate) report_schema: u32,
     pub(crate) partial_schema: u32,
@@ -216,7 +220,7 @@ impl<'c> MergeLoop<'c> {
             partials: LogReader::new(broker, registry, runtime, TopicName::BarPartials)?,
             table: FrameTable::new(frames, context.cluster_id.clone()),
             reports: ReportIndex::new(LogReader::new(broker, registry, runtime, TopicName::BarReports)?),
-            recompute: Recompute::new(broker, registry, runtime)?,
+            recompute: Recompute::new(broker, context.claim_schemas.clone())?,
             dead_letters,
             reached,
         };

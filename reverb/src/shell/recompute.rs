@@ -4,13 +4,12 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 
-use backbeat_broker::{Broker, Registry, SchemaCache, TopicName, WatchedReader, assign, is_transient, list_offsets};
-use backbeat_schemas::InvalidClaim;
+use backbeat_broker::{Broker, SubjectSchemas, TopicName, WatchedReader, assign, is_transient, list_offsets};
+use backbeat_schemas::{InvalidClaim, StatusClaim};
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
-use tokio::runtime::Handle;
 
 use super::claim_decoder::ClaimDecoder;
 use super::timeouts::QUERY_TIMEOUT;
@@ -51,12 +50,12 @@ pub(crate) struct Recompute {
 }
 
 impl Recompute {
-    pub(crate) fn new(broker: &Broker, registry: &Registry, runtime: &Handle) -> Result<Self, KafkaError> {
+    pub(crate) fn new(broker: &Broker, schemas: SubjectSchemas<StatusClaim>) -> Result<Self, KafkaError> {
         let topic = broker.topics().name(TopicName::StatusClaims);
         Ok(Self {
             consumer: WatchedReader::new(broker, &topic, Broker::reader)?,
             topic,
-            decoder: ClaimDecoder::new(SchemaCache::new(registry.clone(), runtime.clone())),
+            decoder: ClaimDecoder::new(schemas),
         })
     }
 

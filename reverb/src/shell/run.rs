@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use backbeat_broker::{Broker, GroupProtocol, Registry, TopicName, wait_for_topics};
+use backbeat_broker::{Broker, GroupProtocol, Registry, SubjectSchemas, TopicName, wait_for_topics};
 use backbeat_schemas::{BarPartial, BarReport};
 use backbeat_service::{Shutdown, serve};
 use tokio::net::TcpListener;
@@ -39,10 +39,13 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
     let outcome = match prepared {
         None => Ok(()),
         Some((report_schema, partial_schema)) => {
+            let runtime = Handle::current();
+            let claims = TopicName::StatusClaims;
             let merge_context = MergeContext {
+                claim_schemas: SubjectSchemas::new(registry.clone(), broker.topics(), claims, runtime.clone()),
                 broker,
                 registry,
-                runtime: Handle::current(),
+                runtime,
                 cluster_id: args.cluster.clone(),
                 report_schema,
                 partial_schema,
