@@ -116,6 +116,8 @@ enum SimEvent {
     BoundaryResponse(Boundary),
     /// A node receives the newest plan that Raft has committed.
     PlanResponse,
+    /// A node learns its role in Raft, which is the newest one then, as with a watch: an older one never comes later.
+    RaftRole,
 }
 
 struct Node {
@@ -301,8 +303,7 @@ impl World {
             self.now = next_step.min(until);
             if self.now == next_step && self.sabotage != Some(Sabotage::NoElections) {
                 for node in self.raft.step(self.now, &self.links, &mut self.rng) {
-                    let raft_role = self.raft.views[node].clone();
-                    self.schedule(node, 0..10_000, SimEvent::Deliver(Event::RaftRoleChanged(raft_role)));
+                    self.schedule(node, 0..10_000, SimEvent::RaftRole);
                 }
             }
         }
@@ -340,7 +341,11 @@ impl World {
         // Kafka and the other nodes continue while a node is paused; only what the node itself would process waits.
         let is_processed_by_node = matches!(
             sim_event,
-            SimEvent::Deliver(_) | SimEvent::Timer(_) | SimEvent::BoundaryResponse(_) | SimEvent::PlanResponse
+            SimEvent::Deliver(_)
+                | SimEvent::Timer(_)
+                | SimEvent::BoundaryResponse(_)
+                | SimEvent::PlanResponse
+                | SimEvent::RaftRole
         );
         if self.nodes[node].is_paused && is_processed_by_node {
             self.nodes[node].deferred.push(sim_event);
@@ -360,6 +365,7 @@ impl World {
                 }
                 _ => Ok(()),
             },
+            SimEvent::RaftRole => self.deliver(node, Event::RaftRoleChanged(self.raft.views[node].clone())),
             SimEvent::QuorumRequest(check_id) => {
                 let is_true = self.raft.confirms(node, &self.links);
                 if is_true {
@@ -605,9 +611,8 @@ impl World {
         self.links.alive[node] = true;
         self.links.stepped_down[node] = false;
         writeln!(self.trace, "{:>10} n{node} boots", self.now).expect("writing to a String does not fail");
-        let raft_role = self.raft.restarted(node);
-        if raft_role != RaftRole::Leaderless {
-            self.schedule(node, 0..10_000, SimEvent::Deliver(Event::RaftRoleChanged(raft_role)));
+        if self.raft.restarted(node) != RaftRole::Leaderless {
+            self.schedule(node, 0..10_000, SimEvent::RaftRole);
         }
         self.schedule(node, 0..10_000, SimEvent::PlanResponse);
         self.read_newest(node);
