@@ -87,7 +87,15 @@ def main():
                          "isolation.level": "read_committed"})
     consumer.assign([TopicPartition(f"{prefix}beatframes", 0, OFFSET_END)])
     # The partitioner of Java's clients, so that an agent's claims go to one partition whichever client sends them.
-    producer = Producer({"bootstrap.servers": kafka, "enable.idempotence": True, "partitioner": "murmur2_random"})
+    producer = Producer(
+        {
+            "bootstrap.servers": kafka,
+            "enable.idempotence": True,
+            "partitioner": "murmur2_random",
+            # The topic's limit of a batch.
+            "message.max.bytes": 65536,
+        }
+    )
 
     clock, worked = Clock(), 0
     while worked < args.beats:

@@ -13,9 +13,15 @@ use rdkafka::error::KafkaResult;
 use crate::client_log::init_counters;
 use crate::{ClientLog, KafkaArgs, Reader, Topics};
 
-/// The largest record that a producer sends: a claim of Kafka's default limit (1 MB) must still fit into the
-/// dead-letter topic with its headers.
+/// The largest record that a producer sends.
 pub(crate) const MAX_RECORD_BYTES: usize = 2 * 1024 * 1024;
+/// The largest batch of claims, in bytes: the largest valid claim has less than 6,000. The required setting of
+/// `statusclaims`, too.
+pub(crate) const MAX_CLAIM_BATCH_BYTES: &str = "65536";
+/// The largest response to a fetch, in bytes as compressed: librdkafka decompresses all of it at once. Kafka stores claims
+/// compressed with lz4, by a factor of 255 at most, so it takes 255 MiB at worst. A larger record comes in a response of its
+/// own.
+const MAX_FETCH_BYTES: usize = 1024 * 1024;
 
 /// The interval at which the clients of services are probed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
@@ -141,7 +147,8 @@ impl Broker {
         // A seek waits for the fetch in flight, at most this long.
         config.set("fetch.wait.max.ms", "50");
         config.set("fetch.queue.backoff.ms", "10");
-        config.set("fetch.message.max.bytes", MAX_RECORD_BYTES.to_string());
+        config.set("fetch.message.max.bytes", MAX_FETCH_BYTES.to_string());
+        config.set("fetch.max.bytes", MAX_FETCH_BYTES.to_string());
         config
     }
 

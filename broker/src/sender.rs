@@ -11,6 +11,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedHeaders, DeliveryResult, Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, Producer as _, ProducerContext, PurgeConfig, ThreadedProducer};
 
+use crate::broker::MAX_CLAIM_BATCH_BYTES;
 use crate::client_log::count_client_error;
 use crate::client_watch::probe;
 use crate::{Broker, ClientWatch, TopicName, log_client_error};
@@ -172,6 +173,9 @@ impl Settings {
         config.set("linger.ms", "2");
         config.set("queue.buffering.max.messages", "200000");
         config.set("compression.type", "lz4");
+        if self.topic == self.broker.topics().name(TopicName::StatusClaims) {
+            config.set("message.max.bytes", MAX_CLAIM_BATCH_BYTES);
+        }
         let context = DeliveryContext {
             latency: Arc::clone(latency),
             is_replaced: AtomicBool::default(),

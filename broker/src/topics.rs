@@ -9,7 +9,7 @@ use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::{Offset, TopicPartitionList};
 
-use crate::broker::MAX_RECORD_BYTES;
+use crate::broker::{MAX_CLAIM_BATCH_BYTES, MAX_RECORD_BYTES};
 use crate::{Broker, ClientLog};
 
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(10);
@@ -73,6 +73,15 @@ impl TopicName {
             ("message.timestamp.type", "LogAppendTime"),
             ("unclean.leader.election.enable", "false"),
         ];
+        // Any agent may write claims. A batch of 64 KiB cannot be a bomb that takes a broker's memory when it is recompressed,
+        // nor, with lz4, that of a consumer; gzip and zstd compress by factors of a thousand and more.
+        const CLAIMS: &[(&str, &str)] = &[
+            ("cleanup.policy", "delete"),
+            ("message.timestamp.type", "LogAppendTime"),
+            ("unclean.leader.election.enable", "false"),
+            ("max.message.bytes", MAX_CLAIM_BATCH_BYTES),
+            ("compression.type", "lz4"),
+        ];
         const COMPACTED_LOG_APPEND_TIME: &[(&str, &str)] = &[
             ("cleanup.policy", "compact"),
             ("message.timestamp.type", "LogAppendTime"),
@@ -80,7 +89,8 @@ impl TopicName {
         ];
         match self {
             Self::BeatFrames | Self::BarReports => CREATE_TIME,
-            Self::StatusClaims | Self::BarPartials => LOG_APPEND_TIME,
+            Self::StatusClaims => CLAIMS,
+            Self::BarPartials => LOG_APPEND_TIME,
             Self::DeadLetters => COMPACTED_LOG_APPEND_TIME,
         }
     }

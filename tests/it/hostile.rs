@@ -1,11 +1,16 @@
 //! Hostile records: an agent with write rights to `statusclaims` and to the schema registry costs the others no report.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use backbeat_broker::{Deliveries, ProducerRecord, Sender, TopicName};
 use backbeat_schemas::{Record, StatusClaim};
 use backbeat_tests::{Cluster, Program, read_raw, wait_until};
+use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::message::DeliveryResult;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+use rdkafka::{ClientConfig, ClientContext};
 use reqwest::blocking::Client;
 use serde_json::{Value, json};
 
@@ -114,4 +119,52 @@ fn records_of_nested_and_repeated_schemas_are_invalid() {
     let count = [0x80, 0xa8, 0xd6, 0xb9, 0x07, 0];
     pipeline.send("a", &wire(pipeline.register(&repeated), &[&body[..], &count].concat()));
     pipeline.check(2);
+}
+
+/// A batch of few bytes that takes many when it is decompressed: Kafka refuses it, or members can read it.
+#[test]
+fn compressed_bombs_are_refused_or_read() {
+    let pipeline = Pipeline::start();
+    let topic = pipeline.cluster.broker().topics().name(TopicName::StatusClaims);
+    let servers = pipeline.cluster.broker().bootstrap_servers();
+    let send = |codec: &str, records: usize, bytes: usize| {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", servers).set("compression.codec", codec).set("linger.ms", "200");
+        config.set("message.max.bytes", "100000000").set("batch.size", "100000000");
+        let refused = Arc::<AtomicUsize>::default();
+        let producer: BaseProducer<Refused> =
+            config.create_with_context(Refused(Arc::clone(&refused))).expect("a producer");
+        let value = vec![0; bytes];
+        for _ in 0..records {
+            let record = BaseRecord::to(&topic).key("stranger").payload(&value);
+            producer.send(record).map_err(|(error, _)| error).expect("the record is queued");
+        }
+        producer.flush(LIMIT).expect("Kafka answers");
+        refused.load(Ordering::Relaxed)
+    };
+    let mut read = 0;
+    for codec in ["gzip", "zstd", "snappy", "lz4"] {
+        // Compressed, 40 MB are more than 64 KiB with snappy and lz4 only, and 10 MB with none but snappy.
+        assert_eq!(send(codec, 40, 1_000_000), 40, "{codec}");
+        read += 10 - send(codec, 10, 1_000_000);
+        pipeline.wait_until_reports_continue();
+    }
+    assert!(read > 0, "the test needs a bomb that Kafka accepts");
+    pipeline.check(read);
+}
+
+/// Counts the records that Kafka refuses.
+struct Refused(Arc<AtomicUsize>);
+
+impl ClientContext for Refused {}
+
+impl ProducerContext for Refused {
+    type DeliveryOpaque = ();
+
+    fn delivery(&self, result: &DeliveryResult<'_>, (): ()) {
+        if let Err((error, _)) = result {
+            assert_eq!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::MessageSizeTooLarge));
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }

@@ -62,7 +62,7 @@ fn invalid_records(beat: i64, claim_schema: u32, frame_schema: u32) -> Vec<(&'st
         ("id_length", (KEY, changed(&|c| c.task_id = "t".repeat(257)))),
         ("progress", (KEY, changed(&|c| c.progress = f64::NAN))),
         ("progress", (KEY, changed(&|c| c.progress = 1.5))),
-        ("notes", (KEY, changed(&|c| c.notes = "n".repeat(100 * 1_024)))),
+        ("notes", (KEY, changed(&|c| c.notes = "n".repeat(32 * 1_024)))),
         ("hlc", (KEY, changed(&|c| c.hlc = "now".into()))),
         ("beat", (KEY, changed(&|c| c.beat_index = beat + 1_000_000))),
         ("beat", (KEY, changed(&|c| c.beat_index = -1))),

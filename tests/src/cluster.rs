@@ -198,7 +198,9 @@ impl Cluster {
         run(&mut cli(&["--delete"]));
         // Kafka deletes a topic in the background.
         wait_until("the topic to be created again", RECREATE_LIMIT, || {
-            let created = cli(&["--create", "--partitions", "1", "--replication-factor", "1"]).output();
+            let settings = ["--config", "max.message.bytes=65536", "--config", "compression.type=lz4"];
+            let create = [&["--create", "--partitions", "1", "--replication-factor", "1"][..], &settings].concat();
+            let created = cli(&create).output();
             created.is_ok_and(|output| output.status.success())
         });
     }
