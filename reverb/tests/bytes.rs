@@ -68,6 +68,7 @@ fn partial(partition: i32) -> Partial {
         late_claims: 1,
         invalid_claims: 1,
         unknown_schema_claims: 1,
+        excess_claims: 1,
     }
 }
 

@@ -118,6 +118,8 @@ pub struct Partial {
     pub invalid_claims: i64,
     /// The number of those invalid claims whose schema the registry does not know.
     pub unknown_schema_claims: i64,
+    /// The number of counted claims of agents and tasks beyond the limit of a partition, which no distinct count includes.
+    pub excess_claims: i64,
 }
 
 /// The content of a done record, which marks a window as finished.

@@ -235,6 +235,7 @@ fn partial_and_done_round_trip_through_avro() {
         late_claims: 9,
         invalid_claims: 10,
         unknown_schema_claims: 11,
+        excess_claims: 12,
     };
     let done = Done { verdict: Verdict::Skipped, low: 12, rescued: vec![0, 7] };
     let merging = |member| PartialBody::Merging(Merging { member, logic: 3 });

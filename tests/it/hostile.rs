@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use backbeat_broker::{Deliveries, ProducerRecord, Sender, TopicName};
-use backbeat_schemas::{Record, StatusClaim};
-use backbeat_tests::{Cluster, Program, read_raw, wait_until};
+use backbeat_schemas::{Record, State, StatusClaim, wire};
+use backbeat_tests::{Cluster, Program, read_raw, runtime, wait_until};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
@@ -32,8 +32,13 @@ struct Pipeline {
 
 impl Pipeline {
     fn start() -> Self {
+        Self::with_bars("4")
+    }
+
+    /// Starts the programs with bars of this many beats, four a second.
+    fn with_bars(beats: &str) -> Self {
         let cluster = Cluster::new(PARTITIONS as i32);
-        let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "240", "--max-bpm", "240", "--bar", "4"]);
+        let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "240", "--max-bpm", "240", "--bar", beats]);
         let reverb = cluster.serve("reverb", &["--cluster", "it"]);
         let sim = cluster.start("agent-sim", &["--agents", &AGENTS.to_string()]);
         let sender = Sender::new(cluster.broker(), TopicName::StatusClaims, None).expect("a producer");
@@ -52,7 +57,9 @@ impl Pipeline {
     fn send(&self, key: &str, value: &[u8]) {
         let topic = self.cluster.broker().topics().name(TopicName::StatusClaims);
         let record = ProducerRecord { topic: &topic, key: Some(key.as_bytes()), value, headers: &[] };
-        self.sender.send(record, &self.deliveries).expect("the queue has room");
+        while self.sender.send(record, &self.deliveries).is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Registers `schema` for claims, past the compatibility check, and returns its id.
@@ -111,14 +118,57 @@ fn records_of_nested_and_repeated_schemas_are_invalid() {
     let repeated = with_field(json!({ "name": "nulls", "type": { "type": "array", "items": "null" }, "default": [] }));
     // Three strings of a byte, and zeros: beat, state, beats left, progress (8 bytes), notes, hlc and three more fields.
     let body = [&[2, b'a', 2, b'a', 2, b't'][..], &[0; 16]].concat();
-    let wire = |id: u32, body: &[u8]| [&[0], &id.to_be_bytes()[..], body].concat();
+    let record = |id: u32, body: &[u8]| [&[0], &id.to_be_bytes()[..], body].concat();
     // Each claim has another one as its last field.
     let nested = [&body[..], &[2]].concat().repeat(2_000);
-    pipeline.send("a", &wire(pipeline.register(&recursive), &nested));
+    pipeline.send("a", &record(pipeline.register(&recursive), &nested));
     // A thousand million nulls, none of which takes a byte.
     let count = [0x80, 0xa8, 0xd6, 0xb9, 0x07, 0];
-    pipeline.send("a", &wire(pipeline.register(&repeated), &[&body[..], &count].concat()));
+    pipeline.send("a", &record(pipeline.register(&repeated), &[&body[..], &count].concat()));
     pipeline.check(2);
+}
+
+/// An agent that invents tasks: those beyond the limit of its partition are in no distinct count, which the report says.
+#[test]
+fn tasks_beyond_the_limit_are_reported_as_such() {
+    const TASKS: usize = 252_000;
+    let pipeline = Pipeline::with_bars("40");
+    let topics = pipeline.cluster.broker().topics();
+    let id = runtime()
+        .block_on(pipeline.cluster.registry().register::<StatusClaim>(&topics.subject(TopicName::StatusClaims)));
+    let id = id.expect("the schema is registered");
+    let claim = |beat_index, task: usize| StatusClaim {
+        r#type: Default::default(),
+        agent_id: "stranger".into(),
+        task_id: format!("task-{task}"),
+        beat_index,
+        state: State::Done,
+        beats_left: 2,
+        progress: 0.5,
+        notes: String::new(),
+        hlc: "7ffd:0001:beef".into(),
+        help: None,
+        secret_rotation: None,
+        degraded: false,
+    };
+    // All of them name the downbeat of the next window, and are sent while it is open.
+    let last = pipeline.cluster.frames().pop().expect("there are frames").beat_index.get();
+    let downbeat = (last / 40 + 1) * 40;
+    let values: Vec<Vec<u8>> = (0..TASKS).map(|task| wire(id, &claim(downbeat, task))).collect();
+    let frames = || pipeline.cluster.frames().pop().expect("there are frames").beat_index.get();
+    wait_until("the downbeat", LIMIT, || frames() >= downbeat);
+    for value in &values {
+        pipeline.send("stranger", value);
+    }
+    let issue = || {
+        let issues = pipeline.cluster.reports().into_iter().flat_map(|entry| entry.record.issues);
+        issues.into_iter().find(|issue| issue.ends_with("claims of agents or tasks beyond the limit"))
+    };
+    wait_until("a report of claims beyond the limit", LIMIT, || issue().is_some());
+    eprintln!("{:?}", issue());
+    let excess = pipeline.reverb.metric("backbeat_reverb_excess_claims_total");
+    assert!(excess.is_some_and(|claims| claims >= 1.0), "{excess:?}");
+    pipeline.check(0);
 }
 
 /// A batch of few bytes that takes many when it is decompressed: Kafka refuses it, or members can read it.

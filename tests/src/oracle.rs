@@ -18,6 +18,8 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use crate::{Cluster, runtime};
 
+/// The largest number of tasks of a partition in a window that distinct counts include.
+const MAX_TASKS: usize = 250_000;
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_secs(10);
 
@@ -35,9 +37,16 @@ pub struct Raw {
 
 /// The oracle's classification of one record of `statusclaims`.
 enum Classification {
-    Counted { from: i64, claim: HashMap<String, Value> },
+    Counted {
+        from: i64,
+        claim: HashMap<String, Value>,
+        /// True if its task is beyond the limit of the partition.
+        excess: bool,
+    },
     Late,
-    Invalid { unknown_schema: bool },
+    Invalid {
+        unknown_schema: bool,
+    },
 }
 
 /// The frames and claims of a log, with the schemas of the claims.
@@ -69,11 +78,20 @@ impl Oracle {
     /// Computes the report of every window that can be closed.
     pub fn reports(&self) -> Vec<BarReport> {
         let mut by_window = BTreeMap::<i64, Vec<Classification>>::new();
+        let mut tasks = HashMap::<(i64, i32), BTreeSet<(String, String)>>::new();
         for raw in &self.claims {
             let Some(arrival) = self.arrival(raw) else { continue };
-            let classification = self.classify(raw, arrival);
-            let window = match &classification {
-                Classification::Counted { from, .. } => *from,
+            let mut classification = self.classify(raw, arrival);
+            let window = match &mut classification {
+                Classification::Counted { from, claim, excess } => {
+                    let tasks = tasks.entry((*from, raw.partition)).or_default();
+                    let task = (text(claim, "agent_id"), text(claim, "task_id"));
+                    *excess = !tasks.contains(&task) && tasks.len() == MAX_TASKS;
+                    if !*excess {
+                        tasks.insert(task);
+                    }
+                    *from
+                }
                 Classification::Late | Classification::Invalid { .. } => self.window_from(arrival),
             };
             by_window.entry(window).or_default().push(classification);
@@ -116,7 +134,7 @@ impl Oracle {
         let opening = &self.frames[from as usize];
         let end = from + i64::from(opening.bar_length) - 1;
         if arrival <= end + i64::from(opening.grace_beats) {
-            Classification::Counted { from, claim }
+            Classification::Counted { from, claim, excess: false }
         } else {
             Classification::Late
         }
@@ -130,13 +148,7 @@ impl Oracle {
         let next = frame(end + 1)?;
 
         let all = by_window.get(&from).map_or(&[][..], Vec::as_slice);
-        let counted: Vec<&HashMap<String, Value>> = all
-            .iter()
-            .filter_map(|classification| match classification {
-                Classification::Counted { claim, .. } => Some(claim),
-                _ => None,
-            })
-            .collect();
+        let (counted, within_limit) = (counted(all, true), counted(all, false));
         let late = all.iter().filter(|classification| matches!(classification, Classification::Late)).count();
         let invalid =
             all.iter().filter(|classification| matches!(classification, Classification::Invalid { .. })).count();
@@ -146,14 +158,14 @@ impl Oracle {
             .count();
 
         let distinct = |wanted: &dyn Fn(&HashMap<String, Value>) -> bool| {
-            let ids = counted
+            let ids = within_limit
                 .iter()
                 .filter(|claim| wanted(claim))
                 .map(|claim| (text(claim, "agent_id"), text(claim, "task_id")));
             ids.collect::<BTreeSet<_>>().len() as i64
         };
         let agents = |wanted: &dyn Fn(&HashMap<String, Value>) -> bool| {
-            counted
+            within_limit
                 .iter()
                 .filter(|claim| wanted(claim))
                 .map(|claim| text(claim, "agent_id"))
@@ -174,6 +186,7 @@ impl Oracle {
             (late, "late claims"),
             (invalid, "invalid claims"),
             (unknown, "claims with an unknown schema"),
+            (counted.len() - within_limit.len(), "claims of agents or tasks beyond the limit"),
             (degraded_beats, "degraded beats"),
             (degraded_claims, "degraded claims"),
             (failed_rotations as usize, "agents failed secret rotation"),
@@ -245,6 +258,15 @@ fn split(value: &[u8]) -> Option<(u32, &[u8])> {
 }
 
 /// Decodes an Avro record; `None` if that fails or leaves bytes over.
+/// Returns the counted claims, with those beyond the limit or without.
+fn counted(all: &[Classification], with_excess: bool) -> Vec<&HashMap<String, Value>> {
+    let counted = all.iter().filter_map(|classification| match classification {
+        Classification::Counted { claim, excess, .. } if with_excess || !excess => Some(claim),
+        _ => None,
+    });
+    counted.collect()
+}
+
 /// Returns true if no field of the record schema is of a record, an array or a map.
 fn flat(text: &str) -> bool {
     use serde_json::Value as Json;

@@ -221,6 +221,7 @@ impl From<&Partial> for Counts {
             late_claims: partial.late_claims,
             invalid_claims: partial.invalid_claims,
             unknown_schema_claims: partial.unknown_schema_claims,
+            excess_claims: partial.excess_claims,
         }
     }
 }

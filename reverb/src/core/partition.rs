@@ -198,6 +198,7 @@ pub fn share(partition: i32, closed: &ClosedWindow, frames: &Frames) -> Partial 
         late_claims: counts.late_claims,
         invalid_claims: counts.invalid_claims,
         unknown_schema_claims: counts.unknown_schema_claims,
+        excess_claims: counts.excess_claims,
     }
 }
 

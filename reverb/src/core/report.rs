@@ -46,6 +46,7 @@ fn issues<'f>(beats: impl Iterator<Item = &'f BeatFrame>, degraded_beats: i64, c
         (counts.late_claims, "late claims"),
         (counts.invalid_claims, "invalid claims"),
         (counts.unknown_schema_claims, "claims with an unknown schema"),
+        (counts.excess_claims, "claims of agents or tasks beyond the limit"),
         (degraded_beats, "degraded beats"),
         (counts.degraded_claims, "degraded claims"),
         (counts.rotation_failed_agents, "agents failed secret rotation"),
@@ -79,6 +80,7 @@ mod tests {
             late_claims: 10,
             invalid_claims: 2,
             unknown_schema_claims: 1,
+            excess_claims: 4,
             rotation_failed_agents: 1,
             ..Counts::default()
         };
@@ -92,6 +94,7 @@ mod tests {
             "1 claims with an unknown schema",
             "10 late claims",
             "2 invalid claims",
+            "4 claims of agents or tasks beyond the limit",
         ];
         assert_eq!(report.issues, issues);
         frames = frames_of_partitions(2, 0, &[&[0, 1]]);

@@ -1,8 +1,14 @@
 //! The counts of one window.
 
-use hashbrown::HashMap;
+use std::hash::BuildHasher;
+
+use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::{Claim, partition_of};
+
+/// The largest number of tasks, that is of pairs of agent and task, of a partition in a window. The first ones in the log
+/// count, so that every replay has the same; a larger fleet takes more partitions.
+pub const MAX_TASKS: usize = 250_000;
 
 /// The counts of a window, or of one partition's share of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -29,6 +35,8 @@ pub struct Counts {
     pub invalid_claims: i64,
     /// Invalid claims whose schema id the registry does not know.
     pub unknown_schema_claims: i64,
+    /// Counted claims of agents and tasks beyond [`MAX_TASKS`], which no distinct count includes.
+    pub excess_claims: i64,
 }
 
 impl Counts {
@@ -47,43 +55,83 @@ impl Counts {
         add(&mut self.late_claims, other.late_claims);
         add(&mut self.invalid_claims, other.invalid_claims);
         add(&mut self.unknown_schema_claims, other.unknown_schema_claims);
+        add(&mut self.excess_claims, other.excess_claims);
     }
 }
 
 /// A window's counts while they are collected, with the sets of agents and tasks that they are distinct over.
 ///
-/// Only the sizes of the sets leave this type, so the iteration order of hash maps cannot reach a report.
+/// Whoever writes claims chooses the ids, and so the sizes of the sets: a task takes some 50 bytes besides its name and its
+/// agent's. Only the sizes leave this type, so the iteration order of hash tables cannot reach a report.
 #[derive(Debug, Clone, Default)]
 pub struct Tally {
-    agents: HashMap<String, Agent>,
+    /// The names of agents and tasks, one after another.
+    names: String,
+    agents: Vec<Agent>,
+    tasks: Vec<Task>,
+    /// The positions in `agents`, by name.
+    agent_index: HashTable<u32>,
+    /// The positions in `tasks`, by agent and name.
+    task_index: HashTable<u32>,
+    hasher: DefaultHashBuilder,
     claims: i64,
     degraded_claims: i64,
     late_claims: i64,
     invalid_claims: i64,
     unknown_schema_claims: i64,
+    excess_claims: i64,
 }
 
-#[derive(Debug, Clone, Default)]
+/// A name's place in [`Tally::names`].
+#[derive(Debug, Clone, Copy)]
+struct Name {
+    start: u32,
+    bytes: u16,
+}
+
+#[derive(Debug, Clone, Copy)]
 struct Agent {
+    name: Name,
     rotation_failed: bool,
-    tasks: HashMap<String, Task>,
 }
 
-#[derive(Debug, Clone, Copy, Default)]
-#[allow(clippy::struct_excessive_bools, reason = "independent facts")]
+#[derive(Debug, Clone, Copy)]
 struct Task {
+    /// The position of its agent.
+    agent: u32,
+    name: Name,
+    facts: TaskFacts,
+}
+
+/// What the claims of a task have said.
+#[derive(Debug, Clone, Copy)]
+#[allow(clippy::struct_excessive_bools, reason = "independent facts")]
+struct TaskFacts {
     on_time_review: bool,
     help_fulfilled: bool,
     done: bool,
     failed: bool,
 }
 
-impl Task {
+impl TaskFacts {
     fn add(&mut self, other: Self) {
         self.on_time_review |= other.on_time_review;
         self.help_fulfilled |= other.help_fulfilled;
         self.done |= other.done;
         self.failed |= other.failed;
+    }
+}
+
+impl Name {
+    fn push(names: &mut String, name: &str) -> Self {
+        let start = u32::try_from(names.len()).expect("the names of a window have less than 4 GiB");
+        names.push_str(name);
+        Self { start, bytes: u16::try_from(name.len()).expect("an id has at most 256 bytes") }
+    }
+
+    fn of(self, names: &str) -> &str {
+        let start = self.start as usize;
+        &names[start..start + usize::from(self.bytes)]
     }
 }
 
@@ -93,10 +141,9 @@ impl Tally {
         self.claims += 1;
         self.degraded_claims += i64::from(claim.degraded);
         let Claim { on_time_review, help_fulfilled, done, failed, rotation_failed, .. } = *claim;
-        let agent = self.agents.entry_ref(&*claim.agent).or_default();
-        agent.rotation_failed |= rotation_failed;
-        let task = Task { on_time_review, help_fulfilled, done, failed };
-        agent.tasks.entry_ref(&*claim.task).or_default().add(task);
+        let facts = TaskFacts { on_time_review, help_fulfilled, done, failed };
+        let is_counted = self.add_task(&claim.agent, &claim.task, rotation_failed, facts, MAX_TASKS);
+        self.excess_claims += i64::from(!is_counted);
     }
 
     /// Counts a late claim.
@@ -111,19 +158,64 @@ impl Tally {
     }
 
     /// Adds another partition's share. An agent or task in both counts once.
-    pub fn add(&mut self, other: Self) {
-        for (name, other) in other.agents {
-            let agent = self.agents.entry(name).or_default();
-            agent.rotation_failed |= other.rotation_failed;
-            for (name, task) in other.tasks {
-                agent.tasks.entry(name).or_default().add(task);
-            }
+    pub fn add(&mut self, other: &Self) {
+        for task in &other.tasks {
+            let agent = &other.agents[task.agent as usize];
+            let (agent_name, name) = (agent.name.of(&other.names), task.name.of(&other.names));
+            self.add_task(agent_name, name, agent.rotation_failed, task.facts, usize::MAX);
         }
         self.claims += other.claims;
         self.degraded_claims += other.degraded_claims;
         self.late_claims += other.late_claims;
         self.invalid_claims += other.invalid_claims;
         self.unknown_schema_claims += other.unknown_schema_claims;
+        self.excess_claims += other.excess_claims;
+    }
+
+    /// Adds what a claim says of a task and its agent. Returns false if the task is new and there are `limit` already.
+    fn add_task(
+        &mut self,
+        agent_name: &str,
+        task_name: &str,
+        rotation_failed: bool,
+        facts: TaskFacts,
+        limit: usize,
+    ) -> bool {
+        let Self { names, agents, tasks, agent_index, task_index, hasher, .. } = self;
+        let agent_hash = hasher.hash_one(agent_name);
+        let found_agent =
+            agent_index.find(agent_hash, |position| agents[*position as usize].name.of(names) == agent_name);
+        let found_agent = found_agent.copied();
+        let found_task = found_agent.and_then(|agent| {
+            task_index.find(hasher.hash_one((agent, task_name)), |position| {
+                let task = &tasks[*position as usize];
+                task.agent == agent && task.name.of(names) == task_name
+            })
+        });
+        if let (Some(agent), Some(task)) = (found_agent, found_task) {
+            agents[agent as usize].rotation_failed |= rotation_failed;
+            tasks[*task as usize].facts.add(facts);
+            return true;
+        }
+        if tasks.len() >= limit {
+            return false;
+        }
+        let agent = found_agent.unwrap_or_else(|| {
+            let position = u32::try_from(agents.len()).expect("there are fewer agents than bytes of names");
+            agents.push(Agent { name: Name::push(names, agent_name), rotation_failed });
+            let hash_of = |position: &u32| hasher.hash_one(agents[*position as usize].name.of(names));
+            agent_index.insert_unique(agent_hash, position, hash_of);
+            position
+        });
+        agents[agent as usize].rotation_failed |= rotation_failed;
+        let position = u32::try_from(tasks.len()).expect("there are fewer tasks than bytes of names");
+        tasks.push(Task { agent, name: Name::push(names, task_name), facts });
+        let hash_of = |position: &u32| {
+            let task = &tasks[*position as usize];
+            hasher.hash_one((task.agent, task.name.of(names)))
+        };
+        task_index.insert_unique(hasher.hash_one((agent, task_name)), position, hash_of);
+        true
     }
 
     /// Returns the number of counted claims so far.
@@ -134,7 +226,9 @@ impl Tally {
     /// Returns true if murmur2 places any of the agents in another of the `partitions` than this one. Then the distinct
     /// counts of the partitions do not add up.
     pub fn is_misplaced(&self, partition: i32, partitions: usize) -> bool {
-        self.agents.keys().any(|agent| partition_of(agent.as_bytes(), partitions) as i64 != i64::from(partition))
+        self.agents
+            .iter()
+            .any(|agent| partition_of(agent.name.of(&self.names).as_bytes(), partitions) as i64 != i64::from(partition))
     }
 
     /// Returns the counts.
@@ -146,17 +240,62 @@ impl Tally {
             late_claims: self.late_claims,
             invalid_claims: self.invalid_claims,
             unknown_schema_claims: self.unknown_schema_claims,
+            excess_claims: self.excess_claims,
             ..Counts::default()
         };
-        for agent in self.agents.values() {
+        for agent in &self.agents {
             counts.rotation_failed_agents += i64::from(agent.rotation_failed);
-            for task in agent.tasks.values() {
-                counts.on_time_reviews += i64::from(task.on_time_review);
-                counts.help_fulfilled += i64::from(task.help_fulfilled);
-                counts.tasks_done += i64::from(task.done);
-                counts.tasks_failed += i64::from(task.failed);
-            }
+        }
+        for Task { facts, .. } in &self.tasks {
+            counts.on_time_reviews += i64::from(facts.on_time_review);
+            counts.help_fulfilled += i64::from(facts.help_fulfilled);
+            counts.tasks_done += i64::from(facts.done);
+            counts.tasks_failed += i64::from(facts.failed);
         }
         counts
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::testing::claim;
+
+    fn bytes(tally: &Tally) -> usize {
+        tally.names.capacity()
+            + tally.agents.capacity() * size_of::<Agent>()
+            + tally.tasks.capacity() * size_of::<Task>()
+            + tally.agent_index.allocation_size()
+            + tally.task_index.allocation_size()
+    }
+
+    #[test]
+    fn tasks_beyond_the_limit_are_counted_as_excess() {
+        let mut tally = Tally::default();
+        let mut names = 0;
+        for number in 0..MAX_TASKS {
+            let claim = claim(&format!("agent-{number}"), 0);
+            names += claim.agent.len() + claim.task.len();
+            tally.count(&claim);
+        }
+        let limit = MAX_TASKS as i64;
+        assert_eq!((tally.counts().agents, tally.counts().excess_claims), (limit, 0));
+        // A known task is counted, a new one of a known agent and a new agent are not.
+        tally.count(&Claim { done: true, ..claim("agent-7", 0) });
+        tally.count(&Claim { task: "another".into(), done: true, rotation_failed: true, ..claim("agent-7", 0) });
+        tally.count(&Claim { done: true, ..claim("stranger", 0) });
+        let counts = tally.counts();
+        assert_eq!((counts.agents, counts.tasks_done, counts.rotation_failed_agents), (limit, 1, 0));
+        assert_eq!((counts.claims, counts.excess_claims), (limit + 3, 2));
+        // The sum of two partitions has all of both.
+        let mut sum = tally.clone();
+        let mut other = Tally::default();
+        other.count(&claim("agent-7", 0));
+        other.count(&claim("stranger", 0));
+        sum.add(&other);
+        let counts = sum.counts();
+        assert_eq!((counts.agents, counts.claims, counts.excess_claims), (limit + 1, limit + 5, 2));
+        let besides_names = bytes(&tally).saturating_sub(names) / MAX_TASKS;
+        assert!(besides_names <= 100, "{besides_names} bytes a task");
     }
 }

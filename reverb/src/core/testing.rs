@@ -82,5 +82,6 @@ pub(crate) fn partial(partition: i32, agents: i64) -> Partial {
         late_claims: 0,
         invalid_claims: 0,
         unknown_schema_claims: 0,
+        excess_claims: 0,
     }
 }

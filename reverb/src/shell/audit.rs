@@ -196,7 +196,7 @@ fn tally_windows(
                 let place = windows.iter().position(|known| known.from == window.from);
                 let sum = &mut tallies[place.context("an aggregator closes only the windows that it was given")?];
                 match sum {
-                    Some(sum) if retained => sum.add(tally),
+                    Some(sum) if retained => sum.add(&tally),
                     _ => *sum = None,
                 }
             }

@@ -8,6 +8,7 @@ use crate::core::{Lag, Slo};
 
 /// Buckets from 1 ms to 1 s; the SLO is 100 ms.
 const DELIVERY_BUCKETS: [f64; 9] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0];
+const WINDOWS_COMPLETED: &str = "Windows finished by this member's merge, with any verdict";
 /// Buckets from 5 ms to 1 min; the SLO is one beat.
 const PROCESSING_BUCKETS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0];
 
@@ -19,6 +20,7 @@ pub(crate) struct Metrics {
     window_processing: Histogram,
     claims_processed: IntCounter,
     late: IntCounter,
+    excess: IntCounter,
     invalid: IntCounterVec,
     dead_letters: IntCounterVec,
     verdicts: IntCounterVec,
@@ -52,16 +54,17 @@ impl Metrics {
         let metrics = Self {
             agents_reporting: IntGauge::new("backbeat_reverb_agents_reporting", "agents_reporting of the last report")?,
             on_time_reviews: IntGauge::new("backbeat_reverb_on_time_reviews", "on_time_reviews of the last report")?,
-            windows_completed: IntCounter::new(
-                "backbeat_reverb_windows_completed_total",
-                "Windows finished by this member's merge, with any verdict",
-            )?,
+            windows_completed: IntCounter::new("backbeat_reverb_windows_completed_total", WINDOWS_COMPLETED)?,
             window_processing: Histogram::with_opts(processing.buckets(PROCESSING_BUCKETS.to_vec()))?,
             claims_processed: IntCounter::new(
                 "backbeat_reverb_claims_processed_total",
                 "Records that this member polled from statusclaims, invalid ones and those that were read before included",
             )?,
             late: IntCounter::new("backbeat_reverb_late_claims_total", "Late claims in windows closed by this member")?,
+            excess: IntCounter::new(
+                "backbeat_reverb_excess_claims_total",
+                "Claims of tasks beyond a partition's limit",
+            )?,
             invalid: reason("backbeat_reverb_invalid_claims_total", "Invalid claims in statusclaims")?,
             dead_letters: reason("backbeat_reverb_dead_letters_total", "Invalid claims sent to the dead-letter topic")?,
             verdicts: IntCounterVec::new(
@@ -158,13 +161,14 @@ impl Metrics {
     }
 
     fn register(&self) -> prometheus::Result<()> {
-        let collectors: [Box<dyn prometheus::core::Collector>; 24] = [
+        let collectors: [Box<dyn prometheus::core::Collector>; 25] = [
             Box::new(self.agents_reporting.clone()),
             Box::new(self.on_time_reviews.clone()),
             Box::new(self.windows_completed.clone()),
             Box::new(self.window_processing.clone()),
             Box::new(self.claims_processed.clone()),
             Box::new(self.late.clone()),
+            Box::new(self.excess.clone()),
             Box::new(self.invalid.clone()),
             Box::new(self.dead_letters.clone()),
             Box::new(self.verdicts.clone()),
@@ -191,8 +195,9 @@ impl Metrics {
         self.claims_processed.inc_by(claims);
     }
 
-    pub(crate) fn record_late_claims(&self, partial: &Partial) {
+    pub(crate) fn record_closed_share(&self, partial: &Partial) {
         self.late.inc_by(partial.late_claims as u64);
+        self.excess.inc_by(partial.excess_claims as u64);
     }
 
     pub(crate) fn record_invalid_claim(&self, reason: &str) {

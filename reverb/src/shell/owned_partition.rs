@@ -138,7 +138,7 @@ impl OwnedPartition {
                 OutboxRecord::DeadLetter { reason, .. } => metrics.record_invalid_claim(reason.reason()),
                 OutboxRecord::Partial(record) => {
                     let Some(partial) = record.partial() else { continue };
-                    metrics.record_late_claims(partial);
+                    metrics.record_closed_share(partial);
                     if let Some(window) = frames.window_of(record.from_beat) {
                         status.set_share(
                             &window,

@@ -74,7 +74,7 @@ impl Recompute {
         let mut sum = Tally::default();
         for (_, mut shares) in self.shares(frames, window, window, &partitions, keep_going, on_invalid)? {
             match shares.pop() {
-                Some(ClosedWindow { tally, retained: true, .. }) => sum.add(tally),
+                Some(ClosedWindow { tally, retained: true, .. }) => sum.add(&tally),
                 _ => return Ok(None),
             }
         }

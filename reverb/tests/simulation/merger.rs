@@ -313,7 +313,7 @@ impl Merger {
         for partition in 0..partitions {
             let (closed, dead_letters) = recompute_share(context, &self.table.frames, window, partition)?;
             context.kafka.dead_letters.extend(dead_letters.iter().map(|offset| (partition, *offset)));
-            whole.add(closed.retained.then_some(closed.tally)?);
+            whole.add(&closed.retained.then_some(closed.tally)?);
         }
         Some(whole.counts())
     }
