@@ -73,7 +73,7 @@ impl Malformation {
             Self::NanProgress => claim.progress = f64::NAN,
             Self::FutureBeat => claim.beat_index += 1_000_000,
             Self::EmptyTask => claim.task_id.clear(),
-            Self::LongNotes => claim.notes = "x".repeat(100 * 1_024),
+            Self::LongNotes => claim.notes = "x".repeat(32 * 1_024),
             Self::InvalidHlc => "yesterday".clone_into(&mut claim.hlc),
         }
         (key, encode(&claim))

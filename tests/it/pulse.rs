@@ -61,6 +61,8 @@ fn pulse_api_shows_status_and_metrics() {
     pulse.wait_ready();
     wait_for_beats(&cluster, 8);
     assert_eq!(pulse.get_json("/health")["status"], "ok");
+    // The newest beat is the one that the node has read back, which is later than the one that it has published.
+    wait_until("a beat in the status", LIMIT, || !pulse.get_json("/api/v1/status")["last_beat"].is_null());
     let status = pulse.get_json("/api/v1/status");
     assert_eq!((status["role"].as_str(), status["cluster_id"].as_str()), (Some("leader"), Some("it")));
     assert_eq!(status["last_beat"]["type"], "backbeat.beatframe.v1");
