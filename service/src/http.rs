@@ -1,13 +1,13 @@
-//! The HTTP server of every service: `/health`, `/metrics`, and errors as JSON.
+//! The HTTP API of every service: `/health`, `/metrics`, and errors as JSON.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
+use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::{Json, Router};
 use prometheus::{Registry, TextEncoder};
 use serde::Serialize;
 use tokio::net::TcpListener;
@@ -15,7 +15,7 @@ use utoipa::ToSchema;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::{Check, Shutdown};
+use crate::Check;
 
 /// Flags of the HTTP server and of the health check.
 #[derive(Debug, Clone, clap::Args)]
@@ -149,9 +149,4 @@ async fn metrics(State(registry): State<Registry>) -> Response {
         Ok(text) => ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response(),
         Err(error) => ApiError::unavailable(error.to_string()).into_response(),
     }
-}
-
-/// Serves `routes` until `shutdown`, then finishes the requests in progress.
-pub async fn serve(listener: TcpListener, routes: Router, shutdown: Shutdown) -> io::Result<()> {
-    axum::serve(listener, routes).with_graceful_shutdown(shutdown.cancelled_owned()).await
 }

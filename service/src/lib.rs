@@ -6,12 +6,14 @@ mod http;
 mod logging;
 mod openapi;
 mod outcome;
+mod server;
 mod shutdown;
 
 pub use check::Check;
 pub use command_line::command_line;
-pub use http::{ApiError, ErrorBody, HttpArgs, base_routes, serve};
+pub use http::{ApiError, ErrorBody, HttpArgs, base_routes};
 pub use logging::{Environment, LogArgs};
 pub use openapi::router_with_openapi;
 pub use outcome::{block_on, exit_code};
+pub use server::serve;
 pub use shutdown::{Shutdown, on_signals};

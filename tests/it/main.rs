@@ -10,6 +10,7 @@ mod frames;
 mod hostile;
 mod http_api;
 mod http_fuzz;
+mod http_limits;
 mod interop;
 mod invalid_claims;
 mod log_reader;

@@ -29,7 +29,7 @@ use super::watcher::Watcher;
 use super::{Args, http};
 use crate::core::{Event, InitialConfig, Leadership, Metronome, TempoBounds};
 
-/// The timeout for slow HTTP clients, and for Raft, when pulse stops.
+/// The timeout for Raft when pulse stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Runs pulse until `shutdown`, or until it cannot continue.
@@ -62,11 +62,7 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
         () = shutdown.cancelled() => Ok(()),
     };
     stop_serving.cancel();
-    if let Ok(ended) = timeout(STOP_TIMEOUT, server).await {
-        ended.context("the http server panicked")??;
-    } else {
-        tracing::warn!("the http server did not stop in time: a client kept a connection open");
-    }
+    server.await.context("the http server panicked")??;
     outcome
 }
 
