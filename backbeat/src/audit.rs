@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use crate::output::{EXIT_PROBLEM_FOUND, Output, OutputArgs, print_bytes};
+use crate::output::{EXIT_PROBLEM_FOUND, Output, OutputArgs, print_line};
 
 /// Flags of `backbeat audit`.
 #[derive(Debug, Clone, clap::Args)]
@@ -72,7 +72,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         summary.windows()
     );
     match args.output.output {
-        Output::Text => print_bytes(format!("{counts}\n").as_bytes()),
+        Output::Text => print_line(&counts),
         // Each line of the JSON output is a window.
         Output::Json => tracing::info!("{counts}"),
     }

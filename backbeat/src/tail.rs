@@ -8,7 +8,7 @@ use backbeat_broker::{Broker, KafkaArgs, ReadFrom, Registry, TopicEvent, TopicNa
 use backbeat_schemas::{BarReport, BeatFrame, Record, StatusClaim};
 use tokio::runtime::Runtime;
 
-use crate::output::print_bytes;
+use crate::output::print_line;
 
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 
@@ -65,7 +65,7 @@ fn print_records<R: Record + 'static>(args: &Args, topic: TopicName) -> anyhow::
         match tail.next(POLL_TIMEOUT)? {
             Some(TopicEvent::Record(TopicRecord { record: Ok(record), .. })) => {
                 printed += 1;
-                print_bytes(format!("{}\n", serde_json::to_string(&record)?).as_bytes());
+                print_line(&serde_json::to_string(&record)?);
             }
             Some(TopicEvent::Record(TopicRecord { partition, offset, record: Err(reason), .. })) => {
                 tracing::warn!(partition, offset, reason, "undecodable record");

@@ -15,7 +15,7 @@ use crate::{FetchError, Registry};
 /// unknown id is fetched again at this interval.
 const UNKNOWN_AFTER: Duration = Duration::from_mins(1);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// The largest number of cached ids: any writer may write any id, and a flood of invented ones must not exhaust memory.
+/// The largest number of cached ids: a flood of invented ones must not exhaust memory.
 const MAX_IDS: usize = 10_000;
 
 /// A cache of the schemas that records of type `R` were written with, by the registry's ids.
@@ -37,7 +37,7 @@ pub enum Lookup<R> {
     Known(Arc<WriterSchema<R>>),
     /// The schema is not one of `R`, or does not parse.
     Incompatible(DecodeError),
-    /// The registry has answered for a minute that it has no such schema; it is asked again every minute.
+    /// The registry has answered for long enough that it has no such schema.
     Unknown,
     /// The schema is still being fetched; look it up again later.
     Pending,

@@ -19,6 +19,7 @@ const GROUP_TIMEOUT: Duration = Duration::from_mins(2);
 /// The largest number of errors logged for one failed request, since librdkafka may have tried several brokers.
 const MAX_ERRORS: usize = 16;
 const LEADER_POLL: Duration = Duration::from_millis(20);
+const GIB: i64 = 1024 * 1024 * 1024;
 const DAY_MS: i64 = 24 * 60 * 60 * 1_000;
 
 /// The names of a cluster's topics, consumer group and transactional ids.
@@ -82,8 +83,9 @@ impl TopicName {
             ("max.message.bytes", MAX_CLAIM_BATCH_BYTES),
             ("compression.type", "lz4"),
         ];
-        const COMPACTED_LOG_APPEND_TIME: &[(&str, &str)] = &[
-            ("cleanup.policy", "compact"),
+        const DEAD_LETTERS: &[(&str, &str)] = &[
+            // The keys are unique but for replays, so compaction alone would never free any.
+            ("cleanup.policy", "compact,delete"),
             ("message.timestamp.type", "LogAppendTime"),
             ("unclean.leader.election.enable", "false"),
         ];
@@ -91,7 +93,7 @@ impl TopicName {
             Self::BeatFrames | Self::BarReports => CREATE_TIME,
             Self::StatusClaims => CLAIMS,
             Self::BarPartials => LOG_APPEND_TIME,
-            Self::DeadLetters => COMPACTED_LOG_APPEND_TIME,
+            Self::DeadLetters => DEAD_LETTERS,
         }
     }
 
@@ -101,9 +103,15 @@ impl TopicName {
             Self::BeatFrames | Self::BarReports => {
                 vec![("retention.ms", "-1".into()), ("retention.bytes", "-1".into())]
             }
-            Self::StatusClaims => vec![("retention.ms", (7 * DAY_MS).to_string())],
+            Self::StatusClaims => {
+                vec![("retention.ms", (7 * DAY_MS).to_string()), ("retention.bytes", (6 * GIB).to_string())]
+            }
             Self::BarPartials => vec![("retention.ms", DAY_MS.to_string())],
-            Self::DeadLetters => vec![("max.message.bytes", MAX_RECORD_BYTES.to_string())],
+            Self::DeadLetters => vec![
+                ("max.message.bytes", MAX_RECORD_BYTES.to_string()),
+                ("retention.ms", (30 * DAY_MS).to_string()),
+                ("retention.bytes", (10 * GIB).to_string()),
+            ],
         }
     }
 }

@@ -19,8 +19,8 @@ pub enum InvalidClaim {
     /// The value is not in the Confluent wire format.
     #[error(transparent)]
     WireFormat(#[from] HeaderError),
-    /// The registry does not know the schema id.
-    #[error("schema id {0} is not known to the registry")]
+    /// The registry has no schema of claims with this id.
+    #[error("the registry has no schema with id {0} for claims")]
     UnknownSchema(u32),
     /// The value is not a record of a `StatusClaim` schema, or bytes follow the record.
     #[error(transparent)]
