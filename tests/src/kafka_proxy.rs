@@ -52,7 +52,7 @@ struct State {
     without_fetches: BTreeSet<String>,
     /// True if metadata responses have topics and no brokers, like those of a broker that its controller has fenced.
     without_brokers: bool,
-    /// The time after which all connections of a client are cut.
+    /// The age of a client from which on it gets no ends of partitions.
     lifetime: Option<Duration>,
     /// The faults to cause, each once, in this order for each kind of request.
     faults: Vec<(ApiKey, ProxyFault)>,
@@ -127,7 +127,8 @@ impl KafkaProxy {
         self.shared.changed.send_replace(());
     }
 
-    /// Cuts every connection of a client `lifetime` after its first request, from now on; `None` ends that.
+    /// From now on, cuts the connection of a client that asks for the ends of partitions later than `lifetime` after its first
+    /// request; `None` ends that. Such a client counts as lost, while its owner is not held up by its other requests.
     pub fn set_lifetime(&self, lifetime: Option<Duration>) {
         self.shared.lock().lifetime = lifetime;
     }
@@ -169,8 +170,15 @@ impl Shared {
         if !state.clients.contains_key(client) {
             state.clients.insert(client.to_owned(), Instant::now());
         }
-        let is_over = state.lifetime.is_some_and(|lifetime| state.clients[client].elapsed() > lifetime);
-        !is_over && !state.blocked.contains(client)
+        !state.blocked.contains(client)
+    }
+
+    /// Returns true if this is a request for the ends of partitions, with which clients are probed, by a client that is older
+    /// than its lifetime.
+    fn is_probe_of_an_old_client(&self, api: i16, client: &str) -> bool {
+        let state = self.lock();
+        let is_old = |lifetime| state.clients.get(client).is_some_and(|since| since.elapsed() > lifetime);
+        api == ApiKey::ListOffsets as i16 && state.lifetime.is_some_and(is_old)
     }
 
     /// Returns the response that the client gets instead of the broker's response `frame`.
@@ -298,7 +306,7 @@ async fn forward_requests(
         let (api, version, correlation) = (header.get_i16(), header.get_i16(), header.get_i32());
         let length = usize::try_from(header.get_i16()).unwrap_or(0);
         let client = String::from_utf8_lossy(&header[..length]).into_owned();
-        if !shared.admit(&client) {
+        if !shared.admit(&client) || shared.is_probe_of_an_old_client(api, &client) {
             return Ok(());
         }
         if api == ApiKey::JoinGroup as i16 {
