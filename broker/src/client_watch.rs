@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -120,11 +120,15 @@ fn probe_new_client(broker: &Broker, topic: &str) -> bool {
     client.fetch_watermarks(topic, 0, PROBE_TIMEOUT * 2).is_ok()
 }
 
-static REPLACEMENTS: Mutex<Replacements> = Mutex::new(Replacements { recent: VecDeque::new(), refused_at: None });
+/// Locks this process's replacements.
+fn replacements() -> MutexGuard<'static, Replacements> {
+    static REPLACEMENTS: Mutex<Replacements> = Mutex::new(Replacements { recent: VecDeque::new(), refused_at: None });
+    REPLACEMENTS.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// Counts a replacement, unless there were too many within a minute.
 fn may_replace() -> bool {
-    let allowed = REPLACEMENTS.lock().unwrap_or_else(PoisonError::into_inner).allow(Instant::now());
+    let allowed = replacements().allow(Instant::now());
     if allowed {
         count_replaced_client();
     } else {
@@ -140,7 +144,7 @@ fn may_replace() -> bool {
 /// The reason, if a client was not replaced within the last minute because too many had been: then a restart of the
 /// process may help.
 pub fn check_clients() -> Result<(), String> {
-    let is_limited = REPLACEMENTS.lock().unwrap_or_else(PoisonError::into_inner).is_limited(Instant::now());
+    let is_limited = replacements().is_limited(Instant::now());
     let reason = || {
         format!(
             "kafka clients of this process are lost faster than they may be replaced, {MAX_REPLACEMENTS_PER_MINUTE} a minute"

@@ -13,7 +13,7 @@ use crate::{FetchError, Registry};
 /// The time for which the fetch of an id that the registry does not know is retried before the id counts as unknown: the
 /// schema may not have been replicated to this instance of the registry yet (docs/design.md, "Validity of a claim"). An
 /// unknown id is fetched again at this interval.
-const UNKNOWN_AFTER: Duration = Duration::from_mins(1);
+pub(crate) const UNKNOWN_AFTER: Duration = Duration::from_mins(1);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// The largest number of cached ids: a flood of invented ones must not exhaust memory.
 const MAX_IDS: usize = 10_000;

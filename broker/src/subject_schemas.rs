@@ -7,12 +7,10 @@ use std::time::{Duration, Instant};
 use backbeat_schemas::{DecodeError, Record, WriterSchema};
 use tokio::runtime::Handle;
 
+use crate::schema_cache::UNKNOWN_AFTER;
 use crate::{Lookup, Registry, RegistryError, TopicName, Topics};
 
-/// The time for which ids that the subject does not have are asked for again: their schemas may not have been replicated to
-/// this instance of the registry yet (docs/design.md, "Validity of a claim").
-const UNKNOWN_AFTER: Duration = Duration::from_mins(1);
-/// The time from the start of one such wait to that of the next. In between, whoever writes invented ids stops nobody.
+/// The time from the start of one wait for ids that the subject does not have to that of the next. In between, whoever writes invented ids stops nobody.
 const WAIT_INTERVAL: Duration = Duration::from_hours(1);
 /// The interval of requests for the subject's versions while unknown ids are looked up.
 const REFRESH_INTERVAL: Duration = Duration::from_secs(1);

@@ -116,7 +116,7 @@ pub struct Partial {
     pub late_claims: i64,
     /// The number of invalid claims among the offsets that the window owns.
     pub invalid_claims: i64,
-    /// The number of those invalid claims whose schema the registry does not know.
+    /// The number of those invalid claims whose schema id the subject of claims does not have.
     pub unknown_schema_claims: i64,
     /// The number of counted claims of agents and tasks beyond the limit of a partition, which no distinct count includes.
     pub excess_claims: i64,

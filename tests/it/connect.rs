@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use backbeat_broker::TopicName;
 use backbeat_devstack::{Connect, Devstack, Postgres};
 use backbeat_schemas::{BarReport, BeatFrame, Record, Timestamp, WindowId, wire};
-use backbeat_tests::{Cluster, own_devstack, run, runtime, wait_for};
+use backbeat_tests::{Cluster, own_devstack, run, wait_for};
 use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
@@ -380,10 +380,7 @@ fn check_replay_adds_no_row(warehouse: &Warehouse, published: &[BarReport]) {
 }
 
 fn check_aborted_reports_are_not_read(warehouse: &Warehouse, published: &[BarReport]) {
-    let subject = warehouse.cluster.broker().topics().subject(TopicName::BarReports);
-    let schema = runtime()
-        .block_on(warehouse.cluster.registry().register::<BarReport>(&subject))
-        .expect("the schema is registered");
+    let schema = warehouse.cluster.register::<BarReport>(TopicName::BarReports);
     let aborted: Vec<BarReport> = (1..=3).map(|window| other_report(&published[0], window)).collect();
     let records: Vec<(String, Vec<u8>)> =
         aborted.iter().map(|report| (report.window_id.to_string(), wire(schema, report))).collect();
@@ -455,10 +452,7 @@ fn check_failed_sink_is_reported_and_restarted(warehouse: &Warehouse) {
 
 fn check_other_records_become_dead_letters(warehouse: &Warehouse, published: &[BarReport]) {
     let rows = warehouse.rows("bar_reports");
-    let subject = warehouse.cluster.broker().topics().subject(TopicName::BeatFrames);
-    let schema = runtime()
-        .block_on(warehouse.cluster.registry().register::<BeatFrame>(&subject))
-        .expect("the schema is registered");
+    let schema = warehouse.cluster.register::<BeatFrame>(TopicName::BeatFrames);
     let foreign = wire(schema, &warehouse.cluster.frames()[0]);
     let garbage = b"\x07not avro at all".to_vec();
     warehouse.send(&[("foreign", &foreign), ("garbage", &garbage)], false);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use backbeat_broker::{Deliveries, ProducerRecord, Sender, TopicName};
 use backbeat_schemas::{Record, State, StatusClaim, wire};
-use backbeat_tests::{Cluster, Program, read_raw, runtime, wait_until};
+use backbeat_tests::{Cluster, Program, read_raw, wait_until};
 use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
@@ -14,7 +14,7 @@ use rdkafka::{ClientConfig, ClientContext};
 use reqwest::blocking::Client;
 use serde_json::{Value, json};
 
-use crate::pipeline::{check_reports, totals};
+use crate::pipeline::{check_reports, claim, totals};
 
 /// Longer than the minute for which reverb waits for unknown schemas.
 const LIMIT: Duration = Duration::from_mins(3);
@@ -133,30 +133,18 @@ fn records_of_nested_and_repeated_schemas_are_invalid() {
 fn tasks_beyond_the_limit_are_reported_as_such() {
     const TASKS: usize = 252_000;
     let pipeline = Pipeline::with_bars("40");
-    let topics = pipeline.cluster.broker().topics();
-    let id = runtime()
-        .block_on(pipeline.cluster.registry().register::<StatusClaim>(&topics.subject(TopicName::StatusClaims)));
-    let id = id.expect("the schema is registered");
+    let id = pipeline.cluster.register::<StatusClaim>(TopicName::StatusClaims);
     let claim = |beat_index, task: usize| StatusClaim {
-        r#type: Default::default(),
         agent_id: "stranger".into(),
         task_id: format!("task-{task}"),
-        beat_index,
         state: State::Done,
-        beats_left: 2,
-        progress: 0.5,
-        notes: String::new(),
-        hlc: "7ffd:0001:beef".into(),
-        help: None,
-        secret_rotation: None,
-        degraded: false,
+        ..claim(beat_index)
     };
     // All of them name the downbeat of the next window, and are sent while it is open.
-    let last = pipeline.cluster.frames().pop().expect("there are frames").beat_index.get();
-    let downbeat = (last / 40 + 1) * 40;
+    let newest_beat = || pipeline.cluster.frames().pop().expect("there are frames").beat_index.get();
+    let downbeat = (newest_beat() / 40 + 1) * 40;
     let values: Vec<Vec<u8>> = (0..TASKS).map(|task| wire(id, &claim(downbeat, task))).collect();
-    let frames = || pipeline.cluster.frames().pop().expect("there are frames").beat_index.get();
-    wait_until("the downbeat", LIMIT, || frames() >= downbeat);
+    wait_until("the downbeat", LIMIT, || newest_beat() >= downbeat);
     for value in &values {
         pipeline.send("stranger", value);
     }

@@ -5,34 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backbeat_broker::{Deliveries, ProducerRecord, Sender, TopicName};
-use backbeat_schemas::{State, StatusClaim, wire};
-use backbeat_tests::{Cluster, runtime, stack, wait_until};
+use backbeat_schemas::{BeatFrame, StatusClaim, wire};
+use backbeat_tests::{Cluster, stack, wait_until};
 use rdkafka::ClientConfig;
 use rdkafka::message::{Headers, Message};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
-use crate::pipeline::{check_reports, totals};
+use crate::pipeline::{check_reports, claim, totals};
 use backbeat_tests::read_raw;
 
 const LIMIT: Duration = Duration::from_mins(2);
 const UNKNOWN_SCHEMA: u32 = 4_000_000_000;
-
-fn claim(beat_index: i64) -> StatusClaim {
-    StatusClaim {
-        r#type: Default::default(),
-        agent_id: "agent-7".into(),
-        task_id: "task-1".into(),
-        beat_index,
-        state: State::Executing,
-        beats_left: 2,
-        progress: 0.5,
-        notes: String::new(),
-        hlc: "7ffd:0001:beef".into(),
-        help: None,
-        secret_rotation: None,
-        degraded: false,
-    }
-}
 
 /// A key and a value.
 type Record = (Option<&'static [u8]>, Vec<u8>);
@@ -87,13 +70,8 @@ fn invalid_claims_become_dead_letters_with_their_reason() {
     let reverb = cluster.serve("reverb", &["--cluster", "it"]);
     reverb.wait_ready();
     let topics = cluster.broker().topics();
-    let subject = |topic| topics.subject(topic);
-    let claim_schema =
-        runtime().block_on(cluster.registry().register::<StatusClaim>(&subject(TopicName::StatusClaims)));
-    let frame_schema =
-        runtime().block_on(cluster.registry().register::<backbeat_schemas::BeatFrame>(&subject(TopicName::BeatFrames)));
-    let (claim_schema, frame_schema) =
-        (claim_schema.expect("the schema is registered"), frame_schema.expect("the schema is registered"));
+    let claim_schema = cluster.register::<StatusClaim>(TopicName::StatusClaims);
+    let frame_schema = cluster.register::<BeatFrame>(TopicName::BeatFrames);
 
     let sender = Sender::new(cluster.broker(), TopicName::StatusClaims, None).expect("a producer");
     let deliveries = Arc::<Deliveries>::default();

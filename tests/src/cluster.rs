@@ -205,12 +205,16 @@ impl Cluster {
         });
     }
 
+    /// Registers the schema of `topic`'s records, as the program that writes them does, and returns its id.
+    pub fn register<R: Record>(&self, topic: TopicName) -> u32 {
+        let subject = self.broker.topics().subject(topic);
+        runtime().block_on(self.registry.register::<R>(&subject)).expect("the schema is registered")
+    }
+
     /// Publishes `report` the way reverb does.
     pub fn publish_report(&self, report: &BarReport) {
         let topics = self.broker.topics();
-        let subject = topics.subject(TopicName::BarReports);
-        let schema =
-            runtime().block_on(self.registry.register::<BarReport>(&subject)).expect("the schema is registered");
+        let schema = self.register::<BarReport>(TopicName::BarReports);
         let timeout = Duration::from_secs(10);
         let mut producer = TransactionalProducer::open(&self.broker, "test-report-publisher", timeout, timeout)
             .expect("Kafka answers");

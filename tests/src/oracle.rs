@@ -257,7 +257,6 @@ fn split(value: &[u8]) -> Option<(u32, &[u8])> {
     (head[0] == 0).then(|| (u32::from_be_bytes([head[1], head[2], head[3], head[4]]), body))
 }
 
-/// Decodes an Avro record; `None` if that fails or leaves bytes over.
 /// Returns the counted claims, with those beyond the limit or without.
 fn counted(all: &[Classification], with_excess: bool) -> Vec<&HashMap<String, Value>> {
     let counted = all.iter().filter_map(|classification| match classification {
@@ -283,6 +282,7 @@ fn flat(text: &str) -> bool {
     schema["fields"].as_array().is_some_and(|fields| fields.iter().all(|field| is_flat(&field["type"])))
 }
 
+/// Decodes an Avro record; `None` if that fails or leaves bytes over.
 fn decode(schema: &Schema, mut body: &[u8]) -> Option<HashMap<String, Value>> {
     let value = GenericDatumReader::builder(schema).build().ok()?.read_value(&mut body).ok()?;
     let Value::Record(fields) = value else { return None };

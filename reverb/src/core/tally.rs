@@ -33,7 +33,7 @@ pub struct Counts {
     pub late_claims: i64,
     /// Invalid claims in the offsets that the window owns.
     pub invalid_claims: i64,
-    /// Invalid claims whose schema id the registry does not know.
+    /// Invalid claims whose schema id the subject of claims does not have.
     pub unknown_schema_claims: i64,
     /// Counted claims of agents and tasks beyond [`MAX_TASKS`], which no distinct count includes.
     pub excess_claims: i64,
@@ -103,7 +103,7 @@ struct Task {
     facts: TaskFacts,
 }
 
-/// What the claims of a task have said.
+/// The facts about a task that distinct counts need: each is true once a claim has stated it.
 #[derive(Debug, Clone, Copy)]
 #[allow(clippy::struct_excessive_bools, reason = "independent facts")]
 struct TaskFacts {

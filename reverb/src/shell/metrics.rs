@@ -8,9 +8,9 @@ use crate::core::{Lag, Slo};
 
 /// Buckets from 1 ms to 1 s; the SLO is 100 ms.
 const DELIVERY_BUCKETS: [f64; 9] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0];
-const WINDOWS_COMPLETED: &str = "Windows finished by this member's merge, with any verdict";
 /// Buckets from 5 ms to 1 min; the SLO is one beat.
 const PROCESSING_BUCKETS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 60.0];
+const WINDOWS_COMPLETED: &str = "Windows finished by this member's merge, with any verdict";
 
 pub(crate) struct Metrics {
     pub(crate) registry: Registry,

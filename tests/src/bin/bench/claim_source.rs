@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use backbeat_broker::{Deliveries, ProducerRecord, Sender, TopicName};
 use backbeat_schemas::{State, StatusClaim, wire};
-use backbeat_tests::{Cluster, runtime, wait_until};
+use backbeat_tests::{Cluster, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(5);
 const CLAIMS_PER_SECOND: u64 = 20_000;
@@ -26,9 +26,7 @@ pub(crate) struct ClaimSource {
 impl ClaimSource {
     pub(crate) fn new(cluster: &Cluster) -> Self {
         let topics = cluster.broker().topics();
-        let subject = topics.subject(TopicName::StatusClaims);
-        let schema =
-            runtime().block_on(cluster.registry().register::<StatusClaim>(&subject)).expect("the schema is registered");
+        let schema = cluster.register::<StatusClaim>(TopicName::StatusClaims);
         let sender = Sender::new(cluster.broker(), TopicName::StatusClaims, None).expect("a producer");
         Self { sender, deliveries: Arc::default(), topic: topics.name(TopicName::StatusClaims), schema }
     }
