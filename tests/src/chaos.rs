@@ -33,6 +33,10 @@ const FAULTY_REQUESTS: [ApiKey; 6] = [
     ApiKey::ListOffsets,
     ApiKey::OffsetCommit,
 ];
+/// Beats per bar.
+const BAR: u32 = 4;
+/// What happened around a report that comes later is printed.
+const LATE_MS: f64 = 3_000.0;
 /// Delays within this time after Kafka has continued do not count, either.
 const KAFKA_RECOVERY_MS: f64 = 3_000.0;
 
@@ -112,9 +116,25 @@ struct Scenario<'c> {
     paused: Vec<(Program, Instant)>,
     /// The paused node, and the time at which it continues.
     paused_node: Option<(usize, Instant)>,
-    /// The times in which Kafka did not answer, in milliseconds since the Unix epoch.
-    hung_ms: Vec<(f64, f64)>,
+    history: History,
     rng: ChaCha8Rng,
+}
+
+/// What was done. Times are in milliseconds since the Unix epoch.
+#[derive(Debug, Default)]
+struct History {
+    faults: Vec<(f64, Fault)>,
+    /// The times in which Kafka did not answer.
+    hung: Vec<(f64, f64)>,
+}
+
+/// What a consumer saw. Times are in milliseconds since the Unix epoch.
+#[derive(Debug, Default)]
+struct Seen {
+    /// The time at which each window's report was received, by the window's last beat.
+    reports: BTreeMap<BeatIndex, f64>,
+    /// The records of `barpartials` with the time of their receipt, by their window's first beat.
+    partials: Vec<(f64, BeatIndex, String)>,
 }
 
 impl Chaos {
@@ -139,20 +159,20 @@ impl Chaos {
             }
             let watcher = scope.spawn(|| watch(&cluster, &done));
             let at_end = SetAtEnd(&done);
-            let hung_ms = self.cause_faults(&cluster, &mut devstack, &mut result);
+            let history = self.cause_faults(&cluster, &mut devstack, &mut result);
             drop(at_end);
-            let received = watcher.join().expect("the watcher has not panicked");
-            result.delays_ms = delays(&cluster, &received, &hung_ms);
+            let seen = watcher.join().expect("the watcher has not panicked");
+            result.delays_ms = delays(&cluster, &seen, &history);
         });
         devstack.stop();
         result
     }
 
-    fn cause_faults(self, cluster: &Cluster, devstack: &mut Devstack, result: &mut ChaosResult) -> Vec<(f64, f64)> {
+    fn cause_faults(self, cluster: &Cluster, devstack: &mut Devstack, result: &mut ChaosResult) -> History {
         let proxy = KafkaProxy::start(cluster.broker().bootstrap_servers());
         let servers = proxy.bootstrap_servers();
         let through_proxy = ["--bootstrap-servers", &servers];
-        let pulse = ["--cluster", "it", "--bpm", "240", "--max-bpm", "240", "--bar", "4"];
+        let pulse = ["--cluster", "it", "--bpm", "240", "--max-bpm", "240", "--bar", &BAR.to_string()];
         let mut scenario = Scenario {
             cluster,
             nodes: PulseNodes::start(cluster, NODES, &[&pulse[..], &through_proxy].concat()),
@@ -160,7 +180,7 @@ impl Chaos {
             proxy,
             paused: Vec::new(),
             paused_node: None,
-            hung_ms: Vec::new(),
+            history: History::default(),
             rng: ChaCha8Rng::seed_from_u64(self.seed),
         };
         let agents = self.agents.to_string();
@@ -171,13 +191,14 @@ impl Chaos {
             let fault = Fault::random(&mut scenario.rng);
             eprintln!("fault {number} of {}: {fault:?}, seed {}", self.faults, self.seed);
             *result.faults.entry(format!("{fault:?}")).or_default() += 1;
+            scenario.history.faults.push((now_ms(), fault));
             scenario.cause(fault, devstack);
             let pause = scenario.rng.random_range(0.0..2.0);
             scenario.wait(MEAN_PAUSE.mul_f64(pause));
         }
         scenario.resume(true);
         scenario.check(agents, result);
-        scenario.hung_ms
+        scenario.history
     }
 }
 
@@ -194,34 +215,65 @@ fn member(cluster: &Cluster, proxy: &KafkaProxy) -> Program {
     cluster.serve("reverb", &["--cluster", "it", "--bootstrap-servers", &proxy.bootstrap_servers()])
 }
 
-/// Returns by the last beat of each window the time at which its report was received, in milliseconds since the Unix epoch.
-fn watch(cluster: &Cluster, done: &AtomicBool) -> BTreeMap<BeatIndex, f64> {
+/// Receives reports and partials until it is `done`.
+fn watch(cluster: &Cluster, done: &AtomicBool) -> Seen {
     let mut reports = cluster.reader::<BarReport>(TopicName::BarReports);
     reports.seek(0).expect("a new reader can be positioned");
-    let mut received = BTreeMap::new();
+    let mut partials = cluster.reader::<BarPartial>(TopicName::BarPartials);
+    partials.seek(0).expect("a new reader can be positioned");
+    let mut seen = Seen::default();
     while !done.load(Ordering::Relaxed) {
-        // It fails while Kafka is unavailable.
+        // Both fail while Kafka is unavailable.
         if let Ok(Some(entry)) = reports.poll(Duration::from_millis(5)) {
-            received.entry(entry.record.to_beat).or_insert_with(now_ms);
+            seen.reports.entry(entry.record.to_beat).or_insert_with(now_ms);
+        }
+        while let Ok(Some(entry)) = partials.poll(Duration::ZERO) {
+            let from = entry.record.from_beat;
+            seen.partials.extend(describe(entry.record).map(|text| (now_ms(), from, text)));
         }
     }
-    received
+    seen
 }
 
-/// Returns the delays of the reports, ascending, without the times in which Kafka did not answer.
-fn delays(cluster: &Cluster, received: &BTreeMap<BeatIndex, f64>, hung_ms: &[(f64, f64)]) -> Vec<f64> {
+/// Describes a record of `barpartials`.
+fn describe(record: BarPartial) -> Option<String> {
+    Some(match record.into_body()? {
+        PartialBody::Partial(share) => format!("share {} of {}", share.partition, share.member),
+        PartialBody::Done(done) => format!("done: {:?}, rescued {:?}", done.verdict, done.rescued),
+        PartialBody::Merging(merging) => format!("merging: {:?}", merging.member),
+    })
+}
+
+/// Returns the delays of the reports, ascending, without the times in which Kafka did not answer. What happened around late
+/// ones is printed.
+fn delays(cluster: &Cluster, seen: &Seen, history: &History) -> Vec<f64> {
     let frames = cluster.frames();
     let delay = |(to, received): (&BeatIndex, &f64)| {
         let closed = frames.get(to.plus(1).get() as usize)?.emitted_at.millis() as f64;
         let overlap = |(from, until): &(f64, f64)| (until.min(*received) - from.max(closed)).max(0.0);
-        let hung: f64 = hung_ms.iter().map(overlap).sum();
+        let hung: f64 = history.hung.iter().map(overlap).sum();
         let delay = received - closed - hung;
-        if delay > 3_000.0 {
-            eprintln!("the report of the window up to beat {to}, closed at {closed:.0}, came {delay:.0} ms after that");
+        if delay > LATE_MS {
+            eprintln!(
+                "the report of the window up to beat {to} came {delay:.0} ms after its closing; milliseconds from that:"
+            );
+            let near = closed - 2.0 * LATE_MS..=received + 1.0;
+            let of_window = |beat: &BeatIndex| *beat <= *to && *to < beat.plus(BAR);
+            let faults = history.faults.iter().map(|(at, fault)| (*at, format!("{fault:?}")));
+            let hangs = history.hung.iter().map(|(_, until)| (*until, "Kafka has recovered".to_owned()));
+            let partials =
+                seen.partials.iter().filter(|(_, from, text)| of_window(from) || text.starts_with("merging"));
+            let partials = partials.map(|(at, _, text)| (*at, text.clone()));
+            let mut events: Vec<(f64, String)> = faults.chain(hangs).chain(partials).collect();
+            events.retain(|(at, _)| near.contains(at));
+            events.sort_by(|a, b| a.0.total_cmp(&b.0));
+            for (at, text) in events {
+                eprintln!("  {:.0}: {text}", at - closed);
+            }
         }
         Some(delay.max(0.0))
     };
-    let mut delays: Vec<f64> = received.iter().filter_map(delay).collect();
+    let mut delays: Vec<f64> = seen.reports.iter().filter_map(delay).collect();
     delays.sort_by(f64::total_cmp);
     delays
 }
@@ -311,9 +363,9 @@ impl Scenario<'_> {
     /// Adds the time since `began`. One that overlaps with the last makes that longer.
     fn add_hang(&mut self, began: f64) {
         let until = now_ms() + KAFKA_RECOVERY_MS;
-        match self.hung_ms.last_mut() {
+        match self.history.hung.last_mut() {
             Some((_, last)) if *last >= began => *last = until,
-            _ => self.hung_ms.push((began, until)),
+            _ => self.history.hung.push((began, until)),
         }
     }
 
@@ -396,12 +448,7 @@ impl Scenario<'_> {
         let mut shares = BTreeMap::<BeatIndex, Vec<String>>::new();
         for entry in self.cluster.read_all::<BarPartial>(TopicName::BarPartials) {
             let from = entry.record.from_beat;
-            let text = match entry.record.into_body() {
-                Some(PartialBody::Partial(share)) => format!("{} of {}", share.partition, share.member),
-                Some(PartialBody::Done(done)) => format!("done: {:?}", done.verdict),
-                _ => continue,
-            };
-            shares.entry(from).or_default().push(text);
+            shares.entry(from).or_default().extend(describe(entry.record));
         }
         shares.retain(|from, _| missing.contains(from));
         let state = |member: &Program| format!("{:?}\n{}", member.get("/api/v1/status"), member.log());
