@@ -7,6 +7,7 @@ use std::process::{Child, ChildStdin, Command, ExitCode, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
+use backbeat_broker::without_credentials;
 use backbeat_sdk::{Beats, Connection, KafkaArgs, State, Task};
 use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use tokio::runtime::Runtime;
@@ -20,6 +21,8 @@ use crate::status_file::{PATH_VARIABLE, StatusFile};
 const EXIT_BUDGET_SPENT: u8 = 124;
 const EXIT_CANNOT_RUN: u8 = 126;
 const EXIT_NOT_FOUND: u8 = 127;
+/// The environment variable with the schema registry's URL, which may have credentials.
+const REGISTRY_URL_VARIABLE: &str = "SCHEMA_REGISTRY_URL";
 /// The interval at which the status file is read, and a process group that is ending is checked.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
@@ -149,6 +152,10 @@ impl Program {
         let mut guard = OrphanGuard::start()?;
         let mut command = tokio::process::Command::new(&args.command[0]);
         command.args(&args.command[1..]).process_group(0).env(PATH_VARIABLE, status_file.path());
+        // The program is not BACKBEAT's: it must not learn the registry's credentials.
+        if let Ok(url) = std::env::var(REGISTRY_URL_VARIABLE) {
+            command.env(REGISTRY_URL_VARIABLE, without_credentials(&url));
+        }
         if std::io::stdin().is_terminal() {
             // Its process group is a background one, which SIGTTIN stops when it reads from the terminal.
             command.stdin(Stdio::null());

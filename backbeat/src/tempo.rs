@@ -94,9 +94,10 @@ impl Args {
         let url = format!("{}{path}", self.url.trim_end_matches('/'));
         let mut request = Client::builder().timeout(TIMEOUT).no_proxy().build()?.request(method, &url);
         if let Some(file) = &self.admin_token_file {
-            let token =
+            let tokens =
                 fs::read_to_string(file).with_context(|| format!("cannot read the token in {}", file.display()))?;
-            request = request.bearer_auth(token.trim());
+            let token = tokens.lines().map(str::trim).find(|line| !line.is_empty());
+            request = request.bearer_auth(token.with_context(|| format!("{} has no token", file.display()))?);
         }
         if let Some(body) = body {
             request = request.json(body);

@@ -23,6 +23,9 @@ pub(crate) const MAX_CLAIM_BATCH_BYTES: &str = "65536";
 /// own.
 const MAX_FETCH_BYTES: usize = 1024 * 1024;
 
+/// The property of the schema registry's `user:password`, as in Confluent's clients; librdkafka does not know it.
+pub(crate) const REGISTRY_CREDENTIALS: &str = "schema.registry.basic.auth.user.info";
+
 /// The interval at which the clients of services are probed.
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -47,15 +50,13 @@ pub enum SettingsError {
         /// The cause.
         source: io::Error,
     },
-    /// A line is not `key=value`.
-    #[error("{path}, line {line}: {text:?} is not key=value")]
+    /// A line is not `key=value`. Its text is not shown: it may be a secret.
+    #[error("{path}, line {line} is not key=value")]
     Line {
         /// The file.
         path: PathBuf,
         /// The line number, from 1.
         line: usize,
-        /// The line's text.
-        text: String,
     },
 }
 
@@ -70,7 +71,9 @@ impl Broker {
         base.set("reconnect.backoff.max.ms", "1000");
         if let Some(path) = &args.kafka_config {
             for (key, value) in read_properties(path)? {
-                base.set(key, value);
+                if key != REGISTRY_CREDENTIALS {
+                    base.set(key, value);
+                }
             }
         }
         base.set("bootstrap.servers", &args.bootstrap_servers);
@@ -186,7 +189,7 @@ impl Broker {
     }
 }
 
-fn read_properties(path: &Path) -> Result<Vec<(String, String)>, SettingsError> {
+pub(crate) fn read_properties(path: &Path) -> Result<Vec<(String, String)>, SettingsError> {
     let text = fs::read_to_string(path).map_err(|source| SettingsError::Read { path: path.to_owned(), source })?;
     let mut properties = Vec::new();
     for (number, line) in text.lines().enumerate() {
@@ -195,7 +198,7 @@ fn read_properties(path: &Path) -> Result<Vec<(String, String)>, SettingsError> 
             continue;
         }
         let Some((key, value)) = line.split_once('=') else {
-            return Err(SettingsError::Line { path: path.to_owned(), line: number + 1, text: line.to_owned() });
+            return Err(SettingsError::Line { path: path.to_owned(), line: number + 1 });
         };
         properties.push((key.trim().to_owned(), value.trim().to_owned()));
     }
@@ -244,7 +247,7 @@ mod tests {
         assert_eq!(read, [("security.protocol".into(), "SSL".into()), ("ssl.ca.location".into(), "/ca.pem".into())]);
         fs::write(&path, "a=b\nnonsense\n").expect("the file is written");
         let error = read_properties(&path).expect_err("line 2 is malformed").to_string();
-        assert!(error.ends_with("line 2: \"nonsense\" is not key=value"), "{error}");
+        assert!(error.ends_with("line 2 is not key=value"), "{error}");
         fs::remove_file(&path).expect("the file is removed");
     }
 }

@@ -11,7 +11,7 @@ pub struct KafkaArgs {
     #[arg(long, env = "KAFKA_BOOTSTRAP_SERVERS", default_value = "localhost:9092", value_name = "HOST:PORT,...")]
     pub bootstrap_servers: String,
 
-    /// Base URL of the schema registry's Confluent API; it may contain credentials.
+    /// Base URL of the schema registry's Confluent API. Its credentials belong into --kafka-config.
     #[arg(
         long,
         env = "SCHEMA_REGISTRY_URL",
@@ -25,7 +25,8 @@ pub struct KafkaArgs {
     #[arg(long, env = "SCHEMA_REGISTRY_CA", value_name = "FILE")]
     pub schema_registry_ca: Option<PathBuf>,
 
-    /// File of librdkafka properties (key=value lines), such as those for SASL and TLS.
+    /// File of librdkafka properties (key=value lines), such as those for SASL and TLS; and the schema registry's
+    /// schema.registry.basic.auth.user.info=user:password.
     #[arg(long, env = "KAFKA_CONFIG", value_name = "FILE")]
     pub kafka_config: Option<PathBuf>,
 

@@ -12,6 +12,7 @@ use schema_registry_converter::schema_registry_common::{RawError, SchemaType, Su
 use serde_json::{Value, json};
 
 use crate::KafkaArgs;
+use crate::broker::{REGISTRY_CREDENTIALS, read_properties};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -51,6 +52,9 @@ pub enum RegistryError {
         /// The cause.
         reason: String,
     },
+    /// The credentials of the registry cannot be used.
+    #[error("cannot use the schema registry's credentials ({REGISTRY_CREDENTIALS}, --kafka-config): {0}")]
+    Credentials(String),
     /// The registry rejected the schema.
     #[error("the schema registry at {url} rejects the schema of {subject}: {reason}")]
     Rejected {
@@ -90,7 +94,7 @@ pub struct SubjectStatus {
 impl Registry {
     /// Creates a client of the registry that `args` name; connects to nothing yet.
     pub fn new(args: &KafkaArgs) -> Result<Self, RegistryError> {
-        let url = args.schema_registry.trim_end_matches('/').to_owned();
+        let url = url_with_credentials(args)?;
         let display_url = without_credentials(&url);
         let unusable = |reason: String| RegistryError::Unavailable { url: display_url.clone(), reason };
         let certificates = ca_certificates(args)?;
@@ -237,6 +241,22 @@ fn ca_certificates(args: &KafkaArgs) -> Result<Vec<Certificate>, RegistryError> 
     let pem = std::fs::read(path).map_err(|error| unreadable(error.to_string()))?;
     let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| unreadable(error.to_string()))?;
     if certificates.is_empty() { Err(unreadable("the file has no certificate".to_owned())) } else { Ok(certificates) }
+}
+
+/// Returns the registry's URL, with the credentials of the properties file if it has some.
+fn url_with_credentials(args: &KafkaArgs) -> Result<String, RegistryError> {
+    let url = args.schema_registry.trim_end_matches('/').to_owned();
+    let Some(path) = &args.kafka_config else { return Ok(url) };
+    let properties = read_properties(path).map_err(|error| RegistryError::Credentials(error.to_string()))?;
+    let Some((_, credentials)) = properties.into_iter().find(|(key, _)| key == REGISTRY_CREDENTIALS) else {
+        return Ok(url);
+    };
+    let (user, password) =
+        credentials.split_once(':').ok_or_else(|| RegistryError::Credentials("must be user:password".to_owned()))?;
+    let mut parsed = Url::parse(&url).map_err(|error| RegistryError::Credentials(error.to_string()))?;
+    let set = parsed.set_username(user).and_then(|()| parsed.set_password(Some(password)));
+    set.map_err(|()| RegistryError::Credentials("the registry's URL cannot have any".to_owned()))?;
+    Ok(parsed.to_string().trim_end_matches('/').to_owned())
 }
 
 /// Returns `url` without user and password, for logs and messages.

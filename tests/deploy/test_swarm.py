@@ -8,7 +8,7 @@ from conftest import ROOT, Stack, run, wait_for
 from test_compose import PULSE_PORTS, is_ready, newest_beat, windows
 
 STACK = "backbeat-swarm"
-SECRETS = {"backbeat-raft-secret": "a-secret-of-the-test", "backbeat-admin-token": "a-token-of-the-test", "backbeat-kafka": "# nothing\n"}
+SECRETS = {"backbeat-raft-secret": "a-secret-of-the-swarm-test", "backbeat-admin-token": "a-token-of-the-swarm-test", "backbeat-kafka": "# nothing\n"}
 
 
 def stack_file():

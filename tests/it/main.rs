@@ -19,6 +19,7 @@ mod members;
 mod pipeline;
 mod pulse;
 mod pulse_faults;
+mod raft_security;
 mod reverb_faults;
 mod run;
 mod schemas;

@@ -58,6 +58,16 @@ fn run_passes_on_the_programs_exit_code_and_output() {
     let killed = output(run(&cluster, "killed", &[], &["sh", "-c", "kill -KILL $$"]));
     assert_eq!(killed.status.code(), Some(128 + 9));
 
+    let registry = cluster.kafka().schema_registry.replace("http://", "http://agent:registry-secret@");
+    let mut prints_environment = run(&cluster, "environment", &[], &["sh", "-c", "env; sleep 1"]);
+    prints_environment.env("SCHEMA_REGISTRY_URL", registry);
+    let environment = text(&output(prints_environment).stdout);
+    assert!(
+        environment.contains("SCHEMA_REGISTRY_URL=http") && !environment.contains("registry-secret"),
+        "{environment}"
+    );
+    assert_eq!(states_of(&claims_of(&cluster, "environment"), "t"), ["executing", "done"]);
+
     let missing = output(run(&cluster, "missing", &[], &["/no/such/program"]));
     assert_eq!(missing.status.code(), Some(127), "{}", text(&missing.stderr));
     assert!(

@@ -7,6 +7,8 @@ use std::time::Duration;
 use backbeat_tests::{Cluster, SecuredKafka, SecuredRegistry, stack, wait_until};
 use tempfile::TempDir;
 
+use crate::raft_security::{Recording, find, tap};
+
 const LIMIT: Duration = Duration::from_mins(1);
 
 /// Adds the ACLs of each program, as in the table of `docs/operations.md`.
@@ -159,4 +161,28 @@ fn registry_with_tls_is_trusted_only_with_its_authority() {
     let refused = cluster.backbeat(&[&topics[..], &["/nowhere.pem"]].concat());
     let stderr = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && stderr.contains("from /nowhere.pem: No such file"), "{stderr}");
+}
+
+#[test]
+fn registry_credentials_are_read_from_the_properties_file() {
+    let cluster = Cluster::new(1);
+    let (_, rest) = cluster.kafka().schema_registry.split_once("://").expect("the registry has a URL");
+    let (address, path) = rest.split_once('/').expect("the URL has a path");
+    let recording = Recording::default();
+    let tapped = format!("http://{}/{path}", tap(address, &recording));
+    let properties = cluster.dir().join("kafka.properties");
+    let file = properties.to_str().expect("the path is UTF-8");
+    let show = ["schemas", "check", "--schema-registry", &tapped, "--kafka-config", file];
+
+    fs::write(&properties, "schema.registry.basic.auth.user.info=reader:registry-secret\n")
+        .expect("the file is written");
+    let shown = cluster.backbeat(&show);
+    assert!(shown.status.success(), "{}", String::from_utf8_lossy(&shown.stderr));
+    let recording = recording.lock().expect("no thread panicked").concat();
+    // base64 of reader:registry-secret
+    assert!(find(&recording, b"authorization: Basic cmVhZGVyOnJlZ2lzdHJ5LXNlY3JldA==").is_some());
+
+    fs::write(&properties, "schema.registry.basic.auth.user.info=registry-secret\n").expect("the file is written");
+    let stderr = String::from_utf8_lossy(&cluster.backbeat(&show).stderr).into_owned();
+    assert!(stderr.contains("must be user:password") && !stderr.contains("registry-secret"), "{stderr}");
 }

@@ -171,13 +171,7 @@ fn requests_without_the_admin_token_or_the_raft_secret_are_refused() {
     assert_eq!(request(&nodes, node, &Method::POST, TEMPO, &body, Some("admin-token")).0, 200);
 
     let raft = nodes.raft_address(node);
-    let post = |secret: &str, cluster: &str| {
-        let http = reqwest::blocking::Client::new();
-        let request = http.post(format!("http://{raft}/raft/vote")).bearer_auth(secret).body("{}");
-        let response = request.header("x-backbeat-cluster", cluster).send().expect("the node answers");
-        (response.status().as_u16(), response.text().expect("a body"))
-    };
-    assert_eq!(post("wrong-secret", "it").0, 401);
-    let (status, body) = post("raft-secret", "other");
-    assert_eq!((status, body.contains("this is cluster \\\"it\\\", not \\\"other\\\"")), (400, true), "{body}");
+    let post = reqwest::blocking::Client::new().post(format!("http://{raft}/raft/vote")).body("{}");
+    let unsigned = post.header("x-backbeat-cluster", "it").header("x-backbeat-signature", "00").send();
+    assert_eq!(unsigned.expect("the node answers").status().as_u16(), 401);
 }

@@ -15,15 +15,30 @@ pub struct PulseNodes<'c> {
     cluster: &'c Cluster,
     flags: Vec<String>,
     addresses: Vec<String>,
+    /// The addresses at which the nodes reach each other.
+    peer_addresses: Vec<String>,
     programs: Vec<Option<Program>>,
 }
 
 impl<'c> PulseNodes<'c> {
-    /// Starts `count` nodes, named `n0`, `n1` and so on, with `flags`.
+    /// Starts `count` nodes, named `n0`, `n1` and so on, with `flags`, in which `{node}` stands for the node's name.
     pub fn start(cluster: &'c Cluster, count: usize, flags: &[&str]) -> Self {
-        let addresses = (0..count).map(|_| format!("127.0.0.1:{}", free_port().expect("a free port"))).collect();
+        Self::start_behind(cluster, count, flags, str::to_owned)
+    }
+
+    /// Starts nodes as [`Self::start`] does. Each is reached by the others at the address that `proxy` returns for its own.
+    pub fn start_behind(
+        cluster: &'c Cluster,
+        count: usize,
+        flags: &[&str],
+        mut proxy: impl FnMut(&str) -> String,
+    ) -> Self {
+        let address = |_| format!("127.0.0.1:{}", free_port().expect("a free port"));
+        let addresses: Vec<String> = (0..count).map(address).collect();
+        let peer_addresses = addresses.iter().map(|address| proxy(address)).collect();
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-        let mut nodes = Self { cluster, flags, addresses, programs: (0..count).map(|_| None).collect() };
+        let programs = (0..count).map(|_| None).collect();
+        let mut nodes = Self { cluster, flags, addresses, peer_addresses, programs };
         (0..count).for_each(|node| nodes.start_node(node));
         nodes
     }
@@ -31,10 +46,11 @@ impl<'c> PulseNodes<'c> {
     /// Starts a node that is not running.
     pub fn start_node(&mut self, node: usize) {
         let name = format!("n{node}");
-        let peers = self.addresses.iter().enumerate().map(|(node, address)| format!("n{node}={address}"));
+        let peers = self.peer_addresses.iter().enumerate().map(|(node, address)| format!("n{node}={address}"));
         let peers = peers.collect::<Vec<_>>().join(",");
-        let mut args: Vec<&str> = self.flags.iter().map(String::as_str).collect();
-        args.extend(["--node", &name, "--peers", &peers]);
+        let flags: Vec<String> = self.flags.iter().map(|flag| flag.replace("{node}", &name)).collect();
+        let mut args: Vec<&str> = flags.iter().map(String::as_str).collect();
+        args.extend(["--node", &name, "--peers", &peers, "--raft-bind", &self.addresses[node]]);
         self.programs[node] = Some(self.cluster.serve("pulse", &args));
     }
 

@@ -8,9 +8,9 @@ use backbeat_broker::KafkaArgs;
 use backbeat_schemas::Tempo;
 use backbeat_service::{Environment, HttpArgs, LogArgs};
 
-use super::http::WriteAuthorization;
+use super::control::WriteAuthorization;
 use super::raft::{NodeInfo, NodeName, is_host_and_port};
-use super::secret::Secret;
+use super::secret::SecretFile;
 use crate::core::{InitialConfig, MAX_BAR_LENGTH, TempoBounds};
 
 /// The cluster's metronome: publishes one `BeatFrame` per beat.
@@ -39,11 +39,13 @@ pub struct Args {
     #[arg(long, env = "BACKBEAT_RAFT_BIND")]
     raft_bind: Option<SocketAddr>,
 
-    /// A file with the secret that all nodes share; Raft rejects callers without it.
+    /// A file with the secret that all nodes share and sign their calls with; Raft refuses other callers. It may have
+    /// several, one a line: the first is used, all are accepted. A change takes effect within a second.
     #[arg(long, env = "BACKBEAT_RAFT_SECRET_FILE", value_name = "FILE")]
     raft_secret_file: Option<PathBuf>,
 
-    /// A file with the bearer token that write requests must carry.
+    /// A file with the bearer token that write requests must carry, or with several, one a line. A change takes effect
+    /// within a second.
     #[arg(long, env = "BACKBEAT_ADMIN_TOKEN_FILE", value_name = "FILE")]
     admin_token_file: Option<PathBuf>,
 
@@ -226,9 +228,9 @@ impl Args {
         self.raft_bind.map(|address| address.to_string()).or(own)
     }
 
-    /// The secret that callers of Raft's port must send.
-    pub(crate) fn raft_secret(&self) -> anyhow::Result<Option<Secret>> {
-        self.raft_secret_file.as_deref().map(Secret::read).transpose()
+    /// The secrets that calls to Raft's port must be signed with.
+    pub(crate) fn raft_secrets(&self) -> anyhow::Result<Option<SecretFile>> {
+        self.raft_secret_file.as_deref().map(|path| SecretFile::open(path, self.log.environment)).transpose()
     }
 
     /// Refuses, in production, a Raft port that other machines can reach without a secret; elsewhere logs a warning.
@@ -246,7 +248,7 @@ impl Args {
     /// The authorization of write requests.
     pub(crate) fn write_authorization(&self) -> anyhow::Result<WriteAuthorization> {
         Ok(match &self.admin_token_file {
-            Some(path) => WriteAuthorization::Token(Secret::read(path)?),
+            Some(path) => WriteAuthorization::Token(SecretFile::open(path, self.log.environment)?),
             None if self.http.admin_host.is_loopback() => WriteAuthorization::Loopback,
             None => WriteAuthorization::Disabled,
         })

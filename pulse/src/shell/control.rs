@@ -3,18 +3,21 @@
 use std::sync::mpsc::Sender;
 use std::time::Duration;
 
-use axum::http::StatusCode;
+use axum::body::Bytes;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 use backbeat_schemas::Tempo;
+use backbeat_service::ApiError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
 use super::conductor::ConductorInput;
-use super::raft::{Client, MembershipError, NodeError, NodeInfo, NodeName, RaftNode};
+use super::raft::{AUTHORIZATION, Call, Client, MembershipError, NodeError, NodeInfo, NodeName, RaftNode};
+use super::secret::{Secret, SecretFile};
 use crate::core::{Event, Plan, PlanRequest, Refusal};
 
 /// The path on the leader for commands that other nodes forward. Nodes of different versions use it, so it keeps its
@@ -86,48 +89,92 @@ impl AdminResponse {
     }
 }
 
+/// The authorization of write requests: those that change the tempo, the bar length or the cluster's nodes.
+#[derive(Clone)]
+pub(crate) enum WriteAuthorization {
+    /// Write requests are allowed with one of these bearer tokens.
+    Token(SecretFile),
+    /// Write requests are allowed without a token: the server listens on loopback only, so all callers are on this
+    /// machine.
+    Loopback,
+    /// Write requests are disabled.
+    Disabled,
+}
+
+/// The token of an operator who may execute commands; `None` if none is needed.
+#[derive(Clone)]
+pub(crate) struct Operator(pub(crate) Option<Secret>);
+
 /// Executes operators' commands, here or on the leader.
 #[derive(Clone)]
 pub(crate) struct Control {
     pub(crate) raft: RaftNode,
     pub(crate) client: Client,
     pub(crate) conductor: Sender<ConductorInput>,
+    /// The authorization of commands that another node forwards, too.
+    pub(crate) write_authorization: WriteAuthorization,
 }
 
 impl Control {
     /// Executes `command` on this node or on the leader. The execution continues if the caller disconnects.
-    pub(crate) async fn execute(&self, command: AdminCommand) -> AdminResponse {
+    pub(crate) async fn execute(&self, command: AdminCommand, operator: Operator) -> AdminResponse {
         let control = self.clone();
-        let executed = tokio::spawn(async move { control.execute_or_forward(command).await }).await;
+        let executed = tokio::spawn(async move { control.execute_or_forward(command, operator).await }).await;
         executed.unwrap_or_else(|error| AdminResponse::unavailable(&error, self.raft.leader()))
     }
 
-    async fn execute_or_forward(&self, command: AdminCommand) -> AdminResponse {
+    async fn execute_or_forward(&self, command: AdminCommand, Operator(token): Operator) -> AdminResponse {
         let Some((leader, info)) = self.raft.leader() else { return self.execute_locally(command).await };
         tracing::info!(?command, %leader, "forwarding an operator's command to the leader");
-        let forwarded = self.client.call(leader, &info.address, FORWARDED, &command, FORWARD_TIMEOUT).await;
+        let forwarded =
+            self.client.call(leader, &info.address, FORWARDED, &command, FORWARD_TIMEOUT, token.as_ref()).await;
         forwarded.unwrap_or_else(|error| {
             let reason = format!("cannot forward the command to the leader, {leader}: {error}");
             AdminResponse::unavailable(&reason, Some((leader, info)))
         })
     }
 
-    /// The routes for commands that other nodes forward; the caller must already be authenticated.
-    pub(crate) fn routes(&self, accepts_forwarded: bool) -> Router {
+    /// The routes for commands that other nodes forward. If `are_calls_signed`, the caller is a node of this cluster.
+    pub(crate) fn routes(&self, are_calls_signed: bool) -> Router {
         let control = self.clone();
         Router::new().route(
             FORWARDED,
-            post(async move |Json(command): Json<AdminCommand>| {
-                if !accepts_forwarded {
-                    let reason =
-                        "the leader accepts no forwarded commands without a --raft-secret-file; send the request to the leader itself";
-                    return Json(AdminResponse::refused(StatusCode::FORBIDDEN, &reason));
+            post(async move |headers: HeaderMap, body: Bytes| {
+                let call = Call { headers: &headers, path: FORWARDED, body: &body };
+                if let Some(refused) = control.refuse_forwarded(&call, are_calls_signed) {
+                    return Ok::<_, ApiError>(Json(refused));
                 }
+                let command = serde_json::from_slice(&body);
+                let command = command.map_err(|error| ApiError::bad_request(format!("not a command: {error}")))?;
                 // Not forwarded again: if this node does not lead, the response is an error.
                 let executed = tokio::spawn(async move { control.execute_locally(command).await }).await;
-                Json(executed.unwrap_or_else(|error| AdminResponse::unavailable(&error, None)))
+                Ok(Json(executed.unwrap_or_else(|error| AdminResponse::unavailable(&error, None))))
             }),
         )
+    }
+
+    /// Returns a refusal unless the operator of the forwarded command is authorized on this node, too. The token does not
+    /// travel between nodes: the call is signed with it.
+    fn refuse_forwarded(&self, call: &Call<'_>, are_calls_signed: bool) -> Option<AdminResponse> {
+        let (status, reason) = match &self.write_authorization {
+            WriteAuthorization::Loopback => return None,
+            WriteAuthorization::Disabled => (
+                StatusCode::FORBIDDEN,
+                "write requests are disabled on the leader: it listens beyond loopback and was started without \
+                 --admin-token-file",
+            ),
+            // Without the nodes' signature, a recorded call could be repeated.
+            WriteAuthorization::Token(_) if !are_calls_signed => (
+                StatusCode::FORBIDDEN,
+                "the leader accepts no forwarded commands without a --raft-secret-file; send the request to the leader itself",
+            ),
+            WriteAuthorization::Token(tokens) if call.signer(tokens, AUTHORIZATION).is_some() => return None,
+            WriteAuthorization::Token(_) => (
+                StatusCode::UNAUTHORIZED,
+                "the leader does not accept the token of this node: all nodes must have the same --admin-token-file",
+            ),
+        };
+        Some(AdminResponse::refused(status, &reason))
     }
 
     async fn execute_locally(&self, command: AdminCommand) -> AdminResponse {

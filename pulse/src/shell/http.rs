@@ -7,7 +7,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::{HeaderValue, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
-use axum::{Json, Router};
+use axum::{Extension, Json, Router};
 use backbeat_broker::check_clients;
 use backbeat_schemas::{BeatIndex, Tempo};
 use backbeat_service::{ApiError, ErrorBody, base_routes, router_with_openapi};
@@ -18,22 +18,10 @@ use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::boundary_sampler::BoundarySampler;
-use super::control::{AdminCommand, AdminResponse, Control, TempoChange};
+use super::control::{AdminCommand, AdminResponse, Control, Operator, TempoChange, WriteAuthorization};
 use super::metrics::Metrics;
 use super::raft::{NodeName, NodeStatus, is_host_and_port};
-use super::secret::Secret;
 use super::status::{RoleName, SharedStatus, StatusBody};
-
-/// The authorization of write requests: those that change the tempo, the bar length or the cluster's nodes.
-pub(crate) enum WriteAuthorization {
-    /// Write requests are allowed with this bearer token.
-    Token(Secret),
-    /// Write requests are allowed without a token: the server listens on loopback only, so all callers are on this
-    /// machine.
-    Loopback,
-    /// Write requests are disabled.
-    Disabled,
-}
 
 /// The components that exist once pulse takes part in its cluster.
 pub(crate) struct Components {
@@ -63,26 +51,27 @@ pub(crate) fn routes(metrics: &Metrics, api: Api, write_authorization: WriteAuth
 
 async fn authorize(
     State(write_authorization): State<Arc<WriteAuthorization>>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    match &*write_authorization {
+    let operator = match &*write_authorization {
         // A web page that a browser on this machine shows must not act for its operator.
         WriteAuthorization::Loopback if request.headers().contains_key(header::ORIGIN) => {
             Err(ApiError::forbidden("write requests from web pages need a token: start pulse with --admin-token-file"))
         }
-        WriteAuthorization::Loopback => Ok(next.run(request).await),
+        WriteAuthorization::Loopback => Ok(Operator(None)),
         WriteAuthorization::Disabled => Err(ApiError::forbidden(
             "write requests are disabled: this node listens beyond loopback and was started without --admin-token-file",
         )),
-        WriteAuthorization::Token(token) => {
+        WriteAuthorization::Token(tokens) => {
             let authorization = request.headers().get(header::AUTHORIZATION);
-            if token.matches(authorization.map(HeaderValue::as_bytes)) {
-                return Ok(next.run(request).await);
-            }
-            Err(ApiError::unauthorized("the token is missing or wrong: send Authorization: Bearer TOKEN"))
+            let token = tokens.bearer(authorization.map(HeaderValue::as_bytes));
+            let missing = || ApiError::unauthorized("the token is missing or wrong: send Authorization: Bearer TOKEN");
+            token.map(|token| Operator(Some(token))).ok_or_else(missing)
         }
-    }
+    };
+    request.extensions_mut().insert(operator?);
+    Ok(next.run(request).await)
 }
 
 impl Api {
@@ -93,8 +82,8 @@ impl Api {
         })
     }
 
-    async fn execute(&self, command: AdminCommand) -> Result<AdminResponse, ApiError> {
-        Ok(self.components()?.control.execute(command).await)
+    async fn execute(&self, command: AdminCommand, operator: Operator) -> Result<AdminResponse, ApiError> {
+        Ok(self.components()?.control.execute(command, operator).await)
     }
 }
 
@@ -169,12 +158,16 @@ struct Nodes {
     (status = 409, description = "Another change is pending.", body = ErrorBody),
     WriteErrors,
 ))]
-async fn change_tempo(State(api): State<Api>, body: Bytes) -> Result<AdminResponse, ApiError> {
+async fn change_tempo(
+    State(api): State<Api>,
+    Extension(operator): Extension<Operator>,
+    body: Bytes,
+) -> Result<AdminResponse, ApiError> {
     let change = parse(
         &body,
         r#"{"tempo_bpm": 5.5}, with "ramp": true for a change of more than 10 %, and "bar_length" in beats"#,
     )?;
-    api.execute(AdminCommand::ChangeTempo(change)).await
+    api.execute(AdminCommand::ChangeTempo(change), operator).await
 }
 
 /// Cancels the pending change.
@@ -183,8 +176,11 @@ async fn change_tempo(State(api): State<Api>, body: Bytes) -> Result<AdminRespon
     (status = 409, description = "No change is pending.", body = ErrorBody),
     WriteErrors,
 ))]
-async fn cancel_change(State(api): State<Api>) -> Result<AdminResponse, ApiError> {
-    api.execute(AdminCommand::CancelChange).await
+async fn cancel_change(
+    State(api): State<Api>,
+    Extension(operator): Extension<Operator>,
+) -> Result<AdminResponse, ApiError> {
+    api.execute(AdminCommand::CancelChange, operator).await
 }
 
 /// A node to add, which runs with `--join`.
@@ -206,12 +202,16 @@ struct NewNode {
     (status = 409, description = "The node is already in the cluster.", body = ErrorBody),
     WriteErrors,
 ))]
-async fn add_node(State(api): State<Api>, body: Bytes) -> Result<AdminResponse, ApiError> {
+async fn add_node(
+    State(api): State<Api>,
+    Extension(operator): Extension<Operator>,
+    body: Bytes,
+) -> Result<AdminResponse, ApiError> {
     let NewNode { node, address } = parse(&body, r#"{"node": "pulse-4", "address": "host:port"}"#)?;
     if !is_host_and_port(&address) {
         return Err(ApiError::bad_request(format!("address {address:?} is not host:port")));
     }
-    api.execute(AdminCommand::AddNode { node: node_name(&node)?, address }).await
+    api.execute(AdminCommand::AddNode { node: node_name(&node)?, address }, operator).await
 }
 
 /// Removes a node from the cluster.
@@ -223,8 +223,12 @@ async fn add_node(State(api): State<Api>, body: Bytes) -> Result<AdminResponse, 
         (status = 409, description = "The node is not in the cluster, or is its only one.", body = ErrorBody),
         WriteErrors,
     ))]
-async fn remove_node(State(api): State<Api>, Path(node): Path<String>) -> Result<AdminResponse, ApiError> {
-    api.execute(AdminCommand::RemoveNode { node: node_name(&node)? }).await
+async fn remove_node(
+    State(api): State<Api>,
+    Extension(operator): Extension<Operator>,
+    Path(node): Path<String>,
+) -> Result<AdminResponse, ApiError> {
+    api.execute(AdminCommand::RemoveNode { node: node_name(&node)? }, operator).await
 }
 
 fn node_name(text: &str) -> Result<NodeName, ApiError> {

@@ -18,12 +18,12 @@ use tokio::time::timeout;
 
 use super::boundary_sampler::BoundarySampler;
 use super::conductor::{Clock, Conductor, ConductorInput};
-use super::control::Control;
-use super::http::{Api, Components, WriteAuthorization};
+use super::control::{Control, WriteAuthorization};
+use super::http::{Api, Components};
 use super::metrics::Metrics;
 use super::publisher::Publisher;
 use super::raft::{self, Client, NodeInfo, NodeName, RaftNode, Store};
-use super::secret::Secret;
+use super::secret::SecretFile;
 use super::status::SharedStatus;
 use super::watcher::Watcher;
 use super::{Args, http};
@@ -36,12 +36,10 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
     let (initial_config, bounds, bootstrap_nodes, write_authorization) =
         (args.initial_config()?, args.bounds()?, args.bootstrap_nodes()?, args.write_authorization()?);
-    let setup = Setup {
-        initial_config,
-        bounds,
-        bootstrap_nodes,
-        writes_are_loopback_only: matches!(write_authorization, WriteAuthorization::Loopback),
-    };
+    let setup = Setup { initial_config, bounds, bootstrap_nodes, write_authorization: write_authorization.clone() };
+    if let WriteAuthorization::Token(tokens) = &setup.write_authorization {
+        tokio::spawn(tokens.clone().follow());
+    }
     args.warn_about_bounds();
     let metrics = Arc::new(Metrics::new()?);
     let status = SharedStatus::default();
@@ -71,8 +69,7 @@ struct Setup {
     initial_config: InitialConfig,
     bounds: TempoBounds,
     bootstrap_nodes: BTreeMap<NodeName, NodeInfo>,
-    /// True if write requests need no token and are accepted on loopback only.
-    writes_are_loopback_only: bool,
+    write_authorization: WriteAuthorization,
 }
 
 /// The results of the preparation that precedes Raft's start, so that a node that cannot reach Kafka takes no part in
@@ -83,17 +80,20 @@ struct Prepared {
     /// The schema id of the frames that this node writes.
     schema_id: u32,
     raft_listener: Option<TcpListener>,
-    secret: Option<Secret>,
+    secrets: Option<SecretFile>,
 }
 
 async fn prepare(args: &Args) -> anyhow::Result<Prepared> {
-    let secret = args.raft_secret()?;
+    let secrets = args.raft_secrets()?;
+    if let Some(secrets) = secrets.clone() {
+        tokio::spawn(secrets.follow());
+    }
     let raft_listener = match args.raft_listen_address() {
         Some(address) => {
             let bound = TcpListener::bind(&address).await;
             let listener = bound.with_context(|| format!("cannot listen on {address} for raft"))?;
             let address: SocketAddr = listener.local_addr()?;
-            args.check_raft_port(address, secret.is_some())?;
+            args.check_raft_port(address, secrets.is_some())?;
             tracing::info!(%address, "raft server is listening");
             Some(listener)
         }
@@ -103,7 +103,7 @@ async fn prepare(args: &Args) -> anyhow::Result<Prepared> {
     let registry = Registry::new(&args.kafka)?;
     wait_for_topics(&broker, &[TopicName::BeatFrames, TopicName::StatusClaims, TopicName::BarReports]).await?;
     let schema_id = registry.register::<BeatFrame>(&broker.topics().subject(TopicName::BeatFrames)).await?;
-    Ok(Prepared { broker, registry, schema_id, raft_listener, secret })
+    Ok(Prepared { broker, registry, schema_id, raft_listener, secrets })
 }
 
 /// Takes part in the cluster until `shutdown`, or until pulse cannot continue.
@@ -115,20 +115,18 @@ async fn run_node(
     api: &Api,
     shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
-    let Prepared { broker, registry, schema_id, raft_listener, secret } = prepared;
-    let Setup { initial_config, bounds, bootstrap_nodes, writes_are_loopback_only } = setup;
+    let Prepared { broker, registry, schema_id, raft_listener, secrets } = prepared;
+    let Setup { initial_config, bounds, bootstrap_nodes, write_authorization } = setup;
     let (conductor_sender, inputs) = channel();
     let (publisher, commands) = channel();
 
-    let client = Client::new(initial_config.cluster_id.clone(), args.node(), secret.clone())?;
+    let client = Client::new(initial_config.cluster_id.clone(), args.node(), secrets.clone())?;
     let store = Store::open(&args.store_dir(), &initial_config.cluster_id, args.node())?;
     let raft = RaftNode::start(args.node(), store, client.clone()).await?;
-    let control = Control { raft: raft.clone(), client, conductor: conductor_sender.clone() };
+    let control = Control { raft: raft.clone(), client, conductor: conductor_sender.clone(), write_authorization };
     let stop_raft = Shutdown::new();
-    // Without a secret, commands sent to Raft's port would bypass the token.
-    let accepts_forwarded = secret.is_some() || writes_are_loopback_only;
-    let raft_routes =
-        raft::routes(raft.raft(), control.routes(accepts_forwarded), &initial_config.cluster_id, args.node(), secret);
+    let forwarded = control.routes(secrets.is_some());
+    let raft_routes = raft::routes(raft.raft(), forwarded, &initial_config.cluster_id, args.node(), secrets);
     let raft_server = raft_listener.map(|listener| tokio::spawn(serve(listener, raft_routes, stop_raft.clone())));
     if !args.join {
         raft.bootstrap(bootstrap_nodes).await?;

@@ -9,12 +9,14 @@ use openraft::raft::{
     VoteResponse,
 };
 use reqwest::StatusCode;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::server;
+use super::signature::{self, Call};
 use super::types::{NodeInfo, NodeName, Types};
-use crate::shell::secret::Secret;
+use crate::shell::secret::{Secret, SecretFile};
 
 /// The backoff for a node that could not be reached; shorter than an election takes.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
@@ -25,7 +27,7 @@ pub(crate) struct Client {
     http: reqwest::Client,
     cluster: String,
     node: NodeName,
-    secret: Option<Secret>,
+    secrets: Option<SecretFile>,
 }
 
 /// A call to another node failed.
@@ -49,6 +51,12 @@ pub(crate) enum CallError {
         /// The body of the response.
         body: String,
     },
+    /// The response is not signed by the nodes' secret.
+    #[error("{address} answered without the signature of a node of this cluster")]
+    Unsigned {
+        /// The address that was called.
+        address: String,
+    },
     /// The node answered with a body that is not the expected JSON.
     #[error("{address} answered with an undecodable body: {source}")]
     UndecodableBody {
@@ -60,12 +68,12 @@ pub(crate) enum CallError {
 }
 
 impl Client {
-    pub(crate) fn new(cluster: String, node: NodeName, secret: Option<Secret>) -> reqwest::Result<Self> {
+    pub(crate) fn new(cluster: String, node: NodeName, secrets: Option<SecretFile>) -> reqwest::Result<Self> {
         let http = reqwest::Client::builder().tcp_nodelay(true).no_proxy().build()?;
-        Ok(Self { http, cluster, node, secret })
+        Ok(Self { http, cluster, node, secrets })
     }
 
-    /// Posts `request` to the node `target` at `address`.
+    /// Posts `request` to the node `target` at `address`; with the signature by `token` if it is an operator's command.
     pub(crate) async fn call<R: DeserializeOwned>(
         &self,
         target: NodeName,
@@ -73,25 +81,55 @@ impl Client {
         path: &str,
         request: &impl Serialize,
         timeout: Duration,
+        token: Option<&Secret>,
     ) -> Result<R, CallError> {
         let unreachable = |source| CallError::Unreachable { address: address.to_owned(), source };
-        let mut post = self.http.post(format!("http://{address}{path}")).timeout(timeout).json(request);
-        post = post.header(server::CLUSTER, &self.cluster).header(server::NODE, self.node.to_string());
-        post = post.header(server::TARGET, target.to_string());
-        if let Some(secret) = &self.secret {
-            post = post.bearer_auth(secret.expose());
-        }
+        let body = serde_json::to_vec(request).expect("a request is serializable");
+        let mut headers = self.headers(target);
+        let secret = self.secrets.as_ref().and_then(|secrets| secrets.secrets().first().cloned());
+        let signers = [(signature::SIGNATURE, secret.as_ref()), (signature::AUTHORIZATION, token)];
+        let call = Call { headers: &headers, path, body: &body };
+        let signatures =
+            signers.map(|(purpose, secret)| secret.map(|secret| (purpose, value(call.sign(secret, purpose)))));
+        headers.extend(signatures.into_iter().flatten().map(|(name, value)| (HeaderName::from_static(name), value)));
+        let call_signature = headers.get(signature::SIGNATURE).cloned();
+        let post = self.http.post(format!("http://{address}{path}")).timeout(timeout).headers(headers).body(body);
         let response = post.send().await.map_err(unreachable)?;
         if !response.status().is_success() {
             let status = response.status();
             let body = response.text().await.unwrap_or_default();
             return Err(CallError::ErrorStatus { address: address.to_owned(), status, body });
         }
+        let signature = signature::header(response.headers(), signature::SIGNATURE).to_owned();
         // Not `response.json()`: its error does not tell an undecodable body from a broken connection.
         let body = response.bytes().await.map_err(unreachable)?;
+        if let Some((secret, call_signature)) = secret.zip(call_signature)
+            && !signature::is_response_signed(&secret, call_signature.as_bytes(), &body, &signature)
+        {
+            return Err(CallError::Unsigned { address: address.to_owned() });
+        }
         serde_json::from_slice(&body)
             .map_err(|source| CallError::UndecodableBody { address: address.to_owned(), source })
     }
+
+    fn headers(&self, target: NodeName) -> HeaderMap {
+        let names = [
+            (signature::CLUSTER, self.cluster.clone()),
+            (signature::NODE, self.node.to_string()),
+            (signature::TARGET, target.to_string()),
+        ];
+        let mut headers: HeaderMap = names
+            .into_iter()
+            .chain(signature::unique_headers())
+            .map(|(name, text)| (HeaderName::from_static(name), value(text)))
+            .collect();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+        headers
+    }
+}
+
+fn value(text: String) -> HeaderValue {
+    HeaderValue::try_from(text).expect("names, numbers and signatures are printable ASCII")
 }
 
 /// Raft's connection to one node.
@@ -119,7 +157,7 @@ impl Connection {
     {
         let timeout = option.hard_ttl();
         let response: Result<Result<R, RaftError<NodeName, E>>, CallError> =
-            self.client.call(self.target, &self.address, path, request, timeout).await;
+            self.client.call(self.target, &self.address, path, request, timeout, None).await;
         match response {
             Ok(outcome) => outcome.map_err(|error| RPCError::RemoteError(RemoteError::new(self.target, error))),
             Err(CallError::Unreachable { source, .. }) if source.is_timeout() => {

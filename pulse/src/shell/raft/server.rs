@@ -3,49 +3,51 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use axum::body::{Body, to_bytes};
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderValue, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::post;
 use axum::{Json, Router};
 use backbeat_service::ApiError;
 use openraft::Raft;
+use tokio::time::timeout;
 
+use super::signature::{self, Call, Verifier, sign_response};
 use super::types::{NodeName, Types};
-use crate::shell::secret::Secret;
+use crate::shell::secret::SecretFile;
 
 pub(crate) const APPEND: &str = "/raft/append";
 pub(crate) const VOTE: &str = "/raft/vote";
 pub(crate) const SNAPSHOT: &str = "/raft/snapshot";
-/// The header that names the caller's cluster.
-pub(crate) const CLUSTER: &str = "x-backbeat-cluster";
-/// The header that names the caller.
-pub(crate) const NODE: &str = "x-backbeat-node";
-/// The header that names the called node: a wrong address may be that of another node.
-pub(crate) const TARGET: &str = "x-backbeat-target";
-/// The shortest interval between two warnings about callers without the secret.
+/// The shortest interval between two warnings about callers without a valid signature.
 const WARN_INTERVAL: Duration = Duration::from_secs(10);
+/// The largest body of a call or of its response, in bytes: 300 entries of the log, of some 200 bytes each, are the longest.
+const MAX_BODY: usize = 256 * 1024;
+/// The time in which a body must arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The settings of [`check_caller`], which authenticates callers and refuses calls to another cluster or node.
 struct CallerCheck {
     cluster: String,
     node: NodeName,
-    secret: Option<Secret>,
+    verifier: Option<Verifier>,
     last_warning: Mutex<Option<Instant>>,
 }
 
-/// Returns Raft's routes and `others`. All of them refuse callers without `secret`, and calls to another cluster than
-/// `cluster` or another node than `node`.
+/// Returns Raft's routes and `others`. All of them refuse calls that are not signed with one of the `secrets`, and calls to
+/// another cluster than `cluster` or another node than `node`.
 pub(crate) fn routes(
     raft: &Raft<Types>,
     others: Router,
     cluster: &str,
     node: NodeName,
-    secret: Option<Secret>,
+    secrets: Option<SecretFile>,
 ) -> Router {
+    let verifier = secrets.map(Verifier::new);
     let caller_check =
-        Arc::new(CallerCheck { cluster: cluster.to_owned(), node, secret, last_warning: Mutex::default() });
+        Arc::new(CallerCheck { cluster: cluster.to_owned(), node, verifier, last_warning: Mutex::default() });
     Router::new()
         .route(APPEND, post(async |State(raft): State<Raft<Types>>, Json(body)| Json(raft.append_entries(body).await)))
         .route(VOTE, post(async |State(raft): State<Raft<Types>>, Json(body)| Json(raft.vote(body).await)))
@@ -63,31 +65,53 @@ async fn check_caller(
     request: Request,
     next: Next,
 ) -> Result<Response, ApiError> {
-    let value = |headers: &HeaderMap, name: &str| headers.get(name).map(|value| value.as_bytes().to_vec());
-    let headers = request.headers();
-    if let Some(secret) = &check.secret
-        && !secret.matches(value(headers, header::AUTHORIZATION.as_str()).as_deref())
-    {
-        let node = String::from_utf8_lossy(&value(headers, NODE).unwrap_or_default()).into_owned();
-        let mut last_warning = check.last_warning.lock().unwrap_or_else(PoisonError::into_inner);
+    // Browsers send it with every POST, also after a name of theirs was made to resolve to this address.
+    if request.headers().contains_key(header::ORIGIN) {
+        return Err(ApiError::forbidden("web pages must not call raft's port"));
+    }
+    let Some(verifier) = &check.verifier else {
+        check.check_names(&request)?;
+        return Ok(next.run(request).await);
+    };
+    let (head, body) = request.into_parts();
+    let read = timeout(BODY_TIMEOUT, to_bytes(body, MAX_BODY)).await;
+    let body = read.map_err(|_| ApiError::bad_request("the body is incomplete"))?;
+    let body =
+        body.map_err(|error| ApiError::bad_request(format!("the body must have at most {MAX_BODY} bytes: {error}")))?;
+    let signer = verifier.verify(&Call { headers: &head.headers, path: head.uri.path(), body: &body });
+    let secret = signer.map_err(|error| {
+        check.warn(&error.to_string(), &String::from_utf8_lossy(signature::header(&head.headers, signature::NODE)));
+        ApiError::unauthorized(error.to_string())
+    })?;
+    let call_signature = signature::header(&head.headers, signature::SIGNATURE).to_owned();
+    let request = Request::from_parts(head, Body::from(body));
+    check.check_names(&request)?;
+    let (mut head, body) = next.run(request).await.into_parts();
+    let body = to_bytes(body, MAX_BODY).await.map_err(|error| ApiError::unavailable(error.to_string()))?;
+    let signature = HeaderValue::try_from(sign_response(&secret, &call_signature, &body));
+    head.headers.insert(signature::SIGNATURE, signature.expect("hexadecimal digits are a valid header"));
+    Ok(Response::from_parts(head, Body::from(body)))
+}
+
+impl CallerCheck {
+    fn check_names(&self, request: &Request) -> Result<(), ApiError> {
+        let name = |name| String::from_utf8_lossy(signature::header(request.headers(), name));
+        let (cluster, target) = (name(signature::CLUSTER), name(signature::TARGET));
+        if cluster != self.cluster {
+            return Err(ApiError::bad_request(format!("this is cluster {:?}, not {cluster:?}", self.cluster)));
+        }
+        if !target.is_empty() && target != self.node.to_string() {
+            let own = self.node;
+            return Err(ApiError::bad_request(format!("this is node {own}, not {target}: check the nodes' addresses")));
+        }
+        Ok(())
+    }
+
+    fn warn(&self, reason: &str, node: &str) {
+        let mut last_warning = self.last_warning.lock().unwrap_or_else(PoisonError::into_inner);
         if last_warning.is_none_or(|at| at.elapsed() > WARN_INTERVAL) {
             *last_warning = Some(Instant::now());
-            tracing::warn!(
-                node,
-                "refused a call without the right secret; do all nodes have the same --raft-secret-file?"
-            );
+            tracing::warn!(node, reason, "refused a call of another node");
         }
-        return Err(ApiError::unauthorized("the secret is missing or wrong: see --raft-secret-file"));
     }
-    let cluster = value(headers, CLUSTER).unwrap_or_default();
-    if cluster != check.cluster.as_bytes() {
-        let (called, own) = (String::from_utf8_lossy(&cluster), &check.cluster);
-        return Err(ApiError::bad_request(format!("this is cluster {own:?}, not {called:?}")));
-    }
-    let target = value(headers, TARGET).unwrap_or_default();
-    if !target.is_empty() && target != check.node.to_string().as_bytes() {
-        let (called, own) = (String::from_utf8_lossy(&target), check.node);
-        return Err(ApiError::bad_request(format!("this is node {own}, not {called}: check the nodes' addresses")));
-    }
-    Ok(next.run(request).await)
 }
