@@ -20,6 +20,8 @@ use crate::{Broker, ClientWatch, TopicName, log_client_error};
 const MAX_LATENCY_US: u64 = 3_600_000_000;
 /// The histogram's precision: 1 %.
 const SIGNIFICANT_DIGITS: u8 = 2;
+/// The records that a producer holds until Kafka has acknowledged them, in KiB.
+const MAX_QUEUE_KIB: &str = "65536";
 /// The maximum time in which a lost client returns its undelivered records.
 const PURGE_TIMEOUT: Duration = Duration::from_secs(2);
 const PURGE_POLL: Duration = Duration::from_millis(5);
@@ -172,6 +174,7 @@ impl Settings {
         config.set("message.timeout.ms", self.delivery_timeout.map_or(0, |limit| limit.as_millis()).to_string());
         config.set("linger.ms", "2");
         config.set("queue.buffering.max.messages", "200000");
+        config.set("queue.buffering.max.kbytes", MAX_QUEUE_KIB);
         config.set("compression.type", "lz4");
         if self.topic == self.broker.topics().name(TopicName::StatusClaims) {
             config.set("message.max.bytes", MAX_CLAIM_BATCH_BYTES);

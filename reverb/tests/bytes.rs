@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use backbeat_reverb::core::{
-    CommittedOffset, Completion, DecodedClaim, Frames, Merge, MergeSession, Output, PartitionAggregator, RawRecord,
-    Tally, bar_report, verdict,
+    CommittedOffset, Completion, Counts, DecodedClaim, Frames, Merge, MergeSession, Output, PartitionAggregator,
+    RawRecord, bar_report, verdict,
 };
 use backbeat_schemas::{
     BarPartial, BeatFrame, BeatIndex, Done, Header, HlcClock, InvalidClaim, Partial, PartialBody, Phase, Record, Tempo,
@@ -69,6 +69,7 @@ fn partial(partition: i32) -> Partial {
         invalid_claims: 1,
         unknown_schema_claims: 1,
         excess_claims: 1,
+        misplaced_agents: 1,
     }
 }
 
@@ -106,7 +107,7 @@ fn work(frames: &Frames, committed: CommittedOffset, merge: &Merge) {
         aggregator.advance(frames, &mut outputs);
         for output in outputs {
             if let Output::WindowClosed(closed) = output {
-                let report = bar_report(frames, &closed.window, &closed.tally.counts());
+                let report = bar_report(frames, &closed.window, &closed.counts);
                 assert!(report.is_some(), "a window closes only if its closing frame is in the table");
             }
         }
@@ -190,14 +191,14 @@ fn beat_emitted_at_the_earliest_instant_has_the_largest_drift() {
         table.push(frame).expect("the frames are consecutive");
     }
     let window = table.window_of(BeatIndex::ZERO).expect("the window is in the table");
-    let report = bar_report(&table, &window, &Tally::default().counts()).expect("the closing frame is in the table");
+    let report = bar_report(&table, &window, &Counts::default()).expect("the closing frame is in the table");
     assert_eq!(report.tempo_drift_ms, i64::MAX);
 }
 
 /// Counts of the largest numbers saturate.
 #[test]
 fn counts_added_past_the_maximum_saturate() {
-    let mut counts = Tally::default().counts();
+    let mut counts = Counts::default();
     for _ in 0..2 {
         counts.add(&(&Partial { claims: i64::MAX, ..partial(0) }).into());
     }

@@ -93,8 +93,7 @@ pub struct Partial {
     pub logic: i32,
     /// False if claims at the start of the window's range have expired; then the window is skipped.
     pub retained: bool,
-    /// True if a claim is in another partition than the one in which murmur2 places its agent. Distinct counts of
-    /// partitions then do not add up, and the window is recomputed.
+    /// True if `misplaced_agents` is not 0. Early versions of the merge recompute such a window.
     pub misplaced: bool,
     /// The number of distinct agents with a counted claim.
     pub agents: i64,
@@ -120,6 +119,8 @@ pub struct Partial {
     pub unknown_schema_claims: i64,
     /// The number of counted claims of agents and tasks beyond the limit of a partition, which no distinct count includes.
     pub excess_claims: i64,
+    /// The number of agents with a counted claim in another partition than the one in which murmur2 places them.
+    pub misplaced_agents: i64,
 }
 
 /// The content of a done record, which marks a window as finished.

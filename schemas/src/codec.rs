@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 /// The largest value that is decoded, in bytes: the largest record. The length of a string or of an array is a number in the
 /// body, for which the Avro library allocates memory before it reads on.
 const MAX_ALLOCATION_BYTES: usize = 2 * 1024 * 1024;
-const MAX_FLAT_SCHEMA_BYTES: usize = 64 * 1024;
+const MAX_FLAT_SCHEMA_BYTES: usize = 16 * 1024;
 const MAX_FLAT_FIELDS: usize = 100;
 
 /// A record type with an embedded Avro schema.

@@ -36,5 +36,5 @@ pub use hlc::{Hlc, HlcClock, HlcError};
 pub use status_claim::{BorrowedClaim, Help, SecretRotation, State, StatusClaim};
 pub use tempo::{Tempo, TempoError};
 pub use timestamp::Timestamp;
-pub use validity::{InvalidClaim, MAX_ID_BYTES, MAX_NOTES_BYTES, check_claim};
+pub use validity::{InvalidClaim, MAX_CLAIM_BYTES, MAX_ID_BYTES, MAX_NOTES_BYTES, check_claim};
 pub use window_id::{WindowId, WindowIdError};

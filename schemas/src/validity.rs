@@ -3,6 +3,9 @@
 
 use crate::{BorrowedClaim, DecodeError, HeaderError, Hlc, HlcError};
 
+/// The largest value of a record of `statusclaims`, in bytes. Kafka accepts batches of as many (`max.message.bytes`), but a
+/// compressed one may have records of 16 MB.
+pub const MAX_CLAIM_BYTES: usize = 64 * 1024;
 /// The longest agent or task id, in bytes.
 pub const MAX_ID_BYTES: usize = 256;
 /// The longest notes, in bytes.
@@ -16,6 +19,9 @@ pub enum InvalidClaim {
     /// The record has no value (a tombstone).
     #[error("the record has no value; claims are never deleted")]
     NoValue,
+    /// The value is too large.
+    #[error("the value has {0} bytes; allowed are at most 65536")]
+    Size(usize),
     /// The value is not in the Confluent wire format.
     #[error(transparent)]
     WireFormat(#[from] HeaderError),
@@ -62,8 +68,9 @@ pub enum InvalidClaim {
 
 impl InvalidClaim {
     /// All values of [`InvalidClaim::reason`].
-    pub const REASONS: [&str; 11] = [
+    pub const REASONS: [&str; 12] = [
         "no_value",
+        "size",
         "wire_format",
         "unknown_schema",
         "left_over_bytes",
@@ -80,6 +87,7 @@ impl InvalidClaim {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::NoValue => "no_value",
+            Self::Size(_) => "size",
             Self::WireFormat(_) => "wire_format",
             Self::UnknownSchema(_) => "unknown_schema",
             Self::Undecodable(DecodeError::LeftOver { .. }) => "left_over_bytes",

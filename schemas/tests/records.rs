@@ -6,6 +6,7 @@ use backbeat_schemas::{
     wire,
 };
 use proptest::prelude::*;
+use serde_json::{Value, json};
 
 const FRAME: &str = r#"{"type":"backbeat.beatframe.v1","cluster_id":"chorus-production","beat_index":1234,"downbeat":true,"phase":"execution","hlc":"7ffd:0001:beef","deadline_at":"2024-01-15T10:30:00Z","tempo_bpm":120,"window_id":"7e9b0e6c4c9a4e59b7f2d9a3c1b2e4d5"}"#;
 const CLAIM: &str = r#"{"type":"backbeat.statusclaim.v1","agent_id":"agent:xyz","task_id":"task:123","beat_index":1234,"state":"executing","beats_left":3,"progress":0.5,"notes":"fetching inputs","hlc":"7ffd:0001:beef"}"#;
@@ -236,11 +237,76 @@ fn partial_and_done_round_trip_through_avro() {
         invalid_claims: 10,
         unknown_schema_claims: 11,
         excess_claims: 12,
+        misplaced_agents: 13,
     };
     let done = Done { verdict: Verdict::Skipped, low: 12, rescued: vec![0, 7] };
     let merging = |member| PartialBody::Merging(Merging { member, logic: 3 });
     for body in [PartialBody::Partial(partial), PartialBody::Done(done), merging(Some("m".into())), merging(None)] {
         let record = BarPartial::new(window, BeatIndex::ZERO, body.clone());
         assert_eq!(round_trip(&record).into_body(), Some(body));
+    }
+}
+
+/// Any type of a field, as JSON: also those that nest, repeat, and refer to the record itself.
+fn any_type() -> impl Strategy<Value = Value> {
+    let primitive = prop::sample::select(vec!["null", "boolean", "int", "long", "float", "double", "bytes", "string"]);
+    let leaf = prop_oneof![
+        6 => primitive.prop_map(|name| json!(name)),
+        1 => Just(json!("backbeat.StatusClaim")),
+        1 => "[a-z]{8}".prop_map(|name| json!({ "type": "enum", "name": name, "symbols": ["a", "b"] })),
+        1 => ("[a-z]{8}", 0usize..1_000_000_000).prop_map(|(name, size)| json!({ "type": "fixed", "name": name, "size": size })),
+        1 => Just(json!({ "type": "long", "logicalType": "timestamp-millis" })),
+        1 => Just(json!({ "type": "bytes", "logicalType": "decimal", "precision": 9, "scale": 2 })),
+    ];
+    leaf.prop_recursive(6, 32, 4, |inner| {
+        prop_oneof![
+            inner.clone().prop_map(|items| json!({ "type": "array", "items": items })),
+            inner.clone().prop_map(|values| json!({ "type": "map", "values": values })),
+            prop::collection::vec(inner.clone(), 0..4).prop_map(Value::Array),
+            ("[a-z]{8}", inner).prop_map(|(name, field)| {
+                json!({ "type": "record", "name": name, "fields": [{ "name": "f", "type": field }] })
+            }),
+        ]
+    })
+}
+
+/// Returns true if values of the type are no larger than their bytes. Independent of the decoder's own check.
+fn is_flat(schema: &Value) -> bool {
+    const PRIMITIVE: [&str; 8] = ["null", "boolean", "int", "long", "float", "double", "bytes", "string"];
+    match schema {
+        Value::String(name) => PRIMITIVE.contains(&name.as_str()),
+        Value::Array(variants) => variants.iter().all(is_flat),
+        schema => schema["type"] == "enum",
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 1_000, ..ProptestConfig::default() })]
+
+    /// Whoever may write to the registry chooses the schema of claims, and whoever may write claims the bytes.
+    #[test]
+    fn schemas_that_nest_or_repeat_are_refused_and_no_other_makes_the_decoder_panic(
+        changes in prop::collection::vec((any::<prop::sample::Index>(), any_type()), 0..3),
+        additions in prop::collection::vec(("[a-z]{9}", any_type()), 0..3),
+        bodies in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..80), 1..8),
+    ) {
+        let mut schema: Value = serde_json::from_str(StatusClaim::schema().text()).expect("the schema is JSON");
+        let fields = schema["fields"].as_array_mut().expect("a record has fields");
+        for (index, changed) in changes {
+            let field = index.index(fields.len());
+            fields[field] = json!({ "name": fields[field]["name"], "type": changed });
+        }
+        fields.extend(additions.into_iter().map(|(name, added)| json!({ "name": name, "type": added })));
+        let all_flat = fields.iter().all(|field| is_flat(&field["type"]));
+        match WriterSchema::<StatusClaim>::parse_flat(&schema.to_string()) {
+            Ok(schema) => {
+                prop_assert!(all_flat);
+                for body in bodies {
+                    let _ = (schema.decode(&body), schema.decode_borrowed(&body));
+                }
+            }
+            // Other flat schemas may be invalid, such as a union in a union.
+            Err(error) => prop_assert!(!error.to_string().is_empty()),
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The fixture of the end-to-end tests and benchmarks: one Kafka and schema registry for a test run, and for each test
 //! a BACKBEAT cluster with topics of its own.
 
+mod attacker;
 mod chaos;
 mod cluster;
 mod kafka_proxy;
@@ -11,10 +12,11 @@ mod pulse_nodes;
 mod secured;
 mod wait;
 
+pub use attacker::Attacker;
 pub use chaos::{Chaos, ChaosResult};
 pub use cluster::{Cluster, own_devstack, runtime, stack, start_stack_for_throughput};
 pub use kafka_proxy::{ApiKey, KafkaProxy, ProxyFault};
-pub use measure::{now_ms, percentile};
+pub use measure::{cpu_seconds, now_ms, peak_mib, percentile, resident_mib};
 pub use oracle::{Oracle, Raw, assert_reports_equal, read_claims, read_raw};
 pub use program::{Program, run};
 pub use pulse_nodes::PulseNodes;

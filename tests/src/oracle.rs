@@ -20,6 +20,10 @@ use crate::{Cluster, runtime};
 
 /// The largest number of tasks of a partition in a window that distinct counts include.
 const MAX_TASKS: usize = 250_000;
+/// The largest number of bytes of the names of these tasks and their agents.
+const MAX_NAME_BYTES: usize = 12 * 1024 * 1024;
+/// The largest value of a claim, in bytes.
+const MAX_CLAIM_BYTES: usize = 64 * 1024;
 const QUERY_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_secs(10);
 
@@ -39,6 +43,7 @@ pub struct Raw {
 enum Classification {
     Counted {
         from: i64,
+        partition: i32,
         claim: HashMap<String, Value>,
         /// True if its task is beyond the limit of the partition.
         excess: bool,
@@ -47,6 +52,31 @@ enum Classification {
     Invalid {
         unknown_schema: bool,
     },
+}
+
+/// The agents and tasks of a partition in a window that distinct counts include.
+#[derive(Default)]
+struct Names {
+    agents: BTreeSet<String>,
+    tasks: BTreeSet<(String, String)>,
+    bytes: usize,
+}
+
+impl Names {
+    /// Adds a task. Returns false if it is new and beyond a limit.
+    fn add(&mut self, agent: String, task: String) -> bool {
+        let new = task.len() + if self.agents.contains(&agent) { 0 } else { agent.len() };
+        let pair = (agent, task);
+        if self.tasks.contains(&pair) {
+            return true;
+        }
+        if self.tasks.len() == MAX_TASKS || self.bytes + new > MAX_NAME_BYTES {
+            return false;
+        }
+        self.bytes += new;
+        self.agents.insert(pair.0.clone());
+        self.tasks.insert(pair)
+    }
 }
 
 /// The frames and claims of a log, with the schemas of the claims.
@@ -78,21 +108,19 @@ impl Oracle {
     /// Computes the report of every window that can be closed.
     pub fn reports(&self) -> Vec<BarReport> {
         let mut by_window = BTreeMap::<i64, Vec<Classification>>::new();
-        let mut tasks = HashMap::<(i64, i32), BTreeSet<(String, String)>>::new();
+        let mut names = HashMap::<(i64, i32), Names>::new();
         for raw in &self.claims {
             let Some(arrival) = self.arrival(raw) else { continue };
             let mut classification = self.classify(raw, arrival);
             let window = match &mut classification {
-                Classification::Counted { from, claim, excess } => {
-                    let tasks = tasks.entry((*from, raw.partition)).or_default();
-                    let task = (text(claim, "agent_id"), text(claim, "task_id"));
-                    *excess = !tasks.contains(&task) && tasks.len() == MAX_TASKS;
-                    if !*excess {
-                        tasks.insert(task);
-                    }
+                Classification::Counted { from, claim, excess, .. } => {
+                    let names = names.entry((*from, raw.partition)).or_default();
+                    *excess = !names.add(text(claim, "agent_id"), text(claim, "task_id"));
                     *from
                 }
-                Classification::Late | Classification::Invalid { .. } => self.window_from(arrival),
+                Classification::Late | Classification::Invalid { .. } => {
+                    self.window_from(arrival).expect("a claim arrives on a beat")
+                }
             };
             by_window.entry(window).or_default().push(classification);
         }
@@ -108,14 +136,20 @@ impl Oracle {
         Some(self.frames.get(after.checked_sub(1)?)?.beat_index.get())
     }
 
-    fn window_from(&self, beat: i64) -> i64 {
-        let downbeat = self.frames[..=beat as usize].iter().rfind(|frame| frame.downbeat);
-        downbeat.expect("beat 0 is a downbeat").beat_index.get()
+    /// The downbeat of the window of `beat`; `None` if the window is from before the first frame.
+    fn window_from(&self, beat: i64) -> Option<i64> {
+        let place = usize::try_from(beat - self.frames.first()?.beat_index.get()).ok()?;
+        Some(self.frames[..=place].iter().rfind(|frame| frame.downbeat)?.beat_index.get())
+    }
+
+    fn frame(&self, beat: i64) -> Option<&BeatFrame> {
+        self.frames.get(usize::try_from(beat - self.frames.first()?.beat_index.get()).ok()?)
     }
 
     fn classify(&self, raw: &Raw, arrival: i64) -> Classification {
         let invalid = Classification::Invalid { unknown_schema: false };
-        let Some((id, body)) = raw.value.as_deref().and_then(split) else {
+        let value = raw.value.as_deref().filter(|value| value.len() <= MAX_CLAIM_BYTES);
+        let Some((id, body)) = value.and_then(split) else {
             return invalid;
         };
         let Some(schema) = self.schemas.get(&id) else {
@@ -130,11 +164,13 @@ impl Oracle {
         let Some(Value::Long(beat)) = claim.get("beat_index") else {
             return invalid;
         };
-        let from = self.window_from(*beat);
-        let opening = &self.frames[from as usize];
+        let Some(from) = self.window_from(*beat) else {
+            return Classification::Late;
+        };
+        let opening = self.frame(from).expect("it has its downbeat");
         let end = from + i64::from(opening.bar_length) - 1;
         if arrival <= end + i64::from(opening.grace_beats) {
-            Classification::Counted { from, claim, excess: false }
+            Classification::Counted { from, partition: raw.partition, claim, excess: false }
         } else {
             Classification::Late
         }
@@ -143,9 +179,8 @@ impl Oracle {
     fn report(&self, opening: &BeatFrame, by_window: &BTreeMap<i64, Vec<Classification>>) -> Option<BarReport> {
         let from = opening.beat_index.get();
         let end = from + i64::from(opening.bar_length) - 1;
-        let frame = |beat: i64| self.frames.get(beat as usize);
-        let closing = frame(end + 1 + i64::from(opening.grace_beats))?;
-        let next = frame(end + 1)?;
+        let closing = self.frame(end + 1 + i64::from(opening.grace_beats))?;
+        let next = self.frame(end + 1)?;
 
         let all = by_window.get(&from).map_or(&[][..], Vec::as_slice);
         let (counted, within_limit) = (counted(all, true), counted(all, false));
@@ -157,29 +192,30 @@ impl Oracle {
             .filter(|classification| matches!(classification, Classification::Invalid { unknown_schema: true }))
             .count();
 
+        // Distinct in each partition.
         let distinct = |wanted: &dyn Fn(&HashMap<String, Value>) -> bool| {
-            let ids = within_limit
-                .iter()
-                .filter(|claim| wanted(claim))
-                .map(|claim| (text(claim, "agent_id"), text(claim, "task_id")));
+            let claims = within_limit.iter().filter(|(_, claim)| wanted(claim));
+            let ids = claims.map(|(partition, claim)| (partition, text(claim, "agent_id"), text(claim, "task_id")));
             ids.collect::<BTreeSet<_>>().len() as i64
         };
-        let agents = |wanted: &dyn Fn(&HashMap<String, Value>) -> bool| {
-            within_limit
-                .iter()
-                .filter(|claim| wanted(claim))
-                .map(|claim| text(claim, "agent_id"))
-                .collect::<BTreeSet<_>>()
-                .len() as i64
+        let agents = |wanted: &dyn Fn(i32, &HashMap<String, Value>) -> bool| {
+            let claims = within_limit.iter().filter(|(partition, claim)| wanted(*partition, claim));
+            let ids = claims.map(|(partition, claim)| (partition, text(claim, "agent_id")));
+            ids.collect::<BTreeSet<_>>().len() as i64
         };
+        let partitions = closing.claim_offsets.len();
+        let misplaced = agents(&|partition, claim| {
+            let hash = murmur2::murmur2(text(claim, "agent_id").as_bytes(), murmur2::KAFKA_SEED) & 0x7fff_ffff;
+            hash as usize % partitions != partition as usize
+        });
         let in_time =
             |claim: &HashMap<String, Value>| matches!(claim.get("beats_left"), Some(Value::Int(left)) if *left >= 0);
         let state = |claim: &HashMap<String, Value>, names: &[&str]| names.contains(&text(claim, "state").as_str());
-        let failed_rotations = agents(&|claim| text(claim, "secret_rotation") == "failed");
+        let failed_rotations = agents(&|_, claim| text(claim, "secret_rotation") == "failed");
         let degraded_claims =
-            counted.iter().filter(|claim| claim.get("degraded") == Some(&Value::Boolean(true))).count();
+            counted.iter().filter(|(_, claim)| claim.get("degraded") == Some(&Value::Boolean(true))).count();
 
-        let bar = &self.frames[from as usize..=end as usize];
+        let bar: Vec<&BeatFrame> = (from..=end).map(|beat| self.frame(beat).expect("a later frame is there")).collect();
         let degraded_beats = bar.iter().filter(|frame| frame.degraded).count();
         let mut issues = Vec::new();
         for (count, kind) in [
@@ -187,6 +223,7 @@ impl Oracle {
             (invalid, "invalid claims"),
             (unknown, "claims with an unknown schema"),
             (counted.len() - within_limit.len(), "claims of agents or tasks beyond the limit"),
+            (misplaced as usize, "agents with claims in other partitions than theirs"),
             (degraded_beats, "degraded beats"),
             (degraded_claims, "degraded claims"),
             (failed_rotations as usize, "agents failed secret rotation"),
@@ -203,7 +240,6 @@ impl Oracle {
         }
         issues.sort();
 
-        let partitions = closing.claim_offsets.len();
         let offsets =
             |frame: &BeatFrame| (0..partitions).map(|p| frame.claim_offsets.get(p).copied().unwrap_or(0)).collect();
         Some(BarReport {
@@ -211,7 +247,7 @@ impl Oracle {
             window_id: WindowId::new(&opening.cluster_id, opening.beat_index),
             from_beat: opening.beat_index,
             to_beat: end.try_into().expect("a beat index is not negative"),
-            agents_reporting: agents(&|_| true),
+            agents_reporting: agents(&|_, _| true),
             on_time_reviews: distinct(&|claim| state(claim, &["review", "done"]) && in_time(claim)),
             help_promises_fulfilled: distinct(&|claim| text(claim, "help") == "fulfilled"),
             secret_rotations_ok: failed_rotations == 0,
@@ -257,10 +293,10 @@ fn split(value: &[u8]) -> Option<(u32, &[u8])> {
     (head[0] == 0).then(|| (u32::from_be_bytes([head[1], head[2], head[3], head[4]]), body))
 }
 
-/// Returns the counted claims, with those beyond the limit or without.
-fn counted(all: &[Classification], with_excess: bool) -> Vec<&HashMap<String, Value>> {
+/// Returns the counted claims with their partitions, with those beyond the limit or without.
+fn counted(all: &[Classification], with_excess: bool) -> Vec<(i32, &HashMap<String, Value>)> {
     let counted = all.iter().filter_map(|classification| match classification {
-        Classification::Counted { claim, excess, .. } if with_excess || !excess => Some(claim),
+        Classification::Counted { partition, claim, excess, .. } if with_excess || !excess => Some((*partition, claim)),
         _ => None,
     });
     counted.collect()

@@ -2,7 +2,11 @@
 
 use std::borrow::Cow;
 
-use backbeat_schemas::{BorrowedClaim, Help, InvalidClaim, SecretRotation, State};
+use backbeat_schemas::{BorrowedClaim, Help, InvalidClaim, MAX_CLAIM_BYTES, SecretRotation, State};
+use sha2::{Digest, Sha256};
+
+/// The most that is kept of a key. An agent's id has at most 256 bytes.
+const MAX_KEY_BYTES: usize = 1_024;
 
 /// The fields of a valid claim that reports need. Kept small, because up to a beat's worth of claims is held in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -71,17 +75,60 @@ impl DecodedClaim<'_> {
 }
 
 /// A record's key and value as they were read, for the dead-letter topic.
+///
+/// Whoever writes claims can make records of 16 MB, of which there may be many: of a value that is larger than any claim's
+/// only the head is kept, with its length and its hash.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RawRecord {
-    /// The key.
+    /// The key, or its first 1,024 bytes.
     pub key: Option<Vec<u8>>,
-    /// The value.
+    /// The value, or its first [`MAX_CLAIM_BYTES`].
     pub value: Option<Vec<u8>>,
+    /// Tells of the whole value if `value` is only its head.
+    pub cut_value: Option<CutValue>,
+}
+
+/// A value of which only the head is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CutValue {
+    /// The length of the whole value.
+    pub bytes: usize,
+    /// The SHA-256 hash of the whole value.
+    pub sha256: [u8; 32],
 }
 
 impl RawRecord {
-    /// Returns the length of key and value together.
+    /// Copies a record.
+    pub fn new(key: Option<&[u8]>, value: Option<&[u8]>) -> Self {
+        let head = |bytes: &[u8], limit: usize| bytes[..bytes.len().min(limit)].to_vec();
+        let large_value = value.filter(|value| value.len() > MAX_CLAIM_BYTES);
+        Self {
+            key: key.map(|key| head(key, MAX_KEY_BYTES)),
+            value: value.map(|value| head(value, MAX_CLAIM_BYTES)),
+            cut_value: large_value.map(|value| CutValue { bytes: value.len(), sha256: Sha256::digest(value).into() }),
+        }
+    }
+
+    /// Returns the number of bytes that are kept of key and value.
     pub fn bytes(&self) -> usize {
         [&self.key, &self.value].into_iter().flatten().map(Vec::len).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn head_of_a_large_value_is_kept_with_its_length_and_hash() {
+        let value = vec![7; MAX_CLAIM_BYTES];
+        let whole = RawRecord::new(Some(b"key"), Some(&value));
+        assert_eq!((whole.value.as_ref(), whole.cut_value), (Some(&value), None));
+        let megabyte = vec![7; 1_000_000];
+        let large = RawRecord::new(Some(&[b'k'; 2_000]), Some(&megabyte));
+        assert_eq!((large.value, large.key.map(|key| key.len())), (Some(value), Some(MAX_KEY_BYTES)));
+        let sha256 = Sha256::digest(&megabyte).into();
+        assert_eq!(large.cut_value, Some(CutValue { bytes: 1_000_000, sha256 }));
+        assert_eq!(RawRecord::new(None, None), RawRecord::default());
     }
 }

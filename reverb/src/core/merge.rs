@@ -43,7 +43,7 @@ pub enum Completion {
     Sum(Counts),
     /// A share's claims are no longer wholly retained: finish the window without a report.
     Skip,
-    /// The shares do not add up or have another `logic`: read the claims again.
+    /// A share has another `logic`: read the claims again.
     Recompute,
     /// The missing shares will not come: drop the window if its report exists, and read the claims again otherwise.
     RecomputeUnlessReported,
@@ -133,7 +133,7 @@ impl Merge {
         if partials().any(|partial| !partial.retained) {
             return Some(Completion::Skip);
         }
-        if partials().any(|partial| partial.misplaced || partial.logic != LOGIC) {
+        if partials().any(|partial| partial.logic != LOGIC) {
             return Some(Completion::Recompute);
         }
         let mut counts = Counts::default();
@@ -222,6 +222,7 @@ impl From<&Partial> for Counts {
             invalid_claims: partial.invalid_claims,
             unknown_schema_claims: partial.unknown_schema_claims,
             excess_claims: partial.excess_claims,
+            misplaced_agents: partial.misplaced_agents,
         }
     }
 }
@@ -266,21 +267,17 @@ mod tests {
     }
 
     #[test]
-    fn shares_that_do_not_add_up_are_recomputed() {
-        for change in [|p: &mut Partial| p.misplaced = true, |p: &mut Partial| p.logic = LOGIC + 1] {
-            let mut merge = Merge::default();
-            let mut changed = partial(0, 1);
-            change(&mut changed);
-            merge.add_partial(0, beat(0), changed, NOW);
-            merge.add_partial(1, beat(0), partial(1, 1), NOW);
-            assert_eq!(completions(&merge), [(0, Completion::Recompute)]);
-        }
+    fn share_of_another_logic_is_recomputed() {
+        let mut merge = Merge::default();
+        merge.add_partial(0, beat(0), Partial { logic: LOGIC + 1, ..partial(0, 1) }, NOW);
+        merge.add_partial(1, beat(0), partial(1, 1), NOW);
+        assert_eq!(completions(&merge), [(0, Completion::Recompute)]);
     }
 
     #[test]
     fn window_with_an_unretained_share_is_skipped() {
         let mut merge = Merge::default();
-        merge.add_partial(0, beat(0), Partial { retained: false, misplaced: true, ..partial(0, 1) }, NOW);
+        merge.add_partial(0, beat(0), Partial { retained: false, logic: LOGIC + 1, ..partial(0, 1) }, NOW);
         merge.add_partial(1, beat(0), partial(1, 1), NOW);
         assert_eq!(completions(&merge), [(0, Completion::Skip)]);
     }

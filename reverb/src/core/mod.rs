@@ -21,7 +21,7 @@ mod tally;
 #[cfg(test)]
 mod testing;
 
-pub use claim::{Claim, DecodedClaim, RawRecord};
+pub use claim::{Claim, CutValue, DecodedClaim, RawRecord};
 pub use commit_tracker::CommitTracker;
 pub use fetch_start::FetchStart;
 pub use frames::{FrameError, Frames, Window};
@@ -35,7 +35,7 @@ pub use report::bar_report;
 pub use slos::{Slo, Slos};
 pub use stall::{STALLED_AFTER, StallDetector};
 pub use start_position::CommittedOffset;
-pub use tally::{Counts, MAX_TASKS, Tally};
+pub use tally::{Counts, MAX_NAME_BYTES, MAX_TASKS, Tally};
 
 /// The version of the rules by which claims become reports. Partials of different versions are never added up.
 pub const LOGIC: i32 = 1;

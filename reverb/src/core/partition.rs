@@ -9,13 +9,12 @@ use super::{
     ClosedWindow, CommitTracker, CommittedOffset, DecodedClaim, Frames, LOGIC, Output, PartitionAggregator, RawRecord,
 };
 
-/// Claims that may be pending, that is, lie past the newest boundary, before the partition is paused. Over a dozen
-/// partitions that is tens of megabytes.
+/// Claims that may be pending, that is, lie past the newest boundary, before the partition is paused.
 const MAX_PENDING: usize = 20_000;
 /// Records in the outbox before the partition is paused.
 const MAX_OUTBOX: usize = 1_000;
-/// Bytes of pending records that may become dead letters, before the partition is paused.
-const MAX_RAW_BYTES: usize = 8 * 1024 * 1024;
+/// Bytes of pending claims and of dead letters before the partition is paused.
+const MAX_BYTES: usize = 4 * 1024 * 1024;
 /// The time after which a partial without a done record is sent again: it may have been lost with its topic.
 pub const RESEND_AFTER: Duration = Duration::from_hours(1);
 
@@ -31,6 +30,8 @@ pub struct Partition {
     /// Outputs of the aggregator that are not in the outbox yet.
     outputs: Vec<Output>,
     outbox: VecDeque<OutboxRecord>,
+    /// Bytes of the dead letters in the outbox.
+    outbox_bytes: usize,
     /// The partials that were sent and whose windows are not done, by downbeat, each with the time of sending since the
     /// member's start.
     unfinished: BTreeMap<BeatIndex, (Duration, BarPartial)>,
@@ -61,6 +62,7 @@ impl Partition {
             commit_tracker: CommitTracker::default(),
             outputs: Vec::new(),
             outbox: VecDeque::new(),
+            outbox_bytes: 0,
             unfinished: BTreeMap::new(),
         }
     }
@@ -99,6 +101,7 @@ impl Partition {
         for output in self.outputs.drain(..) {
             match output {
                 Output::DeadLetter { offset, reason, raw } => {
+                    self.outbox_bytes += raw.bytes();
                     self.outbox.push_back(OutboxRecord::DeadLetter { offset, reason, raw });
                 }
                 Output::WindowClosed(closed) => {
@@ -110,7 +113,7 @@ impl Partition {
                         self.commit_tracker.mark_not_needed(closed.window.from);
                         continue;
                     }
-                    let body = PartialBody::Partial(share(self.id, &closed, frames));
+                    let body = PartialBody::Partial(share(self.id, &closed));
                     let record = BarPartial::new(closed.window.id, closed.window.from, body);
                     self.outbox.push_back(OutboxRecord::Partial(Box::new(record)));
                 }
@@ -134,9 +137,12 @@ impl Partition {
     /// Removes the next record from the outbox, after it was sent at `now`. `counter` numbers the member's partials.
     pub fn mark_sent(&mut self, counter: i64, now: Duration) -> Option<OutboxRecord> {
         let record = self.outbox.pop_front()?;
-        if let OutboxRecord::Partial(partial) = &record {
-            self.commit_tracker.mark_sent(partial.from_beat, counter);
-            self.unfinished.insert(partial.from_beat, (now, (**partial).clone()));
+        match &record {
+            OutboxRecord::DeadLetter { raw, .. } => self.outbox_bytes -= raw.bytes(),
+            OutboxRecord::Partial(partial) => {
+                self.commit_tracker.mark_sent(partial.from_beat, counter);
+                self.unfinished.insert(partial.from_beat, (now, (**partial).clone()));
+            }
         }
         Some(record)
     }
@@ -170,23 +176,21 @@ impl Partition {
     /// Returns true if the partition must be paused, because too much is pending or unsent.
     pub fn is_full(&self) -> bool {
         self.aggregator.pending() >= MAX_PENDING
-            || self.aggregator.raw_bytes() >= MAX_RAW_BYTES
+            || self.aggregator.pending_bytes() + self.outbox_bytes >= MAX_BYTES
             || self.outbox.len() >= MAX_OUTBOX
     }
 }
 
-/// Returns the share of `partition` in a closed window, without the name and the counter of a member. The window's closing
-/// frame must be in `frames`.
-pub fn share(partition: i32, closed: &ClosedWindow, frames: &Frames) -> Partial {
-    let counts = closed.tally.counts();
-    let partitions = frames.get(closed.window.closing).map_or(0, |frame| frame.claim_offsets.len());
+/// Returns the share of `partition` in a closed window, without the name and the counter of a member.
+pub fn share(partition: i32, closed: &ClosedWindow) -> Partial {
+    let counts = &closed.counts;
     Partial {
         partition,
         member: String::new(),
         counter: 0,
         logic: LOGIC,
         retained: closed.retained,
-        misplaced: closed.tally.is_misplaced(partition, partitions),
+        misplaced: counts.misplaced_agents > 0,
         agents: counts.agents,
         on_time_reviews: counts.on_time_reviews,
         help_fulfilled: counts.help_fulfilled,
@@ -199,6 +203,7 @@ pub fn share(partition: i32, closed: &ClosedWindow, frames: &Frames) -> Partial 
         invalid_claims: counts.invalid_claims,
         unknown_schema_claims: counts.unknown_schema_claims,
         excess_claims: counts.excess_claims,
+        misplaced_agents: counts.misplaced_agents,
     }
 }
 

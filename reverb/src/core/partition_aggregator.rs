@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use backbeat_schemas::{BeatIndex, InvalidClaim};
 
-use super::{Claim, DecodedClaim, Frames, RawRecord, Tally, Window};
+use super::{Claim, Counts, DecodedClaim, Frames, RawRecord, Tally, Window};
 
 /// The aggregator of one partition of `statusclaims`.
 ///
@@ -22,8 +22,8 @@ pub struct PartitionAggregator {
     /// The offset below which every record was processed or does not exist.
     next_offset: i64,
     pending: VecDeque<(i64, PendingClaim)>,
-    /// Bytes of the raw records in `pending`.
-    raw_bytes: usize,
+    /// Bytes of the ids and raw records in `pending`.
+    pending_bytes: usize,
     /// Windows that were opened and not closed, oldest first.
     open_windows: VecDeque<(Window, Tally)>,
     /// Offset ranges that retention deleted before they were read.
@@ -47,9 +47,11 @@ enum PendingClaim {
 }
 
 impl PendingClaim {
-    fn raw_bytes(&self) -> usize {
+    fn bytes(&self) -> usize {
         match self {
-            Self::Valid { raw, .. } => raw.as_ref().map_or(0, |raw| raw.bytes()),
+            Self::Valid { claim, raw } => {
+                claim.agent.len() + claim.task.len() + raw.as_ref().map_or(0, |raw| raw.bytes())
+            }
             Self::Invalid { raw, .. } => raw.bytes(),
         }
     }
@@ -76,8 +78,8 @@ pub enum Output {
 pub struct ClosedWindow {
     /// The window.
     pub window: Window,
-    /// The counts, with the sets behind them.
-    pub tally: Tally,
+    /// The partition's counts.
+    pub counts: Counts,
     /// False if retention deleted some of the window's claims before they were read.
     pub retained: bool,
 }
@@ -92,7 +94,7 @@ impl PartitionAggregator {
             arrival_beat: start,
             next_offset: offset,
             pending: VecDeque::new(),
-            raw_bytes: 0,
+            pending_bytes: 0,
             open_windows: VecDeque::new(),
             expired: Vec::new(),
             next_boundary: None,
@@ -121,9 +123,9 @@ impl PartitionAggregator {
         self.pending.len()
     }
 
-    /// Returns the bytes of the pending records that may become dead letters.
-    pub fn raw_bytes(&self) -> usize {
-        self.raw_bytes
+    /// Returns the bytes that the pending records hold.
+    pub fn pending_bytes(&self) -> usize {
+        self.pending_bytes
     }
 
     /// Returns the open windows, with the claims counted so far.
@@ -161,7 +163,7 @@ impl PartitionAggregator {
                 PendingClaim::Valid { claim: claim.into_owned(), raw }
             }
         };
-        self.raw_bytes += pending.raw_bytes();
+        self.pending_bytes += pending.bytes();
         self.pending.push_back((offset, pending));
     }
 
@@ -183,7 +185,7 @@ impl PartitionAggregator {
                 && *offset < boundary
             {
                 let (offset, pending) = self.pending.pop_front().expect("the loop condition found a front element");
-                self.raw_bytes -= pending.raw_bytes();
+                self.pending_bytes -= pending.bytes();
                 let (decoded, raw) = match pending {
                     PendingClaim::Valid { claim, raw } => (DecodedClaim::Valid(claim), raw),
                     PendingClaim::Invalid { reason, raw } => (DecodedClaim::Invalid(reason), Some(raw)),
@@ -216,7 +218,9 @@ impl PartitionAggregator {
         while self.open_windows.front().is_some_and(|(window, _)| window.closing == self.arrival_beat) {
             let (window, tally) = self.open_windows.pop_front().expect("the loop condition found a front element");
             let retained = self.is_retained(&window, frames);
-            outputs.push(Output::WindowClosed(Box::new(ClosedWindow { window, tally, retained })));
+            let partitions = frames.get(window.closing).map_or(0, |frame| frame.claim_offsets.len());
+            let counts = tally.counts(self.partition, partitions);
+            outputs.push(Output::WindowClosed(Box::new(ClosedWindow { window, counts, retained })));
         }
         let oldest = self.open_windows.front().and_then(|(window, _)| frames.get(window.from));
         if let Some(start) = oldest.map(|frame| frame.boundary(self.partition)) {
@@ -285,7 +289,8 @@ impl PartitionAggregator {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::testing::{beat, claim, frames};
+    use crate::core::partition_of;
+    use crate::core::testing::{beat, claim, frames, frames_of_partitions};
 
     /// Processes a valid claim of `agent` for `beat_index` at `offset`, before any frame is known.
     fn process(aggregator: &mut PartitionAggregator, offset: i64, agent: &str, beat_index: i64) {
@@ -299,7 +304,7 @@ mod tests {
         frames: &Frames,
     ) -> Vec<Output> {
         let mut outputs = Vec::new();
-        let raw = || RawRecord { key: None, value: Some(vec![7]) };
+        let raw = || RawRecord::new(None, Some(&[7]));
         aggregator.process(offset, DecodedClaim::Valid(claim), frames, raw, &mut outputs);
         outputs
     }
@@ -318,7 +323,7 @@ mod tests {
         });
         shares
             .map(|closed| {
-                let counts = closed.tally.counts();
+                let counts = closed.counts;
                 (closed.window.from.get(), counts.claims, counts.late_claims, counts.invalid_claims)
             })
             .collect()
@@ -451,7 +456,22 @@ mod tests {
         }
         let outputs = advance(&mut aggregator, &frames(2, 0, &[0, 4, 4]));
         let [Output::WindowClosed(closed)] = &outputs[..] else { panic!("{outputs:?}") };
-        let counts = closed.tally.counts();
+        let counts = closed.counts;
         assert_eq!((counts.agents, counts.tasks_done, counts.on_time_reviews, counts.claims), (2, 3, 3, 4));
+    }
+    #[test]
+    fn agents_that_murmur2_places_elsewhere_are_misplaced() {
+        // Of two partitions, the window's number when it closes.
+        let frames = frames_of_partitions(2, 0, &[&[0, 8, 8], &[0, 0, 0]]);
+        let mut aggregator = PartitionAggregator::new(0, beat(0), 0, 0);
+        let agents = ["a", "b", "c", "d", "e", "f", "g", "h"];
+        for (offset, agent) in (0..).zip(agents) {
+            process(&mut aggregator, offset, agent, 0);
+        }
+        let outputs = advance(&mut aggregator, &frames);
+        let [Output::WindowClosed(closed)] = &outputs[..] else { panic!("{outputs:?}") };
+        let elsewhere = agents.iter().filter(|agent| partition_of(agent.as_bytes(), 2) != 0).count() as i64;
+        assert!((1..8).contains(&elsewhere), "the test needs agents of both partitions");
+        assert_eq!((closed.counts.agents, closed.counts.misplaced_agents), (8, elsewhere));
     }
 }

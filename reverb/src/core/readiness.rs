@@ -1,10 +1,15 @@
 //! How far a member is behind the log, and whether it is ready.
 
 use std::fmt;
+use std::time::Duration;
 
 use backbeat_schemas::BeatIndex;
 
 use super::Frames;
+
+/// The time since its start after which a member that lags is ready all the same. It does what it can; and if a flood of
+/// claims holds it up, the rollout that mends this must not wait for it.
+const CATCH_UP_LIMIT: Duration = Duration::from_mins(1);
 
 /// The progress of one owned partition.
 #[derive(Debug, Clone, Copy)]
@@ -56,7 +61,7 @@ pub enum NotReady {
     StartPositions(Vec<i32>),
     /// The table of frames has not reached the end of the log.
     Frames,
-    /// The slowest partition lags by this number of beats, more than a bar.
+    /// The slowest partition lags by this number of beats, more than a bar, and the member has just started.
     Behind(i64),
 }
 
@@ -75,12 +80,13 @@ impl fmt::Display for NotReady {
     }
 }
 
-/// Returns the reason why a member is not ready, or `None` if it is.
+/// Returns the reason why a member is not ready, or `None` if it is. `uptime` is the time since its start.
 pub fn not_ready(
     has_joined: bool,
     partitions: &[PartitionProgress],
     frames: &Frames,
     frames_are_current: bool,
+    uptime: Duration,
 ) -> Option<NotReady> {
     let lag = Lag::new(frames, partitions).beats;
     // A lag within one bar is normal: its windows close with the next downbeat.
@@ -93,7 +99,7 @@ pub fn not_ready(
         Some(NotReady::StartPositions(unknown))
     } else if !partitions.is_empty() && !frames_are_current {
         Some(NotReady::Frames)
-    } else if lag > normal {
+    } else if lag > normal && uptime < CATCH_UP_LIMIT {
         Some(NotReady::Behind(lag))
     } else {
         None
@@ -128,7 +134,11 @@ mod tests {
     #[test]
     fn member_is_ready_when_it_has_joined_and_is_within_a_bar_of_the_newest_frame() {
         let table = frames(2, 0, &[0, 10, 20, 30, 40, 50]);
-        let reason = |joined, partitions: &[PartitionProgress], current| not_ready(joined, partitions, &table, current);
+        let after = |uptime, joined, partitions: &[PartitionProgress], current| {
+            not_ready(joined, partitions, &table, current, uptime)
+        };
+        let reason =
+            |joined, partitions: &[PartitionProgress], current| after(Duration::ZERO, joined, partitions, current);
         assert_eq!(reason(false, &[], true), Some(NotReady::Joining));
         assert_eq!(reason(true, &[], false), None, "it needs no frames without partitions");
         let unknown = PartitionProgress { beat: None, ..progress(3, 5) };
@@ -136,5 +146,7 @@ mod tests {
         assert_eq!(reason(true, &[progress(0, 5)], false), Some(NotReady::Frames));
         assert_eq!(reason(true, &[progress(0, 2)], true), Some(NotReady::Behind(3)));
         assert_eq!(reason(true, &[progress(0, 3)], true), None);
+        assert_eq!(after(CATCH_UP_LIMIT, true, &[progress(0, 2)], true), None, "it has had its time");
+        assert_eq!(after(CATCH_UP_LIMIT, true, &[progress(0, 2)], false), Some(NotReady::Frames));
     }
 }

@@ -47,6 +47,7 @@ fn issues<'f>(beats: impl Iterator<Item = &'f BeatFrame>, degraded_beats: i64, c
         (counts.invalid_claims, "invalid claims"),
         (counts.unknown_schema_claims, "claims with an unknown schema"),
         (counts.excess_claims, "claims of agents or tasks beyond the limit"),
+        (counts.misplaced_agents, "agents with claims in other partitions than theirs"),
         (degraded_beats, "degraded beats"),
         (counts.degraded_claims, "degraded claims"),
         (counts.rotation_failed_agents, "agents failed secret rotation"),
@@ -81,6 +82,7 @@ mod tests {
             invalid_claims: 2,
             unknown_schema_claims: 1,
             excess_claims: 4,
+            misplaced_agents: 3,
             rotation_failed_agents: 1,
             ..Counts::default()
         };
@@ -94,6 +96,7 @@ mod tests {
             "1 claims with an unknown schema",
             "10 late claims",
             "2 invalid claims",
+            "3 agents with claims in other partitions than theirs",
             "4 claims of agents or tasks beyond the limit",
         ];
         assert_eq!(report.issues, issues);

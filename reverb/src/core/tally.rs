@@ -9,8 +9,11 @@ use super::{Claim, partition_of};
 /// The largest number of tasks, that is of pairs of agent and task, of a partition in a window. The first ones in the log
 /// count, so that every replay has the same; a larger fleet takes more partitions.
 pub const MAX_TASKS: usize = 250_000;
+/// The largest number of bytes of the names of these tasks and their agents, likewise.
+pub const MAX_NAME_BYTES: usize = 12 * 1024 * 1024;
 
-/// The counts of a window, or of one partition's share of it.
+/// The counts of a window, or of one partition's share of it. Agents and tasks are distinct in each partition: one with claims
+/// in several partitions counts once in each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
     /// Distinct agents with a counted claim.
@@ -35,8 +38,10 @@ pub struct Counts {
     pub invalid_claims: i64,
     /// Invalid claims whose schema id the subject of claims does not have.
     pub unknown_schema_claims: i64,
-    /// Counted claims of agents and tasks beyond [`MAX_TASKS`], which no distinct count includes.
+    /// Counted claims of agents and tasks beyond [`MAX_TASKS`] or [`MAX_NAME_BYTES`], which no distinct count includes.
     pub excess_claims: i64,
+    /// Agents with a counted claim in a partition where murmur2 would not place it. As many agents at most count twice.
+    pub misplaced_agents: i64,
 }
 
 impl Counts {
@@ -56,10 +61,11 @@ impl Counts {
         add(&mut self.invalid_claims, other.invalid_claims);
         add(&mut self.unknown_schema_claims, other.unknown_schema_claims);
         add(&mut self.excess_claims, other.excess_claims);
+        add(&mut self.misplaced_agents, other.misplaced_agents);
     }
 }
 
-/// A window's counts while they are collected, with the sets of agents and tasks that they are distinct over.
+/// A partition's counts of a window while they are collected, with the sets of agents and tasks that they are distinct over.
 ///
 /// Whoever writes claims chooses the ids, and so the sizes of the sets: a task takes some 50 bytes besides its name and its
 /// agent's. Only the sizes leave this type, so the iteration order of hash tables cannot reach a report.
@@ -142,7 +148,7 @@ impl Tally {
         self.degraded_claims += i64::from(claim.degraded);
         let Claim { on_time_review, help_fulfilled, done, failed, rotation_failed, .. } = *claim;
         let facts = TaskFacts { on_time_review, help_fulfilled, done, failed };
-        let is_counted = self.add_task(&claim.agent, &claim.task, rotation_failed, facts, MAX_TASKS);
+        let is_counted = self.add_task(&claim.agent, &claim.task, rotation_failed, facts);
         self.excess_claims += i64::from(!is_counted);
     }
 
@@ -157,30 +163,8 @@ impl Tally {
         self.unknown_schema_claims += i64::from(unknown_schema);
     }
 
-    /// Adds another partition's share. An agent or task in both counts once.
-    pub fn add(&mut self, other: &Self) {
-        for task in &other.tasks {
-            let agent = &other.agents[task.agent as usize];
-            let (agent_name, name) = (agent.name.of(&other.names), task.name.of(&other.names));
-            self.add_task(agent_name, name, agent.rotation_failed, task.facts, usize::MAX);
-        }
-        self.claims += other.claims;
-        self.degraded_claims += other.degraded_claims;
-        self.late_claims += other.late_claims;
-        self.invalid_claims += other.invalid_claims;
-        self.unknown_schema_claims += other.unknown_schema_claims;
-        self.excess_claims += other.excess_claims;
-    }
-
-    /// Adds what a claim says of a task and its agent. Returns false if the task is new and there are `limit` already.
-    fn add_task(
-        &mut self,
-        agent_name: &str,
-        task_name: &str,
-        rotation_failed: bool,
-        facts: TaskFacts,
-        limit: usize,
-    ) -> bool {
+    /// Adds what a claim says of a task and its agent. Returns false if the task is new and beyond a limit.
+    fn add_task(&mut self, agent_name: &str, task_name: &str, rotation_failed: bool, facts: TaskFacts) -> bool {
         let Self { names, agents, tasks, agent_index, task_index, hasher, .. } = self;
         let agent_hash = hasher.hash_one(agent_name);
         let found_agent =
@@ -197,7 +181,8 @@ impl Tally {
             tasks[*task as usize].facts.add(facts);
             return true;
         }
-        if tasks.len() >= limit {
+        let new_names = task_name.len() + if found_agent.is_none() { agent_name.len() } else { 0 };
+        if tasks.len() >= MAX_TASKS || names.len() + new_names > MAX_NAME_BYTES {
             return false;
         }
         let agent = found_agent.unwrap_or_else(|| {
@@ -223,16 +208,11 @@ impl Tally {
         self.claims
     }
 
-    /// Returns true if murmur2 places any of the agents in another of the `partitions` than this one. Then the distinct
-    /// counts of the partitions do not add up.
-    pub fn is_misplaced(&self, partition: i32, partitions: usize) -> bool {
-        self.agents
-            .iter()
-            .any(|agent| partition_of(agent.name.of(&self.names).as_bytes(), partitions) as i64 != i64::from(partition))
-    }
-
-    /// Returns the counts.
-    pub fn counts(&self) -> Counts {
+    /// Returns the counts of `partition`, one of the window's `partitions`.
+    pub fn counts(&self, partition: i32, partitions: usize) -> Counts {
+        let is_misplaced = |agent: &&Agent| {
+            partition_of(agent.name.of(&self.names).as_bytes(), partitions) as i64 != i64::from(partition)
+        };
         let mut counts = Counts {
             agents: self.agents.len() as i64,
             claims: self.claims,
@@ -241,6 +221,7 @@ impl Tally {
             invalid_claims: self.invalid_claims,
             unknown_schema_claims: self.unknown_schema_claims,
             excess_claims: self.excess_claims,
+            misplaced_agents: self.agents.iter().filter(is_misplaced).count() as i64,
             ..Counts::default()
         };
         for agent in &self.agents {
@@ -279,22 +260,23 @@ mod tests {
             tally.count(&claim);
         }
         let limit = MAX_TASKS as i64;
-        assert_eq!((tally.counts().agents, tally.counts().excess_claims), (limit, 0));
+        let counts = |tally: &Tally| tally.counts(0, 1);
+        assert_eq!((counts(&tally).agents, counts(&tally).excess_claims), (limit, 0));
         // A known task is counted, a new one of a known agent and a new agent are not.
         tally.count(&Claim { done: true, ..claim("agent-7", 0) });
         tally.count(&Claim { task: "another".into(), done: true, rotation_failed: true, ..claim("agent-7", 0) });
         tally.count(&Claim { done: true, ..claim("stranger", 0) });
-        let counts = tally.counts();
+        let counts = counts(&tally);
         assert_eq!((counts.agents, counts.tasks_done, counts.rotation_failed_agents), (limit, 1, 0));
         assert_eq!((counts.claims, counts.excess_claims), (limit + 3, 2));
-        // The sum of two partitions has all of both.
-        let mut sum = tally.clone();
-        let mut other = Tally::default();
-        other.count(&claim("agent-7", 0));
-        other.count(&claim("stranger", 0));
-        sum.add(&other);
-        let counts = sum.counts();
-        assert_eq!((counts.agents, counts.claims, counts.excess_claims), (limit + 1, limit + 5, 2));
+        // Names have a limit of their own.
+        let mut long = Tally::default();
+        let agent = "a".repeat(256);
+        for task in 0..=MAX_NAME_BYTES / 256 {
+            long.count(&Claim { task: format!("{task:0256}").into(), ..claim(&agent, 0) });
+        }
+        let counts = long.counts(0, 1);
+        assert_eq!((counts.agents, counts.claims - counts.excess_claims), (1, (MAX_NAME_BYTES / 256) as i64 - 1));
         let besides_names = bytes(&tally).saturating_sub(names) / MAX_TASKS;
         assert!(besides_names <= 100, "{besides_names} bytes a task");
     }

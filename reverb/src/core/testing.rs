@@ -83,5 +83,6 @@ pub(crate) fn partial(partition: i32, agents: i64) -> Partial {
         invalid_claims: 0,
         unknown_schema_claims: 0,
         excess_claims: 0,
+        misplaced_agents: 0,
     }
 }

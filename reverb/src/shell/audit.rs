@@ -18,9 +18,9 @@ use tokio::runtime::Handle;
 use super::frame_table::FrameTable;
 use super::merger::avro_body;
 use super::recompute::Recompute;
-use crate::core::{ClosedWindow, Frames, Tally, Window, bar_report};
+use crate::core::{ClosedWindow, Counts, Frames, Window, bar_report};
 
-/// The maximum number of windows recomputed together. Their tallies are all in memory.
+/// The maximum number of windows recomputed together.
 const MAX_WINDOWS_PER_PASS: usize = 32;
 /// The maximum number of partitions read at the same time.
 const MAX_READERS: usize = 4;
@@ -86,10 +86,10 @@ pub fn audit(
     let reader = |_| Recompute::new(broker, schemas.clone());
     let mut readers = (0..MAX_READERS).map(reader).collect::<Result<Vec<_>, _>>()?;
     for chunk in windows.chunks(MAX_WINDOWS_PER_PASS) {
-        let tallies = tally_windows(&mut readers, &frames, chunk, stop)?;
-        for (window, tally) in chunk.iter().zip(tallies) {
+        let counted = count_claims(&mut readers, &frames, chunk, stop)?;
+        for (window, counts) in chunk.iter().zip(counted) {
             let reports = published.remove(&window.from).unwrap_or_default();
-            let finding = tally.map_or(Finding::NotRetained, |tally| compare(&frames, window, &tally, reports));
+            let finding = counts.map_or(Finding::NotRetained, |counts| compare(&frames, window, &counts, reports));
             on_audited(AuditedWindow { window_id: window.id, from_beat: window.from, finding }, windows.len());
         }
     }
@@ -99,8 +99,8 @@ pub fn audit(
 /// A published report and its Avro body.
 type Published = (BarReport, Vec<u8>);
 
-fn compare(frames: &Frames, window: &Window, tally: &Tally, mut reports: Vec<Published>) -> Finding {
-    let computed = bar_report(frames, window, &tally.counts()).expect("the closing frame is in the table");
+fn compare(frames: &Frames, window: &Window, counts: &Counts, mut reports: Vec<Published>) -> Finding {
+    let computed = bar_report(frames, window, counts).expect("the closing frame is in the table");
     let count = reports.len();
     match reports.pop() {
         None => Finding::Missing,
@@ -165,18 +165,18 @@ fn read_reports(
     Ok(reports)
 }
 
-/// Counts the claims of `windows`, in all partitions. A window whose claims are not wholly retained has no tally.
-fn tally_windows(
+/// Counts the claims of `windows`, in all partitions. A window whose claims are not wholly retained has no counts.
+fn count_claims(
     readers: &mut [Recompute],
     frames: &Frames,
     windows: &[Window],
     stop: &Shutdown,
-) -> anyhow::Result<Vec<Option<Tally>>> {
+) -> anyhow::Result<Vec<Option<Counts>>> {
     let (first, last) = (windows[0], windows[windows.len() - 1]);
     let partitions_of =
         |window: &Window| frames.get(window.closing).map_or(0, |frame| frame.claim_offsets.len() as i32);
     let partitions = partitions_of(&last);
-    let tallies = Mutex::new(vec![Some(Tally::default()); windows.len()]);
+    let sums = Mutex::new(vec![Some(Counts::default()); windows.len()]);
     let next = AtomicI32::new(0);
     let work = |recompute: &mut Recompute| -> anyhow::Result<()> {
         loop {
@@ -187,16 +187,16 @@ fn tally_windows(
             let keep_going = &mut || !stop.is_cancelled();
             let mut shares = recompute.shares(frames, &first, &last, &[partition], keep_going, &mut |_| {})?;
             let shares = shares.remove(&partition).unwrap_or_default();
-            let mut tallies = tallies.lock().map_err(|_| anyhow!("another reader panicked"))?;
-            for ClosedWindow { window, tally, retained } in shares {
+            let mut sums = sums.lock().map_err(|_| anyhow!("another reader panicked"))?;
+            for ClosedWindow { window, counts, retained } in shares {
                 if partition >= partitions_of(&window) {
                     // The partition was added after this window closed, so the window has no share of it.
                     continue;
                 }
                 let place = windows.iter().position(|known| known.from == window.from);
-                let sum = &mut tallies[place.context("an aggregator closes only the windows that it was given")?];
+                let sum = &mut sums[place.context("an aggregator closes only the windows that it was given")?];
                 match sum {
-                    Some(sum) if retained => sum.add(&tally),
+                    Some(sum) if retained => sum.add(&counts),
                     _ => *sum = None,
                 }
             }
@@ -207,5 +207,5 @@ fn tally_windows(
         let readers: Vec<_> = readers.iter_mut().map(|reader| scope.spawn(move || work(reader))).collect();
         readers.into_iter().try_for_each(|reader| reader.join().map_err(|_| anyhow!("a reader panicked"))?)
     })?;
-    tallies.into_inner().map_err(|_| anyhow!("a reader panicked"))
+    sums.into_inner().map_err(|_| anyhow!("a reader panicked"))
 }

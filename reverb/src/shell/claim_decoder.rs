@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use backbeat_broker::{Lookup, SubjectSchemas};
-use backbeat_schemas::{Header, InvalidClaim, StatusClaim, WriterSchema, check_claim};
+use backbeat_schemas::{Header, InvalidClaim, MAX_CLAIM_BYTES, StatusClaim, WriterSchema, check_claim};
 
-use crate::core::{Claim, DecodedClaim};
+use crate::core::{Claim, DecodedClaim, RawRecord};
 
 /// Decodes and validates records of `statusclaims`.
 pub(crate) struct ClaimDecoder {
@@ -27,12 +27,24 @@ impl ClaimDecoder {
         }
     }
 
+    /// Decodes a record that was copied, like [`ClaimDecoder::decode`] the record itself.
+    pub(crate) fn decode_raw<'r>(&mut self, raw: &'r RawRecord) -> Option<DecodedClaim<'r>> {
+        match raw.cut_value {
+            Some(cut) => Some(DecodedClaim::Invalid(InvalidClaim::Size(cut.bytes))),
+            None => self.decode(raw.key.as_deref(), raw.value.as_deref()),
+        }
+    }
+
     fn try_decode<'r>(
         &mut self,
         key: Option<&[u8]>,
         value: Option<&'r [u8]>,
     ) -> Result<Option<Claim<'r>>, InvalidClaim> {
-        let (header, body) = Header::split(value.ok_or(InvalidClaim::NoValue)?)?;
+        let value = value.ok_or(InvalidClaim::NoValue)?;
+        if value.len() > MAX_CLAIM_BYTES {
+            return Err(InvalidClaim::Size(value.len()));
+        }
+        let (header, body) = Header::split(value)?;
         let Some(schema) = self.schema(header.schema_id)? else {
             return Ok(None);
         };

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use backbeat_broker::{Deliveries, ProducerRecord, QueueFull, Sender, TopicName, Topics};
 use backbeat_schemas::InvalidClaim;
 
+use super::metrics::Metrics;
 use super::recompute::InvalidRecord;
 use crate::core::RawRecord;
 
@@ -31,7 +32,7 @@ impl DeadLetterProducer {
         let source = self.topics.name(TopicName::StatusClaims);
         let topic = self.topics.name(TopicName::DeadLetters);
         let key = format!("{source}/{partition}/{offset}");
-        let headers = [
+        let mut headers = vec![
             ("reason", reason.reason().to_owned()),
             ("detail", reason.to_string()),
             ("topic", source),
@@ -40,6 +41,9 @@ impl DeadLetterProducer {
             // In a header, a null key and an empty key cannot be told apart.
             ("key", raw.key.as_ref().map_or("null".to_owned(), |key| String::from_utf8_lossy(key).into_owned())),
         ];
+        if let Some(cut) = &raw.cut_value {
+            headers.extend([("bytes", cut.bytes.to_string()), ("sha256", hex::encode(cut.sha256))]);
+        }
         let value = raw.value.as_deref().unwrap_or_default();
         let record = ProducerRecord { topic: &topic, key: Some(key.as_bytes()), value, headers: &headers };
         self.sender.send(record, deliveries)
@@ -79,13 +83,14 @@ impl<'p> DeadLetters<'p> {
         }
     }
 
-    /// Waits until all are acknowledged. One that can never be delivered, such as one that is too large for its topic, was
-    /// logged, and holds up no report: see [`Partition::next_record`](crate::core::Partition::next_record).
-    pub(crate) fn finish(self) -> Result<(), Unacknowledged> {
+    /// Waits until Kafka has acknowledged or refused all. One that it refused was logged and is counted, and holds up no
+    /// report.
+    pub(crate) fn finish(self, metrics: &Metrics) -> Result<(), Unacknowledged> {
         let deadline = Instant::now() + self.timeout;
         while self.deliveries.outstanding() > 0 && Instant::now() < deadline {
             std::thread::sleep(RETRY_PAUSE);
         }
+        metrics.record_lost_dead_letters(self.deliveries.failed());
         if self.is_incomplete || self.deliveries.outstanding() > 0 { Err(Unacknowledged) } else { Ok(()) }
     }
 }

@@ -30,6 +30,8 @@ use crate::core::{
 
 /// The maximum number of records polled from a topic before the loop's other work continues.
 const MAX_RECORDS_PER_POLL: usize = 2_000;
+/// The same in bytes of claims: whoever writes them can make large ones.
+const MAX_BYTES_PER_POLL: usize = 4 * 1024 * 1024;
 /// Longest wait of a poll without records, and so the delay until a new frame is noticed.
 const POLL: Duration = Duration::from_millis(5);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -248,9 +250,9 @@ impl Member {
     }
 
     fn poll_claims(&mut self) {
-        let mut polled = 0;
+        let (mut polled, mut bytes) = (0, 0);
         let mut timeout = POLL;
-        while polled < MAX_RECORDS_PER_POLL {
+        while polled < MAX_RECORDS_PER_POLL && bytes < MAX_BYTES_PER_POLL {
             let message = match self.consumer.poll(timeout) {
                 None => break,
                 Some(Err(KafkaError::PartitionEOF(_))) => continue,
@@ -267,6 +269,7 @@ impl Member {
             };
             let log_start = || fetch_log_start(&self.consumer, &self.topic, message.partition());
             let (key, value) = (message.key(), message.payload());
+            bytes += key.map_or(0, <[u8]>::len) + value.map_or(0, <[u8]>::len);
             partition.process(message.offset(), key, value, self.table.frames(), &mut self.decoder, &log_start);
         }
         self.metrics.record_claims_processed(polled as u64);
@@ -486,7 +489,13 @@ impl Member {
             progress.push(of_partition);
         }
         let lag = Lag::new(frames, &progress);
-        let waiting_for = not_ready(self.group.has_joined(), &progress, frames, self.table.is_caught_up());
+        let waiting_for = not_ready(
+            self.group.has_joined(),
+            &progress,
+            frames,
+            self.table.is_caught_up(),
+            self.producer.started_at.elapsed(),
+        );
         let pending_claims = partitions.iter().map(|partition| partition.pending_claims).sum();
         self.metrics.set_lag(&lag, pending_claims);
         self.metrics.set_slos(&self.status.slos());

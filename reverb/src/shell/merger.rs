@@ -385,7 +385,7 @@ impl<'c> MergeLoop<'c> {
         let read = recompute.shares(frames, window, window, partitions, &mut keep_going, on_invalid);
         let mut shares = match read {
             Ok(read) => {
-                read.iter().filter_map(|(partition, closed)| Some(share(*partition, closed.first()?, frames))).collect()
+                read.iter().filter_map(|(partition, closed)| Some(share(*partition, closed.first()?))).collect()
             }
             Err(error) => {
                 tracing::warn!(%error, window_id = %window.id, ?partitions, "cannot read the shares that are overdue");
@@ -393,7 +393,7 @@ impl<'c> MergeLoop<'c> {
             }
         };
         lease.error.map_or(Ok(()), Err)?;
-        if let Err(error) = letters.finish() {
+        if let Err(error) = letters.finish(&context.metrics) {
             tracing::warn!(%error, window_id = %window.id, "cannot use the shares that were overdue");
             shares.clear();
         }
@@ -456,7 +456,7 @@ impl<'c> MergeLoop<'c> {
         let counts = recompute.window(table.frames(), window, &mut keep_going, &mut |record| letters.send(&record));
         lease.error.map_or(Ok(()), Err)?;
         let counts = counts?;
-        letters.finish()?;
+        letters.finish(&context.metrics)?;
         Ok(counts)
     }
 

@@ -18,11 +18,7 @@ pub(crate) struct Metrics {
     on_time_reviews: IntGauge,
     windows_completed: IntCounter,
     window_processing: Histogram,
-    claims_processed: IntCounter,
-    late: IntCounter,
-    excess: IntCounter,
-    invalid: IntCounterVec,
-    dead_letters: IntCounterVec,
+    claims: ClaimMetrics,
     verdicts: IntCounterVec,
     merge_restarts: IntCounter,
     takeovers: IntCounter,
@@ -42,9 +38,61 @@ pub(crate) struct Metrics {
     started_at_ms: i64,
 }
 
+/// Metrics of claims and dead letters.
+struct ClaimMetrics {
+    processed: IntCounter,
+    late: IntCounter,
+    excess: IntCounter,
+    misplaced: IntCounter,
+    invalid: IntCounterVec,
+    dead_letters: IntCounterVec,
+    lost_dead_letters: IntCounter,
+}
+
+impl ClaimMetrics {
+    fn new() -> prometheus::Result<Self> {
+        let reason = |name, help| IntCounterVec::new(Opts::new(name, help), &["reason"]);
+        Ok(Self {
+            processed: IntCounter::new(
+                "backbeat_reverb_claims_processed_total",
+                "Records that this member polled from statusclaims, invalid ones and those that were read before included",
+            )?,
+            late: IntCounter::new("backbeat_reverb_late_claims_total", "Late claims in windows closed by this member")?,
+            excess: IntCounter::new(
+                "backbeat_reverb_excess_claims_total",
+                "Claims of tasks beyond a partition's limit",
+            )?,
+            misplaced: IntCounter::new(
+                "backbeat_reverb_misplaced_agents_total",
+                "Agents with claims in other partitions than murmur2 gives them, once per window and partition",
+            )?,
+            invalid: reason("backbeat_reverb_invalid_claims_total", "Invalid claims in statusclaims")?,
+            dead_letters: reason(
+                "backbeat_reverb_dead_letters_total",
+                "Invalid claims sent to the dead-letter topic, those that Kafka refused included",
+            )?,
+            lost_dead_letters: IntCounter::new(
+                "backbeat_reverb_lost_dead_letters_total",
+                "Invalid claims that Kafka refused in the dead-letter topic",
+            )?,
+        })
+    }
+
+    fn collectors(&self) -> [Box<dyn prometheus::core::Collector>; 7] {
+        [
+            Box::new(self.processed.clone()),
+            Box::new(self.late.clone()),
+            Box::new(self.excess.clone()),
+            Box::new(self.misplaced.clone()),
+            Box::new(self.invalid.clone()),
+            Box::new(self.dead_letters.clone()),
+            Box::new(self.lost_dead_letters.clone()),
+        ]
+    }
+}
+
 impl Metrics {
     pub(crate) fn new() -> prometheus::Result<Self> {
-        let reason = |name, help| IntCounterVec::new(Opts::new(name, help), &["reason"]);
         // Metric names and the label keep `objective`, for SLO: dashboards and alerts use them.
         let slo_gauge = |name, help| GaugeVec::new(Opts::new(name, help), &["objective"]);
         let processing = HistogramOpts::new(
@@ -56,17 +104,7 @@ impl Metrics {
             on_time_reviews: IntGauge::new("backbeat_reverb_on_time_reviews", "on_time_reviews of the last report")?,
             windows_completed: IntCounter::new("backbeat_reverb_windows_completed_total", WINDOWS_COMPLETED)?,
             window_processing: Histogram::with_opts(processing.buckets(PROCESSING_BUCKETS.to_vec()))?,
-            claims_processed: IntCounter::new(
-                "backbeat_reverb_claims_processed_total",
-                "Records that this member polled from statusclaims, invalid ones and those that were read before included",
-            )?,
-            late: IntCounter::new("backbeat_reverb_late_claims_total", "Late claims in windows closed by this member")?,
-            excess: IntCounter::new(
-                "backbeat_reverb_excess_claims_total",
-                "Claims of tasks beyond a partition's limit",
-            )?,
-            invalid: reason("backbeat_reverb_invalid_claims_total", "Invalid claims in statusclaims")?,
-            dead_letters: reason("backbeat_reverb_dead_letters_total", "Invalid claims sent to the dead-letter topic")?,
+            claims: ClaimMetrics::new()?,
             verdicts: IntCounterVec::new(
                 Opts::new("backbeat_reverb_verdicts_total", "Windows finished by this member's merge, by verdict"),
                 &["verdict"],
@@ -149,8 +187,8 @@ impl Metrics {
     /// Creates the label values that alerts use: Prometheus sees no increase in a counter that first appears at 1.
     fn init_labels(&self) {
         for reason in InvalidClaim::REASONS {
-            self.invalid.with_label_values(&[reason]);
-            self.dead_letters.with_label_values(&[reason]);
+            self.claims.invalid.with_label_values(&[reason]);
+            self.claims.dead_letters.with_label_values(&[reason]);
         }
         for cause in ["expired_before_read", "expired_before_recompute"] {
             self.skipped.with_label_values(&[cause]);
@@ -161,16 +199,11 @@ impl Metrics {
     }
 
     fn register(&self) -> prometheus::Result<()> {
-        let collectors: [Box<dyn prometheus::core::Collector>; 25] = [
+        let collectors: [Box<dyn prometheus::core::Collector>; 20] = [
             Box::new(self.agents_reporting.clone()),
             Box::new(self.on_time_reviews.clone()),
             Box::new(self.windows_completed.clone()),
             Box::new(self.window_processing.clone()),
-            Box::new(self.claims_processed.clone()),
-            Box::new(self.late.clone()),
-            Box::new(self.excess.clone()),
-            Box::new(self.invalid.clone()),
-            Box::new(self.dead_letters.clone()),
             Box::new(self.verdicts.clone()),
             Box::new(self.merge_restarts.clone()),
             Box::new(self.takeovers.clone()),
@@ -188,24 +221,32 @@ impl Metrics {
             Box::new(self.slo_p95.clone()),
             Box::new(self.slo_limit.clone()),
         ];
-        collectors.into_iter().try_for_each(|collector| self.registry.register(collector))
+        collectors
+            .into_iter()
+            .chain(self.claims.collectors())
+            .try_for_each(|collector| self.registry.register(collector))
     }
 
     pub(crate) fn record_claims_processed(&self, claims: u64) {
-        self.claims_processed.inc_by(claims);
+        self.claims.processed.inc_by(claims);
     }
 
     pub(crate) fn record_closed_share(&self, partial: &Partial) {
-        self.late.inc_by(partial.late_claims as u64);
-        self.excess.inc_by(partial.excess_claims as u64);
+        self.claims.late.inc_by(partial.late_claims as u64);
+        self.claims.excess.inc_by(partial.excess_claims as u64);
+        self.claims.misplaced.inc_by(partial.misplaced_agents as u64);
     }
 
     pub(crate) fn record_invalid_claim(&self, reason: &str) {
-        self.invalid.with_label_values(&[reason]).inc();
+        self.claims.invalid.with_label_values(&[reason]).inc();
     }
 
     pub(crate) fn record_dead_letter(&self, reason: &str) {
-        self.dead_letters.with_label_values(&[reason]).inc();
+        self.claims.dead_letters.with_label_values(&[reason]).inc();
+    }
+
+    pub(crate) fn record_lost_dead_letters(&self, lost: u64) {
+        self.claims.lost_dead_letters.inc_by(lost);
     }
 
     pub(crate) fn record_merge_restart(&self) {

@@ -37,6 +37,8 @@ pub(crate) struct OwnedPartition {
     /// Records polled while their schema is being fetched, in order.
     deferred: VecDeque<(i64, RawRecord)>,
     dead_letters: Arc<Deliveries>,
+    /// The number of dead letters that were counted as lost.
+    lost_dead_letters: u64,
     pub(crate) paused: bool,
     pub(crate) stall_detector: StallDetector,
 }
@@ -50,6 +52,7 @@ impl OwnedPartition {
             fetch_start: None,
             deferred: VecDeque::new(),
             dead_letters: Arc::default(),
+            lost_dead_letters: 0,
             paused: true,
             stall_detector: StallDetector::default(),
         }
@@ -85,7 +88,7 @@ impl OwnedPartition {
         if !self.fetch_start.as_mut().is_some_and(|start| start.admit(offset)) {
             return;
         }
-        let raw = || RawRecord { key: key.map(<[u8]>::to_vec), value: value.map(<[u8]>::to_vec) };
+        let raw = || RawRecord::new(key, value);
         if let Some(core) = self.core.as_mut().filter(|_| self.deferred.is_empty())
             && let Some(claim) = decoder.decode(key, value)
             && record_gap(core, offset, fetch_log_start)
@@ -105,7 +108,7 @@ impl OwnedPartition {
     ) {
         let Some(core) = &mut self.core else { return };
         while let Some((offset, raw)) = self.deferred.pop_front() {
-            match decoder.decode(raw.key.as_deref(), raw.value.as_deref()) {
+            match decoder.decode_raw(&raw) {
                 Some(claim) if record_gap(core, offset, fetch_log_start) => {
                     let claim = claim.into_owned();
                     core.process(offset, claim, frames, || raw);
@@ -155,6 +158,9 @@ impl OwnedPartition {
     /// Sends the records of the outbox that can be sent now, in order.
     pub(crate) fn send(&mut self, producer: &mut PartialProducer, metrics: &Metrics) {
         let Some(core) = &mut self.core else { return };
+        let lost = self.dead_letters.failed();
+        metrics.record_lost_dead_letters(lost - self.lost_dead_letters);
+        self.lost_dead_letters = lost;
         while let Some(record) = core.next_record(self.dead_letters.outstanding() > 0) {
             let sent = match record {
                 OutboxRecord::DeadLetter { offset, reason, raw } => {

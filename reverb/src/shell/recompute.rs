@@ -13,7 +13,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::claim_decoder::ClaimDecoder;
 use super::timeouts::QUERY_TIMEOUT;
-use crate::core::{ClosedWindow, Counts, DecodedClaim, Frames, Output, PartitionAggregator, RawRecord, Tally, Window};
+use crate::core::{ClosedWindow, Counts, DecodedClaim, Frames, Output, PartitionAggregator, RawRecord, Window};
 
 const POLL: Duration = Duration::from_millis(100);
 const SCHEMA_POLL: Duration = Duration::from_millis(10);
@@ -71,14 +71,14 @@ impl Recompute {
     ) -> Result<Option<Counts>, RecomputeError> {
         let partitions = frames.get(window.closing).map_or(0, |frame| frame.claim_offsets.len());
         let partitions: Vec<i32> = (0..partitions as i32).collect();
-        let mut sum = Tally::default();
+        let mut sum = Counts::default();
         for (_, mut shares) in self.shares(frames, window, window, &partitions, keep_going, on_invalid)? {
             match shares.pop() {
-                Some(ClosedWindow { tally, retained: true, .. }) => sum.add(&tally),
+                Some(ClosedWindow { counts, retained: true, .. }) => sum.add(&counts),
                 _ => return Ok(None),
             }
         }
-        Ok(Some(sum.counts()))
+        Ok(Some(sum))
     }
 
     /// Returns the shares of each of `partitions` in the windows from `first` to `last`, in order. Reads all ranges at the
@@ -200,10 +200,7 @@ impl Recompute {
                         None => std::thread::sleep(SCHEMA_POLL),
                     }
                 };
-                let raw = || RawRecord {
-                    key: message.key().map(<[u8]>::to_vec),
-                    value: message.payload().map(<[u8]>::to_vec),
-                };
+                let raw = || RawRecord::new(message.key(), message.payload());
                 process(partition, offset, claim, &raw);
             }
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use backbeat_broker::{Broker, GroupProtocol, Registry, SubjectSchemas, TopicName, wait_for_topics};
+use backbeat_broker::{Broker, GroupProtocol, Registry, SubjectSchemas, TopicName, check_log, wait_for_topics};
 use backbeat_schemas::{BarPartial, BarReport};
 use backbeat_service::{Shutdown, serve};
 use tokio::net::TcpListener;
@@ -83,6 +83,7 @@ fn member_name(args: &Args) -> String {
 async fn prepare(broker: &Broker, registry: &Registry) -> anyhow::Result<(u32, u32)> {
     wait_for_topics(broker, &TopicName::ALL).await?;
     let topics = broker.topics();
+    check_log(broker, registry).await?;
     let report = registry.register::<BarReport>(&topics.subject(TopicName::BarReports)).await?;
     let partial = registry.register::<BarPartial>(&topics.subject(TopicName::BarPartials)).await?;
     Ok((report, partial))

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use backbeat_reverb::core::{
-    Completion, Counts, LOGIC, MergeCommand, MergeSession, Tally, Window, bar_report, share, verdict,
+    Completion, Counts, LOGIC, MergeCommand, MergeSession, Window, bar_report, share, verdict,
 };
 use backbeat_schemas::{
     BarPartial, BarReport, BeatIndex, Done, Merging, Partial, PartialBody, Timestamp, Verdict, WindowId,
@@ -237,7 +237,7 @@ impl Merger {
             return None;
         }
         let (closed, dead_letters) = recompute_share(context, &self.table.frames, window, partition)?;
-        let mut share = share(partition, &closed, &self.table.frames);
+        let mut share = share(partition, &closed);
         if context.is(Sabotage::RescueShort) {
             share.claims -= share.claims.min(1);
         }
@@ -309,13 +309,13 @@ impl Merger {
 
     fn recompute(&self, window: &Window, context: &mut Context<'_>) -> Option<Counts> {
         let partitions = self.table.frames.get(window.closing)?.claim_offsets.len() as i32;
-        let mut whole = Tally::default();
+        let mut whole = Counts::default();
         for partition in 0..partitions {
             let (closed, dead_letters) = recompute_share(context, &self.table.frames, window, partition)?;
             context.kafka.dead_letters.extend(dead_letters.iter().map(|offset| (partition, *offset)));
-            whole.add(&closed.retained.then_some(closed.tally)?);
+            whole.add(&closed.retained.then_some(closed.counts)?);
         }
-        Some(whole.counts())
+        Some(whole)
     }
 
     /// Returns the last report of a window. The log is read once, from the offset of `closed_at`.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use backbeat_reverb::core::{Claim, LOGIC};
+use backbeat_reverb::core::{Claim, LOGIC, partition_of};
 use backbeat_schemas::{BarReport, BeatFrame, BeatIndex};
 
 use crate::kafka::{ClaimLog, Record};
@@ -20,7 +20,8 @@ pub(crate) const COMMITTED: &str = "every done window is committed soon after fa
 
 /// The way in which one record counts.
 enum Classification<'l> {
-    Counted(&'l Claim<'static>),
+    /// In this partition.
+    Counted(usize, &'l Claim<'static>),
     Late,
     Invalid,
 }
@@ -53,7 +54,7 @@ impl<'l> Model<'l> {
                         let opening = model.opening(claim.beat);
                         let end = opening.beat_index.get() + i64::from(opening.bar_length) - 1;
                         if arrival as i64 <= end + i64::from(opening.grace_beats) {
-                            (opening.beat_index.get(), Classification::Counted(claim))
+                            (opening.beat_index.get(), Classification::Counted(partition, claim))
                         } else {
                             (owner, Classification::Late)
                         }
@@ -106,26 +107,35 @@ impl<'l> Model<'l> {
         let classifications = self.classifications.get(&from).map_or(&[][..], Vec::as_slice);
         let counted = || {
             classifications.iter().filter_map(|classification| {
-                if let Classification::Counted(claim) = classification { Some(*claim) } else { None }
+                if let Classification::Counted(partition, claim) = classification {
+                    Some((*partition, *claim))
+                } else {
+                    None
+                }
             })
         };
-        let agents = |wanted: fn(&Claim<'_>) -> bool| {
-            counted().filter(|claim| wanted(claim)).map(|claim| &claim.agent).collect::<BTreeSet<_>>().len() as i64
+        // Distinct in each partition.
+        let agents = |wanted: &dyn Fn(usize, &Claim<'_>) -> bool| {
+            let wanted = counted().filter(|(partition, claim)| wanted(*partition, claim));
+            wanted.map(|(partition, claim)| (partition, &claim.agent)).collect::<BTreeSet<_>>().len() as i64
         };
         let tasks = |wanted: fn(&Claim<'_>) -> bool| {
-            let tasks = counted().filter(|claim| wanted(claim)).map(|claim| (&claim.agent, &claim.task));
+            let wanted = counted().filter(|(_, claim)| wanted(claim));
+            let tasks = wanted.map(|(partition, claim)| (partition, &claim.agent, &claim.task));
             tasks.collect::<BTreeSet<_>>().len() as i64
         };
+        let misplaced = agents(&|partition, claim| partition_of(claim.agent.as_bytes(), partitions) != partition);
         let late =
             classifications.iter().filter(|classification| matches!(classification, Classification::Late)).count();
         let invalid =
             classifications.iter().filter(|classification| matches!(classification, Classification::Invalid)).count();
         let degraded_beats = bar.iter().filter(|frame| frame.degraded).count();
-        let degraded_claims = counted().filter(|claim| claim.degraded).count();
-        let failed_rotations = agents(|claim| claim.rotation_failed);
+        let degraded_claims = counted().filter(|(_, claim)| claim.degraded).count();
+        let failed_rotations = agents(&|_, claim| claim.rotation_failed);
         let mut issues: Vec<String> = [
             (late, "late claims"),
             (invalid, "invalid claims"),
+            (misplaced as usize, "agents with claims in other partitions than theirs"),
             (degraded_beats, "degraded beats"),
             (degraded_claims, "degraded claims"),
             (failed_rotations as usize, "agents failed secret rotation"),
@@ -140,7 +150,7 @@ impl<'l> Model<'l> {
             window_id: opening.window_id,
             from_beat: opening.beat_index,
             to_beat: BeatIndex::try_from(end - 1).expect("the beat index is not negative"),
-            agents_reporting: agents(|_| true),
+            agents_reporting: agents(&|_, _| true),
             on_time_reviews: tasks(|claim| claim.on_time_review),
             help_promises_fulfilled: tasks(|claim| claim.help_fulfilled),
             secret_rotations_ok: failed_rotations == 0,

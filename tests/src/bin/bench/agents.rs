@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 
 use backbeat_broker::TopicName;
 use backbeat_sdk::{Connection, State, Status};
-use backbeat_tests::{Cluster, Program, runtime, stack, wait_until};
+use backbeat_tests::{Cluster, Program, cpu_seconds, peak_mib, resident_mib, runtime, stack, wait_until};
 use serde_json::Value;
 
 use crate::perf_test;
-use crate::process::{cpu_seconds, peak_mib, resident_mib};
 use crate::table::{Row, Table, median};
 
 const LIMIT: Duration = Duration::from_mins(5);

@@ -5,14 +5,13 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use backbeat_broker::TopicName;
-use backbeat_tests::{Cluster, stack, wait_for, wait_until};
+use backbeat_tests::{Cluster, cpu_seconds, stack, wait_for, wait_until};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::claim_source::ClaimSource;
-use crate::process::cpu_seconds;
 use crate::table::{Row, Table, median};
 
 const CLAIMS: u64 = 5_000_000;

@@ -8,9 +8,9 @@ mod beats;
 mod claim_source;
 mod claims_per_second;
 mod drift;
+mod hostile;
 mod memory;
 mod perf_test;
-mod process;
 mod reports;
 mod reverb_takeover;
 mod table;
@@ -22,13 +22,14 @@ use table::Table;
 type Benchmark = (&'static str, fn(&mut Table));
 
 fn main() {
-    let benchmarks: [Benchmark; 8] = [
+    let benchmarks: [Benchmark; 9] = [
         ("takeover", takeover::run),
         ("beats", beats::run),
         ("claims", claims_per_second::run),
         ("reports", reports::run),
         ("reverb-takeover", reverb_takeover::run),
         ("memory", memory::run),
+        ("hostile", hostile::run),
         ("drift", drift::run),
         ("agents", agents::run),
     ];

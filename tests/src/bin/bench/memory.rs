@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use backbeat_tests::{Cluster, wait_until};
+use backbeat_tests::{Cluster, peak_mib, wait_until};
 
 use crate::claim_source::ClaimSource;
-use crate::process::peak_mib;
 use crate::table::{Row, Table};
 
 const LIMIT: Duration = Duration::from_mins(2);

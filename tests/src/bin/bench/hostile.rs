@@ -1,0 +1,187 @@
+//! Two reverb members beside 1,000 agents and one that means ill: the delay of reports, late claims and memory under each
+//! attack, compared with those without any.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use backbeat_broker::TopicName;
+use backbeat_schemas::{BarReport, BeatFrame};
+use backbeat_tests::{Attacker, Cluster, Program, now_ms, peak_mib, percentile, wait_until};
+
+use crate::table::{Row, Table};
+
+const LIMIT: Duration = Duration::from_mins(2);
+const AGENTS: i64 = 1_000;
+const PARTITIONS: i32 = 12;
+/// The length of each attack.
+const DURATION: Duration = Duration::from_mins(1);
+/// The beats of a bar, of a second each.
+const BAR: i64 = 4;
+/// The memory limit of the manifests in k8s/.
+const MEMORY_LIMIT_MIB: f64 = 512.0;
+
+/// The names of an attack's figures, and what the attacker does until the flag is set. It is told the newest beat.
+type Attack = ([&'static str; 3], fn(&Cluster, &AtomicI64, &AtomicBool));
+
+struct Outcome {
+    delay_p99_ms: f64,
+    late_claims: i64,
+    peak_mib: f64,
+}
+
+pub(crate) fn run(table: &mut Table) {
+    let quiet = measure(|_, _, done| {
+        while !done.load(Ordering::Relaxed) {
+            thread::sleep(Duration::from_millis(10));
+        }
+    });
+    assert_eq!(quiet.late_claims, 0, "claims are late without an attack: the machine is too busy");
+    let attacks: [Attack; 5] = [
+        (["unknown_schemas_delay_p99_ms", "unknown_schemas_late_claims", "unknown_schemas_peak_mib"], unknown_schemas),
+        (["nested_schemas_delay_p99_ms", "nested_schemas_late_claims", "nested_schemas_peak_mib"], nested_schemas),
+        (["bombs_delay_p99_ms", "bombs_late_claims", "bombs_peak_mib"], bombs),
+        (["invented_tasks_delay_p99_ms", "invented_tasks_late_claims", "invented_tasks_peak_mib"], invented_tasks),
+        (["misplaced_delay_p99_ms", "misplaced_late_claims", "misplaced_peak_mib"], misplaced),
+    ];
+    for ([delay, late, peak], attack) in attacks {
+        let outcome = measure(attack);
+        let baseline = "the same without an attack";
+        let (value, baseline_value) = (outcome.delay_p99_ms, quiet.delay_p99_ms);
+        table.add(Row { name: delay, value, unit: "ms", baseline, baseline_value });
+        let value = outcome.late_claims as f64;
+        table.add(Row { name: late, value, unit: "claims", baseline, baseline_value: 0.0 });
+        let (value, baseline) = (outcome.peak_mib, "limit");
+        table.add(Row { name: peak, value, unit: "MiB", baseline, baseline_value: MEMORY_LIMIT_MIB });
+    }
+}
+
+/// Runs the pipeline under `attack`. All reports must come, all members live, and a recomputation find the same bytes.
+fn measure(attack: fn(&Cluster, &AtomicI64, &AtomicBool)) -> Outcome {
+    let cluster = Cluster::new(PARTITIONS);
+    let pulse = cluster.serve("pulse", &["--cluster", "bench", "--bpm", "60", "--max-bpm", "60", "--bar", "4"]);
+    let mut members: [Program; 2] = [(); 2].map(|()| cluster.serve("reverb", &["--cluster", "bench"]));
+    let sim = cluster.start("agent-sim", &["--agents", &AGENTS.to_string()]);
+    let is_whole = |report: &BarReport| report.agents_reporting == AGENTS && report.claims == AGENTS * BAR;
+    wait_until("a report of all agents", LIMIT, || cluster.reports().iter().any(|entry| is_whole(&entry.record)));
+    let (newest, done) = (AtomicI64::new(0), AtomicBool::new(false));
+    let received = thread::scope(|scope| {
+        scope.spawn(|| attack(&cluster, &newest, &done));
+        let received = watch(&cluster, &newest);
+        done.store(true, Ordering::Relaxed);
+        received
+    });
+    assert!(members.iter_mut().all(Program::is_running), "a member has ended");
+    let peak = members.iter().map(|member| peak_mib(member.pid())).fold(0.0, f64::max);
+    drop((sim, pulse));
+    wait_until("all reports", LIMIT, || {
+        let closed = cluster.frames().last().map_or(0, |frame| frame.beat_index.get() / BAR);
+        cluster.reports().len() as i64 >= closed
+    });
+    drop(members);
+    let audit = cluster.backbeat(&["audit"]);
+    assert!(audit.status.success(), "{}", String::from_utf8_lossy(&audit.stdout));
+    let delays: Vec<f64> = received.iter().map(|(_, delay)| *delay).collect();
+    Outcome {
+        delay_p99_ms: percentile(&delays, 99),
+        late_claims: received.iter().map(|(report, _)| report.late_claims).sum(),
+        peak_mib: peak,
+    }
+}
+
+/// Returns the reports that come within [`DURATION`], each with its delay from the closing beat's `emitted_at`.
+fn watch(cluster: &Cluster, newest: &AtomicI64) -> Vec<(BarReport, f64)> {
+    let mut frames = cluster.reader::<BeatFrame>(TopicName::BeatFrames);
+    let mut reports = cluster.reader::<BarReport>(TopicName::BarReports);
+    frames.seek(0).expect("Kafka answers");
+    let end = reports.end_offset().expect("Kafka answers");
+    reports.seek(end).expect("Kafka answers");
+    let (mut emitted, mut received) = (HashMap::new(), Vec::new());
+    let until = Instant::now() + DURATION;
+    while Instant::now() < until {
+        if let Some(entry) = reports.poll(Duration::from_millis(1)).expect("Kafka answers") {
+            received.push((entry.record, now_ms()));
+        }
+        while let Some(entry) = frames.poll(Duration::ZERO).expect("Kafka answers") {
+            newest.store(entry.record.beat_index.get(), Ordering::Relaxed);
+            emitted.insert(entry.record.beat_index, entry.record.emitted_at.millis() as f64);
+        }
+    }
+    let with_delay = |(report, at): (BarReport, f64)| {
+        let delay = at - emitted[&report.to_beat.plus(1)];
+        (report, delay)
+    };
+    received.into_iter().map(with_delay).collect()
+}
+
+/// Calls `act` at this rate until `done`, with the number of the call.
+fn repeat(per_second: u32, done: &AtomicBool, mut act: impl FnMut(u32)) {
+    let began = Instant::now();
+    for number in 0.. {
+        if done.load(Ordering::Relaxed) {
+            return;
+        }
+        act(number);
+        thread::sleep((Duration::from_secs(1) / per_second * (number + 1)).saturating_sub(began.elapsed()));
+    }
+}
+
+fn unknown_schemas(cluster: &Cluster, _newest: &AtomicI64, done: &AtomicBool) {
+    let attacker = Attacker::new(cluster, &[]);
+    repeat(2_000, done, |number| attacker.send_unknown_schema(&format!("stranger-{}", number % 100), number));
+    attacker.flush();
+}
+
+fn nested_schemas(cluster: &Cluster, _newest: &AtomicI64, done: &AtomicBool) {
+    let attacker = Attacker::new(cluster, &[]);
+    let records = attacker.nested_and_repeated();
+    repeat(200, done, |number| attacker.send("a", &records[number as usize % 2], None));
+    attacker.flush();
+}
+
+fn bombs(cluster: &Cluster, _newest: &AtomicI64, done: &AtomicBool) {
+    let attackers = ["gzip", "zstd", "snappy", "lz4"].map(|codec| Attacker::with_large_batches(cluster, codec));
+    let value = vec![0; 1_000_000];
+    // Batches of 10 MB, which Kafka accepts of all codecs but snappy.
+    repeat(8, done, |number| {
+        let attacker = &attackers[number as usize % 4];
+        (0..10).for_each(|_| attacker.send("stranger", &value, None));
+    });
+    for attacker in &attackers {
+        attacker.flush();
+    }
+}
+
+/// Sends 300,000 claims of new tasks of one agent, so of one partition, in the first half of each bar.
+fn invented_tasks(cluster: &Cluster, newest: &AtomicI64, done: &AtomicBool) {
+    const TASKS: u32 = 300_000;
+    let attacker = Attacker::new(cluster, &[("linger.ms", "5"), ("compression.codec", "lz4")]);
+    let (mut bar, mut sent) = (0, 0);
+    while !done.load(Ordering::Relaxed) {
+        let beat = newest.load(Ordering::Relaxed);
+        if beat / BAR > bar {
+            (bar, sent) = (beat / BAR, 0);
+        }
+        if sent == TASKS || beat % BAR >= BAR / 2 {
+            thread::sleep(Duration::from_millis(5));
+            continue;
+        }
+        attacker.send("stranger", &attacker.claim("stranger", &format!("task-{sent}"), beat), None);
+        sent += 1;
+    }
+    attacker.flush();
+}
+
+/// Sends a claim to each partition, in the first half of each bar.
+fn misplaced(cluster: &Cluster, newest: &AtomicI64, done: &AtomicBool) {
+    let attacker = Attacker::new(cluster, &[]);
+    repeat(100, done, |_| {
+        let beat = newest.load(Ordering::Relaxed);
+        if beat % BAR < BAR / 2 {
+            let claim = attacker.claim("stranger", "task", beat);
+            (0..PARTITIONS).for_each(|partition| attacker.send("stranger", &claim, Some(partition)));
+        }
+    });
+    attacker.flush();
+}
