@@ -77,7 +77,7 @@ pub(crate) fn verify(
 
 /// Fetches the last stable offset of each partition of `statusclaims`.
 fn claim_ends(broker: &Broker) -> anyhow::Result<Vec<i64>> {
-    let claims = ClaimEnds::new(broker)?;
+    let claims = ClaimEnds::stable(broker)?;
     let by_leader = claims.partitions_by_leader(QUERY_TIMEOUT)?;
     let mut ends = vec![None; by_leader.values().map(Vec::len).sum()];
     for partitions in by_leader.values() {

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use backbeat_broker::{Broker, KafkaArgs, Registry, TopicError, TopicName, ensure_topics};
+use backbeat_broker::{Broker, KafkaArgs, Registry, TopicError, TopicName, check_log, ensure_topics};
 use backbeat_schemas::{BarPartial, BarReport, BeatFrame, StatusClaim};
 use indicatif::ProgressBar;
 use serde_json::json;
@@ -68,6 +68,7 @@ pub(crate) async fn ensure(args: &TopicSettings) -> anyhow::Result<Vec<String>> 
     };
     waiting.finish_and_clear();
     let registry = Registry::new(&args.kafka)?;
+    check_log(&broker, &registry).await?;
     let topics = broker.topics();
     registry.register::<BeatFrame>(&topics.subject(TopicName::BeatFrames)).await?;
     registry.register::<StatusClaim>(&topics.subject(TopicName::StatusClaims)).await?;

@@ -131,6 +131,13 @@ impl Broker {
         self.reader_settings().create_with_context(ClientLog)
     }
 
+    /// Creates a consumer that also sees records of transactions that are open or aborted.
+    pub(crate) fn uncommitted_reader(&self) -> KafkaResult<Reader> {
+        let mut config = self.reader_settings();
+        config.set("isolation.level", "read_uncommitted");
+        config.create_with_context(ClientLog)
+    }
+
     /// Creates a reader for random access: a fetch at the end of the log returns at once, instead of waiting for new
     /// records and so delaying the next seek.
     pub(crate) fn random_access_reader(&self) -> KafkaResult<Reader> {

@@ -1,17 +1,17 @@
-//! The last stable offsets of `statusclaims`' partitions, from which a boundary is sampled.
+//! The ends of `statusclaims`' partitions, from which a boundary is sampled.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rdkafka::consumer::Consumer;
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::client_watch::WatchedReader;
 use crate::{Broker, Reader, TopicName};
 
-/// A client that fetches the last stable offsets of `statusclaims`. All its calls block.
+/// A client that fetches the ends of `statusclaims`' partitions. All its calls block.
 pub struct ClaimEnds {
     /// The reader. Locked only to get it, not during a query: several threads query at the same time.
     reader: Mutex<WatchedReader>,
@@ -19,10 +19,19 @@ pub struct ClaimEnds {
 }
 
 impl ClaimEnds {
-    /// Creates the client.
-    pub fn new(broker: &Broker) -> Result<Self, KafkaError> {
+    /// Creates a client that fetches last stable offsets.
+    pub fn stable(broker: &Broker) -> Result<Self, KafkaError> {
+        Self::new(broker, Broker::reader)
+    }
+
+    /// Creates a client that fetches high watermarks, which lie above the last stable offset while a transaction is open.
+    pub fn high_watermarks(broker: &Broker) -> Result<Self, KafkaError> {
+        Self::new(broker, Broker::uncommitted_reader)
+    }
+
+    fn new(broker: &Broker, create: fn(&Broker) -> KafkaResult<Reader>) -> KafkaResult<Self> {
         let topic = broker.topics().name(TopicName::StatusClaims);
-        Ok(Self { reader: Mutex::new(WatchedReader::new(broker, &topic, Broker::reader)?), topic })
+        Ok(Self { reader: Mutex::new(WatchedReader::new(broker, &topic, create)?), topic })
     }
 
     fn reader(&self) -> Result<Arc<Reader>, KafkaError> {
@@ -41,8 +50,8 @@ impl ClaimEnds {
         Ok(by_leader)
     }
 
-    /// Fetches the last stable offsets of `partitions`, which should all have the same partition leader. Returns
-    /// (partition, offset) pairs, without the partitions whose offset cannot be fetched.
+    /// Fetches the ends of `partitions`. Asks their partition leaders, and waits for all of them. Returns (partition, offset)
+    /// pairs, without the partitions whose offset cannot be fetched.
     pub fn fetch(&self, partitions: &[i32], timeout: Duration) -> Vec<(i32, i64)> {
         let mut list = TopicPartitionList::new();
         let added = partitions.iter().try_for_each(|p| list.add_partition_offset(&self.topic, *p, Offset::End));
@@ -54,19 +63,14 @@ impl ClaimEnds {
                     (Offset::Offset(offset), Ok(())) => Some((found.partition(), offset)),
                     (offset, error) => {
                         let partition = found.partition();
-                        tracing::warn!(
-                            partition,
-                            ?offset,
-                            ?error,
-                            "cannot fetch the last stable offset of a partition"
-                        );
+                        tracing::warn!(partition, ?offset, ?error, "cannot fetch the end of a partition");
                         None
                     }
                 })
                 .collect(),
             Err(error) => {
                 let topic = &self.topic;
-                tracing::warn!(%error, topic, ?partitions, "cannot fetch the last stable offsets of partitions");
+                tracing::warn!(%error, topic, ?partitions, "cannot fetch the ends of partitions");
                 Vec::new()
             }
         }

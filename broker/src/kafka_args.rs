@@ -30,7 +30,34 @@ pub struct KafkaArgs {
     #[arg(long, env = "KAFKA_CONFIG", value_name = "FILE")]
     pub kafka_config: Option<PathBuf>,
 
-    /// Prefix of every topic, consumer group and transactional id, so that several clusters can share one Kafka.
-    #[arg(long, env = "BACKBEAT_TOPIC_PREFIX", default_value = "", value_name = "PREFIX")]
+    /// Prefix of every topic, consumer group and transactional id, so that several clusters can share one Kafka; it ends
+    /// with '.', '-' or '_'.
+    #[arg(long, env = "BACKBEAT_TOPIC_PREFIX", default_value = "", value_name = "PREFIX", value_parser = topic_prefix)]
     pub topic_prefix: String,
+}
+
+/// Parses a topic prefix. Without a separator at its end, an ACL for the prefix would also be one for longer prefixes.
+fn topic_prefix(prefix: &str) -> Result<String, String> {
+    let is_allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if prefix.is_empty() || (prefix.ends_with(['.', '-', '_']) && prefix.len() <= 200 && prefix.chars().all(is_allowed))
+    {
+        Ok(prefix.to_owned())
+    } else {
+        Err("must end with '.', '-' or '_', and have at most 200 letters, digits, '.', '-' and '_'".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn topic_prefix_ends_with_a_separator() {
+        for allowed in ["", "a-", "team.a_", "-"] {
+            assert_eq!(topic_prefix(allowed), Ok(allowed.to_owned()));
+        }
+        for refused in ["a", "a-b", "a b-", "ä-", &format!("{}-", "a".repeat(200))] {
+            assert!(topic_prefix(refused).is_err(), "{refused}");
+        }
+    }
 }

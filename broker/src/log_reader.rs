@@ -83,7 +83,10 @@ pub enum ReadError {
         topic: String,
     },
     /// The topic has records, but none that can be decoded with the registry's schemas.
-    #[error("{topic} has records, and none can be decoded: has the schema registry lost or renumbered its schemas?")]
+    #[error(
+        "{topic} has records, and none can be decoded: has the schema registry lost or renumbered its schemas? \
+         docs/operations.md, \"Recovery\", says how to restore them"
+    )]
     Undecodable {
         /// The topic.
         topic: String,

@@ -4,6 +4,7 @@ mod agent_sim;
 mod cli;
 mod connect;
 mod devstack;
+mod disasters;
 mod docs;
 mod faults;
 mod frames;

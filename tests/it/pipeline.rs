@@ -260,7 +260,7 @@ fn audit_of_a_recreated_topic_fails_with_the_reason() {
     let sim = cluster.start("agent-sim", &["--agents", "20"]);
     wait_until("a whole report", LIMIT, || cluster.reports().iter().any(|entry| entry.record.claims > 20));
     drop((sim, reverb, pulse));
-    cluster.recreate_claims();
+    cluster.recreate(TopicName::StatusClaims);
     let audit = cluster.backbeat(&["audit"]);
     let stderr = String::from_utf8_lossy(&audit.stderr).into_owned();
     assert_eq!(audit.status.code(), Some(1), "{stderr}{}", String::from_utf8_lossy(&audit.stdout));

@@ -187,22 +187,20 @@ impl Cluster {
         run(&mut tool);
     }
 
-    /// Deletes `statusclaims` and creates it again, empty, with one partition.
-    pub fn recreate_claims(&self) {
-        let topic = self.broker.topics().name(TopicName::StatusClaims);
-        let cli = |args: &[&str]| {
+    /// Deletes a topic and creates it again, empty; `statusclaims` with one partition.
+    pub fn recreate(&self, topic: TopicName) {
+        let topic = self.broker.topics().name(topic);
+        let cli = |operation| {
             let mut cli = kafka_cli("org.apache.kafka.tools.TopicCommand").expect("Kafka's CLI is installed");
-            cli.args(["--bootstrap-server", &self.kafka.bootstrap_servers, "--topic", &topic]).args(args);
+            cli.args(["--bootstrap-server", &self.kafka.bootstrap_servers, "--topic", &topic, operation]);
             cli
         };
-        run(&mut cli(&["--delete"]));
+        run(&mut cli("--delete"));
         // Kafka deletes a topic in the background.
-        wait_until("the topic to be created again", RECREATE_LIMIT, || {
-            let settings = ["--config", "max.message.bytes=65536", "--config", "compression.type=lz4"];
-            let create = [&["--create", "--partitions", "1", "--replication-factor", "1"][..], &settings].concat();
-            let created = cli(&create).output();
-            created.is_ok_and(|output| output.status.success())
+        wait_until("the topic to be deleted", RECREATE_LIMIT, || {
+            cli("--describe").output().is_ok_and(|output| !output.status.success())
         });
+        runtime().block_on(ensure_topics(&self.broker, 1, 1)).expect("the topic is created");
     }
 
     /// Registers the schema of `topic`'s records, as the program that writes them does, and returns its id.

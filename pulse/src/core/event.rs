@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use backbeat_schemas::{BeatFrame, Timestamp};
+use backbeat_schemas::{BeatFrame, BeatIndex, Timestamp};
 
 use super::Plan;
 
@@ -69,9 +69,8 @@ pub enum Event {
     Tail {
         /// The newest committed frame; `None` if there is no frame.
         frame: Option<Box<BeatFrame>>,
-        /// True if `barreports` is empty. Also true if there is a frame: then `barreports` is not read, because its
-        /// reports show a loss of frames only if `beatframes` is empty.
-        no_reports: bool,
+        /// The newest beat of which `barreports` tells, if it was read: once, and whenever there is no frame.
+        newest_reported: Option<BeatIndex>,
     },
     /// Transactions are initialized: the producer of every earlier leader is fenced.
     TransactionsInitialized,
@@ -144,10 +143,17 @@ pub enum StopReason {
         /// The other pulse's newest beat.
         beat: i64,
     },
-    /// `beatframes` is empty although beats were published. A first beat with index 0 would repeat window ids.
+    /// `beatframes` ends before a beat that was published. Going on would repeat indices and window ids.
     #[error(
-        "beatframes is empty although beats were published (barreports has reports, or this node has read frames): the \
-         frames were lost or deleted, and beats must not restart at 0"
+        "beatframes {}, but beat {known} was published (a report or this node tells of it): frames were lost, or kafka has \
+         an older copy of its topics. Beats must not be repeated: restore the topics, or continue with new ones \
+         (--topic-prefix) from a later beat (--first-beat), as docs/operations.md, \"Recovery\", describes",
+        found.map_or_else(|| "is empty".to_owned(), |found| format!("ends at beat {found}"))
     )]
-    FramesLost,
+    FramesLost {
+        /// The newest beat of `beatframes`.
+        found: Option<BeatIndex>,
+        /// The newest beat that is known to have been published.
+        known: BeatIndex,
+    },
 }

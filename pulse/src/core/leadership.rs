@@ -56,6 +56,8 @@ use super::{
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The time before a beat at which its boundary is sampled, or a quarter of the period if that is shorter.
 const BOUNDARY_LEAD: Duration = Duration::from_millis(25);
+/// A tail that ends before a published beat for this long is not a stale response: frames were lost.
+const LOST_AFTER: Duration = Duration::from_secs(30);
 /// The pause before the next attempt when Kafka was unavailable.
 const KAFKA_PAUSE: Duration = Duration::from_millis(250);
 /// The base of the exponential backoff, with jitter, after this node was fenced.
@@ -167,6 +169,10 @@ pub struct Leadership {
     /// Random extra wait before a takeover without a quorum, so that nodes do not all start at once.
     takeover_delay: Duration,
     observed: Option<ObservedFrame>,
+    /// The newest beat that is known to have been published.
+    newest_known: Option<BeatIndex>,
+    /// The instant since which tails have ended before it.
+    stale_since: Option<Duration>,
     plan: Option<Plan>,
     /// The plan that is being proposed to Raft.
     proposed: Option<Plan>,
@@ -196,6 +202,8 @@ impl Leadership {
             leader_known_at: now.monotonic,
             takeover_delay: election_timeout.mul_f64(now.random),
             observed: None,
+            newest_known: None,
+            stale_since: None,
             plan: None,
             proposed: None,
             leading: false,
@@ -204,6 +212,11 @@ impl Leadership {
             in_doubt: None,
             times_fenced: 0,
         }
+    }
+
+    /// Tells of a beat that was published.
+    pub fn remember(&mut self, beat: BeatIndex) {
+        self.newest_known = self.newest_known.max(Some(beat));
     }
 
     /// The beat schedule.
@@ -431,16 +444,19 @@ impl Leadership {
 
     /// Processes the response to a command that the publisher carried out.
     fn on_kafka_response(&mut self, response: Event, now: Now) -> Vec<Command> {
-        let response = if self.is_stale_tail(&response) { Event::KafkaUnavailable } else { response };
+        let response = match self.check_tail(response, now) {
+            Ok(response) => response,
+            Err(reason) => return vec![Command::Stop(reason)],
+        };
         match (std::mem::replace(&mut self.state, State::Standby), response) {
-            (State::ReadingTail, Event::Tail { frame, no_reports }) => self.on_tail(frame.as_deref(), no_reports, now),
+            (State::ReadingTail, Event::Tail { frame, .. }) => self.on_tail(frame.as_deref(), now),
             (State::CheckingCompetingLeader, Event::Tail { frame, .. }) => {
                 match self.competing_leader(frame.as_deref()) {
                     Some(reason) => vec![Command::Stop(reason)],
                     None => self.enter(State::InitTransactions, Command::InitTransactions),
                 }
             }
-            (State::VerifyingTail, Event::Tail { frame, no_reports }) => self.on_verified_tail(frame, no_reports, now),
+            (State::VerifyingTail, Event::Tail { frame, .. }) => self.on_verified_tail(frame, now),
             (State::InitTransactions, Event::TransactionsInitialized) => {
                 self.enter(State::VerifyingTail, Command::ReadTail)
             }
@@ -495,10 +511,7 @@ impl Leadership {
         self.enter(State::ReadingTail, Command::ReadTail)
     }
 
-    fn on_tail(&mut self, frame: Option<&BeatFrame>, no_reports: bool, now: Now) -> Vec<Command> {
-        if let Some(reason) = self.stop_reason(frame, no_reports) {
-            return vec![Command::Stop(reason)];
-        }
+    fn on_tail(&mut self, frame: Option<&BeatFrame>, now: Now) -> Vec<Command> {
         if let Some(frame) = frame {
             self.observe(frame, now);
         }
@@ -511,10 +524,7 @@ impl Leadership {
     }
 
     /// Continues from the tail read after `InitTransactions`: only this node can append a frame now.
-    fn on_verified_tail(&mut self, frame: Option<Box<BeatFrame>>, no_reports: bool, now: Now) -> Vec<Command> {
-        if let Some(reason) = self.stop_reason(frame.as_deref(), no_reports) {
-            return vec![Command::Stop(reason)];
-        }
+    fn on_verified_tail(&mut self, frame: Option<Box<BeatFrame>>, now: Now) -> Vec<Command> {
         if let Some(reason) = self.competing_leader(frame.as_deref()).filter(|_| self.is_sole_voter()) {
             return vec![Command::Stop(reason)];
         }
@@ -665,6 +675,7 @@ impl Leadership {
     }
 
     fn observe(&mut self, frame: &BeatFrame, now: Now) {
+        self.remember(frame.beat_index);
         if self.observed.is_none_or(|observed| observed.beat < frame.beat_index) {
             let period = Duration::from_millis(frame.tempo_bpm.period_ms() as u64);
             self.observed = Some(ObservedFrame { beat: frame.beat_index, period, at: now.monotonic });
@@ -688,24 +699,30 @@ impl Leadership {
         matches!(self.raft_role, RaftRole::Follower { .. } | RaftRole::NonMember)
     }
 
-    /// Returns the reason why pulse must not continue after this tail, or `None` if it may.
-    fn stop_reason(&self, frame: Option<&BeatFrame>, no_reports: bool) -> Option<StopReason> {
-        let cluster_id = self.metronome.cluster_id();
-        match frame {
-            None if !no_reports || self.observed.is_some() => Some(StopReason::FramesLost),
-            Some(frame) if frame.cluster_id != cluster_id => {
-                Some(StopReason::OtherCluster { found: frame.cluster_id.clone(), configured: cluster_id.to_owned() })
-            }
-            _ => None,
+    /// Checks a tail: an error if pulse must not continue after it. One that ends before a beat that was published comes from
+    /// a broker without the whole log, and counts as no response; unless that lasts.
+    fn check_tail(&mut self, response: Event, now: Now) -> Result<Event, StopReason> {
+        let Event::Tail { frame, newest_reported } = &response else { return Ok(response) };
+        if let Some(reported) = newest_reported {
+            self.remember(*reported);
         }
-    }
-
-    /// Returns true if `response` is a tail older than a frame already read: the broker that answered did not have the
-    /// whole log.
-    fn is_stale_tail(&self, response: &Event) -> bool {
-        let Event::Tail { frame: Some(frame), .. } = response else { return false };
-        frame.cluster_id == self.metronome.cluster_id()
-            && self.observed.is_some_and(|observed| frame.beat_index < observed.beat)
+        let cluster_id = self.metronome.cluster_id();
+        if let Some(frame) = frame.as_deref().filter(|frame| frame.cluster_id != cluster_id) {
+            let configured = cluster_id.to_owned();
+            return Err(StopReason::OtherCluster { found: frame.cluster_id.clone(), configured });
+        }
+        let found = frame.as_deref().map(|frame| frame.beat_index);
+        // The first beat continues one that was published if it comes after it.
+        let reached = found.or_else(|| self.metronome.first_beat().previous());
+        let Some(known) = self.newest_known.filter(|known| reached < Some(*known)) else {
+            self.stale_since = None;
+            return Ok(response);
+        };
+        let since = *self.stale_since.get_or_insert(now.monotonic);
+        if found.is_some() && now.monotonic.saturating_sub(since) < LOST_AFTER {
+            return Ok(Event::KafkaUnavailable);
+        }
+        Err(StopReason::FramesLost { found, known })
     }
 
     /// Returns a reason to stop if `frame`, the newest, was published by another leader while this node led. A degraded

@@ -15,6 +15,8 @@ pub struct InitialConfig {
     pub bar_length: u16,
     /// Beats after a window's end in which its claims still count, at most a bar.
     pub grace_beats: u16,
+    /// The first beat's index: 0, unless the cluster continues one whose log was lost.
+    pub first_beat: BeatIndex,
 }
 
 /// Builds the frames of a leadership, each from the one before it.
@@ -63,6 +65,11 @@ impl Metronome {
         &self.initial_config.cluster_id
     }
 
+    /// The index of a cluster's first beat.
+    pub fn first_beat(&self) -> BeatIndex {
+        self.initial_config.first_beat
+    }
+
     /// The newest committed frame.
     pub fn last(&self) -> Option<&BeatFrame> {
         self.last.as_ref()
@@ -70,7 +77,7 @@ impl Metronome {
 
     /// The next beat's index.
     pub fn next_beat(&self) -> BeatIndex {
-        self.last.as_ref().map_or(BeatIndex::ZERO, |last| last.beat_index.plus(1))
+        self.last.as_ref().map_or(self.initial_config.first_beat, |last| last.beat_index.plus(1))
     }
 
     /// The instant at which the next beat is due; `None` before a cluster's first beat, which is due at once.
@@ -98,27 +105,27 @@ impl Metronome {
         match (in_flight, &self.last) {
             (Some(frame), _) if frame.downbeat => frame.beat_index.plus(u32::from(frame.bar_length)),
             (_, Some(last)) => last.beat_index.plus(u32::from(last.bar_length - self.position)),
-            (_, None) => BeatIndex::ZERO,
+            (_, None) => self.initial_config.first_beat,
         }
     }
 
     fn first_frame(&self, now: Timestamp, hlc: Hlc, boundary: &Boundary) -> BeatFrame {
-        let InitialConfig { cluster_id, tempo, bar_length, grace_beats } = self.initial_config.clone();
+        let InitialConfig { cluster_id, tempo, bar_length, grace_beats, first_beat } = self.initial_config.clone();
         BeatFrame {
             r#type: Default::default(),
-            beat_index: BeatIndex::ZERO,
+            beat_index: first_beat,
             downbeat: true,
             phase: Phase::of(0, bar_length),
             hlc,
             deadline_at: now.plus_millis(tempo.period_ms()),
             tempo_bpm: tempo,
-            window_id: WindowId::new(&cluster_id, BeatIndex::ZERO),
+            window_id: WindowId::new(&cluster_id, first_beat),
             cluster_id,
             bar_length,
             grace_beats,
             scheduled_at: now,
             emitted_at: now,
-            anchor_beat: BeatIndex::ZERO,
+            anchor_beat: first_beat,
             anchor_at: now,
             term: self.term,
             node: self.node.clone(),
@@ -193,7 +200,12 @@ mod tests {
     use super::*;
 
     fn metronome(bpm: &str, bar_length: u16) -> Metronome {
-        let initial_config = InitialConfig { cluster_id: "c".into(), tempo: tempo(bpm), bar_length, grace_beats: 0 };
+        from_beat(bpm, bar_length, BeatIndex::ZERO)
+    }
+
+    fn from_beat(bpm: &str, bar_length: u16, first_beat: BeatIndex) -> Metronome {
+        let (cluster_id, tempo) = ("c".into(), tempo(bpm));
+        let initial_config = InitialConfig { cluster_id, tempo, bar_length, grace_beats: 0, first_beat };
         Metronome::new(initial_config, "p".into(), 1)
     }
 
@@ -220,6 +232,17 @@ mod tests {
         assert_eq!((frame.beat_index, frame.downbeat, frame.term), (BeatIndex::ZERO, true, 1));
         assert_eq!((frame.scheduled_at.millis(), frame.deadline_at.millis()), (5_000, 6_000));
         assert!(!frame.re_anchored());
+    }
+
+    #[test]
+    fn first_beat_of_a_cluster_that_continues_another_opens_a_window() {
+        let mut metronome = from_beat("60", 4, BeatIndex::ZERO.plus(1_001));
+        assert_eq!(metronome.next_downbeat(None).get(), 1_001);
+        let frames: Vec<BeatFrame> = (0..5).map(|i| beat(&mut metronome, i * 1_000)).collect();
+        let downbeats: Vec<i64> = frames.iter().filter(|f| f.downbeat).map(|f| f.beat_index.get()).collect();
+        assert_eq!(downbeats, [1_001, 1_005]);
+        assert_eq!(frames[4].scheduled_at.millis(), 4_000);
+        assert_eq!(frames[3].window_id, WindowId::new("c", BeatIndex::ZERO.plus(1_001)));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use backbeat_broker::KafkaArgs;
-use backbeat_schemas::Tempo;
+use backbeat_schemas::{BeatIndex, Tempo};
 use backbeat_service::{Environment, HttpArgs, LogArgs};
 
 use super::control::WriteAuthorization;
@@ -64,6 +64,11 @@ pub struct Args {
     /// Beats after a window's end in which its claims still count, for a new cluster; at most a bar.
     #[arg(long, default_value_t = 0)]
     pub grace: u16,
+
+    /// The first beat's index in new topics, for a cluster that continues one whose topics were lost: above every beat that
+    /// was published.
+    #[arg(long, default_value_t = 0, value_name = "BEAT", value_parser = clap::value_parser!(u32))]
+    pub first_beat: u32,
 
     /// The slowest tempo allowed, in beats per minute.
     #[arg(long, default_value_t = DEFAULT_MIN_BPM)]
@@ -169,7 +174,13 @@ impl Args {
         if self.cluster.is_empty() || self.cluster.len() > 100 || !printable {
             return Err(FlagError::Cluster(self.cluster.clone()));
         }
-        Ok(InitialConfig { cluster_id: self.cluster.clone(), tempo, bar_length: self.bar, grace_beats: self.grace })
+        Ok(InitialConfig {
+            cluster_id: self.cluster.clone(),
+            tempo,
+            bar_length: self.bar,
+            grace_beats: self.grace,
+            first_beat: BeatIndex::ZERO.plus(self.first_beat),
+        })
     }
 
     /// The allowed tempos.

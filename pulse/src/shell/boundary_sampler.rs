@@ -2,17 +2,19 @@
 //! it adds no jitter to a beat.
 //!
 //! One sampler thread for each broker that is a partition leader: with a slow broker only that broker's partitions
-//! become stale. A metadata thread keeps the sampler threads in line with the partition leaders.
+//! become stale. A metadata thread keeps the sampler threads in line with the partition leaders, and looks for open
+//! transactions, which hold the boundary back.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backbeat_broker::ClaimEnds;
+use backbeat_broker::{Broker, ClaimEnds};
 use rand::Rng;
 
+use super::metrics::Metrics;
 use crate::core::Boundary;
 
 const FETCH_TIMEOUT: Duration = Duration::from_secs(2);
@@ -51,7 +53,8 @@ struct BelowBoundary {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the last stable offset of statusclaims-{partition} has been {end} for over 30 s, below the boundary {boundary} already \
-     sampled: the topic was lost or recreated, and its claims no longer match the beats"
+     sampled: the topic was lost or recreated, and its claims no longer match the beats. Restore it, or continue with new \
+     topics (--topic-prefix) from a later beat (--first-beat), as docs/operations.md, \"Recovery\", describes"
 )]
 pub(crate) struct LogLost {
     partition: i32,
@@ -68,6 +71,8 @@ pub(crate) struct BoundarySampler {
 
 struct Shared {
     ends: ClaimEnds,
+    high_watermarks: ClaimEnds,
+    metrics: Arc<Metrics>,
     sampled: Mutex<Sampled>,
     /// The sampler threads, by the id of the broker that each queries.
     sampler_threads: Mutex<BTreeMap<i32, SamplerThread>>,
@@ -80,8 +85,14 @@ struct SamplerThread {
 }
 
 impl BoundarySampler {
-    pub(crate) fn start(ends: ClaimEnds) -> std::io::Result<Self> {
-        let shared = Arc::new(Shared { ends, sampled: Mutex::default(), sampler_threads: Mutex::default() });
+    pub(crate) fn start(broker: &Broker, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
+        let shared = Arc::new(Shared {
+            ends: ClaimEnds::stable(broker)?,
+            high_watermarks: ClaimEnds::high_watermarks(broker)?,
+            metrics,
+            sampled: Mutex::default(),
+            sampler_threads: Mutex::default(),
+        });
         let (stop_sender, stop_receiver) = channel();
         let for_thread = Arc::clone(&shared);
         thread::Builder::new()
@@ -137,15 +148,28 @@ impl BoundarySampler {
     }
 }
 
+impl Shared {
+    /// Returns true if all partition leaders have answered recently.
+    fn are_all_answering(&self) -> bool {
+        lock(&self.sampled).requested_at.values().all(|requested| requested.elapsed() < 2 * REFRESH_INTERVAL)
+    }
+}
+
 /// Fetches the partition leaders from time to time, and keeps one sampler thread running for each.
 fn refresh_partition_leaders(shared: &Arc<Shared>, stop_receiver: &Receiver<()>) {
+    let mut open_transactions = OpenTransactions::default();
     loop {
         let mut interval = METADATA_RETRY_INTERVAL;
         match shared.ends.partitions_by_leader(FETCH_TIMEOUT) {
             Ok(by_leader) => {
-                let any_leader = by_leader.keys().any(|leader| *leader >= 0);
+                let with_leader = by_leader.iter().filter(|(leader, _)| **leader >= 0);
+                let partitions: Vec<i32> = with_leader.flat_map(|(_, partitions)| partitions).copied().collect();
                 assign(shared, by_leader);
-                if any_leader {
+                if !partitions.is_empty() {
+                    // With a slow broker it would keep this thread from the next leader.
+                    if shared.are_all_answering() {
+                        open_transactions.check(shared, &partitions);
+                    }
                     interval = METADATA_INTERVAL;
                 }
             }
@@ -155,6 +179,43 @@ fn refresh_partition_leaders(shared: &Arc<Shared>, stop_receiver: &Receiver<()>)
             lock(&shared.sampler_threads).clear();
             return;
         }
+    }
+}
+
+/// The partitions in which a producer has a transaction open. No program of BACKBEAT writes claims in transactions.
+#[derive(Debug, Default)]
+struct OpenTransactions {
+    /// Those of the last check.
+    last: BTreeSet<i32>,
+    /// Those of the last check and of the one before.
+    lasting: BTreeSet<i32>,
+}
+
+impl OpenTransactions {
+    fn check(&mut self, shared: &Shared, partitions: &[i32]) {
+        // In this order: without a transaction the last stable offset is at or above an earlier high watermark.
+        let high_watermarks = shared.high_watermarks.fetch(partitions, FETCH_TIMEOUT);
+        let stable: BTreeMap<i32, i64> = shared.ends.fetch(partitions, FETCH_TIMEOUT).into_iter().collect();
+        let is_open = |(partition, high): &(i32, i64)| stable.get(partition).is_some_and(|stable| stable < high);
+        let open = high_watermarks.into_iter().filter(is_open).map(|(partition, _)| partition).collect();
+        for partition in self.record(open) {
+            let last_stable_offset = stable.get(&partition);
+            tracing::warn!(
+                partition,
+                last_stable_offset,
+                "a producer has a transaction open in statusclaims: claims after it arrive late, whoever wrote them \
+                 (`kafka-transactions.sh describe-producers` names it)"
+            );
+        }
+        shared.metrics.set_open_transactions(self.lasting.len());
+    }
+
+    /// Records the partitions that a check found, and returns those in which a transaction is found to last.
+    fn record(&mut self, open: BTreeSet<i32>) -> Vec<i32> {
+        let lasting = &open & &self.last;
+        let new = lasting.difference(&self.lasting).copied().collect();
+        (self.last, self.lasting) = (open, lasting);
+        new
     }
 }
 
@@ -230,6 +291,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn transaction_that_two_checks_find_lasts_until_one_does_not() {
+        let mut transactions = OpenTransactions::default();
+        let mut record = |open: &[i32]| {
+            let new = transactions.record(open.iter().copied().collect());
+            (new, transactions.lasting.len())
+        };
+        assert_eq!(record(&[1, 2]), (vec![], 0));
+        assert_eq!(record(&[2, 3]), (vec![2], 1));
+        assert_eq!(record(&[2, 3]), (vec![3], 2));
+        assert_eq!(record(&[]), (vec![], 0));
+        assert_eq!(record(&[2]), (vec![], 0));
+    }
 
     #[test]
     fn stale_response_without_a_later_one_is_not_a_lost_log() {

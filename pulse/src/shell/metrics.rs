@@ -30,6 +30,7 @@ pub(crate) struct Metrics {
     takeover: Histogram,
     degraded: IntGauge,
     has_leader: IntGauge,
+    open_transactions: IntGauge,
 }
 
 impl Metrics {
@@ -89,6 +90,10 @@ impl Metrics {
                 "backbeat_pulse_has_leader",
                 "1 while this node knows a leader of Raft, which may be itself",
             )?,
+            open_transactions: IntGauge::new(
+                "backbeat_pulse_open_transactions",
+                "Partitions of statusclaims in which a producer keeps a transaction open for 5 s and longer",
+            )?,
             registry,
         };
         let registry = &metrics.registry;
@@ -102,6 +107,7 @@ impl Metrics {
         registry.register(Box::new(metrics.takeover.clone()))?;
         registry.register(Box::new(metrics.degraded.clone()))?;
         registry.register(Box::new(metrics.has_leader.clone()))?;
+        registry.register(Box::new(metrics.open_transactions.clone()))?;
         registry.register(Box::new(metrics.re_anchors.clone()))?;
         registry.register(Box::new(metrics.failed_transactions.clone()))?;
         registry.register(Box::new(metrics.stale_boundaries.clone()))?;
@@ -136,6 +142,10 @@ impl Metrics {
 
     pub(crate) fn record_failed_transaction(&self) {
         self.failed_transactions.inc();
+    }
+
+    pub(crate) fn set_open_transactions(&self, partitions: usize) {
+        self.open_transactions.set(partitions as i64);
     }
 
     pub(crate) fn record_stale_boundary(&self) {

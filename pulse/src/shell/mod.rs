@@ -6,6 +6,7 @@ mod conductor;
 mod control;
 mod http;
 mod metrics;
+mod newest_beat;
 mod publisher;
 mod raft;
 mod run;

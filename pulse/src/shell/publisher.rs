@@ -32,6 +32,7 @@ pub(crate) struct Publisher {
     broker: Broker,
     frames: LogReader<BeatFrame>,
     reports: LogReader<BarReport>,
+    has_read_reports: bool,
     schema_id: u32,
     boundary_sampler: Arc<BoundarySampler>,
     producer: Option<TransactionalProducer>,
@@ -52,7 +53,18 @@ impl Publisher {
         let runtime = Handle::current();
         let frames = LogReader::for_random_access(&broker, registry, &runtime, TopicName::BeatFrames)?;
         let reports = LogReader::for_random_access(&broker, registry, &runtime, TopicName::BarReports)?;
-        Ok(Self { broker, frames, reports, schema_id, boundary_sampler, producer: None, metrics, status })
+        let has_read_reports = false;
+        Ok(Self {
+            broker,
+            frames,
+            reports,
+            has_read_reports,
+            schema_id,
+            boundary_sampler,
+            producer: None,
+            metrics,
+            status,
+        })
     }
 
     /// Executes commands until the sending end of `commands` is dropped.
@@ -84,13 +96,18 @@ impl Publisher {
 
     fn read_tail(&mut self) -> Result<Event, ReadError> {
         let frame = self.frames.last()?.map(|entry| Box::new(entry.record));
-        let no_reports = frame.is_some() || self.reports.last()?.is_none();
+        let mut newest_reported = None;
+        if frame.is_none() || !self.has_read_reports {
+            // A report is made once its window's closing beat was published.
+            newest_reported = self.reports.last()?.map(|entry| entry.record.to_beat.plus(1));
+            self.has_read_reports = true;
+        }
         self.frames.pause()?;
         self.reports.pause()?;
         if let Some(frame) = &frame {
             self.boundary_sampler.advance_to(Boundary::new(frame.claim_offsets.clone()));
         }
-        Ok(Event::Tail { frame, no_reports })
+        Ok(Event::Tail { frame, newest_reported })
     }
 
     fn init_transactions(&mut self) -> Event {

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::Context;
-use backbeat_broker::{Broker, ClaimEnds, Registry, TopicName, wait_for_topics};
+use backbeat_broker::{Broker, Registry, TopicName, check_log, wait_for_topics};
 use backbeat_schemas::BeatFrame;
 use backbeat_service::{Shutdown, serve};
 use tokio::net::TcpListener;
@@ -21,6 +21,7 @@ use super::conductor::{Clock, Conductor, ConductorInput};
 use super::control::{Control, WriteAuthorization};
 use super::http::{Api, Components};
 use super::metrics::Metrics;
+use super::newest_beat::NewestBeat;
 use super::publisher::Publisher;
 use super::raft::{self, Client, NodeInfo, NodeName, RaftNode, Store};
 use super::secret::SecretFile;
@@ -102,6 +103,7 @@ async fn prepare(args: &Args) -> anyhow::Result<Prepared> {
     let broker = Broker::new(&args.kafka, &args.node().to_string())?;
     let registry = Registry::new(&args.kafka)?;
     wait_for_topics(&broker, &[TopicName::BeatFrames, TopicName::StatusClaims, TopicName::BarReports]).await?;
+    check_log(&broker, &registry).await?;
     let schema_id = registry.register::<BeatFrame>(&broker.topics().subject(TopicName::BeatFrames)).await?;
     Ok(Prepared { broker, registry, schema_id, raft_listener, secrets })
 }
@@ -132,7 +134,7 @@ async fn run_node(
         raft.bootstrap(bootstrap_nodes).await?;
     }
 
-    let boundary_sampler = Arc::new(BoundarySampler::start(ClaimEnds::new(&broker)?)?);
+    let boundary_sampler = Arc::new(BoundarySampler::start(&broker, Arc::clone(metrics))?);
     let publisher_thread = Publisher::new(
         broker.clone(),
         &registry,
@@ -143,7 +145,9 @@ async fn run_node(
     )?;
     let to_conductor = conductor_sender.clone();
     thread::Builder::new().name("publisher".into()).spawn(move || publisher_thread.run(&commands, &to_conductor))?;
-    let watcher = Watcher::new(&broker, &registry, api.status.clone())?;
+    let newest_beat = NewestBeat::open(&args.store_dir())?;
+    let known_beat = newest_beat.beat();
+    let watcher = Watcher::new(&broker, &registry, api.status.clone(), newest_beat)?;
     let (to_conductor, stop_watcher) = (conductor_sender.clone(), shutdown.child_token());
     let watcher_stopped = stop_watcher.clone();
     thread::Builder::new().name("watcher".into()).spawn(move || watcher.run(&to_conductor, &watcher_stopped))?;
@@ -151,7 +155,10 @@ async fn run_node(
     let clock = Clock::start();
     // The node part of this node's HLC readings: random, so that other nodes are unlikely to have the same.
     let metronome = Metronome::new(initial_config.clone(), args.node().to_string(), rand::random());
-    let leadership = Leadership::new(metronome, bounds, RaftNode::ELECTION_TIMEOUT, clock.now());
+    let mut leadership = Leadership::new(metronome, bounds, RaftNode::ELECTION_TIMEOUT, clock.now());
+    if let Some(beat) = known_beat {
+        leadership.remember(beat);
+    }
     let conductor = Conductor {
         flags: initial_config,
         clock,

@@ -1,5 +1,5 @@
 //! The watcher thread: reads the committed frames of all nodes. The core needs them because a node that knows no leader
-//! takes over only if beats are missing; the status shows the newest frame.
+//! takes over only if beats are missing; the status shows the newest frame, and a file keeps its beat.
 
 use std::sync::mpsc::Sender;
 use std::time::Duration;
@@ -10,6 +10,7 @@ use backbeat_service::Shutdown;
 use tokio::runtime::Handle;
 
 use super::conductor::ConductorInput;
+use super::newest_beat::NewestBeat;
 use super::status::SharedStatus;
 use crate::core::Event;
 
@@ -19,12 +20,19 @@ const RETRY_PAUSE: Duration = Duration::from_millis(500);
 pub(crate) struct Watcher {
     frames: LogReader<BeatFrame>,
     status: SharedStatus,
+    newest_beat: NewestBeat,
 }
 
 impl Watcher {
     /// Creates the watcher; call inside a Tokio runtime.
-    pub(crate) fn new(broker: &Broker, registry: &Registry, status: SharedStatus) -> Result<Self, ReadError> {
-        Ok(Self { frames: LogReader::new(broker, registry, &Handle::current(), TopicName::BeatFrames)?, status })
+    pub(crate) fn new(
+        broker: &Broker,
+        registry: &Registry,
+        status: SharedStatus,
+        newest_beat: NewestBeat,
+    ) -> Result<Self, ReadError> {
+        let frames = LogReader::new(broker, registry, &Handle::current(), TopicName::BeatFrames)?;
+        Ok(Self { frames, status, newest_beat })
     }
 
     /// Reads until `shutdown`.
@@ -53,8 +61,9 @@ impl Watcher {
         Ok(())
     }
 
-    fn report(&self, frame: BeatFrame, conductor: &Sender<ConductorInput>) {
+    fn report(&mut self, frame: BeatFrame, conductor: &Sender<ConductorInput>) {
         self.status.update(|status| status.last_beat = Some(frame.clone()));
+        self.newest_beat.record(frame.beat_index);
         // Fails only if the conductor has ended, after which pulse stops.
         let _ = conductor.send(ConductorInput::Event(Event::FrameRead(Box::new(frame))));
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use backbeat_pulse::core::{
     Boundary, Command, Event, InitialConfig, Leadership, Metronome, Now, Plan, PlanRequest, RaftRole, Role, TempoBounds,
 };
-use backbeat_schemas::{BeatFrame, Tempo};
+use backbeat_schemas::{BeatFrame, BeatIndex, Tempo};
 use backbeat_simulation::{Violation, ensure};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -169,8 +169,13 @@ impl World {
         let slow = rng.random_bool(0.2);
         let bounds = if slow { [SLOWEST_BPM, 30] } else { [60, FASTEST_BPM] };
         let tempo = tempo(f64::from(rng.random_range(bounds[0]..bounds[1])));
-        let initial_config =
-            InitialConfig { cluster_id: "sim".into(), tempo, bar_length: rng.random_range(1..6), grace_beats: 0 };
+        let initial_config = InitialConfig {
+            cluster_id: "sim".into(),
+            tempo,
+            bar_length: rng.random_range(1..6),
+            grace_beats: 0,
+            first_beat: BeatIndex::ZERO,
+        };
         let node = |_| Node {
             core: None,
             incarnation: 0,
@@ -401,7 +406,7 @@ impl World {
                 {
                     self.nodes[node].boundary.advance_to(&Boundary::new(frame.claim_offsets.clone()));
                 }
-                Event::Tail { frame: frame.map(Box::new), no_reports: true }
+                Event::Tail { frame: frame.map(Box::new), newest_reported: None }
             }
             Command::InitTransactions => {
                 let epoch = self.kafka.init_transactions();

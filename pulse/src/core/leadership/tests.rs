@@ -20,8 +20,9 @@ fn at(millis: u64) -> Now {
 }
 
 fn node_of_cluster(cluster: &str, name: &str) -> Node {
+    let first_beat = BeatIndex::ZERO;
     let initial_config =
-        InitialConfig { cluster_id: cluster.into(), tempo: tempo("60"), bar_length: 4, grace_beats: 0 };
+        InitialConfig { cluster_id: cluster.into(), tempo: tempo("60"), bar_length: 4, grace_beats: 0, first_beat };
     let metronome = Metronome::new(initial_config, name.into(), name.len() as u16);
     let bounds = TempoBounds { min: tempo("1"), max: tempo("120") };
     Node { core: Leadership::new(metronome, bounds, ELECTION, at(0)), millis: 0 }
@@ -32,7 +33,7 @@ fn node(name: &str) -> Node {
 }
 
 fn tail(frame: Option<&BeatFrame>) -> Event {
-    Event::Tail { frame: frame.cloned().map(Box::new), no_reports: true }
+    Event::Tail { frame: frame.cloned().map(Box::new), newest_reported: None }
 }
 
 fn leader(raft_term: u64) -> Event {
@@ -348,7 +349,8 @@ fn tail_older_than_an_observed_frame_is_stale() {
     node_a.on(Event::FrameRead(Box::new(second)));
     node_a.on(leader(2));
     node_a.answer_quorum_check(true);
-    assert_eq!(node_a.on(tail(None)), [Command::Stop(StopReason::FramesLost)]);
+    let known = BeatIndex::ZERO.plus(1);
+    assert_eq!(node_a.on(tail(None)), [Command::Stop(StopReason::FramesLost { found: None, known })]);
 }
 
 #[test]
@@ -441,8 +443,32 @@ fn empty_beatframes_with_reports_stop_the_node() {
     let mut node = node("a");
     node.on(leader(1));
     node.answer_quorum_check(true);
-    let stop = node.on(Event::Tail { frame: None, no_reports: false });
-    assert_eq!(stop, [Command::Stop(StopReason::FramesLost)]);
+    let known = BeatIndex::ZERO.plus(7);
+    let stop = node.on(Event::Tail { frame: None, newest_reported: Some(known) });
+    assert_eq!(stop, [Command::Stop(StopReason::FramesLost { found: None, known })]);
+}
+
+#[test]
+fn frames_that_end_before_a_published_beat_stop_the_node_after_half_a_minute() {
+    let mut other = node("o");
+    other.lead(leader(1), None);
+    let first = other.publish_due_beat();
+    let known = BeatIndex::ZERO.plus(7);
+    for (published, reported) in [(Some(known), None), (None, Some(known))] {
+        let mut node = node("a");
+        if let Some(beat) = published {
+            node.core.remember(beat);
+        }
+        node.on(leader(1));
+        node.answer_quorum_check(true);
+        let tail = || Event::Tail { frame: Some(Box::new(first.clone())), newest_reported: reported };
+        assert_eq!(node.on(tail()), [Command::CloseProducer], "it pauses and tries again");
+        node.at(31_000).on(Event::Elapsed);
+        node.answer_quorum_check(true);
+        let stop = node.on(tail());
+        let found = Some(first.beat_index);
+        assert_eq!(stop, [Command::Stop(StopReason::FramesLost { found, known })]);
+    }
 }
 
 #[test]

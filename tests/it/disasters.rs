@@ -1,0 +1,221 @@
+//! Lost topics, stores and registries: pulse says what was lost instead of repeating beats, and the way on that
+//! docs/operations.md, "Recovery", describes works.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use backbeat_broker::TopicName;
+use backbeat_tests::{Cluster, Program, PulseNodes, own_devstack, wait_until};
+use reqwest::Method;
+use reqwest::blocking::{Client, Response};
+use tempfile::TempDir;
+
+use crate::frames::check;
+use crate::pipeline::{check_reports, reverb, wait_for_reports};
+
+const LIMIT: Duration = Duration::from_mins(2);
+/// Ten beats a second, in bars of four.
+const TEMPO: [&str; 8] = ["--cluster", "it", "--bpm", "600", "--max-bpm", "600", "--bar", "4"];
+
+fn pulse(cluster: &Cluster, flags: &[&str]) -> Program {
+    cluster.serve("pulse", &[&TEMPO[..], flags].concat())
+}
+
+fn newest_beat(cluster: &Cluster) -> i64 {
+    cluster.frames().last().map_or(-1, |frame| frame.beat_index.get())
+}
+
+/// Runs the pipeline until there are reports, and stops it.
+fn run_pipeline(cluster: &Cluster, reports: usize) {
+    let pulse = pulse(cluster, &[]);
+    let reverb = reverb(cluster, &[]);
+    let sim = cluster.start("agent-sim", &["--agents", "20"]);
+    wait_until("reports of claims", LIMIT, || {
+        cluster.reports().iter().filter(|entry| entry.record.claims > 20).count() >= reports
+    });
+    drop((sim, pulse, reverb));
+}
+
+/// Waits until pulse ends with an error, and returns its log.
+fn stopped(mut pulse: Program) -> String {
+    assert_eq!(pulse.wait(), 1);
+    let log = pulse.log();
+    assert!(log.contains("--first-beat") && log.contains("\"Recovery\""), "{log}");
+    log
+}
+
+/// Runs pulse from `first_beat` on, with reverb and agents, and compares all reports with the oracle's.
+fn check_continued(cluster: &Cluster, first_beat: i64, flags: &[&str]) {
+    let flag = first_beat.to_string();
+    let pulse = pulse(cluster, &[&["--first-beat", &flag], flags].concat());
+    let reverb = reverb(cluster, &[]);
+    let sim = cluster.start("agent-sim", &["--agents", "20"]);
+    let with_agents = || {
+        let reports = cluster.reports();
+        reports.iter().filter(|entry| entry.record.from_beat.get() > first_beat && entry.record.claims > 20).count()
+    };
+    wait_until("reports after the first beat", LIMIT, || with_agents() >= 3);
+    drop((sim, pulse));
+    assert_eq!(cluster.frames()[0].beat_index.get(), first_beat);
+    wait_until("the newest report", LIMIT, || {
+        let newest = cluster.reports().iter().map(|entry| entry.record.to_beat.get()).max();
+        newest.is_some_and(|newest| newest + 4 > newest_beat(cluster) - 1)
+    });
+    drop(reverb);
+}
+
+#[test]
+fn recreated_claims_stop_pulse_and_new_topics_continue_the_beats() {
+    let cluster = Cluster::new(2);
+    run_pipeline(&cluster, 3);
+    cluster.recreate(TopicName::StatusClaims);
+    let log = stopped(pulse(&cluster, &[]));
+    assert!(log.contains("the topic was lost or recreated"), "{log}");
+    // Until it was sure, pulse went on.
+    let known = newest_beat(&cluster);
+
+    // New topics, the same cluster and the same directory of Raft's store.
+    let next = Cluster::new(2);
+    let data = cluster.dir().join("data");
+    check_continued(&next, known + 100, &["--data-dir", data.to_str().expect("the path is UTF-8")]);
+    check_reports(&next);
+}
+
+#[test]
+fn lost_frames_stop_pulse_and_a_later_first_beat_continues() {
+    let cluster = Cluster::new(2);
+    run_pipeline(&cluster, 3);
+    let known = newest_beat(&cluster);
+    cluster.recreate(TopicName::BeatFrames);
+    // With its directory the node knows of the beats itself, without it from the reports.
+    for flags in [&[][..], &["--data-dir", cluster.dir().join("empty").to_str().expect("the path is UTF-8")]] {
+        let log = stopped(pulse(&cluster, flags));
+        assert!(log.contains("beatframes is empty, but beat "), "{log}");
+    }
+    let log = stopped(pulse(&cluster, &["--first-beat", &(known / 2).to_string()]));
+    assert!(log.contains("was published"), "{log}");
+    check_continued(&cluster, known + 100, &[]);
+    let audit = cluster.backbeat(&["audit"]);
+    assert!(audit.status.success(), "{}", String::from_utf8_lossy(&audit.stdout));
+}
+
+#[test]
+fn kafka_restored_from_an_older_copy_stops_pulse() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let mut devstack = own_devstack(1, dir.path());
+    let cluster = Cluster::on(&devstack, 2);
+    run_pipeline(&cluster, 3);
+    let copied = newest_beat(&cluster);
+    let data = dir.path().join("kafka/data");
+    let copy = dir.path().join("copy");
+    devstack.stop_broker(0).expect("kafka stops");
+    copy_directory(&data, &copy);
+    devstack.restart_broker(0).expect("kafka starts");
+    run_pipeline(&cluster, 8);
+    let known = newest_beat(&cluster);
+    assert!(known > copied + 10, "{known} {copied}");
+
+    devstack.stop_broker(0).expect("kafka stops");
+    fs::remove_dir_all(&data).expect("the data is removed");
+    copy_directory(&copy, &data);
+    devstack.restart_broker(0).expect("kafka starts");
+    assert!(newest_beat(&cluster) < known);
+    let log = stopped(pulse(&cluster, &[]));
+    assert!(log.contains("beatframes ends at beat "), "{log}");
+
+    let next = Cluster::on(&devstack, 2);
+    let data = cluster.dir().join("data");
+    check_continued(&next, known + 100, &["--data-dir", data.to_str().expect("the path is UTF-8")]);
+    check_reports(&next);
+}
+
+fn copy_directory(from: &Path, to: &Path) {
+    let copied = Command::new("cp").arg("-a").args([from, to]).status().expect("cp runs");
+    assert!(copied.success());
+}
+
+#[test]
+fn lost_reports_are_written_again_by_a_replay() {
+    let cluster = Cluster::new(2);
+    run_pipeline(&cluster, 4);
+    let mut lost: Vec<_> = cluster.reports().into_iter().map(|entry| entry.record).collect();
+    cluster.recreate(TopicName::BarReports);
+    let replay = cluster.backbeat(&["replay", "--to-beat", "0", "--execute"]);
+    assert!(replay.status.success(), "{}", String::from_utf8_lossy(&replay.stderr));
+    let pulse = pulse(&cluster, &[]);
+    let reverb = reverb(&cluster, &[]);
+    wait_for_reports(&cluster, lost.len());
+    drop((pulse, reverb));
+    let mut written: Vec<_> = cluster.reports().into_iter().map(|entry| entry.record).collect();
+    lost.sort_by_key(|report| report.from_beat);
+    written.sort_by_key(|report| report.from_beat);
+    assert_eq!(lost[..], written[..lost.len()]);
+}
+
+#[test]
+fn raft_stores_lost_on_all_nodes_cost_no_beat_and_no_tempo() {
+    let cluster = Cluster::new(1);
+    let start = |store: &str| {
+        let store = cluster.dir().join(store);
+        let store = store.to_str().expect("the path is UTF-8");
+        PulseNodes::start(&cluster, 3, &[&TEMPO[..], &["--data-dir", store]].concat())
+    };
+    let nodes = start("first");
+    let leader = nodes.wait_for_leader();
+    wait_until("beats", LIMIT, || newest_beat(&cluster) > 4);
+    let body = r#"{"tempo_bpm": 560}"#;
+    let changed = nodes.node(leader).request(Method::POST, "/api/v1/tempo", body, None);
+    assert_eq!(changed.map(|(status, _)| status), Some(200));
+    let tempo = || cluster.frames().last().map(|frame| frame.tempo_bpm.bpm());
+    wait_until("the new tempo", LIMIT, || tempo() == Some(560.0));
+    drop(nodes);
+    let before = newest_beat(&cluster);
+    let nodes = start("second");
+    wait_until("more beats", LIMIT, || newest_beat(&cluster) > before + 8);
+    drop(nodes);
+    assert_eq!(tempo(), Some(560.0));
+    check(&cluster.frames());
+}
+
+/// Registering schemas in an empty registry would give ids anew that records in the log already have.
+#[test]
+fn lost_registry_stops_pulse_until_the_schemas_are_imported_with_their_ids() {
+    let cluster = Cluster::new(2);
+    run_pipeline(&cluster, 3);
+    let dir = TempDir::new().expect("a temporary directory");
+    let other = own_devstack(1, dir.path());
+    let empty = other.schema_registry();
+    let flags = ["--schema-registry", empty.as_str()];
+    let mut refused = pulse(&cluster, &flags);
+    let topics = ["topics", "--replication-factor", "1", "--claim-partitions", "2"];
+    let topics = cluster.backbeat(&[&topics[..], &flags].concat());
+    let stderr = String::from_utf8_lossy(&topics.stderr).into_owned();
+    assert!(!topics.status.success() && stderr.contains("lost or renumbered its schemas"), "{stderr}");
+    assert_eq!(refused.wait(), 1);
+    assert!(refused.log().contains("lost or renumbered its schemas"), "{}", refused.log());
+    let http = Client::new();
+    let subjects = http.get(format!("{empty}/subjects")).send().and_then(Response::text);
+    assert_eq!(subjects.expect("the registry answers"), "[]");
+
+    let admin = |registry: &str, operation| {
+        format!("{}/registry/v3/admin/{operation}", registry.trim_end_matches("/ccompat/v7"))
+    };
+    let export = http.get(admin(&cluster.kafka().schema_registry, "export")).header("Accept", "application/zip").send();
+    let export =
+        export.and_then(Response::error_for_status).and_then(Response::bytes).expect("the schemas are exported");
+    let import = http.post(admin(&empty, "import")).header("Content-Type", "application/zip").body(export).send();
+    import.and_then(Response::error_for_status).expect("the schemas are imported");
+    let before = newest_beat(&cluster);
+    let pulse = pulse(&cluster, &flags);
+    let reverb = reverb(&cluster, &flags);
+    let sim = cluster.start("agent-sim", &[&["--agents", "20"], &flags[..]].concat());
+    wait_until("a report of new claims", LIMIT, || {
+        let reports = cluster.reports();
+        reports.iter().any(|entry| entry.record.from_beat.get() > before && entry.record.claims > 20)
+    });
+    drop((sim, pulse, reverb));
+    let audit = cluster.backbeat(&[&["audit"], &flags[..]].concat());
+    assert!(audit.status.success(), "{}", String::from_utf8_lossy(&audit.stdout));
+}
