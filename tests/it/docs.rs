@@ -133,10 +133,19 @@ fn metrics_reference_is_what_the_services_export() {
 
 /// The files whose names end with `.EXTENSION` in `directory`, which is relative to this package.
 fn files(directory: &str, extension: &str) -> Vec<PathBuf> {
-    let directory = format!("{}/{directory}", env!("CARGO_MANIFEST_DIR"));
-    let entries = fs::read_dir(&directory).unwrap_or_else(|error| panic!("{directory}: {error}"));
-    let paths = entries.map(|entry| entry.expect("a directory entry").path());
-    paths.filter(|path| path.extension().is_some_and(|found| found == extension)).collect()
+    let mut directories = vec![PathBuf::from(format!("{}/{directory}", env!("CARGO_MANIFEST_DIR")))];
+    let mut files = Vec::new();
+    while let Some(directory) = directories.pop() {
+        let entries = fs::read_dir(&directory).unwrap_or_else(|error| panic!("{}: {error}", directory.display()));
+        for path in entries.map(|entry| entry.expect("a directory entry").path()) {
+            if path.is_dir() {
+                directories.push(path);
+            } else if path.extension().is_some_and(|found| found == extension) {
+                files.push(path);
+            }
+        }
+    }
+    files
 }
 
 /// Returns each `MODULE::NAME` in `text`.
@@ -161,4 +170,54 @@ fn tests_cited_in_docs_exist() {
         }
     }
     assert!(cited.len() > 5, "few citations were found: {cited:?}");
+}
+
+/// Constants that bound nothing that a user could meet.
+const NO_LIMITS: [&str; 4] = ["MAX_LATENCY_US", "MAX_ERRORS", "MAX_PHYSICAL", "MAX_SHOWN"];
+
+/// Returns the name and the value of a constant `MAX_...`, in bytes where its name says KiB.
+fn limit_constant(line: &str) -> Option<(String, u64)> {
+    let (name, rest) = line.split_once("const MAX_")?.1.split_once(": ")?;
+    let (kind, value) = rest.split_once(" = ")?;
+    // Others are times and numbers of attempts.
+    if !["usize", "u16", "u64", "i64", "&str"].contains(&kind) {
+        return None;
+    }
+    let factors = value.trim_end_matches(';').trim_matches('"').split(" * ").map(|factor| factor.replace('_', ""));
+    let product = factors.map(|factor| factor.parse::<u64>()).product::<Result<u64, _>>().unwrap_or(0);
+    Some((format!("MAX_{name}"), if name.ends_with("_KIB") { product * 1024 } else { product }))
+}
+
+/// The number in a cell, such as "64 KiB" or "1,000 beats".
+fn limit_in(cell: &str) -> u64 {
+    let mut words = cell.split(' ');
+    let number: u64 = words.next().unwrap_or_default().replace(',', "").parse().unwrap_or_else(|_| panic!("{cell}"));
+    match words.next() {
+        Some("KiB") => number * 1024,
+        Some("MiB") => number * 1024 * 1024,
+        _ => number,
+    }
+}
+
+#[test]
+fn limits_are_those_of_the_code() {
+    let mut documented = BTreeMap::new();
+    for line in read(&path("limits.md")).lines().filter(|line| line.contains("` `MAX_")) {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let [_, limit, at_limit, constant] = cells[..] else { panic!("{line}") };
+        assert!(at_limit.len() > 3, "{line}");
+        let (file, name) = constant.trim_matches('`').split_once("` `").unwrap_or_else(|| panic!("{line}"));
+        documented.insert((file.to_owned(), name.to_owned()), limit_in(limit));
+    }
+    let mut found = BTreeMap::new();
+    for package in ["agent-sim", "backbeat", "broker", "pulse", "reverb", "schemas", "sdk", "service"] {
+        for file in files(&format!("../{package}/src"), "rs") {
+            let source = read(&file);
+            let file = file.display().to_string().rsplit_once("../").expect("a path in the repository").1.to_owned();
+            let constants = source.lines().filter_map(limit_constant);
+            let constants = constants.filter(|(name, _)| !NO_LIMITS.contains(&name.as_str()));
+            found.extend(constants.map(|(name, value)| ((file.clone(), name), value)));
+        }
+    }
+    assert_eq!(documented, found);
 }

@@ -5,11 +5,10 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use backbeat_tests::{Cluster, Program, wait_until};
-use rustix::process::Signal;
+use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
 
 const LIMIT: Duration = Duration::from_mins(1);
-/// More than twice as many as a port takes.
-const CONNECTIONS: usize = 600;
+const CONNECTIONS: usize = 10_000;
 
 /// Opens connections that begin a request and never end it.
 fn open_slow_connections(address: &str) -> Vec<TcpStream> {
@@ -28,6 +27,8 @@ fn address(program: &Program) -> String {
 
 #[test]
 fn slow_connections_to_every_port_touch_neither_readiness_nor_beats() {
+    let files = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }).expect("a soft limit may be raised");
     let cluster = Cluster::new(1);
     let nodes =
         backbeat_tests::PulseNodes::start(&cluster, 1, &["--cluster", "it", "--bpm", "240", "--max-bpm", "240"]);
