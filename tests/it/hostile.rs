@@ -59,6 +59,9 @@ impl Pipeline {
         drop(self.sim);
         drop(self.pulse);
         check_reports(&self.cluster);
+        let audit = self.cluster.backbeat(&["audit"]);
+        let stderr = String::from_utf8_lossy(&audit.stderr);
+        assert!(audit.status.success(), "{stderr}{}", String::from_utf8_lossy(&audit.stdout));
         let dead_letters = self.cluster.broker().topics().name(TopicName::DeadLetters);
         // A share that the merge has read, too, has its dead letters twice, with the same keys.
         let letters: BTreeSet<_> =
