@@ -4,14 +4,13 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use backbeat_schemas::{BarReport, BeatFrame, Header, Record, WriterSchema};
-use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 use tokio::sync::oneshot;
 
 use crate::schema_cache::UNKNOWN_AFTER;
-use crate::{Broker, FetchError, Reader, Registry, TopicName, list_offsets};
+use crate::{Broker, FetchError, Reader, Registry, TopicName, WatchedReader, assign, is_transient, list_offsets};
 
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
@@ -72,7 +71,7 @@ async fn newest_schema_id(broker: &Broker, topic: &str) -> Option<u32> {
 }
 
 fn read_newest_schema_id(broker: &Broker, topic: &str) -> KafkaResult<Option<u32>> {
-    let reader = broker.random_access_reader()?;
+    let reader = WatchedReader::new(broker, topic, Broker::random_access_reader)?;
     let offset = |at| -> KafkaResult<i64> {
         Ok(list_offsets(&reader, topic, [0], at, KAFKA_TIMEOUT)?.get(&0).copied().unwrap_or(0))
     };
@@ -83,7 +82,7 @@ fn read_newest_schema_id(broker: &Broker, topic: &str) -> KafkaResult<Option<u32
         let from = (end - distance).max(start);
         let mut assignment = TopicPartitionList::new();
         assignment.add_partition_offset(topic, 0, Offset::Offset(from))?;
-        reader.assign(&assignment)?;
+        assign(&reader, &assignment)?;
         let newest = if from < end { read_to(&reader, end)? } else { None };
         if newest.is_some() || from == start {
             return Ok(newest);
@@ -103,9 +102,9 @@ fn read_to(reader: &Reader, end: i64) -> KafkaResult<Option<u32>> {
                 newest = header.map(|(header, _)| header.schema_id);
             }
             Some(Ok(_) | Err(KafkaError::PartitionEOF(_))) => return Ok(newest),
-            Some(Err(error)) => return Err(error),
-            None if Instant::now() >= deadline => return Err(KafkaError::NoMessageReceived),
-            None => {}
+            Some(Err(error)) if !is_transient(&error) => return Err(error),
+            Some(Err(_)) | None if Instant::now() >= deadline => return Err(KafkaError::NoMessageReceived),
+            Some(Err(_)) | None => {}
         }
     }
 }

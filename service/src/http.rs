@@ -1,7 +1,7 @@
 //! The HTTP API of every service: `/health`, `/metrics`, and errors as JSON.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use axum::Json;
@@ -46,17 +46,18 @@ impl HttpArgs {
         let address = listener.local_addr()?;
         tracing::info!(%address, "http server is listening");
         if let Some(path) = &self.port_file {
-            write_address(path, address).map_err(context(format!("cannot write the port file {}", path.display())))?;
+            let written = write_atomically(path, &format!("{address}\n"));
+            written.map_err(context(format!("cannot write the port file {}", path.display())))?;
         }
         Ok(listener)
     }
 }
 
-/// Writes the port file atomically, by a rename: its readers wait until it exists.
-fn write_address(path: &Path, address: SocketAddr) -> io::Result<()> {
+/// Writes a file by a rename, so that a reader finds the old content or the whole new one. It is not synchronised to disk.
+pub fn write_atomically(path: &Path, text: &str) -> io::Result<()> {
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".tmp");
-    std::fs::write(&temporary, format!("{address}\n"))?;
+    std::fs::write(&temporary, text)?;
     std::fs::rename(&temporary, path)
 }
 

@@ -1,12 +1,13 @@
 //! The newest beat that this node has read, in a file beside Raft's store: Kafka may come back without the newest frames.
 
+use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use std::{fs, io};
 
 use anyhow::Context;
 use backbeat_schemas::BeatIndex;
+use backbeat_service::write_atomically;
 
 /// The shortest interval between two writes of the file. It is not synchronised to disk: after a power failure it may tell
 /// of an older beat, and then less is noticed.
@@ -50,19 +51,13 @@ impl NewestBeat {
             return;
         }
         self.written_at = Some(Instant::now());
-        let written = self.write(beat);
+        let written = write_atomically(&self.path, &format!("{beat}\n"));
         if let Err(error) = &written
             && !self.has_failed
         {
             tracing::warn!(%error, file = %self.path.display(), "cannot write the newest beat");
         }
         self.has_failed = written.is_err();
-    }
-
-    fn write(&self, beat: BeatIndex) -> io::Result<()> {
-        let temporary = self.path.with_extension("new");
-        fs::write(&temporary, format!("{beat}\n"))?;
-        fs::rename(&temporary, &self.path)
     }
 }
 

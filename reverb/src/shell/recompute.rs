@@ -193,21 +193,17 @@ impl Recompute {
             let end = range.end;
             range.next = offset.saturating_add(1).min(end);
             if offset < end {
-                let mut has_waited = false;
                 let claim = loop {
                     match self.decoder.decode(message.key(), message.payload()) {
                         Some(claim) => break claim,
                         None if !keep_going() => return Err(RecomputeError::Stopped),
                         None => std::thread::sleep(SCHEMA_POLL),
                     }
-                    has_waited = true;
-                };
-                if has_waited {
-                    // Nothing was read meanwhile, up to a minute long.
+                    // Nothing is read meanwhile, up to a minute long.
                     for range in ranges.values_mut() {
                         range.last = Instant::now();
                     }
-                }
+                };
                 let raw = || RawRecord::new(message.key(), message.payload());
                 process(partition, offset, claim, &raw);
             }

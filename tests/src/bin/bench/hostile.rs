@@ -1,15 +1,14 @@
 //! Two reverb members beside 1,000 agents and one that means ill: the delay of reports, late claims and memory under each
 //! attack, compared with those without any.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backbeat_broker::TopicName;
-use backbeat_schemas::{BarReport, BeatFrame};
-use backbeat_tests::{Attacker, Cluster, Program, now_ms, peak_mib, percentile, wait_until};
+use backbeat_schemas::BarReport;
+use backbeat_tests::{Attacker, Cluster, Program, peak_mib, percentile, wait_until};
 
+use crate::reports::watch;
 use crate::table::{Row, Table};
 
 const LIMIT: Duration = Duration::from_mins(2);
@@ -17,6 +16,9 @@ const AGENTS: i64 = 1_000;
 const PARTITIONS: i32 = 12;
 /// The length of each attack.
 const DURATION: Duration = Duration::from_mins(1);
+/// The reports from the start of an attack on that are not measured. Once an hour, reports wait for unknown schema ids for a
+/// minute.
+const WARM_UP: usize = 2;
 /// The beats of a bar, of a second each.
 const BAR: i64 = 4;
 /// The memory limit of the manifests in k8s/.
@@ -67,10 +69,12 @@ fn measure(attack: fn(&Cluster, &AtomicI64, &AtomicBool)) -> Outcome {
     let (newest, done) = (AtomicI64::new(0), AtomicBool::new(false));
     let received = thread::scope(|scope| {
         scope.spawn(|| attack(&cluster, &newest, &done));
-        // Once an hour, reports wait for unknown schema ids for a minute: this is not measured.
-        let reports = cluster.reports().len();
-        wait_until("a report of the time of the attack", LIMIT, || cluster.reports().len() > reports + 1);
-        let received = watch(&cluster, &newest);
+        let (mut until, limit) = (None, Instant::now() + LIMIT + DURATION);
+        let received = watch(&cluster, &newest, |received| {
+            assert!(Instant::now() < limit, "{received} reports within {LIMIT:?} of an attack");
+            let is_warm = received >= WARM_UP;
+            is_warm && Instant::now() >= *until.get_or_insert_with(|| Instant::now() + DURATION)
+        });
         done.store(true, Ordering::Relaxed);
         received
     });
@@ -85,37 +89,13 @@ fn measure(attack: fn(&Cluster, &AtomicI64, &AtomicBool)) -> Outcome {
     let audit = cluster.backbeat(&["audit"]);
     let stderr = String::from_utf8_lossy(&audit.stderr);
     assert!(audit.status.success(), "{stderr}{}", String::from_utf8_lossy(&audit.stdout));
+    let received = &received[WARM_UP..];
     let delays: Vec<f64> = received.iter().map(|(_, delay)| *delay).collect();
     Outcome {
         delay_p99_ms: percentile(&delays, 99),
         late_claims: received.iter().map(|(report, _)| report.late_claims).sum(),
         peak_mib: peak,
     }
-}
-
-/// Returns the reports that come within [`DURATION`], each with its delay from the closing beat's `emitted_at`.
-fn watch(cluster: &Cluster, newest: &AtomicI64) -> Vec<(BarReport, f64)> {
-    let mut frames = cluster.reader::<BeatFrame>(TopicName::BeatFrames);
-    let mut reports = cluster.reader::<BarReport>(TopicName::BarReports);
-    frames.seek(0).expect("Kafka answers");
-    let end = reports.end_offset().expect("Kafka answers");
-    reports.seek(end).expect("Kafka answers");
-    let (mut emitted, mut received) = (HashMap::new(), Vec::new());
-    let until = Instant::now() + DURATION;
-    while Instant::now() < until {
-        if let Some(entry) = reports.poll(Duration::from_millis(1)).expect("Kafka answers") {
-            received.push((entry.record, now_ms()));
-        }
-        while let Some(entry) = frames.poll(Duration::ZERO).expect("Kafka answers") {
-            newest.store(entry.record.beat_index.get(), Ordering::Relaxed);
-            emitted.insert(entry.record.beat_index, entry.record.emitted_at.millis() as f64);
-        }
-    }
-    let with_delay = |(report, at): (BarReport, f64)| {
-        let delay = at - emitted[&report.to_beat.plus(1)];
-        (report, delay)
-    };
-    received.into_iter().map(with_delay).collect()
 }
 
 /// Calls `act` at this rate until `done`, with the number of the call.

@@ -57,30 +57,47 @@ fn delays() -> (Vec<f64>, BarReport) {
     let (newest, done) = (AtomicI64::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
         scope.spawn(|| ClaimSource::new(&cluster).send_at_constant_rate(&newest, &done));
-        let mut frames = cluster.reader::<BeatFrame>(TopicName::BeatFrames);
-        let mut reports = cluster.reader::<BarReport>(TopicName::BarReports);
-        frames.seek(0).expect("Kafka answers");
-        let end = reports.end_offset().expect("Kafka answers");
-        reports.seek(end).expect("Kafka answers");
-        let mut emitted = HashMap::new();
-        let mut received: Vec<(BarReport, f64)> = Vec::new();
         let deadline = Instant::now() + 10 * LIMIT;
-        while received.len() < WARM_UP + WINDOWS {
-            assert!(Instant::now() < deadline, "{} reports: {}", received.len(), reverb.log());
-            if let Some(entry) = reports.poll(Duration::from_millis(1)).expect("Kafka answers") {
-                received.push((entry.record, now_ms()));
-            }
-            if let Some(entry) = frames.poll(Duration::ZERO).expect("Kafka answers") {
-                newest.store(entry.record.beat_index.get(), Ordering::Relaxed);
-                emitted.insert(entry.record.beat_index, entry.record.emitted_at.millis() as f64);
-            }
-        }
+        let received = watch(&cluster, &newest, |received| {
+            assert!(Instant::now() < deadline, "{received} reports: {}", reverb.log());
+            received >= WARM_UP + WINDOWS
+        });
         done.store(true, Ordering::Relaxed);
-        let counted = received[WARM_UP..].iter().map(|(report, _)| report.claims).sum::<i64>();
+        let received = &received[WARM_UP..];
+        let counted = received.iter().map(|(report, _)| report.claims).sum::<i64>();
         assert!(counted > 0, "no claim was counted");
-        let delay = |(report, at): &(BarReport, f64)| at - emitted[&report.to_beat.plus(1)];
-        (received[WARM_UP..].iter().map(delay).collect(), received[WARM_UP].0.clone())
+        (received.iter().map(|(_, delay)| *delay).collect(), received[0].0.clone())
     })
+}
+
+/// Returns the reports that come until `is_done` is true of their number, each with its delay in milliseconds from the
+/// `emitted_at` of its window's closing beat. Stores the newest beat.
+pub(crate) fn watch(
+    cluster: &Cluster,
+    newest: &AtomicI64,
+    mut is_done: impl FnMut(usize) -> bool,
+) -> Vec<(BarReport, f64)> {
+    let mut frames = cluster.reader::<BeatFrame>(TopicName::BeatFrames);
+    let mut reports = cluster.reader::<BarReport>(TopicName::BarReports);
+    frames.seek(0).expect("Kafka answers");
+    let end = reports.end_offset().expect("Kafka answers");
+    reports.seek(end).expect("Kafka answers");
+    let mut emitted = HashMap::new();
+    let mut received: Vec<(BarReport, f64)> = Vec::new();
+    while !is_done(received.len()) {
+        if let Some(entry) = reports.poll(Duration::from_millis(1)).expect("Kafka answers") {
+            received.push((entry.record, now_ms()));
+        }
+        if let Some(entry) = frames.poll(Duration::ZERO).expect("Kafka answers") {
+            newest.store(entry.record.beat_index.get(), Ordering::Relaxed);
+            emitted.insert(entry.record.beat_index, entry.record.emitted_at.millis() as f64);
+        }
+    }
+    let with_delay = |(report, at): (BarReport, f64)| {
+        let delay = at - emitted[&report.to_beat.plus(1)];
+        (report, delay)
+    };
+    received.into_iter().map(with_delay).collect()
 }
 
 /// The milliseconds until Kafka has acknowledged the records of `windows` windows, for each round with a transaction
