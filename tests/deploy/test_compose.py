@@ -117,8 +117,17 @@ def test_containers_are_not_root_and_have_a_read_only_root_filesystem(stack):
         host = inspected["HostConfig"]
         assert host["ReadonlyRootfs"] and host["CapDrop"] == ["ALL"] and host["Memory"] > 0
         assert "no-new-privileges:true" in host["SecurityOpt"]
+    for service in ("kafka", "registry", "prometheus"):
+        host = stack.inspect(service)["HostConfig"]
+        assert host["CapDrop"] == ["ALL"] and "no-new-privileges:true" in host["SecurityOpt"], service
     result = stack.compose("exec", "-T", "pulse-1", "sh", "-c", "id -u; touch /usr/local/bin/x", check=False)
     assert result.stdout.strip() == "10001" and "Read-only file system" in result.stderr
+
+
+def test_clients_have_a_quota(stack):
+    described = stack.compose("exec", "-T", "kafka", "/opt/kafka/bin/kafka-configs.sh", "--bootstrap-server", "kafka:29092",
+                              "--describe", "--entity-type", "clients", "--entity-default").stdout
+    assert "producer_byte_rate=5242880" in described, described
 
 
 def test_secrets_are_neither_in_logs_nor_in_process_arguments(stack):

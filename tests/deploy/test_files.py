@@ -82,8 +82,9 @@ def test_manifest_selectors_and_references_resolve(overlay):
     for document in of_kind(documents, "PodDisruptionBudget", "StatefulSet", "Deployment"):
         assert len(selected(document["spec"]["selector"]["matchLabels"])) == 1, document["metadata"]["name"]
     for policy in of_kind(documents, "NetworkPolicy"):
-        assert len(selected(policy["spec"]["podSelector"]["matchLabels"])) == 1
-        assert {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]} <= ports
+        if "Ingress" in policy["spec"]["policyTypes"]:
+            assert len(selected(policy["spec"]["podSelector"]["matchLabels"])) == 1
+            assert {port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]} <= ports
 
     maps = {document["metadata"]["name"] for document in of_kind(documents, "ConfigMap")}
     generated = {document["metadata"]["name"] for document in of_kind(documents, "Secret")}
@@ -99,6 +100,24 @@ def test_manifest_selectors_and_references_resolve(overlay):
         assert mounts == {volume["name"] for volume in spec.get("volumes", [])} | claims, name
         for container in spec["containers"]:
             assert {source["configMapRef"]["name"] for source in container["envFrom"]} <= maps, name
+
+
+def test_egress_of_all_pods_is_restricted_in_production():
+    _, documents = manifests("production")
+    egress = {policy["metadata"]["name"]: policy["spec"] for policy in of_kind(documents, "NetworkPolicy")
+              if policy["spec"]["policyTypes"] == ["Egress"]}
+    expression, = egress["egress"]["podSelector"]["matchExpressions"]
+    assert (expression["key"], expression["operator"]) == ("app.kubernetes.io/name", "In")
+    labels = [template["metadata"]["labels"][expression["key"]] for _, template in pods(documents)]
+    assert sorted(labels) == sorted(expression["values"])
+    settings, = [document["data"] for document in of_kind(documents, "ConfigMap")]
+    servers = [settings["KAFKA_BOOTSTRAP_SERVERS"].split(":")[0], settings["SCHEMA_REGISTRY_URL"].split("/")[2].split(":")[0]]
+    namespaces = [peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"]
+                  for rule in egress["egress"]["egress"] for peer in rule["to"]]
+    assert {server.split(".")[1] for server in servers} < set(namespaces), (servers, namespaces)
+    rule, = egress["pulse-egress"]["egress"]
+    assert rule["to"] == [{"podSelector": egress["pulse-egress"]["podSelector"]}]
+    assert [port["port"] for port in rule["ports"]] == ["raft"]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

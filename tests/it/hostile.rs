@@ -103,17 +103,21 @@ fn records_of_nested_and_repeated_schemas_are_invalid() {
 /// An agent that invents tasks: those beyond the limit of its partition are in no distinct count, which the report says.
 #[test]
 fn tasks_beyond_the_limit_are_reported_as_such() {
-    const TASKS: usize = 252_000;
+    // 25 agents with 500 tasks more each than an agent may have fill the partition's limit; those of one more are beyond it.
+    const AGENTS: usize = 26;
+    const TASKS: usize = 10_500;
     let pipeline = Pipeline::with_bars("40");
     let attacker = Attacker::new(&pipeline.cluster, &[]);
-    // All of them name the downbeat of the next window, and are sent while it is open.
+    // All of them name the downbeat of a window, and are sent while it is open.
     let newest_beat = || pipeline.cluster.frames().pop().expect("there are frames").beat_index.get();
-    let downbeat = (newest_beat() / 40 + 1) * 40;
-    let claim = |task| attacker.claim("stranger", &format!("task-{task}"), downbeat);
-    let values: Vec<Vec<u8>> = (0..TASKS).map(claim).collect();
+    // The claims are made before the window opens.
+    let downbeat = (newest_beat() / 40 + 2) * 40;
+    let agent = |number: usize| format!("stranger-{}", number / TASKS);
+    let claim = |number: usize| attacker.claim(&agent(number), &format!("task-{number}"), downbeat);
+    let values: Vec<Vec<u8>> = (0..AGENTS * TASKS).map(claim).collect();
     wait_until("the downbeat", LIMIT, || newest_beat() >= downbeat);
-    for value in &values {
-        attacker.send("stranger", value, None);
+    for (number, value) in values.iter().enumerate() {
+        attacker.send(&agent(number), value, Some(0));
     }
     attacker.flush();
     drop(attacker);

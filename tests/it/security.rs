@@ -4,12 +4,25 @@
 use std::fs;
 use std::time::Duration;
 
-use backbeat_tests::{Cluster, SecuredKafka, SecuredRegistry, stack, wait_until};
+use backbeat_devstack::kafka_cli;
+use backbeat_tests::{Cluster, SecuredKafka, SecuredRegistry, run, stack, wait_until};
 use tempfile::TempDir;
 
 use crate::raft_security::{Recording, find, tap};
 
 const LIMIT: Duration = Duration::from_mins(1);
+
+/// Runs the commands under "Quotas" in `docs/operations.md`.
+fn set_documented_quotas(kafka: &SecuredKafka) {
+    let handbook = include_str!("../../docs/operations.md");
+    let (_, section) = handbook.split_once("### Quotas").expect("there is a section");
+    let commands = section.split("```").nth(1).and_then(|block| block.strip_prefix("sh\n")).expect("it has commands");
+    let commands = commands.replace("\\\n", " ").replace("...", kafka.admin_address());
+    for command in commands.lines() {
+        let args = command.strip_prefix("kafka-configs.sh ").expect("it runs one tool");
+        run(kafka_cli("kafka.admin.ConfigCommand").expect("the Kafka CLI is available").args(args.split_whitespace()));
+    }
+}
 
 /// Adds the ACLs of each program, as in the table of `docs/operations.md`.
 fn add_minimal_acls(kafka: &SecuredKafka, prefix: &str) {
@@ -46,6 +59,7 @@ fn programs_with_minimal_acls_work_over_tls_and_sasl() {
     let kafka = SecuredKafka::start(dir.path(), &["topics", "pulse", "intruder", "reverb", "agent"]);
     let cluster = Cluster::at(kafka.admin_address().to_owned(), stack().schema_registry());
     add_minimal_acls(&kafka, cluster.prefix());
+    set_documented_quotas(&kafka);
     let flags = |user: &str| {
         let properties = kafka.properties(user, &format!("{user}-secret"));
         [
@@ -58,11 +72,11 @@ fn programs_with_minimal_acls_work_over_tls_and_sasl() {
     let with = |user: &str, args: &[&str]| -> Vec<String> {
         args.iter().map(|arg| (*arg).to_owned()).chain(flags(user)).collect()
     };
-    let run = |program: &str, args: Vec<String>| {
+    let output = |program: &str, args: Vec<String>| {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         cluster.command(program, &args).output().expect("the program runs")
     };
-    let topics = run("backbeat", with("topics", &["topics", "--replication-factor", "1"]));
+    let topics = output("backbeat", with("topics", &["topics", "--replication-factor", "1"]));
     assert!(topics.status.success(), "{}", String::from_utf8_lossy(&topics.stderr));
 
     let start = |program: &str, args: &[&str]| {
@@ -100,7 +114,7 @@ fn programs_with_minimal_acls_work_over_tls_and_sasl() {
     drop(intruder);
 
     // The ACLs of an agent do not allow it to read reports.
-    let as_agent = run("backbeat", with("agent", &["tail", "barreports"]));
+    let as_agent = output("backbeat", with("agent", &["tail", "barreports"]));
     assert!(!as_agent.status.success());
     let stderr = String::from_utf8_lossy(&as_agent.stderr).into_owned();
     assert!(stderr.contains("uthoriz"), "{stderr}");

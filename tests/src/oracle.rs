@@ -20,6 +20,8 @@ use crate::{Cluster, runtime};
 
 /// The largest number of tasks of a partition in a window that distinct counts include.
 const MAX_TASKS: usize = 250_000;
+/// The largest number of tasks of one agent among these.
+const MAX_TASKS_PER_AGENT: usize = 10_000;
 /// The largest number of bytes of the names of these tasks and their agents.
 const MAX_NAME_BYTES: usize = 12 * 1024 * 1024;
 /// The largest value of a claim, in bytes.
@@ -57,7 +59,8 @@ enum Classification {
 /// The agents and tasks of a partition in a window that distinct counts include.
 #[derive(Default)]
 struct Names {
-    agents: BTreeSet<String>,
+    /// The number of tasks of each agent.
+    agents: BTreeMap<String, usize>,
     tasks: BTreeSet<(String, String)>,
     bytes: usize,
 }
@@ -65,16 +68,17 @@ struct Names {
 impl Names {
     /// Adds a task. Returns false if it is new and beyond a limit.
     fn add(&mut self, agent: String, task: String) -> bool {
-        let new = task.len() + if self.agents.contains(&agent) { 0 } else { agent.len() };
+        let new = task.len() + if self.agents.contains_key(&agent) { 0 } else { agent.len() };
         let pair = (agent, task);
         if self.tasks.contains(&pair) {
             return true;
         }
-        if self.tasks.len() == MAX_TASKS || self.bytes + new > MAX_NAME_BYTES {
+        let of_agent = self.agents.get(&pair.0).copied().unwrap_or_default();
+        if self.tasks.len() == MAX_TASKS || of_agent == MAX_TASKS_PER_AGENT || self.bytes + new > MAX_NAME_BYTES {
             return false;
         }
         self.bytes += new;
-        self.agents.insert(pair.0.clone());
+        self.agents.insert(pair.0.clone(), of_agent + 1);
         self.tasks.insert(pair)
     }
 }

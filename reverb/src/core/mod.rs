@@ -35,7 +35,7 @@ pub use report::bar_report;
 pub use slos::{Slo, Slos};
 pub use stall::{STALLED_AFTER, StallDetector};
 pub use start_position::CommittedOffset;
-pub use tally::{Counts, MAX_NAME_BYTES, MAX_TASKS, Tally};
+pub use tally::{Counts, MAX_NAME_BYTES, MAX_TASKS, MAX_TASKS_PER_AGENT, Tally};
 
 /// The version of the rules by which claims become reports. Partials of different versions are never added up.
 pub const LOGIC: i32 = 1;

@@ -11,6 +11,8 @@ use super::{Claim, partition_of};
 pub const MAX_TASKS: usize = 250_000;
 /// The largest number of bytes of the names of these tasks and their agents, likewise.
 pub const MAX_NAME_BYTES: usize = 12 * 1024 * 1024;
+/// The largest number of tasks of one agent of a partition in a window, so that one agent cannot use up [`MAX_TASKS`].
+pub const MAX_TASKS_PER_AGENT: usize = 10_000;
 
 /// The counts of a window, or of one partition's share of it. Agents and tasks are distinct in each partition: one with claims
 /// in several partitions counts once in each.
@@ -38,7 +40,8 @@ pub struct Counts {
     pub invalid_claims: i64,
     /// Invalid claims whose schema id the subject of claims does not have.
     pub unknown_schema_claims: i64,
-    /// Counted claims of agents and tasks beyond [`MAX_TASKS`] or [`MAX_NAME_BYTES`], which no distinct count includes.
+    /// Counted claims of agents and tasks beyond [`MAX_TASKS`], [`MAX_TASKS_PER_AGENT`] or [`MAX_NAME_BYTES`], which no
+    /// distinct count includes.
     pub excess_claims: i64,
     /// Agents with a counted claim in a partition where murmur2 would not place it. As many agents at most count twice.
     pub misplaced_agents: i64,
@@ -98,6 +101,8 @@ struct Name {
 #[derive(Debug, Clone, Copy)]
 struct Agent {
     name: Name,
+    /// The number of its tasks.
+    tasks: u32,
     rotation_failed: bool,
 }
 
@@ -182,16 +187,19 @@ impl Tally {
             return true;
         }
         let new_names = task_name.len() + if found_agent.is_none() { agent_name.len() } else { 0 };
-        if tasks.len() >= MAX_TASKS || names.len() + new_names > MAX_NAME_BYTES {
+        let tasks_of_agent = found_agent.map_or(0, |agent| agents[agent as usize].tasks as usize);
+        if tasks.len() >= MAX_TASKS || tasks_of_agent >= MAX_TASKS_PER_AGENT || names.len() + new_names > MAX_NAME_BYTES
+        {
             return false;
         }
         let agent = found_agent.unwrap_or_else(|| {
             let position = u32::try_from(agents.len()).expect("there are fewer agents than bytes of names");
-            agents.push(Agent { name: Name::push(names, agent_name), rotation_failed });
+            agents.push(Agent { name: Name::push(names, agent_name), tasks: 0, rotation_failed });
             let hash_of = |position: &u32| hasher.hash_one(agents[*position as usize].name.of(names));
             agent_index.insert_unique(agent_hash, position, hash_of);
             position
         });
+        agents[agent as usize].tasks += 1;
         agents[agent as usize].rotation_failed |= rotation_failed;
         let position = u32::try_from(tasks.len()).expect("there are fewer tasks than bytes of names");
         tasks.push(Task { agent, name: Name::push(names, task_name), facts });
@@ -271,13 +279,25 @@ mod tests {
         assert_eq!((counts.claims, counts.excess_claims), (limit + 3, 2));
         // Names have a limit of their own.
         let mut long = Tally::default();
-        let agent = "a".repeat(256);
-        for task in 0..=MAX_NAME_BYTES / 256 {
-            long.count(&Claim { task: format!("{task:0256}").into(), ..claim(&agent, 0) });
+        let pairs = MAX_NAME_BYTES / 512;
+        for number in 0..=pairs {
+            long.count(&Claim { task: format!("{number:0256}").into(), ..claim(&format!("{number:0256}"), 0) });
         }
         let counts = long.counts(0, 1);
-        assert_eq!((counts.agents, counts.claims - counts.excess_claims), (1, (MAX_NAME_BYTES / 256) as i64 - 1));
+        assert_eq!((counts.agents, counts.excess_claims), (pairs as i64, 1));
         let besides_names = bytes(&tally).saturating_sub(names) / MAX_TASKS;
         assert!(besides_names <= 100, "{besides_names} bytes a task");
+    }
+
+    #[test]
+    fn tasks_of_an_agent_beyond_its_limit_take_no_place_of_others() {
+        let mut tally = Tally::default();
+        for number in 0..=MAX_TASKS_PER_AGENT {
+            tally.count(&Claim { task: number.to_string().into(), done: true, ..claim("greedy", 0) });
+        }
+        tally.count(&Claim { done: true, ..claim("another", 0) });
+        let counts = tally.counts(0, 1);
+        assert_eq!((counts.agents, counts.excess_claims), (2, 1));
+        assert_eq!(counts.tasks_done, MAX_TASKS_PER_AGENT as i64 + 1);
     }
 }

@@ -55,6 +55,8 @@ pub(crate) struct Context<'w> {
     pub(crate) is_calm: bool,
     pub(crate) takeover_after: Duration,
     pub(crate) delays: Delays,
+    /// The number of claims of a partition that a member reads in a turn, at most.
+    pub(crate) claims_per_turn: usize,
     /// True while Kafka answers nothing.
     pub(crate) is_hung: bool,
     pub(crate) counts: &'w mut Counts,
@@ -72,6 +74,8 @@ pub(crate) struct Delays {
     pub(crate) slow: Duration,
     /// The time from the assignment of a partition until its start position is known.
     pub(crate) start: Duration,
+    /// The longest time in which the merge reads a window's claims.
+    pub(crate) read: Duration,
 }
 
 impl Context<'_> {
@@ -84,6 +88,11 @@ impl Context<'_> {
         let Delays { request, slow_share, slow, .. } = self.delays;
         let longest = if self.happens(slow_share) { slow } else { request };
         longest.mul_f64(self.rng.random_range(0.0..1.0))
+    }
+
+    /// Returns the time in which the merge reads a window's claims.
+    pub(crate) fn read_latency(&mut self) -> Duration {
+        self.delays.read.mul_f64(self.rng.random_range(0.0..1.0)) + self.latency()
     }
 
     pub(crate) fn commit_latency(&mut self) -> Duration {
@@ -249,7 +258,7 @@ impl Member {
             if core.is_full() {
                 continue;
             }
-            let batch = context.batch(50);
+            let batch = context.batch(context.claims_per_turn);
             let log = &context.kafka.claims[*partition as usize];
             for (offset, record) in log.read(position).take(batch) {
                 owned.position = Some(offset + 1);

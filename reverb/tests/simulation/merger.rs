@@ -149,7 +149,18 @@ impl Merger {
             }
             Some(command) => command,
         };
-        self.busy_until = now + context.latency();
+        let recomputes = |completions: &[(Window, Completion)]| {
+            let recomputes = |(_, how): &(Window, Completion)| {
+                matches!(how, Completion::Recompute | Completion::RecomputeUnlessReported)
+            };
+            completions.iter().any(recomputes)
+        };
+        let takes = match &command {
+            MergeCommand::Rescue(..) => context.read_latency(),
+            MergeCommand::Finish(completions) if recomputes(completions) => context.read_latency(),
+            _ => context.latency(),
+        };
+        self.busy_until = now + takes;
         let doing = match command {
             MergeCommand::ReadToEnd => Doing::ReadToEnd { asked_at: now },
             MergeCommand::TakeOver => Doing::Open,

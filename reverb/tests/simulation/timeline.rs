@@ -28,12 +28,30 @@ const DELAYS: Delays = Delays {
     slow_share: 0.0,
     slow: Duration::ZERO,
     start: Duration::from_millis(500),
+    read: Duration::from_millis(100),
+};
+const SETUP: Setup = Setup {
+    members: 4,
+    partitions: 6,
+    bar_length: 4,
+    bars_change: false,
+    grace: 0,
+    misplaced: 0.0,
+    takeover_after: TAKEOVER_AFTER,
+    delays: DELAYS,
+    claims_per_turn: 50,
+    has_old_members: false,
 };
 
 /// A group of three members and six partitions, with a window a second.
 struct Timeline {
     world: World,
+    /// The time between two turns of a member.
+    tick: Duration,
+    beat: Duration,
     next_beat: Duration,
+    /// How often some agents claim in a beat.
+    claims: usize,
     pulse_runs: bool,
     /// By member, the time from which it has sent no heartbeat.
     silent: BTreeMap<u64, Duration>,
@@ -49,30 +67,27 @@ struct Timeline {
 impl Timeline {
     /// Starts `members` and lets them run until the group is steady.
     fn start(members: usize, delays: Delays) -> Self {
-        let mut timeline = Self::empty(delays);
+        Self::start_with(Setup { delays, ..SETUP }, members)
+    }
+
+    fn start_with(setup: Setup, members: usize) -> Self {
+        let mut timeline = Self::empty(setup);
         (0..members).for_each(|_| timeline.world.add_member(false));
         timeline.run(SECOND * 15);
         timeline.forget();
         timeline
     }
 
-    fn empty(delays: Delays) -> Self {
-        let setup = Setup {
-            partitions: 6,
-            bar_length: 4,
-            bars_change: false,
-            grace: 0,
-            misplaced: 0.0,
-            takeover_after: TAKEOVER_AFTER,
-            delays,
-            has_old_members: false,
-        };
+    fn empty(setup: Setup) -> Self {
         let mut world = World::with(ChaCha8Rng::seed_from_u64(7), setup, None);
         world.is_calm = true;
         world.beat();
         Self {
             world,
+            tick: TICK,
+            beat: BEAT,
             next_beat: Duration::ZERO,
+            claims: 1,
             pulse_runs: true,
             silent: BTreeMap::new(),
             assign_at: Duration::ZERO,
@@ -96,12 +111,12 @@ impl Timeline {
     }
 
     fn tick(&mut self) -> Result<(), Violation> {
-        self.world.now += TICK;
+        self.world.now += self.tick;
         let now = self.world.now;
         if self.pulse_runs && now >= self.next_beat && now >= self.world.hung_until {
-            self.world.claim();
+            (0..self.claims).for_each(|_| self.world.claim());
             self.world.beat();
-            self.next_beat = now + BEAT;
+            self.next_beat = now + self.beat;
             let newest = self.world.kafka.frames.last().expect("a beat was published");
             if newest.downbeat
                 && let Some(from) = self.opening_before(newest.beat_index)
@@ -174,6 +189,14 @@ impl Timeline {
     /// Runs on after the last fault, then checks all reports and that each came within `bound` of its closing frame, or of
     /// `not_before` if that is later. At most `takeovers` takeovers and `rescued` rescued shares may have happened.
     fn check(mut self, not_before: Duration, bound: Duration, takeovers: u64, rescued: u64) {
+        self.check_delays(not_before, bound, takeovers, rescued);
+        self.world.end_faults();
+        self.run(SECOND * 30);
+        self.world.check().unwrap_or_else(|violation| panic!("{violation}\n{}", self.tail()));
+    }
+
+    /// Does the same without a look at the contents of the reports.
+    fn check_delays(&mut self, not_before: Duration, bound: Duration, takeovers: u64, rescued: u64) {
         self.run(REST);
         let counted = self.world.now.saturating_sub(SECOND * 5);
         for (from, closed_at) in self.closed_at.iter().filter(|(_, closed_at)| **closed_at < counted) {
@@ -190,9 +213,6 @@ impl Timeline {
         let (taken_over, read) = (counts.get("taken over"), counts.get("rescued share"));
         assert!(taken_over <= takeovers, "{taken_over} takeovers\n{}", self.tail());
         assert!(read <= rescued, "{read} rescued shares\n{}", self.tail());
-        self.world.end_faults();
-        self.run(SECOND * 30);
-        self.world.check().unwrap_or_else(|violation| panic!("{violation}\n{}", self.tail()));
     }
 
     fn tail(&self) -> String {
@@ -212,7 +232,7 @@ fn without_faults_reports_come_at_once() {
 
 #[test]
 fn first_start() {
-    let mut timeline = Timeline::empty(DELAYS);
+    let mut timeline = Timeline::empty(SETUP);
     timeline.run(SECOND * 2);
     (0..3).for_each(|_| timeline.world.add_member(false));
     let started = timeline.world.now;
@@ -352,7 +372,7 @@ fn pulse_stopped_for_a_minute() {
 
 #[test]
 fn members_of_the_version_before_replaced_one_by_one() {
-    let mut timeline = Timeline::empty(DELAYS);
+    let mut timeline = Timeline::empty(SETUP);
     (0..3).for_each(|_| timeline.world.add_member(true));
     timeline.run(SECOND * 15);
     timeline.forget();
@@ -384,8 +404,60 @@ fn merging_member_leaves_in_good_order() {
 }
 
 #[test]
+fn group_of_a_hundred_members() {
+    let mut timeline = Timeline::start_with(Setup { members: 101, ..SETUP }, 100);
+    // Most members own no partition, and each could take over.
+    timeline.kill(timeline.member(true));
+    timeline.run(SECOND * 8);
+    (0..50).for_each(|_| timeline.kill(0));
+    timeline.check(Duration::ZERO, millis(2_000), 2, 2 * 6 * 9);
+}
+
+#[test]
+fn overloaded_group_reads_few_claims_twice() {
+    let setup = Setup { claims_per_turn: 1, ..SETUP };
+    let mut timeline = Timeline::start_with(setup, 3);
+    // Three times as many as the members can read.
+    timeline.claims = 200;
+    timeline.run(SECOND * 20);
+    timeline.claims = 1;
+    timeline.run(SECOND * 90);
+    timeline.check(Duration::ZERO, SECOND * 90, 2, 6 * 5);
+}
+
+#[test]
+fn bars_of_two_hours() {
+    const SLOW_TICK: Duration = Duration::from_millis(250);
+    let mut timeline = Timeline::empty(Setup { bar_length: 120, ..SETUP });
+    (timeline.tick, timeline.beat) = (SLOW_TICK, SECOND * 60);
+    (0..3).for_each(|_| timeline.world.add_member(false));
+    // A bar, and half of the next. Beats 0 and 1 come together.
+    timeline.run(SECOND * 179 * 60);
+    timeline.forget();
+    let kill_one = |timeline: &mut Timeline, merging: bool| {
+        timeline.tick = TICK;
+        timeline.kill(timeline.member(merging));
+        timeline.run(SECOND * 10);
+        timeline.world.add_member(false);
+        timeline.run(SECOND * 20);
+        timeline.tick = SLOW_TICK;
+    };
+    kill_one(&mut timeline, true);
+    timeline.run(SECOND * (60 * 60 - 35));
+    // 5 s before the closing frame. Nobody merges yet.
+    kill_one(&mut timeline, false);
+    timeline.tick = TICK;
+    assert_eq!(timeline.closed_at.len(), 1);
+    timeline.check_delays(Duration::ZERO, millis(1_300), 1, 2);
+    // Offsets are committed within two bars.
+    timeline.tick = SLOW_TICK;
+    timeline.run(SECOND * 4 * 3_600);
+    timeline.check(Duration::ZERO, SECOND * 5, 2, 2 * 6);
+}
+
+#[test]
 fn group_that_is_five_minutes_behind() {
-    let mut timeline = Timeline::empty(DELAYS);
+    let mut timeline = Timeline::empty(SETUP);
     timeline.run(SECOND * 300);
     timeline.forget();
     (0..3).for_each(|_| timeline.world.add_member(false));

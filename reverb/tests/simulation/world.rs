@@ -33,6 +33,7 @@ const DELAYS: Delays = Delays {
     slow_share: 0.05,
     slow: Duration::from_secs(20),
     start: Duration::ZERO,
+    read: Duration::from_secs(1),
 };
 
 /// An invariant to break on purpose.
@@ -91,6 +92,8 @@ impl Sabotage {
 /// The settings of a world.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Setup {
+    /// The largest number of members.
+    pub(crate) members: usize,
     pub(crate) partitions: usize,
     /// The length of the first bar.
     pub(crate) bar_length: u16,
@@ -101,6 +104,8 @@ pub(crate) struct Setup {
     pub(crate) misplaced: f64,
     pub(crate) takeover_after: Duration,
     pub(crate) delays: Delays,
+    /// The number of claims of a partition that a member reads in a turn, at most.
+    pub(crate) claims_per_turn: usize,
     /// True if some members are of the version before the lease.
     pub(crate) has_old_members: bool,
 }
@@ -109,6 +114,7 @@ impl Setup {
     fn random(rng: &mut ChaCha8Rng) -> Self {
         let bar_length = rng.random_range(1..=MAX_BAR);
         Self {
+            members: MAX_MEMBERS,
             partitions: rng.random_range(2..=3),
             bar_length,
             bars_change: true,
@@ -116,6 +122,7 @@ impl Setup {
             misplaced: if rng.random_bool(0.3) { 0.1 } else { 0.0 },
             takeover_after: TAKEOVER_AFTER,
             delays: DELAYS,
+            claims_per_turn: 50,
             has_old_members: rng.random_bool(0.3),
         }
     }
@@ -188,6 +195,7 @@ impl World {
             is_calm: *is_calm,
             takeover_after: setup.takeover_after,
             delays: setup.delays,
+            claims_per_turn: setup.claims_per_turn,
             is_hung: now < hung_until,
             counts,
         };
@@ -424,7 +432,7 @@ impl World {
     }
 
     pub(crate) fn add_member(&mut self, is_old: bool) {
-        if self.members.len() < MAX_MEMBERS {
+        if self.members.len() < self.setup.members {
             self.names += 1;
             let name = self.names;
             let (members, context) = self.parts();
