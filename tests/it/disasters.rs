@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use backbeat_broker::TopicName;
-use backbeat_tests::{Cluster, Program, PulseNodes, own_devstack, wait_until};
+use backbeat_tests::{Cluster, Program, PulseNodes, SmallDisk, own_devstack, wait_until};
 use reqwest::Method;
 use reqwest::blocking::{Client, Response};
 use tempfile::TempDir;
@@ -218,4 +218,55 @@ fn lost_registry_stops_pulse_until_the_schemas_are_imported_with_their_ids() {
     drop((sim, pulse, reverb));
     let audit = cluster.backbeat(&[&["audit"], &flags[..]].concat());
     assert!(audit.status.success(), "{}", String::from_utf8_lossy(&audit.stdout));
+}
+
+#[test]
+fn node_on_a_full_disk_ends_with_the_reason_and_the_others_continue() {
+    let cluster = Cluster::new(2);
+    let data = cluster.dir().join("data/n0");
+    fs::create_dir_all(&data).expect("the directory is created");
+    let disk = SmallDisk::mount(&data, 8);
+    let mut nodes = PulseNodes::start_on(&cluster, 3, &TEMPO, &disk);
+    nodes.wait_until_ready();
+    for _ in 0..20 {
+        let leader = nodes.wait_for_leader();
+        if leader == 0 {
+            break;
+        }
+        nodes.kill(leader);
+        nodes.wait_for_leader();
+        nodes.start_node(leader);
+        nodes.wait_until_ready();
+    }
+    assert_eq!(nodes.leader(), Some(0), "{}", nodes.logs());
+
+    disk.fill();
+    // Beats need no space. Changes of the tempo need some once the store has used what its file has.
+    let before = newest_beat(&cluster);
+    wait_until("beats", LIMIT, || newest_beat(&cluster) > before + 10);
+    let change = |method: Method| nodes.node(0).request(method, "/api/v1/tempo", r#"{"tempo_bpm": 550}"#, None);
+    let mut changes = 0;
+    let refused = loop {
+        let response = change(if changes % 2 == 0 { Method::POST } else { Method::DELETE });
+        changes += 1;
+        assert!(changes < 2_000, "{response:?}");
+        match response {
+            Some((200 | 409, _)) => {}
+            refused => break refused,
+        }
+    };
+    assert!(refused.as_ref().is_none_or(|(status, _)| *status == 503), "{refused:?}");
+    let (status, log) = nodes.wait(0);
+    assert_eq!(status, 1);
+    assert!(log.contains("No space left on device"), "{log}");
+    let before = newest_beat(&cluster);
+    wait_until("beats of another leader", LIMIT, || newest_beat(&cluster) > before + 10);
+
+    disk.free();
+    nodes.start_node(0);
+    nodes.wait_until_ready();
+    let before = newest_beat(&cluster);
+    wait_until("beats", LIMIT, || newest_beat(&cluster) > before + 10);
+    drop(nodes);
+    check(&cluster.frames());
 }

@@ -162,10 +162,15 @@ impl Cluster {
 
     /// Starts a service with its HTTP server on a free port.
     pub fn serve(&self, name: &str, args: &[&str]) -> Program {
+        self.serve_by(name, args, |command| command)
+    }
+
+    /// Starts a service as [`Self::serve`] does, by the command that `wrap` makes of its own.
+    pub(crate) fn serve_by(&self, name: &str, args: &[&str], wrap: impl FnOnce(Command) -> Command) -> Program {
         let log = self.log(name);
         let mut command = self.command(name, args);
         command.args(["--admin-port", "0", "--port-file"]).arg(Program::port_file(&log));
-        Program::start(name, &command, &log)
+        Program::start(name, &wrap(command), &log)
     }
 
     fn log(&self, name: &str) -> std::path::PathBuf {

@@ -10,6 +10,7 @@ mod oracle;
 mod program;
 mod pulse_nodes;
 mod secured;
+mod small_disk;
 mod wait;
 
 pub use attacker::Attacker;
@@ -21,4 +22,5 @@ pub use oracle::{Oracle, Raw, assert_reports_equal, read_claims, read_raw};
 pub use program::{Program, run};
 pub use pulse_nodes::PulseNodes;
 pub use secured::{SecuredKafka, SecuredRegistry};
+pub use small_disk::SmallDisk;
 pub use wait::{wait_for, wait_for_boundaries, wait_until};

@@ -1,12 +1,13 @@
 //! Pulse nodes of one Raft cluster.
 
+use std::process::Command;
 use std::time::Duration;
 
 use backbeat_devstack::free_port;
 use reqwest::Method;
 use rustix::process::Signal;
 
-use crate::{Cluster, Program, wait_for, wait_until};
+use crate::{Cluster, Program, SmallDisk, wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(1);
 
@@ -18,27 +19,39 @@ pub struct PulseNodes<'c> {
     /// The addresses at which the nodes reach each other.
     peer_addresses: Vec<String>,
     programs: Vec<Option<Program>>,
+    /// The file system that all nodes see.
+    disk: Option<&'c SmallDisk>,
 }
 
 impl<'c> PulseNodes<'c> {
     /// Starts `count` nodes, named `n0`, `n1` and so on, with `flags`, in which `{node}` stands for the node's name.
     pub fn start(cluster: &'c Cluster, count: usize, flags: &[&str]) -> Self {
-        Self::start_behind(cluster, count, flags, str::to_owned)
+        Self::start_with(cluster, count, flags, str::to_owned, None)
+    }
+
+    /// Starts nodes as [`Self::start`] does. They see `disk`, which may be in place of a node's directory.
+    pub fn start_on(cluster: &'c Cluster, count: usize, flags: &[&str], disk: &'c SmallDisk) -> Self {
+        Self::start_with(cluster, count, flags, str::to_owned, Some(disk))
     }
 
     /// Starts nodes as [`Self::start`] does. Each is reached by the others at the address that `proxy` returns for its own.
-    pub fn start_behind(
+    pub fn start_behind(cluster: &'c Cluster, count: usize, flags: &[&str], proxy: impl FnMut(&str) -> String) -> Self {
+        Self::start_with(cluster, count, flags, proxy, None)
+    }
+
+    fn start_with(
         cluster: &'c Cluster,
         count: usize,
         flags: &[&str],
         mut proxy: impl FnMut(&str) -> String,
+        disk: Option<&'c SmallDisk>,
     ) -> Self {
         let address = |_| format!("127.0.0.1:{}", free_port().expect("a free port"));
         let addresses: Vec<String> = (0..count).map(address).collect();
         let peer_addresses = addresses.iter().map(|address| proxy(address)).collect();
         let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
         let programs = (0..count).map(|_| None).collect();
-        let mut nodes = Self { cluster, flags, addresses, peer_addresses, programs };
+        let mut nodes = Self { cluster, flags, addresses, peer_addresses, programs, disk };
         (0..count).for_each(|node| nodes.start_node(node));
         nodes
     }
@@ -51,7 +64,11 @@ impl<'c> PulseNodes<'c> {
         let flags: Vec<String> = self.flags.iter().map(|flag| flag.replace("{node}", &name)).collect();
         let mut args: Vec<&str> = flags.iter().map(String::as_str).collect();
         args.extend(["--node", &name, "--peers", &peers, "--raft-bind", &self.addresses[node]]);
-        self.programs[node] = Some(self.cluster.serve("pulse", &args));
+        let wrap = |command: Command| match self.disk {
+            Some(disk) => disk.command(&command),
+            None => command,
+        };
+        self.programs[node] = Some(self.cluster.serve_by("pulse", &args, wrap));
     }
 
     /// The program of a running node.
@@ -67,6 +84,12 @@ impl<'c> PulseNodes<'c> {
     /// Returns the index of the node called `name`, as frames name it.
     pub fn index_of(name: &str) -> usize {
         name.strip_prefix('n').and_then(|index| index.parse().ok()).expect("nodes are named n0, n1 and so on")
+    }
+
+    /// Waits until a node has ended by itself. Returns its exit status and its log.
+    pub fn wait(&mut self, node: usize) -> (i32, String) {
+        let mut program = self.programs[node].take().unwrap_or_else(|| panic!("n{node} is not running"));
+        (program.wait(), program.log())
     }
 
     /// Kills a node with SIGKILL.

@@ -54,7 +54,11 @@ fn store_in_use_or_of_another_cluster_is_refused() {
 
 /// A disk that records every write, so that a crash after any of them can be simulated.
 #[derive(Debug, Clone, Default)]
-struct Disk(Arc<Mutex<Vec<Operation>>>);
+struct Disk {
+    operations: Arc<Mutex<Vec<Operation>>>,
+    /// The number of operations after which the disk is full.
+    full_after: Option<usize>,
+}
 
 #[derive(Debug, Clone)]
 enum Operation {
@@ -68,12 +72,29 @@ enum Operation {
 }
 
 impl Disk {
+    /// Returns a disk with `bytes` on it.
+    fn with(bytes: Vec<u8>) -> Self {
+        let disk = Self::default();
+        disk.record(Operation::Resize(bytes.len()));
+        disk.record(Operation::Write { at: 0, bytes });
+        disk
+    }
+
     fn record(&self, operation: Operation) {
-        self.0.lock().expect("no thread panicked with the lock").push(operation);
+        self.operations.lock().expect("no thread panicked with the lock").push(operation);
+    }
+
+    /// Records a write, if there is space.
+    fn write(&self, operation: Operation) -> io::Result<()> {
+        if self.full_after.is_some_and(|operations| self.operations().len() >= operations) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        self.record(operation);
+        Ok(())
     }
 
     fn operations(&self) -> Vec<Operation> {
-        self.0.lock().expect("no thread panicked with the lock").clone()
+        self.operations.lock().expect("no thread panicked with the lock").clone()
     }
 
     fn bytes(&self) -> Vec<u8> {
@@ -105,8 +126,7 @@ impl StorageBackend for Disk {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.record(Operation::Resize(len as usize));
-        Ok(())
+        self.write(Operation::Resize(len as usize))
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -114,8 +134,7 @@ impl StorageBackend for Disk {
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.record(Operation::Write { at: offset as usize, bytes: data.to_vec() });
-        Ok(())
+        self.write(Operation::Write { at: offset as usize, bytes: data.to_vec() })
     }
 }
 
@@ -169,30 +188,38 @@ async fn store_with_a_damaged_file_is_refused_or_whole() {
     assert!(refused > 60, "only {refused} were refused");
 }
 
+/// The number of steps of [`step`].
+const STEPS: usize = 9;
+
+/// Changes a store, as Raft does.
+async fn step(store: &mut Store, step: usize) -> Result<(), StorageError<NodeName>> {
+    let membership = Membership::new(vec![[name(1)].into()], BTreeMap::from([(name(1), NodeInfo::default())]));
+    let member_entry = Entry { log_id: entry(1, 0).log_id, payload: EntryPayload::Membership(membership) };
+    match step {
+        1 => store.save_vote(&Vote::new(1, name(1))).await,
+        2 => store.blocking_append([member_entry, entry(1, 1)]).await,
+        3 => store.apply([member_entry]).await.map(drop),
+        4 => store.apply([entry(1, 1)]).await.map(drop),
+        5 => store.blocking_append([entry(1, 2), entry(1, 3)]).await,
+        6 => store.truncate(entry(1, 3).log_id).await,
+        7 => store.save_vote(&Vote::new_committed(2, name(2))).await,
+        8 => store.blocking_append([entry(2, 3)]).await,
+        _ => store.purge(entry(1, 1).log_id).await,
+    }
+}
+
 #[tokio::test]
 async fn store_after_a_crash_at_any_write_has_all_that_was_acknowledged() {
     let disk = Disk::default();
     let mut store = open(disk.clone());
-    let membership = Membership::new(vec![[name(1)].into()], BTreeMap::from([(name(1), NodeInfo::default())]));
-    let member_entry = Entry { log_id: entry(1, 0).log_id, payload: EntryPayload::Membership(membership) };
-    let mut steps = vec![content_of(&mut store).await];
+    let mut contents = vec![content_of(&mut store).await];
     disk.record(Operation::Acknowledged(0));
-    for step in 1..=9 {
-        match step {
-            1 => store.save_vote(&Vote::new(1, name(1))).await.expect("the vote is saved"),
-            2 => store.blocking_append([member_entry.clone(), entry(1, 1)]).await.expect("the entries are appended"),
-            3 => drop(store.apply([member_entry.clone()]).await.expect("the entry is applied")),
-            4 => drop(store.apply([entry(1, 1)]).await.expect("the entry is applied")),
-            5 => store.blocking_append([entry(1, 2), entry(1, 3)]).await.expect("the entries are appended"),
-            6 => store.truncate(entry(1, 3).log_id).await.expect("the log is truncated"),
-            7 => store.save_vote(&Vote::new_committed(2, name(2))).await.expect("the vote is saved"),
-            8 => store.blocking_append([entry(2, 3)]).await.expect("the entries are appended"),
-            _ => store.purge(entry(1, 1).log_id).await.expect("the log is purged"),
-        }
-        steps.push(content_of(&mut store).await);
-        disk.record(Operation::Acknowledged(step));
+    for number in 1..=STEPS {
+        step(&mut store, number).await.expect("the store is writable");
+        contents.push(content_of(&mut store).await);
+        disk.record(Operation::Acknowledged(number));
     }
-    assert_eq!(steps[9].1, [2, 3]);
+    assert_eq!(contents[STEPS].1, [2, 3]);
     let operations = disk.operations();
     let start = operations.iter().position(|operation| matches!(operation, Operation::Acknowledged(0)));
     let mut acknowledged = 0;
@@ -203,13 +230,52 @@ async fn store_after_a_crash_at_any_write_has_all_that_was_acknowledged() {
             _ => checked += 1,
         }
         // The disk after a crash just after this write.
-        let after = content(&operations[..=cut]);
-        let reopened = Disk::default();
-        reopened.record(Operation::Resize(after.len()));
-        reopened.record(Operation::Write { at: 0, bytes: after });
-        let got = content_of(&mut open(reopened)).await;
-        let next = (acknowledged + 1).min(9);
-        assert!(got == steps[acknowledged] || got == steps[next], "cut {cut}, after step {acknowledged}: {got:?}");
+        let got = content_of(&mut open(Disk::with(content(&operations[..=cut])))).await;
+        let next = (acknowledged + 1).min(STEPS);
+        assert!(
+            got == contents[acknowledged] || got == contents[next],
+            "cut {cut}, after step {acknowledged}: {got:?}"
+        );
     }
     assert!(checked > 50, "only {checked} writes were checked");
+}
+
+#[tokio::test]
+async fn store_on_a_full_disk_refuses_to_write_and_keeps_all_that_was_acknowledged() {
+    let new = Disk::default();
+    drop(open(new.clone()));
+    let new = new.bytes();
+    let mut refused = 0;
+    for full_after in 0.. {
+        // Opening a store writes, too.
+        let disk = Disk::with(new.clone());
+        let mut store = open(disk.clone());
+        let opened = disk.operations().len();
+        drop(store);
+        let disk = Disk { full_after: Some(opened + full_after), ..Disk::with(new.clone()) };
+        store = open(disk.clone());
+        let mut content_before = content_of(&mut store).await;
+        let mut number = 1;
+        while number <= STEPS && step(&mut store, number).await.is_ok() {
+            content_before = content_of(&mut store).await;
+            number += 1;
+        }
+        drop(store);
+        if number > STEPS {
+            break;
+        }
+        refused += 1;
+        let mut freed = open(Disk::with(disk.bytes()));
+        let found = content_of(&mut freed).await;
+        if found == content_before {
+            step(&mut freed, number).await.expect("there is space");
+        }
+        let expected = content_of(&mut freed).await;
+        let mut other = open(Disk::with(new.clone()));
+        for step_before in 1..=number {
+            step(&mut other, step_before).await.expect("the store is writable");
+        }
+        assert_eq!(expected, content_of(&mut other).await, "full after {full_after} operations, at step {number}");
+    }
+    assert!(refused > 50, "only {refused} writes were refused");
 }
