@@ -7,7 +7,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use backbeat_broker::TopicName;
-use backbeat_tests::{Cluster, Program, PulseNodes, SmallDisk, own_devstack, wait_until};
+use backbeat_tests::{Cluster, Program, PulseNodes, SmallDisk, own_devstack, read_raw, wait_until};
+use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use reqwest::Method;
 use reqwest::blocking::{Client, Response};
 use tempfile::TempDir;
@@ -269,4 +271,70 @@ fn node_on_a_full_disk_ends_with_the_reason_and_the_others_continue() {
     wait_until("beats", LIMIT, || newest_beat(&cluster) > before + 10);
     drop(nodes);
     check(&cluster.frames());
+}
+
+#[test]
+fn lost_partials_and_dead_letters_cost_no_report() {
+    let cluster = Cluster::new(2);
+    run_pipeline(&cluster, 3);
+    let known = newest_beat(&cluster);
+    let pulse = pulse(&cluster, &[]);
+    let sim = cluster.start("agent-sim", &["--agents", "20", "--malformed-rate", "0.1"]);
+    let first = reverb(&cluster, &[]);
+    let reported = |after: i64| {
+        let later = |from: i64| from > after + 4;
+        wait_until("a report of new claims", LIMIT, || {
+            cluster.reports().iter().any(|e| later(e.record.from_beat.get()) && e.record.invalid_claims > 0)
+        });
+    };
+    reported(known);
+    let lose = || {
+        cluster.recreate(TopicName::BarPartials);
+        cluster.recreate(TopicName::DeadLetters);
+    };
+    // Once while a member runs, once while none does.
+    lose();
+    reported(newest_beat(&cluster));
+    drop(first);
+    lose();
+    let second = reverb(&cluster, &[]);
+    reported(newest_beat(&cluster));
+    drop((sim, pulse));
+    check_reports(&cluster);
+    drop(second);
+}
+
+/// Copies the records of `topic` from `from` to `to` with their partitions, without those below the offset `start` in each.
+fn mirror(from: &Cluster, to: &Cluster, topic: TopicName, start: i64) {
+    let mut config = ClientConfig::new();
+    let producer: BaseProducer =
+        config.set("bootstrap.servers", &to.kafka().bootstrap_servers).create().expect("a producer");
+    let target = to.broker().topics().name(topic);
+    for raw in read_raw(from, &from.broker().topics().name(topic), |_| ()) {
+        if raw.offset >= start {
+            let mut record = BaseRecord::<[u8], [u8]>::to(&target).partition(raw.partition);
+            (record.key, record.payload) = (raw.key.as_deref(), raw.value.as_deref());
+            producer.send(record).map_err(|(error, _)| error).expect("the queue has space");
+        }
+    }
+    producer.flush(LIMIT).expect("kafka accepts all");
+}
+
+#[test]
+fn mirror_with_other_offsets_is_an_archive_and_new_topics_continue_the_beats() {
+    let cluster = Cluster::new(2);
+    run_pipeline(&cluster, 3);
+    let known = newest_beat(&cluster);
+    // Retention had deleted some claims before they were copied.
+    let archive = Cluster::new(2);
+    for (topic, start) in [(TopicName::BeatFrames, 0), (TopicName::BarReports, 0), (TopicName::StatusClaims, 10)] {
+        mirror(&cluster, &archive, topic, start);
+    }
+    let empty = archive.dir().join("empty");
+    let log = stopped(pulse(&archive, &["--data-dir", empty.to_str().expect("the path is UTF-8")]));
+    assert!(log.contains("the topic was lost or recreated"), "{log}");
+    let known = known.max(newest_beat(&archive));
+    let next = Cluster::new(2);
+    check_continued(&next, known + 100, &["--data-dir", empty.to_str().expect("the path is UTF-8")]);
+    check_reports(&next);
 }
