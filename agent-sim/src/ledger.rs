@@ -304,44 +304,25 @@ impl fmt::Display for Mismatch {
 
 #[cfg(test)]
 mod tests {
+    use backbeat_schemas::testing;
     use backbeat_sdk::{State, Status};
-    use serde_json::json;
 
     use super::*;
     use crate::Malformation;
 
     /// Bars of two beats; the boundary of beat n is 10 n.
-    fn frames(beats: i64) -> Vec<BeatFrame> {
-        let frame = |beat: i64| {
-            let from = beat - beat % 2;
-            let id = WindowId::new("c", from.try_into().expect("the beat is not negative"));
-            let frame = json!({
-                "type": "backbeat.beatframe.v1", "cluster_id": "c", "beat_index": beat, "downbeat": beat == from,
-                "phase": "execution", "hlc": "7ffd:0001:beef", "deadline_at": "2024-01-15T10:30:00Z", "tempo_bpm": 1.0,
-                "window_id": id, "bar_length": 2, "claim_offsets": [10 * beat],
-            });
-            serde_json::from_value(frame).expect("the frame is valid")
-        };
+    fn frames(beats: u32) -> Vec<BeatFrame> {
+        let frame = |beat: u32| BeatFrame { claim_offsets: vec![10 * i64::from(beat)], ..testing::frame(beat, 2) };
         (0..beats).map(frame).collect()
     }
 
-    fn report(from_beat: i64, counts: [i64; 4]) -> BarReport {
-        let [claims, late, invalid, agents] = counts;
-        let report = json!({
-            "type": "backbeat.barreport.v1", "window_id": WindowId::new("c", from_beat.try_into().expect("the beat is not negative")),
-            "from_beat": from_beat, "to_beat": from_beat + 1, "agents_reporting": agents, "on_time_reviews": 0,
-            "help_promises_fulfilled": 0, "secret_rotations_ok": true, "tempo_drift_ms": 0, "issues": [],
-            "claims": claims, "late_claims": late, "invalid_claims": invalid,
-        });
-        serde_json::from_value(report).expect("the report is valid")
+    fn report(from_beat: u32, counts: [i64; 4]) -> BarReport {
+        let [claims, late_claims, invalid_claims, agents_reporting] = counts;
+        BarReport { claims, late_claims, invalid_claims, agents_reporting, ..testing::report(from_beat, 2) }
     }
 
     fn claim(offset: i64, agent: &str, beat_index: i64) -> TopicRecord<StatusClaim> {
-        let claim = json!({
-            "type": "backbeat.statusclaim.v1", "agent_id": agent, "task_id": "t", "beat_index": beat_index,
-            "state": "executing", "beats_left": 0, "progress": 0.0, "notes": "", "hlc": "7ffd:0001:beef",
-        });
-        let record = Ok(serde_json::from_value(claim).expect("the claim is valid"));
+        let record = Ok(testing::claim(agent, beat_index));
         TopicRecord { partition: 0, offset, key: Some(agent.into()), record }
     }
 

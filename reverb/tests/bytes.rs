@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use backbeat_reverb::core::{
-    CommittedOffset, Completion, Counts, DecodedClaim, Frames, Merge, MergeSession, Output, PartitionAggregator,
-    RawRecord, bar_report, verdict,
+    CommittedOffset, Completion, DecodedClaim, Frames, Merge, MergeSession, Output, PartitionAggregator, RawRecord,
+    bar_report, verdict,
 };
 use backbeat_schemas::{
-    BarPartial, BeatFrame, BeatIndex, Done, Header, HlcClock, InvalidClaim, Partial, PartialBody, Phase, Record, Tempo,
-    Timestamp, Verdict, WindowId, WriterSchema, wire,
+    BarPartial, BeatFrame, BeatIndex, Counts, Done, Header, InvalidClaim, Partial, PartialBody, Record, Timestamp,
+    Verdict, WindowId, WriterSchema, testing, wire,
 };
 use proptest::collection::vec;
 use proptest::prelude::*;
@@ -20,57 +20,17 @@ use proptest::sample::Index;
 const BEATS: u32 = 12;
 
 fn frames() -> Vec<BeatFrame> {
-    let mut clock = HlcClock::new(1);
-    let frame = |index: u32| {
-        let (beat, position) = (BeatIndex::ZERO.plus(index), index as u16 % 3);
-        let at = Timestamp::from_millis(i64::from(index) * 1_000);
-        BeatFrame {
-            r#type: Default::default(),
-            cluster_id: "c".into(),
-            beat_index: beat,
-            downbeat: position == 0,
-            phase: Phase::of(position, 3),
-            hlc: clock.tick(at),
-            deadline_at: at.plus_millis(1_000),
-            tempo_bpm: Tempo::try_from(60.0).expect("a tempo"),
-            window_id: WindowId::new("c", BeatIndex::ZERO.plus(index - u32::from(position))),
-            bar_length: 3,
-            grace_beats: 1,
-            scheduled_at: at,
-            emitted_at: at,
-            anchor_beat: BeatIndex::ZERO,
-            anchor_at: Timestamp::from_millis(0),
-            term: 1,
-            node: "p".into(),
-            degraded: false,
-            claim_offsets: vec![i64::from(index) * 2, i64::from(index)],
-        }
+    let frame = |index: u32| BeatFrame {
+        grace_beats: 1,
+        claim_offsets: vec![i64::from(index) * 2, i64::from(index)],
+        ..testing::frame(index, 3)
     };
     (0..BEATS).map(frame).collect()
 }
 
 fn partial(partition: i32) -> Partial {
-    Partial {
-        partition,
-        member: "m".into(),
-        counter: 1,
-        logic: 1,
-        retained: true,
-        misplaced: false,
-        agents: 1,
-        on_time_reviews: 1,
-        help_fulfilled: 1,
-        rotation_failed_agents: 1,
-        tasks_done: 1,
-        tasks_failed: 1,
-        claims: 1,
-        degraded_claims: 1,
-        late_claims: 1,
-        invalid_claims: 1,
-        unknown_schema_claims: 1,
-        excess_claims: 1,
-        misplaced_agents: 1,
-    }
+    let counts = Counts::from_values(std::iter::repeat(1));
+    Partial { member: "m".into(), counter: 1, ..Partial::new(partition, 1, true, &counts) }
 }
 
 /// Returns `record` with some bytes of its encoding changed, removed or inserted, if it still decodes.
@@ -200,7 +160,7 @@ fn beat_emitted_at_the_earliest_instant_has_the_largest_drift() {
 fn counts_added_past_the_maximum_saturate() {
     let mut counts = Counts::default();
     for _ in 0..2 {
-        counts.add(&(&Partial { claims: i64::MAX, ..partial(0) }).into());
+        counts.add(&Counts { claims: i64::MAX, ..partial(0).counts() });
     }
     assert_eq!(counts.claims, i64::MAX);
     let aggregator = PartitionAggregator::new(0, BeatIndex::ZERO, i64::MAX, i64::MAX);

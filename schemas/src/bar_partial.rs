@@ -80,47 +80,100 @@ impl Record for BarPartial {
     }
 }
 
-/// A partial: one partition's share of one window. Counts are of the claims of this partition.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Partial {
-    /// The partition of `statusclaims`.
-    pub partition: i32,
-    /// The name of the reverb member that sent this partial.
-    pub member: String,
-    /// The sequence number of this partial at its sender.
-    pub counter: i64,
-    /// The version of the rules by which the share was computed.
-    pub logic: i32,
-    /// False if claims at the start of the window's range have expired; then the window is skipped.
-    pub retained: bool,
-    /// True if `misplaced_agents` is not 0. Early versions of the merge recompute such a window.
-    pub misplaced: bool,
-    /// The number of distinct agents with a counted claim.
-    pub agents: i64,
-    /// The number of distinct tasks with a counted claim in review or done and `beats_left` >= 0.
-    pub on_time_reviews: i64,
-    /// The number of distinct tasks with a counted claim whose help is fulfilled.
-    pub help_fulfilled: i64,
-    /// The number of distinct agents with a counted claim of a failed secret rotation.
-    pub rotation_failed_agents: i64,
-    /// The number of distinct tasks with a counted claim in the state done.
-    pub tasks_done: i64,
-    /// The number of distinct tasks with a counted claim in the state failed.
-    pub tasks_failed: i64,
-    /// The number of counted claims.
-    pub claims: i64,
-    /// The number of counted claims that are degraded.
-    pub degraded_claims: i64,
-    /// The number of late claims among the offsets that the window owns.
-    pub late_claims: i64,
-    /// The number of invalid claims among the offsets that the window owns.
-    pub invalid_claims: i64,
-    /// The number of those invalid claims whose schema id the subject of claims does not have.
-    pub unknown_schema_claims: i64,
-    /// The number of counted claims of agents and tasks beyond the limit of a partition, which no distinct count includes.
-    pub excess_claims: i64,
-    /// The number of agents with a counted claim in another partition than the one in which murmur2 places them.
-    pub misplaced_agents: i64,
+/// Declares [`Counts`] and [`Partial`], whose fields of the same names are flat in Avro, so that each counter is named once.
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// The counts of a window, or of one partition's share of it. Agents and tasks are distinct in each partition: one with
+        /// claims in several partitions counts once in each.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+        pub struct Counts {
+            $($(#[$doc])* pub $name: i64,)*
+        }
+
+        impl Counts {
+            /// The names of all counters.
+            pub const NAMES: &[&str] = &[$(stringify!($name)),*];
+
+            /// Returns counts from their values, in the order of [`Counts::NAMES`].
+            pub fn from_values(mut values: impl Iterator<Item = i64>) -> Self {
+                Self { $($name: values.next().unwrap_or_default()),* }
+            }
+
+            /// Adds the counts of another partition's share. A partial may have been written by anyone: an overflow must not
+            /// stop the merge.
+            pub fn add(&mut self, other: &Self) {
+                $(self.$name = self.$name.saturating_add(other.$name);)*
+            }
+        }
+
+        /// A partial: one partition's share of one window. Counts are of the claims of this partition.
+        #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+        pub struct Partial {
+            /// The partition of `statusclaims`.
+            pub partition: i32,
+            /// The name of the reverb member that sent this partial.
+            pub member: String,
+            /// The sequence number of this partial at its sender.
+            pub counter: i64,
+            /// The version of the rules by which the share was computed.
+            pub logic: i32,
+            /// False if claims at the start of the window's range have expired; then the window is skipped.
+            pub retained: bool,
+            /// True if `misplaced_agents` is not 0. Early versions of the merge recompute such a window.
+            pub misplaced: bool,
+            $($(#[$doc])* pub $name: i64,)*
+        }
+
+        impl Partial {
+            /// Creates the share of `partition`, without the name and the counter of a member.
+            pub fn new(partition: i32, logic: i32, retained: bool, counts: &Counts) -> Self {
+                Self {
+                    partition,
+                    member: String::new(),
+                    counter: 0,
+                    logic,
+                    retained,
+                    misplaced: counts.misplaced_agents > 0,
+                    $($name: counts.$name,)*
+                }
+            }
+
+            /// Returns the counts.
+            pub fn counts(&self) -> Counts {
+                Counts { $($name: self.$name),* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Distinct agents with a counted claim.
+    agents,
+    /// Distinct tasks with a counted claim in state review or done whose beat budget is not overdrawn (`beats_left >= 0`).
+    on_time_reviews,
+    /// Distinct tasks with a counted claim whose help is fulfilled.
+    help_fulfilled,
+    /// Distinct agents with a counted claim of a failed secret rotation.
+    rotation_failed_agents,
+    /// Distinct tasks with a counted claim in state done.
+    tasks_done,
+    /// Distinct tasks with a counted claim in state failed.
+    tasks_failed,
+    /// Counted claims.
+    claims,
+    /// Counted claims made while their agent received no beats.
+    degraded_claims,
+    /// Late claims in the offsets that the window owns.
+    late_claims,
+    /// Invalid claims in the offsets that the window owns.
+    invalid_claims,
+    /// Invalid claims whose schema id the subject of claims does not have.
+    unknown_schema_claims,
+    /// Counted claims of agents and tasks beyond the limits of a partition, which no distinct count includes.
+    excess_claims,
+    /// Agents with a counted claim in another partition than the one in which murmur2 places them. As many agents at most count
+    /// twice.
+    misplaced_agents,
 }
 
 /// The content of a done record, which marks a window as finished.

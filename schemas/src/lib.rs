@@ -23,11 +23,12 @@ mod openapi;
 mod record_type;
 mod status_claim;
 mod tempo;
+pub mod testing;
 mod timestamp;
 mod validity;
 mod window_id;
 
-pub use bar_partial::{BarPartial, Done, Merging, Partial, PartialBody, Verdict};
+pub use bar_partial::{BarPartial, Counts, Done, Merging, Partial, PartialBody, Verdict};
 pub use bar_report::BarReport;
 pub use beat_frame::{BeatFrame, Phase};
 pub use beat_index::BeatIndex;

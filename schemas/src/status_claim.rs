@@ -237,20 +237,16 @@ mod tests {
 
     use super::*;
 
-    fn claim(agent: String, task: String, notes: String, beat_index: i64, beats_left: i32) -> StatusClaim {
+    fn claim(agent: &str, task: String, notes: String, beat_index: i64, beats_left: i32) -> StatusClaim {
         StatusClaim {
-            r#type: Default::default(),
-            agent_id: agent,
             task_id: task,
-            beat_index,
             state: State::Review,
             beats_left,
             progress: 0.25,
             notes,
-            hlc: "7ffd:0001:beef".into(),
             help: Some(Help::Promised),
-            secret_rotation: None,
             degraded: true,
+            ..crate::testing::claim(agent, beat_index)
         }
     }
 
@@ -269,7 +265,7 @@ mod tests {
         fn decode_borrowed_of_a_valid_claim_equals_decode(
             agent in ".*", task in ".*", notes in ".*", beat: i64, left: i32,
         ) {
-            let claim = claim(agent, task, notes, beat, left);
+            let claim = claim(&agent, task, notes, beat, left);
             let body = body(&claim);
             let (owned, borrowed) = both(&body);
             let borrowed = borrowed.expect("an encoded claim decodes");
@@ -285,7 +281,7 @@ mod tests {
             cut in prop::option::of(any::<prop::sample::Index>()),
             more in prop::collection::vec(any::<u8>(), 0..3),
         ) {
-            let mut body = body(&claim("agent-1".into(), "task".into(), "notes".into(), 70_000, -3));
+            let mut body = body(&claim("agent-1", "task".into(), "notes".into(), 70_000, -3));
             for (index, byte) in changes {
                 let index = index.index(body.len());
                 body[index] = byte;

@@ -1,9 +1,9 @@
 //! The records' encodings: the prototype's JSON, golden bytes, schema evolution, and round trips.
 
 use backbeat_schemas::{
-    BarPartial, BarReport, BeatFrame, BeatIndex, DecodeError, Done, Header, HeaderError, Help, Merging, Partial,
-    PartialBody, Phase, Record, SecretRotation, State, StatusClaim, Tempo, Timestamp, Verdict, WindowId, WriterSchema,
-    wire,
+    BarPartial, BarReport, BeatFrame, BeatIndex, Counts, DecodeError, Done, Header, HeaderError, Help, Merging,
+    Partial, PartialBody, Record, SecretRotation, State, StatusClaim, Tempo, Timestamp, Verdict, WindowId,
+    WriterSchema, testing, wire,
 };
 use proptest::prelude::*;
 use serde_json::{Value, json};
@@ -149,25 +149,20 @@ prop_compose! {
     ) -> BeatFrame {
         let beat_index = BeatIndex::try_from(beat).expect("the beat index is not negative");
         BeatFrame {
-            r#type: Default::default(),
-            cluster_id: "c".into(),
             beat_index,
             downbeat: beat % 2 == 0,
-            phase: Phase::of(0, bar_length),
             hlc: format!("{millis:x}:{logical:04x}:{node:04x}").parse().expect("the hlc is well formed"),
             deadline_at: Timestamp::from_millis(millis),
             tempo_bpm: Tempo::try_from(f64::from(milli_bpm) / 1_000.0).expect("the tempo is in range"),
             window_id: WindowId::new("c", beat_index),
-            bar_length,
             grace_beats,
             scheduled_at: Timestamp::from_millis(millis - 5),
             emitted_at: Timestamp::from_millis(millis - 4),
             anchor_beat: beat_index,
             anchor_at: Timestamp::from_millis(1),
-            term: 3,
-            node: "pulse-1".into(),
             degraded,
             claim_offsets,
+            ..testing::frame(0, bar_length)
         }
     }
 }
@@ -197,11 +192,11 @@ proptest! {
         let [agents, reviews, help, drift, claims, late, invalid, done, failed] = counts;
         let from_beat = BeatIndex::try_from(agents / 2).expect("the beat index is not negative");
         let report = BarReport {
-            r#type: Default::default(), window_id: WindowId::new("c", from_beat), from_beat, to_beat: from_beat.plus(7),
+            window_id: WindowId::new("c", from_beat), from_beat, to_beat: from_beat.plus(7),
             agents_reporting: agents, on_time_reviews: reviews, help_promises_fulfilled: help, secret_rotations_ok: rotations_ok,
-            tempo_drift_ms: drift, issues, cluster_id: "c".into(), opened_at: Timestamp::from_millis(millis),
-            closed_at: Timestamp::from_millis(millis + 1), claims, late_claims: late, invalid_claims: invalid, tasks_done: done,
-            tasks_failed: failed, degraded_beats: 1, degraded_claims: 2, grace_beats: 3, from_offsets: offsets.clone(), to_offsets: offsets, logic: 1,
+            tempo_drift_ms: drift, issues, opened_at: Timestamp::from_millis(millis), closed_at: Timestamp::from_millis(millis + 1),
+            claims, late_claims: late, invalid_claims: invalid, tasks_done: done, tasks_failed: failed,
+            from_offsets: offsets.clone(), to_offsets: offsets, ..testing::report(0, 4)
         };
         prop_assert_eq!(&round_trip(&report), &report);
         prop_assert_eq!(&from_json::<BarReport>(&to_json(&report)), &report);
@@ -218,27 +213,9 @@ proptest! {
 #[test]
 fn partial_and_done_round_trip_through_avro() {
     let window = WindowId::new("c", BeatIndex::ZERO);
-    let partial = Partial {
-        partition: 3,
-        member: "m".into(),
-        counter: 9,
-        logic: 1,
-        retained: true,
-        misplaced: false,
-        agents: 1,
-        on_time_reviews: 2,
-        help_fulfilled: 3,
-        rotation_failed_agents: 4,
-        tasks_done: 5,
-        tasks_failed: 6,
-        claims: 7,
-        degraded_claims: 8,
-        late_claims: 9,
-        invalid_claims: 10,
-        unknown_schema_claims: 11,
-        excess_claims: 12,
-        misplaced_agents: 13,
-    };
+    let counts = Counts::from_values(1..);
+    let partial = Partial { member: "m".into(), counter: 9, ..Partial::new(3, 1, true, &counts) };
+    assert_eq!(partial.counts(), counts);
     let done = Done { verdict: Verdict::Skipped, low: 12, rescued: vec![0, 7] };
     let merging = |member| PartialBody::Merging(Merging { member, logic: 3 });
     for body in [PartialBody::Partial(partial), PartialBody::Done(done), merging(Some("m".into())), merging(None)] {

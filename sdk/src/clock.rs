@@ -130,7 +130,7 @@ fn rounded(elapsed: Duration, period: Duration) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use backbeat_schemas::{HlcClock, Phase, Tempo, Timestamp, WindowId};
+    use backbeat_schemas::{Tempo, testing};
     use proptest::prelude::*;
 
     use super::*;
@@ -138,29 +138,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn frame(index: u32, bpm: f64) -> BeatFrame {
-        let at = Timestamp::from_millis(i64::from(index) * 1_000);
-        let beat_index = BeatIndex::ZERO.plus(index);
-        BeatFrame {
-            r#type: Default::default(),
-            cluster_id: "c".into(),
-            beat_index,
-            downbeat: false,
-            phase: Phase::Execution,
-            hlc: HlcClock::new(1).tick(at),
-            deadline_at: at,
-            tempo_bpm: Tempo::try_from(bpm).expect("a tempo"),
-            window_id: WindowId::new("c", BeatIndex::ZERO),
-            bar_length: 8,
-            grace_beats: 0,
-            scheduled_at: at,
-            emitted_at: at,
-            anchor_beat: BeatIndex::ZERO,
-            anchor_at: at,
-            term: 1,
-            node: "p".into(),
-            degraded: false,
-            claim_offsets: Vec::new(),
-        }
+        BeatFrame { tempo_bpm: Tempo::try_from(bpm).expect("a tempo"), ..testing::frame(index, 8) }
     }
 
     fn periods(beat: Option<Beat>) -> Option<u32> {

@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backbeat_broker::{Deliveries, ProducerRecord, Sender, TopicName};
-use backbeat_schemas::{BeatFrame, StatusClaim, wire};
+use backbeat_schemas::{BeatFrame, StatusClaim, testing, wire};
 use backbeat_tests::{Cluster, runtime, stack, wait_until};
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::message::{Headers, Message};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
-use crate::pipeline::{check_reports, claim, totals};
+use crate::pipeline::{check_reports, totals};
 use backbeat_tests::read_raw;
 
 const LIMIT: Duration = Duration::from_mins(2);
@@ -25,7 +25,7 @@ type Record = (Option<&'static [u8]>, Vec<u8>);
 fn invalid_records(beat: i64, claim_schema: u32, frame_schema: u32) -> Vec<(&'static str, Record)> {
     const KEY: Option<&[u8]> = Some(b"agent-7");
     let changed = |change: &dyn Fn(&mut StatusClaim)| {
-        let mut claim = claim(beat);
+        let mut claim = testing::claim("agent-7", beat);
         change(&mut claim);
         wire(claim_schema, &claim)
     };
@@ -87,7 +87,7 @@ fn invalid_claims_become_dead_letters_with_their_reason() {
     for (_, record) in &invalid_records {
         send(record);
         // A valid claim after each invalid one must be counted.
-        send(&(Some(b"agent-7"), wire(claim_schema, &claim(beat))));
+        send(&(Some(b"agent-7"), wire(claim_schema, &testing::claim("agent-7", beat))));
     }
     wait_until("Kafka to acknowledge all records", LIMIT, || deliveries.outstanding() == 0);
     send_tombstone(&topics.name(TopicName::StatusClaims));

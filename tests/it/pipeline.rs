@@ -6,7 +6,7 @@ use std::fs;
 use std::time::Duration;
 
 use backbeat_broker::{Entry, TopicName};
-use backbeat_schemas::{BarPartial, BarReport, PartialBody, State, StatusClaim, Verdict};
+use backbeat_schemas::{BarPartial, BarReport, PartialBody, Verdict};
 use backbeat_tests::{Cluster, Oracle, Program, PulseNodes, assert_reports_equal, wait_for, wait_until};
 use reqwest::Method;
 use rustix::process::Signal;
@@ -19,24 +19,6 @@ const LIMIT: Duration = Duration::from_mins(2);
 /// Waits until there are at least `windows` reports.
 pub(crate) fn wait_for_reports(cluster: &Cluster, windows: usize) {
     wait_until(&format!("{windows} reports"), LIMIT, || cluster.reports().len() >= windows);
-}
-
-/// Returns a valid claim for a beat.
-pub(crate) fn claim(beat_index: i64) -> StatusClaim {
-    StatusClaim {
-        r#type: Default::default(),
-        agent_id: "agent-7".into(),
-        task_id: "task-1".into(),
-        beat_index,
-        state: State::Executing,
-        beats_left: 2,
-        progress: 0.5,
-        notes: String::new(),
-        hlc: "7ffd:0001:beef".into(),
-        help: None,
-        secret_rotation: None,
-        degraded: false,
-    }
 }
 
 /// Compares every report with the oracle's, field by field, and returns the oracle.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use backbeat_broker::TopicName;
-use backbeat_schemas::{Record, State, StatusClaim, wire};
+use backbeat_schemas::{Record, State, StatusClaim, testing, wire};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
@@ -134,20 +134,7 @@ impl<'c> Attacker<'c> {
 
     /// Returns a valid claim for a task that is done, as a record.
     pub fn claim(&self, agent: &str, task: &str, beat_index: i64) -> Vec<u8> {
-        let claim = StatusClaim {
-            r#type: Default::default(),
-            agent_id: agent.into(),
-            task_id: task.into(),
-            beat_index,
-            state: State::Done,
-            beats_left: 0,
-            progress: 1.0,
-            notes: String::new(),
-            hlc: "7ffd:0001:beef".into(),
-            help: None,
-            secret_rotation: None,
-            degraded: false,
-        };
+        let claim = StatusClaim { task_id: task.into(), state: State::Done, ..testing::claim(agent, beat_index) };
         wire(self.claim_schema, &claim)
     }
 }

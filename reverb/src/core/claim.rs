@@ -2,15 +2,16 @@
 
 use std::borrow::Cow;
 
-use backbeat_schemas::{BorrowedClaim, Help, InvalidClaim, MAX_CLAIM_BYTES, SecretRotation, State};
+use backbeat_schemas::{BorrowedClaim, InvalidClaim, MAX_CLAIM_BYTES, SecretRotation};
 use sha2::{Digest, Sha256};
+
+use super::TaskFacts;
 
 /// The most that is kept of a key. An agent's id has at most 256 bytes.
 const MAX_KEY_BYTES: usize = 1_024;
 
 /// The fields of a valid claim that reports need. Kept small, because up to a beat's worth of claims is held in memory.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[allow(clippy::struct_excessive_bools, reason = "independent facts")]
 pub struct Claim<'r> {
     /// The agent's id.
     pub agent: Cow<'r, str>,
@@ -18,16 +19,10 @@ pub struct Claim<'r> {
     pub task: Cow<'r, str>,
     /// The beat that the claim names. Only the aggregator knows whether it had been published when the claim arrived.
     pub beat: i64,
-    /// True if the task is in state review or done, and its beat budget is not overdrawn (`beats_left >= 0`).
-    pub on_time_review: bool,
-    /// True if help that was promised has been given.
-    pub help_fulfilled: bool,
+    /// What the claim says of its task.
+    pub facts: TaskFacts,
     /// True if a secret rotation failed.
     pub rotation_failed: bool,
-    /// True if the task is done.
-    pub done: bool,
-    /// True if the task failed.
-    pub failed: bool,
     /// True if the claim was made while the agent received no beats.
     pub degraded: bool,
 }
@@ -43,11 +38,8 @@ impl<'r> From<BorrowedClaim<'r>> for Claim<'r> {
     fn from(claim: BorrowedClaim<'r>) -> Self {
         Self {
             beat: claim.beat_index,
-            on_time_review: matches!(claim.state, State::Review | State::Done) && claim.beats_left >= 0,
-            help_fulfilled: claim.help == Some(Help::Fulfilled),
+            facts: TaskFacts::of(&claim),
             rotation_failed: claim.secret_rotation == Some(SecretRotation::Failed),
-            done: claim.state == State::Done,
-            failed: claim.state == State::Failed,
             degraded: claim.degraded,
             agent: claim.agent_id,
             task: claim.task_id,

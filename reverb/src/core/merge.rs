@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use backbeat_schemas::{BeatIndex, Partial, Verdict};
+use backbeat_schemas::{BeatIndex, Counts, Partial, Verdict};
 
-use super::{Counts, Frames, LOGIC, Window};
+use super::{Frames, LOGIC, Window};
 
 /// The partials of all windows that are not done.
 #[derive(Debug, Default)]
@@ -137,7 +137,7 @@ impl Merge {
             return Some(Completion::Recompute);
         }
         let mut counts = Counts::default();
-        partials().for_each(|partial| counts.add(&Counts::from(partial)));
+        partials().for_each(|partial| counts.add(&partial.counts()));
         Some(Completion::Sum(counts))
     }
 
@@ -204,26 +204,6 @@ pub fn verdict<T: PartialEq>(published: Option<&T>, computed: &T, always: bool) 
         None => (Verdict::Written, true),
         Some(last) if last != computed || always => (Verdict::Rewritten, true),
         Some(_) => (Verdict::Verified, false),
-    }
-}
-
-impl From<&Partial> for Counts {
-    fn from(partial: &Partial) -> Self {
-        Self {
-            agents: partial.agents,
-            on_time_reviews: partial.on_time_reviews,
-            help_fulfilled: partial.help_fulfilled,
-            rotation_failed_agents: partial.rotation_failed_agents,
-            tasks_done: partial.tasks_done,
-            tasks_failed: partial.tasks_failed,
-            claims: partial.claims,
-            degraded_claims: partial.degraded_claims,
-            late_claims: partial.late_claims,
-            invalid_claims: partial.invalid_claims,
-            unknown_schema_claims: partial.unknown_schema_claims,
-            excess_claims: partial.excess_claims,
-            misplaced_agents: partial.misplaced_agents,
-        }
     }
 }
 

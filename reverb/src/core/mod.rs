@@ -18,6 +18,7 @@ mod slos;
 mod stall;
 mod start_position;
 mod tally;
+mod task_facts;
 #[cfg(test)]
 mod testing;
 
@@ -35,7 +36,8 @@ pub use report::bar_report;
 pub use slos::{Slo, Slos};
 pub use stall::{STALLED_AFTER, StallDetector};
 pub use start_position::CommittedOffset;
-pub use tally::{Counts, MAX_NAME_BYTES, MAX_TASKS, MAX_TASKS_PER_AGENT, Tally};
+pub use tally::{MAX_NAME_BYTES, MAX_TASKS, MAX_TASKS_PER_AGENT, Tally};
+pub use task_facts::TaskFacts;
 
 /// The version of the rules by which claims become reports. Partials of different versions are never added up.
 pub const LOGIC: i32 = 1;

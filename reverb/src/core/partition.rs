@@ -183,28 +183,7 @@ impl Partition {
 
 /// Returns the share of `partition` in a closed window, without the name and the counter of a member.
 pub fn share(partition: i32, closed: &ClosedWindow) -> Partial {
-    let counts = &closed.counts;
-    Partial {
-        partition,
-        member: String::new(),
-        counter: 0,
-        logic: LOGIC,
-        retained: closed.retained,
-        misplaced: counts.misplaced_agents > 0,
-        agents: counts.agents,
-        on_time_reviews: counts.on_time_reviews,
-        help_fulfilled: counts.help_fulfilled,
-        rotation_failed_agents: counts.rotation_failed_agents,
-        tasks_done: counts.tasks_done,
-        tasks_failed: counts.tasks_failed,
-        claims: counts.claims,
-        degraded_claims: counts.degraded_claims,
-        late_claims: counts.late_claims,
-        invalid_claims: counts.invalid_claims,
-        unknown_schema_claims: counts.unknown_schema_claims,
-        excess_claims: counts.excess_claims,
-        misplaced_agents: counts.misplaced_agents,
-    }
+    Partial::new(partition, LOGIC, closed.retained, &closed.counts)
 }
 
 #[cfg(test)]

@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use backbeat_schemas::{BeatIndex, InvalidClaim};
+use backbeat_schemas::{BeatIndex, Counts, InvalidClaim};
 
-use super::{Claim, Counts, DecodedClaim, Frames, RawRecord, Tally, Window};
+use super::{Claim, DecodedClaim, Frames, RawRecord, Tally, Window};
 
 /// The aggregator of one partition of `statusclaims`.
 ///
@@ -289,6 +289,7 @@ impl PartitionAggregator {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::TaskFacts;
     use crate::core::partition_of;
     use crate::core::testing::{beat, claim, frames, frames_of_partitions};
 
@@ -451,7 +452,8 @@ mod tests {
     fn repeated_agents_and_tasks_count_once() {
         let mut aggregator = PartitionAggregator::new(0, beat(0), 0, 0);
         for (offset, agent, task) in [(0, "a", "t"), (1, "a", "t"), (2, "a", "u"), (3, "b", "t")] {
-            let claim = Claim { task: task.into(), done: true, on_time_review: true, ..claim(agent, 0) };
+            let claim =
+                Claim { task: task.into(), facts: TaskFacts::DONE | TaskFacts::ON_TIME_REVIEW, ..claim(agent, 0) };
             process_with(&mut aggregator, offset, claim, &Frames::default());
         }
         let outputs = advance(&mut aggregator, &frames(2, 0, &[0, 4, 4]));

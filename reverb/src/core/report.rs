@@ -1,8 +1,8 @@
 //! A window's report, a pure function of its frames and its counts.
 
-use backbeat_schemas::{BarReport, BeatFrame};
+use backbeat_schemas::{BarReport, BeatFrame, Counts};
 
-use super::{Counts, Frames, LOGIC, Window};
+use super::{Frames, LOGIC, Window};
 
 /// Returns the report of `window`, or `None` if the frame of its closing beat is not in the table.
 pub fn bar_report(frames: &Frames, window: &Window, counts: &Counts) -> Option<BarReport> {
@@ -102,6 +102,18 @@ mod tests {
         assert_eq!(report.issues, issues);
         frames = frames_of_partitions(2, 0, &[&[0, 1]]);
         assert_eq!(bar_report(&frames, &window, &counts), None);
+    }
+
+    #[test]
+    fn each_counter_is_in_the_report() {
+        let frames = frames_of_partitions(2, 0, &[&[0, 0, 0]]);
+        let window = frames.window_of(beat(0)).expect("the window is in the table");
+        let report = |counts| bar_report(&frames, &window, &counts).expect("the closing frame is there");
+        let none = report(Counts::default());
+        for (index, name) in Counts::NAMES.iter().enumerate() {
+            let one = Counts::from_values((0..).map(|at| i64::from(at == index)));
+            assert_ne!(report(one), none, "{name}");
+        }
     }
 
     #[test]

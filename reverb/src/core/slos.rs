@@ -130,9 +130,11 @@ impl Slos {
 
 #[cfg(test)]
 mod tests {
+    use backbeat_schemas::Counts;
+
     use super::*;
+    use crate::core::bar_report;
     use crate::core::testing::{beat, frames};
-    use crate::core::{Counts, bar_report};
 
     fn at(millis: i64) -> Timestamp {
         Timestamp::from_millis(millis)

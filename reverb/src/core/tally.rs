@@ -2,9 +2,10 @@
 
 use std::hash::BuildHasher;
 
+use backbeat_schemas::Counts;
 use hashbrown::{DefaultHashBuilder, HashTable};
 
-use super::{Claim, partition_of};
+use super::{Claim, TaskFacts, partition_of};
 
 /// The largest number of tasks, that is of pairs of agent and task, of a partition in a window. The first ones in the log
 /// count, so that every replay has the same; a larger fleet takes more partitions.
@@ -13,60 +14,6 @@ pub const MAX_TASKS: usize = 250_000;
 pub const MAX_NAME_BYTES: usize = 12 * 1024 * 1024;
 /// The largest number of tasks of one agent of a partition in a window, so that one agent cannot use up [`MAX_TASKS`].
 pub const MAX_TASKS_PER_AGENT: usize = 10_000;
-
-/// The counts of a window, or of one partition's share of it. Agents and tasks are distinct in each partition: one with claims
-/// in several partitions counts once in each.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Counts {
-    /// Distinct agents with a counted claim.
-    pub agents: i64,
-    /// Distinct tasks in state review or done whose beat budget is not overdrawn (`beats_left >= 0`).
-    pub on_time_reviews: i64,
-    /// Distinct tasks with help fulfilled.
-    pub help_fulfilled: i64,
-    /// Distinct agents with a failed secret rotation.
-    pub rotation_failed_agents: i64,
-    /// Distinct tasks in state done.
-    pub tasks_done: i64,
-    /// Distinct tasks in state failed.
-    pub tasks_failed: i64,
-    /// Counted claims.
-    pub claims: i64,
-    /// Counted claims made while their agent received no beats.
-    pub degraded_claims: i64,
-    /// Late claims in the offsets that the window owns.
-    pub late_claims: i64,
-    /// Invalid claims in the offsets that the window owns.
-    pub invalid_claims: i64,
-    /// Invalid claims whose schema id the subject of claims does not have.
-    pub unknown_schema_claims: i64,
-    /// Counted claims of agents and tasks beyond [`MAX_TASKS`], [`MAX_TASKS_PER_AGENT`] or [`MAX_NAME_BYTES`], which no
-    /// distinct count includes.
-    pub excess_claims: i64,
-    /// Agents with a counted claim in a partition where murmur2 would not place it. As many agents at most count twice.
-    pub misplaced_agents: i64,
-}
-
-impl Counts {
-    /// Adds the counts of another partition's share.
-    pub fn add(&mut self, other: &Self) {
-        // A partial may have been written by anyone: an overflow must not stop the merge.
-        let add = |sum: &mut i64, share: i64| *sum = sum.saturating_add(share);
-        add(&mut self.agents, other.agents);
-        add(&mut self.on_time_reviews, other.on_time_reviews);
-        add(&mut self.help_fulfilled, other.help_fulfilled);
-        add(&mut self.rotation_failed_agents, other.rotation_failed_agents);
-        add(&mut self.tasks_done, other.tasks_done);
-        add(&mut self.tasks_failed, other.tasks_failed);
-        add(&mut self.claims, other.claims);
-        add(&mut self.degraded_claims, other.degraded_claims);
-        add(&mut self.late_claims, other.late_claims);
-        add(&mut self.invalid_claims, other.invalid_claims);
-        add(&mut self.unknown_schema_claims, other.unknown_schema_claims);
-        add(&mut self.excess_claims, other.excess_claims);
-        add(&mut self.misplaced_agents, other.misplaced_agents);
-    }
-}
 
 /// A partition's counts of a window while they are collected, with the sets of agents and tasks that they are distinct over.
 ///
@@ -114,25 +61,6 @@ struct Task {
     facts: TaskFacts,
 }
 
-/// The facts about a task that distinct counts need: each is true once a claim has stated it.
-#[derive(Debug, Clone, Copy)]
-#[allow(clippy::struct_excessive_bools, reason = "independent facts")]
-struct TaskFacts {
-    on_time_review: bool,
-    help_fulfilled: bool,
-    done: bool,
-    failed: bool,
-}
-
-impl TaskFacts {
-    fn add(&mut self, other: Self) {
-        self.on_time_review |= other.on_time_review;
-        self.help_fulfilled |= other.help_fulfilled;
-        self.done |= other.done;
-        self.failed |= other.failed;
-    }
-}
-
 impl Name {
     fn push(names: &mut String, name: &str) -> Self {
         let start = u32::try_from(names.len()).expect("the names of a window have less than 4 GiB");
@@ -151,9 +79,7 @@ impl Tally {
     pub fn count(&mut self, claim: &Claim<'_>) {
         self.claims += 1;
         self.degraded_claims += i64::from(claim.degraded);
-        let Claim { on_time_review, help_fulfilled, done, failed, rotation_failed, .. } = *claim;
-        let facts = TaskFacts { on_time_review, help_fulfilled, done, failed };
-        let is_counted = self.add_task(&claim.agent, &claim.task, rotation_failed, facts);
+        let is_counted = self.add_task(claim);
         self.excess_claims += i64::from(!is_counted);
     }
 
@@ -168,8 +94,10 @@ impl Tally {
         self.unknown_schema_claims += i64::from(unknown_schema);
     }
 
-    /// Adds what a claim says of a task and its agent. Returns false if the task is new and beyond a limit.
-    fn add_task(&mut self, agent_name: &str, task_name: &str, rotation_failed: bool, facts: TaskFacts) -> bool {
+    /// Adds what a claim says of its task and agent. Returns false if the task is new and beyond a limit.
+    fn add_task(&mut self, claim: &Claim<'_>) -> bool {
+        let Claim { rotation_failed, facts, .. } = *claim;
+        let (agent_name, task_name) = (&*claim.agent, &*claim.task);
         let Self { names, agents, tasks, agent_index, task_index, hasher, .. } = self;
         let agent_hash = hasher.hash_one(agent_name);
         let found_agent =
@@ -183,7 +111,7 @@ impl Tally {
         });
         if let (Some(agent), Some(task)) = (found_agent, found_task) {
             agents[agent as usize].rotation_failed |= rotation_failed;
-            tasks[*task as usize].facts.add(facts);
+            tasks[*task as usize].facts |= facts;
             return true;
         }
         let new_names = task_name.len() + if found_agent.is_none() { agent_name.len() } else { 0 };
@@ -235,12 +163,7 @@ impl Tally {
         for agent in &self.agents {
             counts.rotation_failed_agents += i64::from(agent.rotation_failed);
         }
-        for Task { facts, .. } in &self.tasks {
-            counts.on_time_reviews += i64::from(facts.on_time_review);
-            counts.help_fulfilled += i64::from(facts.help_fulfilled);
-            counts.tasks_done += i64::from(facts.done);
-            counts.tasks_failed += i64::from(facts.failed);
-        }
+        self.tasks.iter().for_each(|task| task.facts.count(&mut counts));
         counts
     }
 }
@@ -271,9 +194,10 @@ mod tests {
         let counts = |tally: &Tally| tally.counts(0, 1);
         assert_eq!((counts(&tally).agents, counts(&tally).excess_claims), (limit, 0));
         // A known task is counted, a new one of a known agent and a new agent are not.
-        tally.count(&Claim { done: true, ..claim("agent-7", 0) });
-        tally.count(&Claim { task: "another".into(), done: true, rotation_failed: true, ..claim("agent-7", 0) });
-        tally.count(&Claim { done: true, ..claim("stranger", 0) });
+        let done = |agent| Claim { facts: TaskFacts::DONE, ..claim(agent, 0) };
+        tally.count(&done("agent-7"));
+        tally.count(&Claim { task: "another".into(), rotation_failed: true, ..done("agent-7") });
+        tally.count(&done("stranger"));
         let counts = counts(&tally);
         assert_eq!((counts.agents, counts.tasks_done, counts.rotation_failed_agents), (limit, 1, 0));
         assert_eq!((counts.claims, counts.excess_claims), (limit + 3, 2));
@@ -293,9 +217,9 @@ mod tests {
     fn tasks_of_an_agent_beyond_its_limit_take_no_place_of_others() {
         let mut tally = Tally::default();
         for number in 0..=MAX_TASKS_PER_AGENT {
-            tally.count(&Claim { task: number.to_string().into(), done: true, ..claim("greedy", 0) });
+            tally.count(&Claim { task: number.to_string().into(), facts: TaskFacts::DONE, ..claim("greedy", 0) });
         }
-        tally.count(&Claim { done: true, ..claim("another", 0) });
+        tally.count(&Claim { facts: TaskFacts::DONE, ..claim("another", 0) });
         let counts = tally.counts(0, 1);
         assert_eq!((counts.agents, counts.excess_claims), (2, 1));
         assert_eq!(counts.tasks_done, MAX_TASKS_PER_AGENT as i64 + 1);

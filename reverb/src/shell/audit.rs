@@ -11,14 +11,14 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use backbeat_broker::{Broker, LogReader, Registry, SubjectSchemas, TopicName};
-use backbeat_schemas::{BarReport, BeatFrame, BeatIndex, WindowId};
+use backbeat_schemas::{BarReport, BeatFrame, BeatIndex, Counts, WindowId};
 use backbeat_service::Shutdown;
 use tokio::runtime::Handle;
 
 use super::frame_table::FrameTable;
 use super::merger::avro_body;
 use super::recompute::Recompute;
-use crate::core::{ClosedWindow, Counts, Frames, Window, bar_report};
+use crate::core::{ClosedWindow, Frames, Window, bar_report};
 
 /// The maximum number of windows recomputed together.
 const MAX_WINDOWS_PER_PASS: usize = 32;

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use backbeat_broker::{
     Broker, LogReader, Registry, SubjectSchemas, TopicName, TransactionError, TransactionalProducer,
 };
-use backbeat_schemas::{BarPartial, BarReport, BeatIndex, Done, Merging, PartialBody, StatusClaim, Verdict, wire};
+use backbeat_schemas::{
+    BarPartial, BarReport, BeatIndex, Counts, Done, Merging, PartialBody, StatusClaim, Verdict, wire,
+};
 use backbeat_service::Shutdown;
 use tokio::runtime::Handle;
 
@@ -24,7 +26,7 @@ use super::metrics::Metrics;
 use super::recompute::{Recompute, RecomputeError};
 use super::report_index::{Fingerprint, ReportIndex};
 use super::status::SharedStatus;
-use crate::core::{Completion, Counts, LOGIC, MergeCommand, MergeSession, Window, bar_report, share, verdict};
+use crate::core::{Completion, LOGIC, MergeCommand, MergeSession, Window, bar_report, share, verdict};
 
 /// Kafka aborts a transaction that is open for longer. An open one blocks every reader of `barpartials`.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);

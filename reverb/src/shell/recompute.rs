@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use backbeat_broker::{Broker, SubjectSchemas, TopicName, WatchedReader, assign, is_transient, list_offsets};
-use backbeat_schemas::{InvalidClaim, StatusClaim};
+use backbeat_schemas::{Counts, InvalidClaim, StatusClaim};
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
@@ -13,7 +13,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::claim_decoder::ClaimDecoder;
 use super::timeouts::QUERY_TIMEOUT;
-use crate::core::{ClosedWindow, Counts, DecodedClaim, Frames, Output, PartitionAggregator, RawRecord, Window};
+use crate::core::{ClosedWindow, DecodedClaim, Frames, Output, PartitionAggregator, RawRecord, Window};
 
 const POLL: Duration = Duration::from_millis(100);
 const SCHEMA_POLL: Duration = Duration::from_millis(10);

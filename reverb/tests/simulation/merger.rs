@@ -3,11 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use backbeat_reverb::core::{
-    Completion, Counts, LOGIC, MergeCommand, MergeSession, Window, bar_report, share, verdict,
-};
+use backbeat_reverb::core::{Completion, LOGIC, MergeCommand, MergeSession, Window, bar_report, share, verdict};
 use backbeat_schemas::{
-    BarPartial, BarReport, BeatIndex, Done, Merging, Partial, PartialBody, Timestamp, Verdict, WindowId,
+    BarPartial, BarReport, BeatIndex, Counts, Done, Merging, Partial, PartialBody, Timestamp, Verdict, WindowId,
 };
 use backbeat_simulation::{Violation, ensure};
 

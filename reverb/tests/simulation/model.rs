@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use backbeat_reverb::core::{Claim, LOGIC, partition_of};
+use backbeat_reverb::core::{Claim, LOGIC, TaskFacts, partition_of};
 use backbeat_schemas::{BarReport, BeatFrame, BeatIndex};
 
 use crate::kafka::{ClaimLog, Record};
@@ -119,8 +119,8 @@ impl<'l> Model<'l> {
             let wanted = counted().filter(|(partition, claim)| wanted(*partition, claim));
             wanted.map(|(partition, claim)| (partition, &claim.agent)).collect::<BTreeSet<_>>().len() as i64
         };
-        let tasks = |wanted: fn(&Claim<'_>) -> bool| {
-            let wanted = counted().filter(|(_, claim)| wanted(claim));
+        let tasks = |fact: TaskFacts| {
+            let wanted = counted().filter(|(_, claim)| claim.facts.contains(fact));
             let tasks = wanted.map(|(partition, claim)| (partition, &claim.agent, &claim.task));
             tasks.collect::<BTreeSet<_>>().len() as i64
         };
@@ -151,8 +151,8 @@ impl<'l> Model<'l> {
             from_beat: opening.beat_index,
             to_beat: BeatIndex::try_from(end - 1).expect("the beat index is not negative"),
             agents_reporting: agents(&|_, _| true),
-            on_time_reviews: tasks(|claim| claim.on_time_review),
-            help_promises_fulfilled: tasks(|claim| claim.help_fulfilled),
+            on_time_reviews: tasks(TaskFacts::ON_TIME_REVIEW),
+            help_promises_fulfilled: tasks(TaskFacts::HELP_FULFILLED),
             secret_rotations_ok: failed_rotations == 0,
             tempo_drift_ms: bar.iter().map(|f| f.emitted_at.millis() - f.scheduled_at.millis()).max().unwrap_or(0),
             issues,
@@ -162,8 +162,8 @@ impl<'l> Model<'l> {
             claims: counted().count() as i64,
             late_claims: late as i64,
             invalid_claims: invalid as i64,
-            tasks_done: tasks(|claim| claim.done),
-            tasks_failed: tasks(|claim| claim.failed),
+            tasks_done: tasks(TaskFacts::DONE),
+            tasks_failed: tasks(TaskFacts::FAILED),
             degraded_beats: degraded_beats as i64,
             degraded_claims: degraded_claims as i64,
             grace_beats: opening.grace_beats,

@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use backbeat_reverb::core::{Claim, CommittedOffset, RESEND_AFTER, partition_of};
-use backbeat_schemas::{BarReport, BeatFrame, BeatIndex, HlcClock, Phase, Tempo, Timestamp, WindowId};
+use backbeat_reverb::core::{Claim, CommittedOffset, RESEND_AFTER, TaskFacts, partition_of};
+use backbeat_schemas::{BarReport, BeatFrame, BeatIndex, HlcClock, Phase, Timestamp, WindowId, testing};
 use backbeat_simulation::{Violation, ensure};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -317,25 +317,19 @@ impl World {
         let scheduled_at = Timestamp::from_millis(index.get() * 1_000);
         let emitted_at = scheduled_at.plus_millis(self.rng.random_range(0..5));
         let frame = BeatFrame {
-            r#type: Default::default(),
             cluster_id: "sim".into(),
             beat_index: index,
             downbeat: position == 0,
             phase: Phase::of(position, bar_length),
             hlc: self.hlc.tick(emitted_at),
-            deadline_at: scheduled_at.plus_millis(1_000),
-            tempo_bpm: Tempo::try_from(60.0).expect("a tempo"),
             window_id: WindowId::new("sim", from),
-            bar_length,
             grace_beats: self.setup.grace,
             scheduled_at,
+            deadline_at: scheduled_at.plus_millis(1_000),
             emitted_at,
-            anchor_beat: BeatIndex::ZERO,
-            anchor_at: Timestamp::from_millis(0),
-            term: 1,
-            node: "p".into(),
             degraded: self.rng.random_bool(0.05),
             claim_offsets,
+            ..testing::frame(0, bar_length)
         };
         self.log(format_args!("beat {index}, {position} of {bar_length}, {:?}", frame.claim_offsets));
         self.kafka.frames.push(frame);
@@ -359,14 +353,11 @@ impl World {
                 2..6 => newest - rng.random_range(0..3),
                 _ => newest,
             };
-            let mut flag = || rng.random_bool(0.3);
+            let facts: TaskFacts = TaskFacts::all().iter().filter(|_| rng.random_bool(0.3)).collect();
             let claim = Claim {
-                on_time_review: flag(),
-                help_fulfilled: flag(),
-                rotation_failed: flag(),
-                done: flag(),
-                failed: flag(),
-                degraded: flag(),
+                facts,
+                rotation_failed: rng.random_bool(0.3),
+                degraded: rng.random_bool(0.3),
                 agent: agent.into(),
                 task: format!("t{}", rng.random_range(0..3)).into(),
                 beat,

@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use backbeat_broker::{Deliveries, ProducerRecord, Sender, TopicName};
-use backbeat_schemas::{State, StatusClaim, wire};
+use backbeat_schemas::{StatusClaim, testing, wire};
 use backbeat_tests::{Cluster, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(5);
@@ -68,17 +68,9 @@ impl ClaimSource {
 /// A claim of about 170 bytes.
 fn claim(agent: u64, beat_index: i64) -> StatusClaim {
     StatusClaim {
-        r#type: Default::default(),
-        agent_id: format!("agent-{agent:06}"),
         task_id: format!("task-{agent:06}-of-the-benchmark"),
-        beat_index,
-        state: State::Executing,
-        beats_left: 7,
-        progress: 0.42,
         notes: "compiling the third of seven crates, no errors".into(),
         hlc: "19a3b4c5d6e:0001:beef".into(),
-        help: None,
-        secret_rotation: None,
-        degraded: false,
+        ..testing::claim(&format!("agent-{agent:06}"), beat_index)
     }
 }
