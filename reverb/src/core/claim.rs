@@ -2,7 +2,9 @@
 
 use std::borrow::Cow;
 
-use backbeat_schemas::{BorrowedClaim, InvalidClaim, MAX_CLAIM_BYTES, SecretRotation};
+use backbeat_schemas::{
+    BorrowedClaim, Header, InvalidClaim, MAX_CLAIM_BYTES, SecretRotation, StatusClaim, WriterSchema, check_claim,
+};
 use sha2::{Digest, Sha256};
 
 use super::TaskFacts;
@@ -27,7 +29,25 @@ pub struct Claim<'r> {
     pub degraded: bool,
 }
 
-impl Claim<'_> {
+impl<'r> Claim<'r> {
+    fn decode<'s>(
+        key: Option<&[u8]>,
+        value: Option<&'r [u8]>,
+        schema: impl FnOnce(u32) -> Result<Option<&'s WriterSchema<StatusClaim>>, InvalidClaim>,
+    ) -> Result<Option<Self>, InvalidClaim> {
+        let value = value.ok_or(InvalidClaim::NoValue)?;
+        if value.len() > MAX_CLAIM_BYTES {
+            return Err(InvalidClaim::Size(value.len()));
+        }
+        let (header, body) = Header::split(value)?;
+        let Some(schema) = schema(header.schema_id)? else {
+            return Ok(None);
+        };
+        let claim = schema.decode_borrowed(body)?;
+        check_claim(key, &claim)?;
+        Ok(Some(claim.into()))
+    }
+
     /// Copies the borrowed texts, so that the claim outlives its record.
     pub fn into_owned(self) -> Claim<'static> {
         Claim { agent: Cow::Owned(self.agent.into_owned()), task: Cow::Owned(self.task.into_owned()), ..self }
@@ -56,7 +76,20 @@ pub enum DecodedClaim<'r> {
     Invalid(InvalidClaim),
 }
 
-impl DecodedClaim<'_> {
+impl<'r> DecodedClaim<'r> {
+    /// Decodes and checks a record with this key and value. `schema` returns the schema of an id, `None` if it is not known yet
+    /// whether there is one; then this returns `None`, too.
+    pub fn decode<'s>(
+        key: Option<&[u8]>,
+        value: Option<&'r [u8]>,
+        schema: impl FnOnce(u32) -> Result<Option<&'s WriterSchema<StatusClaim>>, InvalidClaim>,
+    ) -> Option<Self> {
+        match Claim::decode(key, value, schema) {
+            Ok(claim) => claim.map(Self::Valid),
+            Err(reason) => Some(Self::Invalid(reason)),
+        }
+    }
+
     /// Copies the borrowed texts, so that the claim outlives its record.
     pub fn into_owned(self) -> DecodedClaim<'static> {
         match self {

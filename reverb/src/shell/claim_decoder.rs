@@ -1,13 +1,13 @@
-//! Decodes records of `statusclaims`.
+//! Finds the schemas of records of `statusclaims`, and lets the core decode them.
 
 use std::sync::Arc;
 
 use backbeat_broker::{Lookup, SubjectSchemas};
-use backbeat_schemas::{Header, InvalidClaim, MAX_CLAIM_BYTES, StatusClaim, WriterSchema, check_claim};
+use backbeat_schemas::{InvalidClaim, StatusClaim, WriterSchema};
 
-use crate::core::{Claim, DecodedClaim, RawRecord};
+use crate::core::{DecodedClaim, RawRecord};
 
-/// Decodes and validates records of `statusclaims`.
+/// Decodes records of `statusclaims`.
 pub(crate) struct ClaimDecoder {
     schemas: SubjectSchemas<StatusClaim>,
     /// The schema of the last claim, because the next claim nearly always has the same.
@@ -21,10 +21,7 @@ impl ClaimDecoder {
 
     /// Decodes one record. Returns `None` while its schema is being fetched.
     pub(crate) fn decode<'r>(&mut self, key: Option<&[u8]>, value: Option<&'r [u8]>) -> Option<DecodedClaim<'r>> {
-        match self.try_decode(key, value) {
-            Ok(claim) => claim.map(DecodedClaim::Valid),
-            Err(reason) => Some(DecodedClaim::Invalid(reason)),
-        }
+        DecodedClaim::decode(key, value, |id| self.schema(id))
     }
 
     /// Decodes a record that was copied, like [`ClaimDecoder::decode`] the record itself.
@@ -33,24 +30,6 @@ impl ClaimDecoder {
             Some(cut) => Some(DecodedClaim::Invalid(InvalidClaim::Size(cut.bytes))),
             None => self.decode(raw.key.as_deref(), raw.value.as_deref()),
         }
-    }
-
-    fn try_decode<'r>(
-        &mut self,
-        key: Option<&[u8]>,
-        value: Option<&'r [u8]>,
-    ) -> Result<Option<Claim<'r>>, InvalidClaim> {
-        let value = value.ok_or(InvalidClaim::NoValue)?;
-        if value.len() > MAX_CLAIM_BYTES {
-            return Err(InvalidClaim::Size(value.len()));
-        }
-        let (header, body) = Header::split(value)?;
-        let Some(schema) = self.schema(header.schema_id)? else {
-            return Ok(None);
-        };
-        let claim = schema.decode_borrowed(body)?;
-        check_claim(key, &claim)?;
-        Ok(Some(claim.into()))
     }
 
     fn schema(&mut self, id: u32) -> Result<Option<&WriterSchema<StatusClaim>>, InvalidClaim> {
