@@ -65,6 +65,13 @@ pub enum Event {
     /// The instant of [`super::Leadership::deadline`] has come. An `Elapsed` before it changes nothing, because the
     /// core compares each of its instants with the clock; so the shell may send one whenever it wakes up.
     Elapsed,
+    /// The response to a [`Command::Kafka`].
+    Kafka(KafkaResponse),
+}
+
+/// The response to a [`KafkaCommand`]. Each but [`KafkaCommand::CloseProducer`] gets one.
+#[derive(Debug, Clone, PartialEq)]
+pub enum KafkaResponse {
     /// The tail of `beatframes` was read.
     Tail {
         /// The newest committed frame; `None` if there is no frame.
@@ -74,10 +81,10 @@ pub enum Event {
     },
     /// Transactions are initialized: the producer of every earlier leader is fenced.
     TransactionsInitialized,
-    /// The response to [`Command::SampleBoundary`]: the first boundary after `InitTransactions` was sampled, or not in
+    /// The response to [`KafkaCommand::SampleBoundary`]: the first boundary after `InitTransactions` was sampled, or not in
     /// time.
     BoundarySampled,
-    /// The frame of [`Command::Publish`] is committed.
+    /// The frame of [`KafkaCommand::Publish`] is committed.
     Committed,
     /// The frame may or may not be committed.
     InDoubt,
@@ -88,9 +95,6 @@ pub enum Event {
 }
 
 /// An output of the core, which the shell executes.
-///
-/// `ReadTail`, `InitTransactions`, `SampleBoundary` and `Publish` go to the publisher: at most one of them is pending,
-/// and each is answered by one event.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Command {
     /// Check with a quorum whether this node is Raft's leader: answered by [`Event::QuorumChecked`].
@@ -98,26 +102,34 @@ pub enum Command {
         /// The id of the check, for the response to carry.
         check_id: u64,
     },
-    /// Read the newest committed frame: [`Event::Tail`] or [`Event::KafkaUnavailable`].
-    ReadTail,
-    /// Initialize transactions: [`Event::TransactionsInitialized`], [`Event::Fenced`] or [`Event::KafkaUnavailable`].
-    InitTransactions,
-    /// Sample the first boundary of a leadership and wait for it, for a limited time: [`Event::BoundarySampled`]. After
-    /// that time the leadership starts with the last frame's boundary.
-    SampleBoundary,
-    /// Publish the next beat: [`Event::Committed`], [`Event::InDoubt`] or [`Event::Fenced`].
-    Publish(Box<BeatFrame>),
+    /// Do something with Kafka. At most one command that gets a response is pending.
+    Kafka(KafkaCommand),
     /// Sample the boundary for the beat that is due soon, in the background. No event answers it: the beat takes the
     /// newest boundary that is known when it is due.
     RefreshBoundary,
-    /// Drop the transactional producer, without a commit or an abort.
-    CloseProducer,
     /// Stop sending heartbeats as Raft's leader, so that another node is elected.
     StepDown,
     /// Send heartbeats again as Raft's leader.
     Rejoin,
     /// End the program.
     Stop(StopReason),
+}
+
+/// A command for Kafka, which the publisher executes.
+#[derive(Debug, Clone, PartialEq)]
+pub enum KafkaCommand {
+    /// Read the newest committed frame: [`KafkaResponse::Tail`] or [`KafkaResponse::KafkaUnavailable`].
+    ReadTail,
+    /// Initialize transactions: [`KafkaResponse::TransactionsInitialized`], [`KafkaResponse::Fenced`] or
+    /// [`KafkaResponse::KafkaUnavailable`].
+    InitTransactions,
+    /// Sample the first boundary of a leadership and wait for it, for a limited time: [`KafkaResponse::BoundarySampled`]. After
+    /// that time the leadership starts with the last frame's boundary.
+    SampleBoundary,
+    /// Publish the next beat: [`KafkaResponse::Committed`], [`KafkaResponse::InDoubt`] or [`KafkaResponse::Fenced`].
+    Publish(Box<BeatFrame>),
+    /// Drop the transactional producer, without a commit or an abort.
+    CloseProducer,
 }
 
 /// The reason why pulse cannot continue.

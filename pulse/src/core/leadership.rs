@@ -48,8 +48,8 @@ use std::time::Duration;
 use backbeat_schemas::{BeatFrame, BeatIndex};
 
 use super::{
-    Boundary, Command, Event, MAX_BAR_LENGTH, Metronome, Now, Plan, PlanRequest, RaftRole, Refusal, StopReason,
-    TempoBounds,
+    Boundary, Command, Event, KafkaCommand, KafkaResponse, MAX_BAR_LENGTH, Metronome, Now, Plan, PlanRequest, RaftRole,
+    Refusal, StopReason, TempoBounds,
 };
 
 /// A leader that could not commit a beat for this long, or for a period if that is longer, steps down.
@@ -289,7 +289,7 @@ impl Leadership {
                 Vec::new()
             }
             Event::Elapsed => self.on_elapsed(now, boundary),
-            response => self.on_kafka_response(response, now),
+            Event::Kafka(response) => self.on_kafka_response(response, now),
         }
     }
 
@@ -434,7 +434,7 @@ impl Leadership {
                 commands
             }
             State::AwaitingCompetingLeader { until } if *until <= now.monotonic => {
-                self.enter(State::CheckingCompetingLeader, Command::ReadTail)
+                self.enter(State::CheckingCompetingLeader, KafkaCommand::ReadTail)
             }
             State::Confirming(_) | State::SteppedDown { .. } => Vec::new(),
             _ if must_check_quorum => vec![self.quorum_check(now)],
@@ -443,24 +443,24 @@ impl Leadership {
     }
 
     /// Processes the response to a command that the publisher carried out.
-    fn on_kafka_response(&mut self, response: Event, now: Now) -> Vec<Command> {
+    fn on_kafka_response(&mut self, response: KafkaResponse, now: Now) -> Vec<Command> {
         let response = match self.check_tail(response, now) {
             Ok(response) => response,
             Err(reason) => return vec![Command::Stop(reason)],
         };
         match (std::mem::replace(&mut self.state, State::Standby), response) {
-            (State::ReadingTail, Event::Tail { frame, .. }) => self.on_tail(frame.as_deref(), now),
-            (State::CheckingCompetingLeader, Event::Tail { frame, .. }) => {
+            (State::ReadingTail, KafkaResponse::Tail { frame, .. }) => self.on_tail(frame.as_deref(), now),
+            (State::CheckingCompetingLeader, KafkaResponse::Tail { frame, .. }) => {
                 match self.competing_leader(frame.as_deref()) {
                     Some(reason) => vec![Command::Stop(reason)],
-                    None => self.enter(State::InitTransactions, Command::InitTransactions),
+                    None => self.enter(State::InitTransactions, KafkaCommand::InitTransactions),
                 }
             }
-            (State::VerifyingTail, Event::Tail { frame, .. }) => self.on_verified_tail(frame, now),
-            (State::InitTransactions, Event::TransactionsInitialized) => {
-                self.enter(State::VerifyingTail, Command::ReadTail)
+            (State::VerifyingTail, KafkaResponse::Tail { frame, .. }) => self.on_verified_tail(frame, now),
+            (State::InitTransactions, KafkaResponse::TransactionsInitialized) => {
+                self.enter(State::VerifyingTail, KafkaCommand::ReadTail)
             }
-            (State::SamplingBoundary, Event::BoundarySampled) => {
+            (State::SamplingBoundary, KafkaResponse::BoundarySampled) => {
                 if self.must_stand_by() {
                     self.stand_by()
                 } else if self.degraded && !self.is_raft_leader() {
@@ -469,13 +469,13 @@ impl Leadership {
                     vec![self.confirm(Purpose::FirstBeat, now)]
                 }
             }
-            (State::Publishing(frame), Event::Committed) => {
+            (State::Publishing(frame), KafkaResponse::Committed) => {
                 self.metronome.set_last(*frame);
                 self.uncommitted_since = None;
                 self.times_fenced = 0;
                 if self.must_stand_by() { self.stand_by() } else { self.wait(now) }
             }
-            (State::Publishing(frame), Event::InDoubt) => {
+            (State::Publishing(frame), KafkaResponse::InDoubt) => {
                 self.in_doubt = Some(frame);
                 if let Some(commands) = self.stand_by_or_step_down(now) {
                     commands
@@ -483,32 +483,32 @@ impl Leadership {
                     // If this node was suspended, initializing transactions now would fence a newer leader.
                     vec![self.confirm(Purpose::TakeOver, now)]
                 } else {
-                    self.enter(State::InitTransactions, Command::InitTransactions)
+                    self.enter(State::InitTransactions, KafkaCommand::InitTransactions)
                 }
             }
-            (State::Publishing(frame), Event::Fenced) => {
+            (State::Publishing(frame), KafkaResponse::Fenced) => {
                 self.in_doubt = Some(frame);
                 self.on_fenced(now)
             }
-            (State::InitTransactions, Event::Fenced) => self.on_fenced(now),
+            (State::InitTransactions, KafkaResponse::Fenced) => self.on_fenced(now),
             (
                 State::ReadingTail | State::InitTransactions | State::VerifyingTail | State::CheckingCompetingLeader,
-                Event::KafkaUnavailable,
+                KafkaResponse::KafkaUnavailable,
             ) => self.stand_by_or_step_down(now).unwrap_or_else(|| {
-                self.enter(State::Pausing { until: now.monotonic + KAFKA_PAUSE }, Command::CloseProducer)
+                self.enter(State::Pausing { until: now.monotonic + KAFKA_PAUSE }, KafkaCommand::CloseProducer)
             }),
             (state, response) => unreachable!("{response:?} is not a response to a command of {state:?}"),
         }
     }
 
-    fn enter(&mut self, state: State, command: Command) -> Vec<Command> {
+    fn enter(&mut self, state: State, command: KafkaCommand) -> Vec<Command> {
         self.state = state;
-        vec![command]
+        vec![Command::Kafka(command)]
     }
 
     fn read_tail(&mut self, now: Now) -> Vec<Command> {
         self.uncommitted_since.get_or_insert(now.monotonic);
-        self.enter(State::ReadingTail, Command::ReadTail)
+        self.enter(State::ReadingTail, KafkaCommand::ReadTail)
     }
 
     fn on_tail(&mut self, frame: Option<&BeatFrame>, now: Now) -> Vec<Command> {
@@ -520,7 +520,7 @@ impl Leadership {
         if self.must_stand_by() || !may_take_over {
             return self.stand_by();
         }
-        self.enter(State::InitTransactions, Command::InitTransactions)
+        self.enter(State::InitTransactions, KafkaCommand::InitTransactions)
     }
 
     /// Continues from the tail read after `InitTransactions`: only this node can append a frame now.
@@ -538,7 +538,7 @@ impl Leadership {
             self.leading = true;
             self.metronome.take_over(self.raft_term);
         }
-        self.enter(State::SamplingBoundary, Command::SampleBoundary)
+        self.enter(State::SamplingBoundary, KafkaCommand::SampleBoundary)
     }
 
     fn wait(&mut self, now: Now) -> Vec<Command> {
@@ -560,7 +560,7 @@ impl Leadership {
         self.uncommitted_since.get_or_insert(now.monotonic);
         let mut frame = Box::new(self.metronome.build_frame(now.wall(), boundary, plan));
         frame.degraded = self.degraded;
-        self.enter(State::Publishing(frame.clone()), Command::Publish(frame))
+        self.enter(State::Publishing(frame.clone()), KafkaCommand::Publish(frame))
     }
 
     fn on_fenced(&mut self, now: Now) -> Vec<Command> {
@@ -578,7 +578,7 @@ impl Leadership {
             let backoff = FENCE_BACKOFF * 2_u32.pow(self.times_fenced.min(MAX_FENCE_DOUBLINGS));
             State::Pausing { until: now.monotonic + backoff.mul_f64(0.5 + now.random / 2.0) }
         };
-        vec![Command::CloseProducer]
+        vec![Command::Kafka(KafkaCommand::CloseProducer)]
     }
 
     /// Starts another attempt to publish, unless this node must no longer lead.
@@ -599,7 +599,7 @@ impl Leadership {
         self.in_doubt = None;
         self.uncommitted_since = None;
         self.proposed = None;
-        self.enter(State::Standby, Command::CloseProducer)
+        self.enter(State::Standby, KafkaCommand::CloseProducer)
     }
 
     /// Reacts to a failure: stands by or steps down, or returns `None` if this node should try again.
@@ -701,8 +701,8 @@ impl Leadership {
 
     /// Checks a tail: an error if pulse must not continue after it. One that ends before a beat that was published comes from
     /// a broker without the whole log, and counts as no response; unless that lasts.
-    fn check_tail(&mut self, response: Event, now: Now) -> Result<Event, StopReason> {
-        let Event::Tail { frame, newest_reported } = &response else { return Ok(response) };
+    fn check_tail(&mut self, response: KafkaResponse, now: Now) -> Result<KafkaResponse, StopReason> {
+        let KafkaResponse::Tail { frame, newest_reported } = &response else { return Ok(response) };
         if let Some(reported) = newest_reported {
             self.remember(*reported);
         }
@@ -720,7 +720,7 @@ impl Leadership {
         };
         let since = *self.stale_since.get_or_insert(now.monotonic);
         if found.is_some() && now.monotonic.saturating_sub(since) < LOST_AFTER {
-            return Ok(Event::KafkaUnavailable);
+            return Ok(KafkaResponse::KafkaUnavailable);
         }
         Err(StopReason::FramesLost { found, known })
     }

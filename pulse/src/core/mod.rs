@@ -7,7 +7,7 @@ mod metronome;
 mod plan;
 
 pub use boundary::Boundary;
-pub use event::{Command, Event, Now, RaftRole, StopReason};
+pub use event::{Command, Event, KafkaCommand, KafkaResponse, Now, RaftRole, StopReason};
 pub use leadership::{Leadership, Role};
 pub use metronome::{InitialConfig, Metronome};
 pub use plan::{MAX_BAR_LENGTH, Plan, PlanRequest, Refusal, TempoBounds};

@@ -21,7 +21,10 @@ use super::boundary_sampler::BoundarySampler;
 use super::metrics::Metrics;
 use super::raft::RaftNode;
 use super::status::SharedStatus;
-use crate::core::{Command, Event, InitialConfig, Leadership, Now, Plan, PlanRequest, RaftRole, Refusal, Role};
+use crate::core::{
+    Command, Event, InitialConfig, KafkaCommand, KafkaResponse, Leadership, Now, Plan, PlanRequest, RaftRole, Refusal,
+    Role,
+};
 
 /// The longest wait for an input, so that a lost topic is noticed in time even at a slow tempo.
 const IDLE_WAIT: Duration = Duration::from_secs(1);
@@ -47,7 +50,7 @@ pub(crate) struct Conductor {
     pub(crate) runtime: Handle,
     /// The sending end of the conductor's own inputs, for tasks that it starts.
     pub(crate) inputs: Sender<ConductorInput>,
-    pub(crate) publisher: Sender<Command>,
+    pub(crate) publisher: Sender<KafkaCommand>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) status: SharedStatus,
 }
@@ -126,8 +129,9 @@ impl Conductor {
             }
             Command::Rejoin => self.raft.set_heartbeats(true),
             Command::Stop(reason) => return Err(reason.into()),
-            command => {
-                let requested = observations.boundary_requested.take_if(|_| matches!(command, Command::Publish(_)));
+            Command::Kafka(command) => {
+                let is_beat = matches!(command, KafkaCommand::Publish(_));
+                let requested = observations.boundary_requested.take_if(|_| is_beat);
                 if requested.is_some_and(|requested| !self.boundary_sampler.is_fresh(requested)) {
                     self.metrics.record_stale_boundary();
                 }
@@ -163,15 +167,15 @@ impl Conductor {
                     }
                 }
             }
-            Event::Fenced => {
+            Event::Kafka(KafkaResponse::Fenced) => {
                 tracing::warn!("the producer was fenced; backing off");
             }
-            Event::Committed => {
+            Event::Kafka(KafkaResponse::Committed) => {
                 if let Some(elected) = observations.elected.take() {
                     self.metrics.record_takeover(elected.elapsed());
                 }
             }
-            Event::Tail { frame: Some(frame), .. } if !observations.flags_compared => {
+            Event::Kafka(KafkaResponse::Tail { frame: Some(frame), .. }) if !observations.flags_compared => {
                 observations.flags_compared = true;
                 self.compare_flags(frame);
             }

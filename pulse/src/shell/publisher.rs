@@ -12,7 +12,7 @@ use super::boundary_sampler::BoundarySampler;
 use super::conductor::ConductorInput;
 use super::metrics::Metrics;
 use super::status::SharedStatus;
-use crate::core::{Boundary, Command, Event};
+use crate::core::{Boundary, Event, KafkaCommand, KafkaResponse};
 
 /// The timeout of `InitTransactions` and of every commit, and the transaction timeout.
 const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -68,33 +68,32 @@ impl Publisher {
     }
 
     /// Executes commands until the sending end of `commands` is dropped.
-    pub(crate) fn run(mut self, commands: &Receiver<Command>, conductor: &Sender<ConductorInput>) {
+    pub(crate) fn run(mut self, commands: &Receiver<KafkaCommand>, conductor: &Sender<ConductorInput>) {
         while let Ok(command) = commands.recv() {
-            let Some(event) = self.execute(command) else { continue };
-            if conductor.send(ConductorInput::Event(event)).is_err() {
+            let Some(response) = self.execute(command) else { continue };
+            if conductor.send(ConductorInput::Event(Event::Kafka(response))).is_err() {
                 return;
             }
         }
     }
 
-    fn execute(&mut self, command: Command) -> Option<Event> {
+    fn execute(&mut self, command: KafkaCommand) -> Option<KafkaResponse> {
         match command {
-            Command::ReadTail => Some(self.read_tail().unwrap_or_else(|error| {
+            KafkaCommand::ReadTail => Some(self.read_tail().unwrap_or_else(|error| {
                 tracing::warn!(%error, "cannot read the tail of beatframes");
-                Event::KafkaUnavailable
+                KafkaResponse::KafkaUnavailable
             })),
-            Command::InitTransactions => Some(self.init_transactions()),
-            Command::SampleBoundary => Some(self.sample_first_boundary()),
-            Command::Publish(frame) => Some(self.publish(&frame)),
-            Command::CloseProducer => {
+            KafkaCommand::InitTransactions => Some(self.init_transactions()),
+            KafkaCommand::SampleBoundary => Some(self.sample_first_boundary()),
+            KafkaCommand::Publish(frame) => Some(self.publish(&frame)),
+            KafkaCommand::CloseProducer => {
                 self.producer = None;
                 None
             }
-            other => unreachable!("{other:?} is not a command for the publisher"),
         }
     }
 
-    fn read_tail(&mut self) -> Result<Event, ReadError> {
+    fn read_tail(&mut self) -> Result<KafkaResponse, ReadError> {
         let frame = self.frames.last()?.map(|entry| Box::new(entry.record));
         let mut newest_reported = None;
         if frame.is_none() || !self.has_read_reports {
@@ -107,10 +106,10 @@ impl Publisher {
         if let Some(frame) = &frame {
             self.boundary_sampler.advance_to(Boundary::new(frame.claim_offsets.clone()));
         }
-        Ok(Event::Tail { frame, newest_reported })
+        Ok(KafkaResponse::Tail { frame, newest_reported })
     }
 
-    fn init_transactions(&mut self) -> Event {
+    fn init_transactions(&mut self) -> KafkaResponse {
         // Two producers with one transactional id would fence each other.
         self.producer = None;
         let id = self.broker.topics().pulse_transactional_id();
@@ -120,17 +119,21 @@ impl Publisher {
         match decisive.next().unwrap_or_else(|| initialize(TRANSACTION_TIMEOUT)) {
             Ok(producer) => {
                 self.producer = Some(producer);
-                Event::TransactionsInitialized
+                KafkaResponse::TransactionsInitialized
             }
             Err(error) => {
                 self.metrics.record_failed_transaction();
                 tracing::warn!(%error, "cannot initialize transactions");
-                if matches!(error, TransactionError::Fenced(_)) { Event::Fenced } else { Event::KafkaUnavailable }
+                if matches!(error, TransactionError::Fenced(_)) {
+                    KafkaResponse::Fenced
+                } else {
+                    KafkaResponse::KafkaUnavailable
+                }
             }
         }
     }
 
-    fn sample_first_boundary(&self) -> Event {
+    fn sample_first_boundary(&self) -> KafkaResponse {
         let requested = Instant::now();
         self.boundary_sampler.refresh();
         while requested.elapsed() < FIRST_BOUNDARY_TIMEOUT && !self.boundary_sampler.is_fresh(requested) {
@@ -140,22 +143,26 @@ impl Publisher {
             self.metrics.record_stale_boundary();
             tracing::warn!("cannot sample a first boundary within 2 s; starting with the last frame's boundary");
         }
-        Event::BoundarySampled
+        KafkaResponse::BoundarySampled
     }
 
-    fn publish(&mut self, frame: &BeatFrame) -> Event {
+    fn publish(&mut self, frame: &BeatFrame) -> KafkaResponse {
         let started = Instant::now();
         match self.send(frame) {
             Ok(()) => {
                 self.metrics.record_beat(frame, started.elapsed());
                 self.status.update(|status| status.record_beat(frame));
                 tracing::debug!(beat = %frame.beat_index, window_id = %frame.window_id, "published a beat");
-                Event::Committed
+                KafkaResponse::Committed
             }
             Err(error) => {
                 self.metrics.record_failed_transaction();
                 tracing::warn!(%error, beat = %frame.beat_index, "a beat's transaction failed; reading the tail to see whether it was committed");
-                if matches!(error, TransactionError::Fenced(_)) { Event::Fenced } else { Event::InDoubt }
+                if matches!(error, TransactionError::Fenced(_)) {
+                    KafkaResponse::Fenced
+                } else {
+                    KafkaResponse::InDoubt
+                }
             }
         }
     }

@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use backbeat_pulse::core::{
-    Boundary, Command, Event, InitialConfig, Leadership, Metronome, Now, Plan, PlanRequest, RaftRole, Role, TempoBounds,
+    Boundary, Command, Event, InitialConfig, KafkaCommand, KafkaResponse, Leadership, Metronome, Now, Plan,
+    PlanRequest, RaftRole, Role, TempoBounds,
 };
 use backbeat_schemas::{BeatFrame, BeatIndex, Tempo};
 use backbeat_simulation::{Violation, ensure};
@@ -109,9 +110,9 @@ enum SimEvent {
     /// A quorum check, with its id, reaches the other nodes.
     QuorumRequest(u64),
     /// A command, from the producer with this epoch, reaches Kafka.
-    KafkaRequest(Box<Command>, u64),
+    KafkaRequest(Box<KafkaCommand>, u64),
     /// A command reaches Kafka after its node gave it up, so that its response is lost.
-    Orphan(Box<Command>, u64),
+    Orphan(Box<KafkaCommand>, u64),
     /// A node receives the last stable offsets of `statusclaims`.
     BoundaryResponse(Boundary),
     /// A node receives the newest plan that Raft has committed.
@@ -330,10 +331,10 @@ impl World {
         if let SimEvent::Orphan(command, epoch) = sim_event {
             // Its node sent it earlier, and may have crashed since.
             match *command {
-                Command::Publish(frame) if self.kafka.up => {
+                KafkaCommand::Publish(frame) if self.kafka.up => {
                     self.commit(epoch, *frame)?;
                 }
-                Command::InitTransactions if self.kafka.up => {
+                KafkaCommand::InitTransactions if self.kafka.up => {
                     self.kafka.init_transactions();
                 }
                 _ => {}
@@ -387,59 +388,70 @@ impl World {
     }
 
     /// Processes a command of `node` that reaches Kafka.
-    fn process_kafka_request(&mut self, node: usize, command: Command, epoch: u64) -> Result<(), Violation> {
+    fn process_kafka_request(&mut self, node: usize, command: KafkaCommand, epoch: u64) -> Result<(), Violation> {
         let is_unavailable = !self.kafka.up || self.nodes[node].is_cut_off_from_kafka;
         let response_is_lost = self.small_fault(0.02);
         let response = match command {
-            Command::ReadTail | Command::InitTransactions if is_unavailable || response_is_lost => {
-                if matches!(command, Command::InitTransactions) && !self.nodes[node].is_cut_off_from_kafka {
+            KafkaCommand::ReadTail | KafkaCommand::InitTransactions if is_unavailable || response_is_lost => {
+                if matches!(command, KafkaCommand::InitTransactions) && !self.nodes[node].is_cut_off_from_kafka {
                     // Kafka executes it all the same, now or later.
                     self.schedule(node, 0..10 * SECOND, SimEvent::Orphan(Box::new(command), 0));
                 }
-                self.schedule(node, SECOND..10 * SECOND, SimEvent::Deliver(Event::KafkaUnavailable));
+                self.schedule(
+                    node,
+                    SECOND..10 * SECOND,
+                    SimEvent::Deliver(Event::Kafka(KafkaResponse::KafkaUnavailable)),
+                );
                 return Ok(());
             }
-            Command::ReadTail => {
+            KafkaCommand::ReadTail => {
                 let frame = self.kafka.tail();
                 if let Some(frame) = &frame
                     && self.sabotage != Some(Sabotage::BoundariesForgotten)
                 {
                     self.nodes[node].boundary.advance_to(&Boundary::new(frame.claim_offsets.clone()));
                 }
-                Event::Tail { frame: frame.map(Box::new), newest_reported: None }
+                KafkaResponse::Tail { frame: frame.map(Box::new), newest_reported: None }
             }
-            Command::InitTransactions => {
+            KafkaCommand::InitTransactions => {
                 let epoch = self.kafka.init_transactions();
                 self.nodes[node].epoch = Some(epoch);
                 self.nodes[node].initialized_at = self.now;
                 let holders = self.nodes.iter().filter(|node| node.epoch == Some(epoch)).count();
                 ensure(holders == 1, checks::ONE_LEADER, || format!("{holders} producers of epoch {epoch}"))?;
-                Event::TransactionsInitialized
+                KafkaResponse::TransactionsInitialized
             }
-            Command::SampleBoundary => {
+            KafkaCommand::SampleBoundary => {
                 if !is_unavailable && self.sabotage != Some(Sabotage::BoundariesForgotten) {
                     self.nodes[node].boundary.advance_to(&claim_ends(self.now));
                 }
-                Event::BoundarySampled
+                KafkaResponse::BoundarySampled
             }
-            Command::Publish(frame) if is_unavailable => {
+            KafkaCommand::Publish(frame) if is_unavailable => {
                 // Kafka may execute it later or never; the node does not know.
                 if self.rng.random_bool(0.5) {
-                    self.schedule(node, 0..20 * SECOND, SimEvent::Orphan(Box::new(Command::Publish(frame)), epoch));
+                    self.schedule(
+                        node,
+                        0..20 * SECOND,
+                        SimEvent::Orphan(Box::new(KafkaCommand::Publish(frame)), epoch),
+                    );
                 }
-                self.schedule(node, SECOND..10 * SECOND, SimEvent::Deliver(Event::InDoubt));
+                self.schedule(node, SECOND..10 * SECOND, SimEvent::Deliver(Event::Kafka(KafkaResponse::InDoubt)));
                 return Ok(());
             }
-            Command::Publish(frame) => match self.commit(epoch, *frame)? {
-                Commit::Done if response_is_lost => Event::InDoubt,
-                Commit::InDoubt => Event::InDoubt,
-                Commit::Done => Event::Committed,
-                Commit::Fenced => Event::Fenced,
+            KafkaCommand::Publish(frame) => match self.commit(epoch, *frame)? {
+                Commit::Done if response_is_lost => KafkaResponse::InDoubt,
+                Commit::InDoubt => KafkaResponse::InDoubt,
+                Commit::Done => KafkaResponse::Committed,
+                Commit::Fenced => KafkaResponse::Fenced,
             },
-            other => unreachable!("{other:?} is not a command for Kafka"),
+            KafkaCommand::CloseProducer => {
+                self.nodes[node].epoch = None;
+                return Ok(());
+            }
         };
         let delay = if response_is_lost { SECOND..10 * SECOND } else { 500..20_000 };
-        self.schedule(node, delay, SimEvent::Deliver(response));
+        self.schedule(node, delay, SimEvent::Deliver(Event::Kafka(response)));
         Ok(())
     }
 
@@ -480,16 +492,7 @@ impl World {
     }
 
     fn deliver(&mut self, node: usize, event: Event) -> Result<(), Violation> {
-        let is_kafka_response = matches!(
-            event,
-            Event::Tail { .. }
-                | Event::TransactionsInitialized
-                | Event::BoundarySampled
-                | Event::Committed
-                | Event::InDoubt
-                | Event::Fenced
-                | Event::KafkaUnavailable
-        );
+        let is_kafka_response = matches!(event, Event::Kafka(_));
         if is_kafka_response {
             self.nodes[node].awaits_kafka = false;
         }
@@ -507,7 +510,9 @@ impl World {
 
     fn trace_event(&mut self, node: usize, event: &Event) {
         let what = match event {
-            Event::Tail { frame, .. } => format!("tail {:?}", frame.as_ref().map(|frame| frame.beat_index.get())),
+            Event::Kafka(KafkaResponse::Tail { frame, .. }) => {
+                format!("tail {:?}", frame.as_ref().map(|frame| frame.beat_index.get()))
+            }
             Event::FrameRead(frame) => format!("read {}", frame.beat_index),
             other => format!("{other:?}"),
         };
@@ -545,7 +550,9 @@ impl World {
     fn execute(&mut self, node: usize, command: Command) -> Result<(), Violation> {
         if !matches!(command, Command::CheckQuorum { .. } | Command::RefreshBoundary) {
             let what = match &command {
-                Command::Publish(frame) => format!("publish {} of term {}", frame.beat_index, frame.term),
+                Command::Kafka(KafkaCommand::Publish(frame)) => {
+                    format!("publish {} of term {}", frame.beat_index, frame.term)
+                }
                 other => format!("{other:?}"),
             };
             writeln!(self.trace, "{:>10} n{node} -> {what}", self.now).expect("writing to a String does not fail");
@@ -557,19 +564,19 @@ impl World {
                     self.schedule(node, 500..20_000, SimEvent::BoundaryResponse(claim_ends(self.now)));
                 }
             }
-            Command::CloseProducer => self.nodes[node].epoch = None,
+            Command::Kafka(KafkaCommand::CloseProducer) => self.nodes[node].epoch = None,
             Command::StepDown => self.links.stepped_down[node] = true,
             Command::Rejoin => self.links.stepped_down[node] = false,
             Command::Stop(reason) => {
                 ensure(false, checks::PROGRESS, || format!("n{node} stopped: {reason}"))?;
             }
-            command => {
+            Command::Kafka(command) => {
                 let awaits_kafka = std::mem::replace(&mut self.nodes[node].awaits_kafka, true);
                 ensure(!awaits_kafka, checks::PROGRESS, || format!("n{node} has two commands to Kafka pending"))?;
-                if matches!(command, Command::InitTransactions) {
+                if matches!(command, KafkaCommand::InitTransactions) {
                     self.nodes[node].epoch = None;
                 }
-                if let Command::Publish(frame) = &command {
+                if let KafkaCommand::Publish(frame) = &command {
                     self.check_may_publish(node, frame)?;
                 }
                 let epoch = self.nodes[node].epoch.unwrap_or(u64::MAX);
@@ -635,7 +642,7 @@ impl World {
         // The commands that it has sent may still arrive.
         let incarnation = self.nodes[node].incarnation;
         let sent: Vec<_> = self.queue.iter().filter(|(_, (n, i, _))| (*n, *i) == (node, incarnation)).collect();
-        let orphans: Vec<(Box<Command>, u64)> = sent
+        let orphans: Vec<(Box<KafkaCommand>, u64)> = sent
             .into_iter()
             .filter_map(|(_, (_, _, sim_event))| match sim_event {
                 SimEvent::KafkaRequest(command, epoch) => Some((command.clone(), *epoch)),

@@ -33,7 +33,7 @@ fn node(name: &str) -> Node {
 }
 
 fn tail(frame: Option<&BeatFrame>) -> Event {
-    Event::Tail { frame: frame.cloned().map(Box::new), newest_reported: None }
+    Event::Kafka(KafkaResponse::Tail { frame: frame.cloned().map(Box::new), newest_reported: None })
 }
 
 fn leader(raft_term: u64) -> Event {
@@ -66,11 +66,14 @@ impl Node {
 
     /// Drives the node from a quorum check to the wait for its next beat.
     fn take_over(&mut self, last: Option<&BeatFrame>) {
-        assert_eq!(self.answer_quorum_check(true), [Command::ReadTail]);
-        assert_eq!(self.on(tail(last)), [Command::InitTransactions]);
-        assert_eq!(self.on(Event::TransactionsInitialized), [Command::ReadTail]);
-        assert_eq!(self.on(tail(last)), [Command::SampleBoundary]);
-        assert!(matches!(self.on(Event::BoundarySampled)[..], [Command::CheckQuorum { .. }]));
+        assert_eq!(self.answer_quorum_check(true), [Command::Kafka(KafkaCommand::ReadTail)]);
+        assert_eq!(self.on(tail(last)), [Command::Kafka(KafkaCommand::InitTransactions)]);
+        assert_eq!(
+            self.on(Event::Kafka(KafkaResponse::TransactionsInitialized)),
+            [Command::Kafka(KafkaCommand::ReadTail)]
+        );
+        assert_eq!(self.on(tail(last)), [Command::Kafka(KafkaCommand::SampleBoundary)]);
+        assert!(matches!(self.on(Event::Kafka(KafkaResponse::BoundarySampled))[..], [Command::CheckQuorum { .. }]));
         assert_eq!(self.answer_quorum_check(true), []);
     }
 
@@ -82,7 +85,7 @@ impl Node {
     /// Lets the deadline elapse and returns the frame that is published.
     fn publish_due_beat(&mut self) -> BeatFrame {
         match &self.on(Event::Elapsed)[..] {
-            [Command::Publish(frame)] => (**frame).clone(),
+            [Command::Kafka(KafkaCommand::Publish(frame))] => (**frame).clone(),
             other => panic!("expected a frame to be published, not {other:?}"),
         }
     }
@@ -101,7 +104,7 @@ fn elected_node_confirmed_by_a_quorum_leads_after_init_transactions() {
     assert_eq!(node.core.role(), Role::Leader);
     let first = node.publish_due_beat();
     assert_eq!((first.beat_index.get(), first.term, first.degraded), (0, 3, false));
-    assert_eq!(node.at(1_010).on(Event::Committed), []);
+    assert_eq!(node.at(1_010).on(Event::Kafka(KafkaResponse::Committed)), []);
     assert_eq!(node.core.deadline(), Some(Duration::from_millis(1_300)), "the next quorum check");
     node.at(1_300).on(Event::Elapsed);
     node.answer_quorum_check(true);
@@ -117,7 +120,7 @@ fn elapsed_before_the_deadline_changes_nothing() {
     let mut node = node("a");
     node.at(1_000).lead(leader(1), None);
     node.publish_due_beat();
-    node.at(1_010).on(Event::Committed);
+    node.at(1_010).on(Event::Kafka(KafkaResponse::Committed));
     let (state, deadline) = (node.core.state.clone(), node.core.deadline());
     assert!(deadline.is_some_and(|deadline| deadline > Duration::from_millis(1_200)));
     for millis in [1_010, 1_200] {
@@ -130,7 +133,7 @@ fn elapsed_before_the_deadline_changes_nothing() {
 fn elected_node_without_a_quorum_does_not_take_over() {
     let mut node = node("a");
     node.on(leader(1));
-    assert_eq!(node.answer_quorum_check(false), [Command::CloseProducer]);
+    assert_eq!(node.answer_quorum_check(false), [Command::Kafka(KafkaCommand::CloseProducer)]);
     assert_eq!(
         node.core.deadline(),
         Some(ELECTION / QUORUM_RETRIES_PER_ELECTION_TIMEOUT),
@@ -140,10 +143,10 @@ fn elected_node_without_a_quorum_does_not_take_over() {
     node.at(50).on(Event::Elapsed);
     node.answer_quorum_check(true);
     node.on(tail(None));
-    node.on(Event::TransactionsInitialized);
+    node.on(Event::Kafka(KafkaResponse::TransactionsInitialized));
     node.on(tail(None));
-    node.on(Event::BoundarySampled);
-    assert_eq!(node.answer_quorum_check(false), [Command::CloseProducer]);
+    node.on(Event::Kafka(KafkaResponse::BoundarySampled));
+    assert_eq!(node.answer_quorum_check(false), [Command::Kafka(KafkaCommand::CloseProducer)]);
     assert_eq!(node.core.role(), Role::Leaderless);
 }
 
@@ -160,10 +163,13 @@ fn beat_in_doubt_found_in_the_tail_is_not_published_again() {
     let mut node = node("a");
     node.at(1_000).lead(leader(1), None);
     let first = node.publish_due_beat();
-    assert_eq!(node.at(1_500).on(Event::InDoubt), [Command::InitTransactions]);
-    assert_eq!(node.on(Event::TransactionsInitialized), [Command::ReadTail]);
-    assert_eq!(node.on(tail(Some(&first))), [Command::SampleBoundary]);
-    node.on(Event::BoundarySampled);
+    assert_eq!(
+        node.at(1_500).on(Event::Kafka(KafkaResponse::InDoubt)),
+        [Command::Kafka(KafkaCommand::InitTransactions)]
+    );
+    assert_eq!(node.on(Event::Kafka(KafkaResponse::TransactionsInitialized)), [Command::Kafka(KafkaCommand::ReadTail)]);
+    assert_eq!(node.on(tail(Some(&first))), [Command::Kafka(KafkaCommand::SampleBoundary)]);
+    node.on(Event::Kafka(KafkaResponse::BoundarySampled));
     node.answer_quorum_check(true);
     let next = node.at(2_000).publish_due_beat();
     assert_eq!((next.beat_index.get(), next.term), (1, first.term));
@@ -174,10 +180,10 @@ fn beat_in_doubt_missing_from_the_tail_is_published_again() {
     let mut node = node("a");
     node.at(1_000).lead(leader(1), None);
     let first = node.publish_due_beat();
-    node.at(1_500).on(Event::InDoubt);
-    node.on(Event::TransactionsInitialized);
-    assert_eq!(node.on(tail(None)), [Command::SampleBoundary]);
-    node.on(Event::BoundarySampled);
+    node.at(1_500).on(Event::Kafka(KafkaResponse::InDoubt));
+    node.on(Event::Kafka(KafkaResponse::TransactionsInitialized));
+    assert_eq!(node.on(tail(None)), [Command::Kafka(KafkaCommand::SampleBoundary)]);
+    node.on(Event::Kafka(KafkaResponse::BoundarySampled));
     node.answer_quorum_check(true);
     let again = node.publish_due_beat();
     assert_eq!(again.beat_index, first.beat_index);
@@ -189,7 +195,7 @@ fn leader_that_lost_its_quorum_continues_degraded_with_the_plan_frozen() {
     let mut node = node("a");
     node.at(1_000).lead(leader(1), None);
     node.publish_due_beat();
-    node.on(Event::Committed);
+    node.on(Event::Kafka(KafkaResponse::Committed));
     node.on(Event::PlanApplied(Plan { from: BeatIndex::ZERO, tempo: tempo("66"), bar_length: 1 }));
     for beat in 1..=4 {
         let now = 1_000 + beat * 1_000 - 500;
@@ -201,7 +207,7 @@ fn leader_that_lost_its_quorum_continues_degraded_with_the_plan_frozen() {
             (beat > 1, tempo("60")),
             "one failed check does not degrade a beat"
         );
-        node.on(Event::Committed);
+        node.on(Event::Kafka(KafkaResponse::Committed));
     }
     assert_eq!(node.core.role(), Role::DegradedLeader);
     assert!(!node.core.knows_leader(at(node.millis)));
@@ -216,10 +222,10 @@ fn leader_that_was_suspended_checks_the_quorum_before_its_beat() {
     let mut node = node("a");
     node.at(1_000).lead(leader(1), None);
     node.publish_due_beat();
-    node.on(Event::Committed);
+    node.on(Event::Kafka(KafkaResponse::Committed));
     let commands = node.at(60_000).on(Event::Elapsed);
     assert!(matches!(commands[..], [Command::CheckQuorum { .. }]));
-    assert!(matches!(node.answer_quorum_check(true)[..], [Command::Publish(_)]));
+    assert!(matches!(node.answer_quorum_check(true)[..], [Command::Kafka(KafkaCommand::Publish(_))]));
 }
 
 #[test]
@@ -228,7 +234,7 @@ fn quorum_confirmation_from_before_a_suspension_is_checked_again() {
     node.on(leader(1));
     node.at(5_000);
     assert!(matches!(node.answer_quorum_check(true)[..], [Command::CheckQuorum { .. }]));
-    assert_eq!(node.answer_quorum_check(true), [Command::ReadTail]);
+    assert_eq!(node.answer_quorum_check(true), [Command::Kafka(KafkaCommand::ReadTail)]);
 }
 
 #[test]
@@ -237,7 +243,7 @@ fn leader_that_learns_of_another_closes_its_producer() {
     node.at(1_000).lead(leader(1), None);
     node.publish_due_beat();
     assert_eq!(node.on(follower()), [], "it waits for the commit in flight");
-    assert_eq!(node.on(Event::Committed), [Command::CloseProducer]);
+    assert_eq!(node.on(Event::Kafka(KafkaResponse::Committed)), [Command::Kafka(KafkaCommand::CloseProducer)]);
     assert_eq!((node.core.role(), node.core.deadline()), (Role::Follower, None));
 }
 
@@ -252,15 +258,15 @@ fn follower_without_a_leader_or_beats_takes_over_degraded() {
     node.at(1_200).on(Event::RaftRoleChanged(RaftRole::Leaderless));
     // Two periods after the beat, and by then five election timeouts after the leader was lost.
     assert_eq!(node.core.deadline(), Some(Duration::from_secs(3)));
-    assert_eq!(node.at(3_000).on(Event::Elapsed), [Command::ReadTail]);
-    assert_eq!(node.on(tail(Some(&last))), [Command::InitTransactions]);
-    node.on(Event::TransactionsInitialized);
+    assert_eq!(node.at(3_000).on(Event::Elapsed), [Command::Kafka(KafkaCommand::ReadTail)]);
+    assert_eq!(node.on(tail(Some(&last))), [Command::Kafka(KafkaCommand::InitTransactions)]);
+    node.on(Event::Kafka(KafkaResponse::TransactionsInitialized));
     node.on(tail(Some(&last)));
-    assert_eq!(node.on(Event::BoundarySampled), [], "no quorum is needed");
+    assert_eq!(node.on(Event::Kafka(KafkaResponse::BoundarySampled)), [], "no quorum is needed");
     let frame = node.publish_due_beat();
     assert_eq!((frame.beat_index.get(), frame.degraded, frame.term), (1, true, 2));
     // Elected and confirmed, it continues in the same term.
-    node.on(Event::Committed);
+    node.on(Event::Kafka(KafkaResponse::Committed));
     node.on(leader(7));
     node.confirm_quorum();
     let next = node.at(4_000).publish_due_beat();
@@ -272,13 +278,13 @@ fn degraded_takeover_after_a_newer_beat_is_abandoned() {
     let mut leading = node("a");
     leading.at(1_000).lead(leader(1), None);
     let last = leading.publish_due_beat();
-    leading.on(Event::Committed);
+    leading.on(Event::Kafka(KafkaResponse::Committed));
     leading.at(2_000).confirm_quorum();
     let newer = leading.publish_due_beat();
     let mut node = node("b");
     node.at(1_000).on(Event::FrameRead(Box::new(last)));
-    assert_eq!(node.at(3_000).on(Event::Elapsed), [Command::ReadTail]);
-    assert_eq!(node.on(tail(Some(&newer))), [Command::CloseProducer]);
+    assert_eq!(node.at(3_000).on(Event::Elapsed), [Command::Kafka(KafkaCommand::ReadTail)]);
+    assert_eq!(node.on(tail(Some(&newer))), [Command::Kafka(KafkaCommand::CloseProducer)]);
     assert_eq!(node.core.deadline(), Some(Duration::from_secs(5)));
 }
 
@@ -294,13 +300,13 @@ fn fenced_leader_confirmed_by_a_quorum_takes_over_with_a_new_term() {
     let mut node_a = node("a");
     node_a.at(1_000).lead(leader(1), None);
     let first = node_a.publish_due_beat();
-    node_a.on(Event::Committed);
+    node_a.on(Event::Kafka(KafkaResponse::Committed));
     node_a.at(2_000).confirm_quorum();
     node_a.publish_due_beat();
     let mut competitor = node("competitor");
     competitor.at(2_000).lead(leader(1), Some(&first));
     let competing_frame = competitor.publish_due_beat();
-    assert_eq!(node_a.on(Event::Fenced), [Command::CloseProducer]);
+    assert_eq!(node_a.on(Event::Kafka(KafkaResponse::Fenced)), [Command::Kafka(KafkaCommand::CloseProducer)]);
     let until = node_a.core.deadline().expect("a deadline").as_millis() as u64;
     assert!(until > 2_000);
     assert!(matches!(node_a.at(until).on(Event::Elapsed)[..], [Command::CheckQuorum { .. }]));
@@ -316,9 +322,9 @@ fn fenced_leader_without_a_quorum_stands_by() {
     let mut node = node("a");
     node.at(1_000).lead(leader(1), None);
     node.publish_due_beat();
-    node.on(Event::Fenced);
+    node.on(Event::Kafka(KafkaResponse::Fenced));
     node.at(2_000).on(Event::Elapsed);
-    assert_eq!(node.answer_quorum_check(false), [Command::CloseProducer]);
+    assert_eq!(node.answer_quorum_check(false), [Command::Kafka(KafkaCommand::CloseProducer)]);
     assert_eq!(node.core.role(), Role::Leaderless);
 }
 
@@ -327,9 +333,9 @@ fn leader_suspended_during_a_commit_checks_the_quorum_before_fencing() {
     let mut node = node("a");
     node.at(1_000).lead(leader(1), None);
     node.publish_due_beat();
-    let commands = node.at(9_000).on(Event::InDoubt);
+    let commands = node.at(9_000).on(Event::Kafka(KafkaResponse::InDoubt));
     assert!(matches!(commands[..], [Command::CheckQuorum { .. }]), "{commands:?}");
-    assert_eq!(node.answer_quorum_check(false), [Command::CloseProducer]);
+    assert_eq!(node.answer_quorum_check(false), [Command::Kafka(KafkaCommand::CloseProducer)]);
 }
 
 #[test]
@@ -337,14 +343,18 @@ fn tail_older_than_an_observed_frame_is_stale() {
     let mut other = node("o");
     other.lead(leader(1), None);
     let first = other.publish_due_beat();
-    other.on(Event::Committed);
+    other.on(Event::Kafka(KafkaResponse::Committed));
     other.at(1_000).confirm_quorum();
     let second = other.publish_due_beat();
     let mut node_a = node("a");
     node_a.on(Event::FrameRead(Box::new(second.clone())));
     node_a.on(leader(2));
     node_a.answer_quorum_check(true);
-    assert_eq!(node_a.on(tail(Some(&first))), [Command::CloseProducer], "it pauses and tries again");
+    assert_eq!(
+        node_a.on(tail(Some(&first))),
+        [Command::Kafka(KafkaCommand::CloseProducer)],
+        "it pauses and tries again"
+    );
     let mut node_a = node("a");
     node_a.on(Event::FrameRead(Box::new(second)));
     node_a.on(leader(2));
@@ -358,12 +368,12 @@ fn commit_timeout_excludes_the_wait_between_beats() {
     let mut node = node("a");
     node.at(1_000).lead(leader(1), None);
     node.publish_due_beat();
-    node.on(Event::Committed);
+    node.on(Event::Kafka(KafkaResponse::Committed));
     // At a slow tempo the next beat is a minute later.
     node.at(60_900).confirm_quorum();
     node.at(61_000).publish_due_beat();
     node.at(61_100).confirm_quorum();
-    assert_eq!(node.on(Event::InDoubt), [Command::InitTransactions]);
+    assert_eq!(node.on(Event::Kafka(KafkaResponse::InDoubt)), [Command::Kafka(KafkaCommand::InitTransactions)]);
 }
 
 #[test]
@@ -372,18 +382,28 @@ fn leader_that_cannot_commit_steps_down() {
     node.at(1_000).lead(leader(1), None);
     node.publish_due_beat();
     node.at(10_800).confirm_quorum();
-    assert_eq!(node.at(10_900).on(Event::InDoubt), [Command::InitTransactions]);
-    assert_eq!(node.on(Event::KafkaUnavailable), [Command::CloseProducer]);
+    assert_eq!(
+        node.at(10_900).on(Event::Kafka(KafkaResponse::InDoubt)),
+        [Command::Kafka(KafkaCommand::InitTransactions)]
+    );
+    assert_eq!(node.on(Event::Kafka(KafkaResponse::KafkaUnavailable)), [Command::Kafka(KafkaCommand::CloseProducer)]);
     node.at(11_200).on(Event::Elapsed);
-    assert_eq!(node.answer_quorum_check(true), [Command::ReadTail], "it tries again after the pause");
-    assert_eq!(node.on(Event::KafkaUnavailable), [Command::CloseProducer, Command::StepDown]);
+    assert_eq!(
+        node.answer_quorum_check(true),
+        [Command::Kafka(KafkaCommand::ReadTail)],
+        "it tries again after the pause"
+    );
+    assert_eq!(
+        node.on(Event::Kafka(KafkaResponse::KafkaUnavailable)),
+        [Command::Kafka(KafkaCommand::CloseProducer), Command::StepDown]
+    );
     let mut until = node.core.deadline().expect("stepping down is limited in time");
     assert_eq!(until, Duration::from_millis(11_200) + ELECTION * 5);
     // No other node was elected: it tries again.
     node.millis = until.as_millis() as u64;
     assert!(matches!(node.on(Event::Elapsed)[..], [Command::Rejoin, Command::CheckQuorum { .. }]));
     node.answer_quorum_check(true);
-    node.on(Event::KafkaUnavailable);
+    node.on(Event::Kafka(KafkaResponse::KafkaUnavailable));
     until = node.core.deadline().expect("a deadline");
     assert_eq!(until, Duration::from_millis(node.millis) + KAFKA_PAUSE, "the commit timeout starts anew");
 }
@@ -393,15 +413,15 @@ fn sole_voter_fenced_by_a_competing_leader_stops_and_names_it() {
     let mut node_a = node("a");
     node_a.at(1_000).lead(sole_voter(), None);
     let first = node_a.publish_due_beat();
-    node_a.on(Event::Committed);
+    node_a.on(Event::Kafka(KafkaResponse::Committed));
     let mut competitor = node("competitor");
     competitor.at(2_000).lead(sole_voter(), Some(&first));
     let competing_frame = competitor.publish_due_beat();
     node_a.at(2_000).confirm_quorum();
     node_a.publish_due_beat();
-    assert_eq!(node_a.on(Event::Fenced), [Command::CloseProducer]);
+    assert_eq!(node_a.on(Event::Kafka(KafkaResponse::Fenced)), [Command::Kafka(KafkaCommand::CloseProducer)]);
     assert_eq!(node_a.core.state, State::AwaitingCompetingLeader { until: Duration::from_secs(3) });
-    assert_eq!(node_a.at(3_000).on(Event::Elapsed), [Command::ReadTail]);
+    assert_eq!(node_a.at(3_000).on(Event::Elapsed), [Command::Kafka(KafkaCommand::ReadTail)]);
     let stop = node_a.on(tail(Some(&competing_frame)));
     assert_eq!(stop, [Command::Stop(StopReason::CompetingLeader { node: "competitor".into(), beat: 1 })]);
 }
@@ -411,16 +431,16 @@ fn sole_voter_fenced_by_a_transaction_timeout_initializes_transactions_again() {
     let mut node = node("a");
     node.at(1_000).lead(sole_voter(), None);
     let first = node.publish_due_beat();
-    node.on(Event::Committed);
+    node.on(Event::Kafka(KafkaResponse::Committed));
     node.at(2_000).confirm_quorum();
     let second = node.publish_due_beat();
-    node.on(Event::Fenced);
+    node.on(Event::Kafka(KafkaResponse::Fenced));
     node.at(3_000).on(Event::Elapsed);
-    assert_eq!(node.on(tail(Some(&first))), [Command::InitTransactions]);
-    node.on(Event::TransactionsInitialized);
+    assert_eq!(node.on(tail(Some(&first))), [Command::Kafka(KafkaCommand::InitTransactions)]);
+    node.on(Event::Kafka(KafkaResponse::TransactionsInitialized));
     // The frame in doubt was committed after all.
-    assert_eq!(node.on(tail(Some(&second))), [Command::SampleBoundary]);
-    node.on(Event::BoundarySampled);
+    assert_eq!(node.on(tail(Some(&second))), [Command::Kafka(KafkaCommand::SampleBoundary)]);
+    node.on(Event::Kafka(KafkaResponse::BoundarySampled));
     node.answer_quorum_check(true);
     let next = node.publish_due_beat();
     assert_eq!((next.beat_index.get(), next.term), (2, first.term));
@@ -444,7 +464,7 @@ fn empty_beatframes_with_reports_stop_the_node() {
     node.on(leader(1));
     node.answer_quorum_check(true);
     let known = BeatIndex::ZERO.plus(7);
-    let stop = node.on(Event::Tail { frame: None, newest_reported: Some(known) });
+    let stop = node.on(Event::Kafka(KafkaResponse::Tail { frame: None, newest_reported: Some(known) }));
     assert_eq!(stop, [Command::Stop(StopReason::FramesLost { found: None, known })]);
 }
 
@@ -461,8 +481,9 @@ fn frames_that_end_before_a_published_beat_stop_the_node_after_half_a_minute() {
         }
         node.on(leader(1));
         node.answer_quorum_check(true);
-        let tail = || Event::Tail { frame: Some(Box::new(first.clone())), newest_reported: reported };
-        assert_eq!(node.on(tail()), [Command::CloseProducer], "it pauses and tries again");
+        let tail =
+            || Event::Kafka(KafkaResponse::Tail { frame: Some(Box::new(first.clone())), newest_reported: reported });
+        assert_eq!(node.on(tail()), [Command::Kafka(KafkaCommand::CloseProducer)], "it pauses and tries again");
         node.at(31_000).on(Event::Elapsed);
         node.answer_quorum_check(true);
         let stop = node.on(tail());
@@ -477,7 +498,7 @@ fn wall_clock_that_jumped_back_delays_a_beat_by_little_more_than_a_period() {
     node.at(1_000).lead(leader(1), None);
     node.publish_due_beat();
     let behind = Now { wall_micros: -300_000_000, ..at(1_010) };
-    node.core.on(Event::Committed, behind, &Boundary::default());
+    node.core.on(Event::Kafka(KafkaResponse::Committed), behind, &Boundary::default());
     let State::Waiting { due, .. } = node.core.state else { panic!("not waiting") };
     assert_eq!(due, Duration::from_millis(2_135));
 }
@@ -493,7 +514,7 @@ fn refused_change_names_what_is_allowed() {
     assert_eq!(too_early.to_string(), "this node is not publishing beats");
     node.at(1_000).lead(leader(1), None);
     node.publish_due_beat();
-    node.on(Event::Committed);
+    node.on(Event::Kafka(KafkaResponse::Committed));
     let refused =
         |node: &mut Node, request| node.core.propose(request).expect_err("the request is refused").to_string();
     assert_eq!(refused(&mut node, change("121", true)), "tempo 121 BPM is out of bounds; must be 1 to 120 BPM");
@@ -512,7 +533,7 @@ fn change_while_another_is_pending_is_refused() {
     let mut node = node("a");
     node.at(1_000).lead(leader(1), None);
     node.publish_due_beat();
-    node.on(Event::Committed);
+    node.on(Event::Kafka(KafkaResponse::Committed));
     let plan = node.core.propose(change("120", true)).expect("the change is accepted");
     assert_eq!(plan, Plan { from: BeatIndex::ZERO.plus(4), tempo: tempo("120"), bar_length: 4 });
     assert_eq!(node.core.propose(change("60", false)), Err(Refusal::Unavailable("another change is being proposed")));
@@ -532,7 +553,7 @@ fn accepted_change_takes_effect_no_sooner_than_promised() {
     for beat in 0..4 {
         node.at(beat * 1_000).confirm_quorum();
         node.publish_due_beat();
-        node.on(Event::Committed);
+        node.on(Event::Kafka(KafkaResponse::Committed));
     }
     node.at(4_000).confirm_quorum();
     let downbeat = node.publish_due_beat();
@@ -541,11 +562,11 @@ fn accepted_change_takes_effect_no_sooner_than_promised() {
     assert_eq!(plan.from.get(), 8, "the downbeat in flight was built without the plan");
     node.on(Event::PlanApplied(plan));
     // The downbeat was not committed and is built again, now that the plan is known.
-    node.on(Event::InDoubt);
-    node.on(Event::TransactionsInitialized);
+    node.on(Event::Kafka(KafkaResponse::InDoubt));
+    node.on(Event::Kafka(KafkaResponse::TransactionsInitialized));
     let last = node.core.metronome().last().cloned();
     node.on(tail(last.as_ref()));
-    node.on(Event::BoundarySampled);
+    node.on(Event::Kafka(KafkaResponse::BoundarySampled));
     node.answer_quorum_check(true);
     assert_eq!(node.publish_due_beat().tempo_bpm, tempo("60"));
 }
@@ -561,8 +582,12 @@ fn hlc_across_leaders_with_clocks_minutes_apart_rises() {
         let confirmed =
             |node: &Node| Event::QuorumChecked { check_id: node.core.quorum_checks.check_id, confirmed: true };
         node.core.on(confirmed(&node), now, &boundary);
-        for event in [tail(last.as_ref()), Event::TransactionsInitialized, tail(last.as_ref()), Event::BoundarySampled]
-        {
+        for event in [
+            tail(last.as_ref()),
+            Event::Kafka(KafkaResponse::TransactionsInitialized),
+            tail(last.as_ref()),
+            Event::Kafka(KafkaResponse::BoundarySampled),
+        ] {
             node.core.on(event, now, &boundary);
         }
         node.core.on(confirmed(&node), now, &boundary);
