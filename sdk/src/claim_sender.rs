@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use backbeat_broker::{Deliveries, ProducerRecord, QueueFull, Sender};
 use backbeat_schemas::{BeatFrame, Help, HlcClock, SecretRotation, State, StatusClaim, Timestamp, wire};
-use rdkafka::error::KafkaError;
 
 /// The status of a task, as an agent states it in a claim.
 ///
@@ -120,7 +119,12 @@ impl ClaimSender {
     /// Waits until all claims are acknowledged or failed, at most `timeout`. Blocks the thread.
     ///
     /// Fails if claims are still outstanding after `timeout`.
-    pub fn flush(&self, timeout: Duration) -> Result<(), KafkaError> {
-        self.sender.flush(timeout)
+    pub fn flush(&self, timeout: Duration) -> Result<(), Outstanding> {
+        self.sender.flush(timeout).map_err(|error| Outstanding(error.into()))
     }
 }
+
+/// Claims are neither acknowledged nor failed yet.
+#[derive(Debug, thiserror::Error)]
+#[error("kafka has not acknowledged all claims: {0}")]
+pub struct Outstanding(Box<dyn std::error::Error + Send + Sync>);

@@ -7,7 +7,6 @@ use backbeat_broker::{
     wait_for_topics,
 };
 use backbeat_schemas::StatusClaim;
-use rdkafka::error::KafkaError;
 use tokio::runtime::Handle;
 
 use crate::{Beats, ClaimSender, Tasks};
@@ -39,7 +38,7 @@ pub enum ConnectError {
     Registry(#[from] RegistryError),
     /// A Kafka client cannot be created.
     #[error("cannot create a Kafka client: {0}")]
-    Kafka(#[from] KafkaError),
+    Kafka(Box<dyn std::error::Error + Send + Sync>),
     /// The reader of beats cannot be created.
     #[error(transparent)]
     Read(#[from] ReadError),
@@ -92,7 +91,8 @@ impl Connection {
     /// Fails if the registry rejects the schema of claims, or if a Kafka client cannot be created.
     pub async fn claim_sender(&self) -> Result<ClaimSender, ConnectError> {
         let schema_id = self.register_claim_schema().await?;
-        let sender = Sender::new(&self.broker, TopicName::StatusClaims, Some(DELIVERY_TIMEOUT))?;
+        let sender = Sender::new(&self.broker, TopicName::StatusClaims, Some(DELIVERY_TIMEOUT));
+        let sender = sender.map_err(|error| ConnectError::Kafka(error.into()))?;
         Ok(ClaimSender::new(sender, self.broker.topics().name(TopicName::StatusClaims), schema_id))
     }
 

@@ -79,7 +79,7 @@ pub use backbeat_broker::{Deliveries, KafkaArgs, QueueFull};
 pub use backbeat_schemas::{BeatFrame, BeatIndex, Help, SecretRotation, State, StatusClaim};
 pub use beats::Beats;
 pub use budget::BudgetSpent;
-pub use claim_sender::{ClaimSender, Status};
+pub use claim_sender::{ClaimSender, Outstanding, Status};
 pub use clock::{Beat, BeatClock, BeatSource};
 pub use connection::{ConnectError, Connection};
 pub use tasks::{ClaimCounts, Task, Tasks};

@@ -1,6 +1,7 @@
 //! End-to-end tests: real programs against a real Kafka and schema registry.
 
 mod agent_sim;
+mod architecture;
 mod cli;
 mod connect;
 mod devstack;

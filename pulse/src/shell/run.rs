@@ -128,7 +128,7 @@ async fn run_node(
     let control = Control { raft: raft.clone(), client, conductor: conductor_sender.clone(), write_authorization };
     let stop_raft = Shutdown::new();
     let forwarded = control.routes(secrets.is_some());
-    let raft_routes = raft::routes(raft.raft(), forwarded, &initial_config.cluster_id, args.node(), secrets);
+    let raft_routes = raft::routes(&raft, forwarded, &initial_config.cluster_id, args.node(), secrets);
     let raft_server = raft_listener.map(|listener| tokio::spawn(serve(listener, raft_routes, stop_raft.clone())));
     if !args.join {
         raft.bootstrap(bootstrap_nodes).await?;
@@ -205,7 +205,7 @@ async fn run_node(
 
 /// Sends changes of the Raft role and the plan to the conductor, until Raft stops with an error.
 async fn forward_raft_events(raft: &RaftNode, conductor: &Sender<ConductorInput>) -> anyhow::Result<()> {
-    let (mut metrics, mut plans) = (raft.metrics(), raft.plan());
+    let (mut role_changes, mut plans) = (raft.role_changes(), raft.plan());
     let (mut raft_role, mut plan) = (None, None);
     loop {
         let new_role = raft.raft_role()?;
@@ -222,7 +222,7 @@ async fn forward_raft_events(raft: &RaftNode, conductor: &Sender<ConductorInput>
             }
         }
         tokio::select! {
-            changed = metrics.changed() => changed.context("raft's metrics channel is closed")?,
+            changed = role_changes.next() => changed?,
             changed = plans.changed() => changed.context("raft's plan channel is closed")?,
         }
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::error::{ClientWriteError, InitializeError, RaftError};
-use openraft::{ChangeMembers, Config, Raft, ServerState, SnapshotPolicy};
+use openraft::{ChangeMembers, Config, Raft, RaftMetrics, ServerState, SnapshotPolicy};
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::timeout;
@@ -119,7 +119,7 @@ impl RaftNode {
     }
 
     /// openraft's handle, for the HTTP server.
-    pub(crate) fn raft(&self) -> &Raft<Types> {
+    pub(super) fn raft(&self) -> &Raft<Types> {
         &self.raft
     }
 
@@ -128,9 +128,9 @@ impl RaftNode {
         self.plan.clone()
     }
 
-    /// Raft's metrics, which change whenever [`RaftNode::raft_role`] does; closed when Raft has stopped.
-    pub(crate) fn metrics(&self) -> watch::Receiver<openraft::RaftMetrics<NodeName, NodeInfo>> {
-        self.raft.metrics()
+    /// What tells of changes of [`RaftNode::raft_role`].
+    pub(crate) fn role_changes(&self) -> RoleChanges {
+        RoleChanges(self.raft.metrics())
     }
 
     /// This node's role in Raft.
@@ -279,6 +279,16 @@ impl RaftNode {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, "cannot stop raft cleanly");
         }
+    }
+}
+
+/// Tells when a node's role in Raft may have changed.
+pub(crate) struct RoleChanges(watch::Receiver<RaftMetrics<NodeName, NodeInfo>>);
+
+impl RoleChanges {
+    /// Waits for the next change. Fails when Raft has stopped.
+    pub(crate) async fn next(&mut self) -> Result<(), NodeError> {
+        self.0.changed().await.map_err(|_| NodeError::Raft("it has stopped".to_owned()))
     }
 }
 

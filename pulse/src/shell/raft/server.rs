@@ -14,6 +14,7 @@ use backbeat_service::ApiError;
 use openraft::Raft;
 use tokio::time::timeout;
 
+use super::node::RaftNode;
 use super::signature::{self, Call, Verifier, sign_response};
 use super::types::{NodeName, Types};
 use crate::shell::secret::SecretFile;
@@ -39,7 +40,7 @@ struct CallerCheck {
 /// Returns Raft's routes and `others`. All of them refuse calls that are not signed with one of the `secrets`, and calls to
 /// another cluster than `cluster` or another node than `node`.
 pub(crate) fn routes(
-    raft: &Raft<Types>,
+    raft: &RaftNode,
     others: Router,
     cluster: &str,
     node: NodeName,
@@ -55,7 +56,7 @@ pub(crate) fn routes(
             SNAPSHOT,
             post(async |State(raft): State<Raft<Types>>, Json(body)| Json(raft.install_snapshot(body).await)),
         )
-        .with_state(raft.clone())
+        .with_state(raft.raft().clone())
         .merge(others)
         .layer(from_fn_with_state(caller_check, check_caller))
 }
