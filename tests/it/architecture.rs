@@ -21,7 +21,7 @@ struct Rule {
 const PROGRAMS: &[&str] =
     &["agent-sim", "backbeat", "broker", "devstack", "pulse", "reverb", "sdk", "service", "simulation"];
 
-const RULES: [Rule; 6] = [
+const RULES: [Rule; 7] = [
     Rule {
         name: "schemas knows neither Kafka nor an async runtime",
         pattern: r"\b(rdkafka|tokio|async)\b",
@@ -72,6 +72,13 @@ const RULES: [Rule; 6] = [
         // The group's consumer is assigned in its rebalance callback.
         allowed: &["broker/src/client_log.rs", "reverb/src/shell/group.rs"],
         violation: "consumer.assign(&list)?;",
+    },
+    Rule {
+        name: "metrics are created by prometheus' macros, which register them",
+        pattern: r"\b(Int)?(Counter|Gauge|Histogram)(Vec)?::(new|with_opts)\(",
+        within: PROGRAMS,
+        allowed: &[],
+        violation: r#"IntCounter::new("backbeat_beats_total", "Beats")"#,
     },
 ];
 

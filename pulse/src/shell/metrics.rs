@@ -4,7 +4,12 @@
 use std::time::Duration;
 
 use backbeat_schemas::BeatFrame;
-use prometheus::{Gauge, Histogram, HistogramOpts, IntCounter, IntGauge, Registry};
+use prometheus::{Gauge, Histogram, IntCounter, IntGauge, Registry};
+// Each creates a metric and registers it.
+use prometheus::{
+    register_gauge_with_registry as gauge, register_histogram_with_registry as histogram,
+    register_int_counter_with_registry as int_counter, register_int_gauge_with_registry as int_gauge,
+};
 
 /// Buckets from 0.1 ms to 1 s, finest around the SLO of 20 ms.
 const JITTER_BUCKETS: [f64; 13] = [0.0001, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.015, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0];
@@ -35,84 +40,77 @@ pub(crate) struct Metrics {
 
 impl Metrics {
     pub(crate) fn new() -> prometheus::Result<Self> {
-        let registry = Registry::new();
-        let metrics = Self {
+        let registry = &Registry::new();
+        Ok(Self {
             beats: under_both_names("backbeat_beats_total", "backbeat_pulse_beats_total", |name| {
-                IntCounter::new(name, "Beats published by this node")
+                int_counter!(name, "Beats published by this node", registry)
             })?,
-            jitter: Histogram::with_opts(
-                HistogramOpts::new(
-                    "backbeat_pulse_jitter_seconds",
-                    "Absolute difference between a beat's emission and its schedule",
-                )
-                .buckets(JITTER_BUCKETS.to_vec()),
+            jitter: histogram!(
+                "backbeat_pulse_jitter_seconds",
+                "Absolute difference between a beat's emission and its schedule",
+                JITTER_BUCKETS.to_vec(),
+                registry
             )?,
             is_leader: under_both_names("backbeat_is_leader", "backbeat_pulse_is_leader", |name| {
-                IntGauge::new(name, "1 while this node is the publishing leader: the one that publishes beats")
+                int_gauge!(name, "1 while this node is the publishing leader: the one that publishes beats", registry)
             })?,
             tempo: under_both_names("backbeat_current_tempo_bpm", "backbeat_pulse_current_tempo_bpm", |name| {
-                Gauge::new(name, "Tempo of the last beat published by this node, in beats per minute")
+                gauge!(name, "Tempo of the last beat published by this node, in beats per minute", registry)
             })?,
-            late_beats: IntCounter::new(
+            late_beats: int_counter!(
                 "backbeat_pulse_late_beats_total",
                 "Beats sent over 20 ms after their schedule",
+                registry
             )?,
-            degraded_beats: IntCounter::new("backbeat_pulse_degraded_beats_total", "Beats published without a quorum")?,
-            re_anchors: IntCounter::new(
+            degraded_beats: int_counter!(
+                "backbeat_pulse_degraded_beats_total",
+                "Beats published without a quorum",
+                registry
+            )?,
+            re_anchors: int_counter!(
                 "backbeat_pulse_re_anchors_total",
                 "Beats that this node published more than a period off their schedule, so that the schedule continues from them",
+                registry
             )?,
-            failed_transactions: IntCounter::new(
+            failed_transactions: int_counter!(
                 "backbeat_pulse_transaction_failures_total",
                 "Transactions, and attempts to initialize them, that failed or were fenced",
+                registry
             )?,
-            stale_boundaries: IntCounter::new(
+            stale_boundaries: int_counter!(
                 "backbeat_pulse_stale_lines_total",
                 "Beats published with a stale boundary, because Kafka did not answer ListOffsets in time (boundaries were once called lines; the metric keeps its name for dashboards)",
+                registry
             )?,
-            commit: Histogram::with_opts(HistogramOpts::new(
-                "backbeat_pulse_commit_seconds",
-                "Time from a beat's emission to its commit",
-            ))?,
-            leader_changes: IntCounter::new(
+            commit: histogram!("backbeat_pulse_commit_seconds", "Time from a beat's emission to its commit", registry)?,
+            leader_changes: int_counter!(
                 "backbeat_pulse_leader_changes_total",
                 "Changes of Raft's leader observed by this node",
+                registry
             )?,
-            takeover: Histogram::with_opts(
-                HistogramOpts::new(
-                    "backbeat_pulse_takeover_seconds",
-                    "Time from this node's election as Raft's leader to its first committed beat",
-                )
-                .buckets(TAKEOVER_BUCKETS.to_vec()),
+            takeover: histogram!(
+                "backbeat_pulse_takeover_seconds",
+                "Time from this node's election as Raft's leader to its first committed beat",
+                TAKEOVER_BUCKETS.to_vec(),
+                registry
             )?,
-            degraded: IntGauge::new("backbeat_pulse_degraded", "1 while this node publishes beats without a quorum")?,
-            has_leader: IntGauge::new(
+            degraded: int_gauge!(
+                "backbeat_pulse_degraded",
+                "1 while this node publishes beats without a quorum",
+                registry
+            )?,
+            has_leader: int_gauge!(
                 "backbeat_pulse_has_leader",
                 "1 while this node knows a leader of Raft, which may be itself",
+                registry
             )?,
-            open_transactions: IntGauge::new(
+            open_transactions: int_gauge!(
                 "backbeat_pulse_open_transactions",
                 "Partitions of statusclaims in which a producer keeps a transaction open for 5 s and longer",
+                registry
             )?,
-            registry,
-        };
-        let registry = &metrics.registry;
-        metrics.beats.iter().try_for_each(|metric| registry.register(Box::new(metric.clone())))?;
-        registry.register(Box::new(metrics.jitter.clone()))?;
-        metrics.is_leader.iter().try_for_each(|metric| registry.register(Box::new(metric.clone())))?;
-        metrics.tempo.iter().try_for_each(|metric| registry.register(Box::new(metric.clone())))?;
-        registry.register(Box::new(metrics.late_beats.clone()))?;
-        registry.register(Box::new(metrics.degraded_beats.clone()))?;
-        registry.register(Box::new(metrics.leader_changes.clone()))?;
-        registry.register(Box::new(metrics.takeover.clone()))?;
-        registry.register(Box::new(metrics.degraded.clone()))?;
-        registry.register(Box::new(metrics.has_leader.clone()))?;
-        registry.register(Box::new(metrics.open_transactions.clone()))?;
-        registry.register(Box::new(metrics.re_anchors.clone()))?;
-        registry.register(Box::new(metrics.failed_transactions.clone()))?;
-        registry.register(Box::new(metrics.stale_boundaries.clone()))?;
-        registry.register(Box::new(metrics.commit.clone()))?;
-        Ok(metrics)
+            registry: registry.clone(),
+        })
     }
 
     pub(crate) fn record_beat(&self, frame: &BeatFrame, commit: Duration) {

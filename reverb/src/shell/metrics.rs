@@ -2,7 +2,13 @@
 
 use backbeat_broker::TransactionError;
 use backbeat_schemas::{BarReport, InvalidClaim, Partial, Verdict};
-use prometheus::{GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use prometheus::{GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
+// Each creates a metric and registers it.
+use prometheus::{
+    register_gauge_vec_with_registry as gauge_vec, register_histogram_with_registry as histogram,
+    register_int_counter_vec_with_registry as int_counter_vec, register_int_counter_with_registry as int_counter,
+    register_int_gauge_with_registry as int_gauge,
+};
 
 use crate::core::{Lag, Slo};
 
@@ -16,22 +22,15 @@ pub(crate) struct Metrics {
     pub(crate) registry: Registry,
     agents_reporting: IntGauge,
     on_time_reviews: IntGauge,
-    windows_completed: IntCounter,
     window_processing: Histogram,
     claims: ClaimMetrics,
-    verdicts: IntCounterVec,
-    merge_restarts: IntCounter,
-    takeovers: IntCounter,
-    rescued_shares: IntCounter,
+    merge: MergeMetrics,
     rebalances: IntCounter,
     partitions: IntGauge,
     pending_claims: IntGauge,
     lag_beats: IntGauge,
     lag_records: IntGauge,
     oldest_window_beats: IntGauge,
-    reemitted: IntCounter,
-    skipped: IntCounterVec,
-    transactions: IntCounterVec,
     beat_delivery: Histogram,
     slo_p95: GaugeVec,
     slo_limit: GaugeVec,
@@ -49,127 +48,162 @@ struct ClaimMetrics {
     lost_dead_letters: IntCounter,
 }
 
+/// Metrics of the merge.
+struct MergeMetrics {
+    windows_completed: IntCounter,
+    verdicts: IntCounterVec,
+    merge_restarts: IntCounter,
+    takeovers: IntCounter,
+    rescued_shares: IntCounter,
+    reemitted: IntCounter,
+    skipped: IntCounterVec,
+    transactions: IntCounterVec,
+}
+
 impl ClaimMetrics {
-    fn new() -> prometheus::Result<Self> {
-        let reason = |name, help| IntCounterVec::new(Opts::new(name, help), &["reason"]);
+    fn new(registry: &Registry) -> prometheus::Result<Self> {
+        let reason = |name, help| int_counter_vec!(name, help, &["reason"], registry);
         Ok(Self {
-            processed: IntCounter::new(
+            processed: int_counter!(
                 "backbeat_reverb_claims_processed_total",
                 "Records that this member polled from statusclaims, invalid ones and those that were read before included",
+                registry
             )?,
-            late: IntCounter::new("backbeat_reverb_late_claims_total", "Late claims in windows closed by this member")?,
-            excess: IntCounter::new(
+            late: int_counter!(
+                "backbeat_reverb_late_claims_total",
+                "Late claims in windows closed by this member",
+                registry
+            )?,
+            excess: int_counter!(
                 "backbeat_reverb_excess_claims_total",
                 "Claims of tasks beyond a partition's limit",
+                registry
             )?,
-            misplaced: IntCounter::new(
+            misplaced: int_counter!(
                 "backbeat_reverb_misplaced_agents_total",
                 "Agents with claims in other partitions than murmur2 gives them, once per window and partition",
+                registry
             )?,
             invalid: reason("backbeat_reverb_invalid_claims_total", "Invalid claims in statusclaims")?,
             dead_letters: reason(
                 "backbeat_reverb_dead_letters_total",
                 "Invalid claims sent to the dead-letter topic, those that Kafka refused included",
             )?,
-            lost_dead_letters: IntCounter::new(
+            lost_dead_letters: int_counter!(
                 "backbeat_reverb_lost_dead_letters_total",
                 "Invalid claims that Kafka refused in the dead-letter topic",
+                registry
             )?,
         })
     }
+}
 
-    fn collectors(&self) -> [Box<dyn prometheus::core::Collector>; 7] {
-        [
-            Box::new(self.processed.clone()),
-            Box::new(self.late.clone()),
-            Box::new(self.excess.clone()),
-            Box::new(self.misplaced.clone()),
-            Box::new(self.invalid.clone()),
-            Box::new(self.dead_letters.clone()),
-            Box::new(self.lost_dead_letters.clone()),
-        ]
+impl MergeMetrics {
+    fn new(registry: &Registry) -> prometheus::Result<Self> {
+        Ok(Self {
+            windows_completed: int_counter!("backbeat_reverb_windows_completed_total", WINDOWS_COMPLETED, registry)?,
+            verdicts: int_counter_vec!(
+                "backbeat_reverb_verdicts_total",
+                "Windows finished by this member's merge, by verdict",
+                &["verdict"],
+                registry
+            )?,
+            merge_restarts: int_counter!(
+                "backbeat_reverb_merge_restarts_total",
+                "Restarts of the merge after an error",
+                registry
+            )?,
+            takeovers: int_counter!(
+                "backbeat_reverb_takeovers_total",
+                "Times that this member has taken the merge over, the first time in a new cluster included",
+                registry
+            )?,
+            rescued_shares: int_counter!(
+                "backbeat_reverb_rescued_shares_total",
+                "Shares of windows that this member's merge has read itself, because their members did not send them in time",
+                registry
+            )?,
+            reemitted: int_counter!(
+                "backbeat_reverb_reemitted_reports_total",
+                "Reports written again with the same bytes because of --reemit always",
+                registry
+            )?,
+            skipped: int_counter_vec!(
+                "backbeat_reverb_skipped_windows_total",
+                "Windows without a report, because retention deleted claims before they were read (expired_before_read) or before they were read again (expired_before_recompute)",
+                &["cause"],
+                registry
+            )?,
+            transactions: int_counter_vec!(
+                "backbeat_reverb_transactions_total",
+                "Transactions of the merge by outcome; one that failed or timed_out is in doubt until the merge has started over and read the log",
+                &["outcome"],
+                registry
+            )?,
+        })
     }
 }
 
 impl Metrics {
     pub(crate) fn new() -> prometheus::Result<Self> {
+        let registry = &Registry::new();
         // Metric names and the label keep `objective`, for SLO: dashboards and alerts use them.
-        let slo_gauge = |name, help| GaugeVec::new(Opts::new(name, help), &["objective"]);
-        let processing = HistogramOpts::new(
-            "backbeat_reverb_window_processing_seconds",
-            "Seconds from a window's closed_at, which is before its grace, to its committed report; replayed windows are not observed",
-        );
+        let slo_gauge = |name, help| gauge_vec!(name, help, &["objective"], registry);
         let metrics = Self {
-            agents_reporting: IntGauge::new("backbeat_reverb_agents_reporting", "agents_reporting of the last report")?,
-            on_time_reviews: IntGauge::new("backbeat_reverb_on_time_reviews", "on_time_reviews of the last report")?,
-            windows_completed: IntCounter::new("backbeat_reverb_windows_completed_total", WINDOWS_COMPLETED)?,
-            window_processing: Histogram::with_opts(processing.buckets(PROCESSING_BUCKETS.to_vec()))?,
-            claims: ClaimMetrics::new()?,
-            verdicts: IntCounterVec::new(
-                Opts::new("backbeat_reverb_verdicts_total", "Windows finished by this member's merge, by verdict"),
-                &["verdict"],
+            agents_reporting: int_gauge!(
+                "backbeat_reverb_agents_reporting",
+                "agents_reporting of the last report",
+                registry
             )?,
-            merge_restarts: IntCounter::new(
-                "backbeat_reverb_merge_restarts_total",
-                "Restarts of the merge after an error",
+            on_time_reviews: int_gauge!(
+                "backbeat_reverb_on_time_reviews",
+                "on_time_reviews of the last report",
+                registry
             )?,
-            takeovers: IntCounter::new(
-                "backbeat_reverb_takeovers_total",
-                "Times that this member has taken the merge over, the first time in a new cluster included",
+            window_processing: histogram!(
+                "backbeat_reverb_window_processing_seconds",
+                "Seconds from a window's closed_at, which is before its grace, to its committed report; replayed windows are not observed",
+                PROCESSING_BUCKETS.to_vec(),
+                registry
             )?,
-            rescued_shares: IntCounter::new(
-                "backbeat_reverb_rescued_shares_total",
-                "Shares of windows that this member's merge has read itself, because their members did not send them in time",
-            )?,
-            rebalances: IntCounter::new(
+            claims: ClaimMetrics::new(registry)?,
+            merge: MergeMetrics::new(registry)?,
+            rebalances: int_counter!(
                 "backbeat_reverb_rebalances_total",
                 "Changes of this member's assignment: each assignment and each revocation of partitions counts, so a rebalance may count twice",
+                registry
             )?,
-            partitions: IntGauge::new(
+            partitions: int_gauge!(
                 "backbeat_reverb_assigned_partitions",
                 "Partitions of statusclaims assigned to this member",
+                registry
             )?,
             // The metric keeps its name from when pending claims were called waiting.
-            pending_claims: IntGauge::new(
+            pending_claims: int_gauge!(
                 "backbeat_reverb_waiting_claims",
                 "Pending claims: those past the newest boundary, which wait for the next frame",
+                registry
             )?,
-            lag_beats: IntGauge::new(
+            lag_beats: int_gauge!(
                 "backbeat_reverb_lag_beats",
                 "Beats between the newest frame and the slowest assigned partition",
+                registry
             )?,
-            lag_records: IntGauge::new(
+            lag_records: int_gauge!(
                 "backbeat_reverb_lag_records",
                 "Claims in assigned partitions that were not processed yet",
+                registry
             )?,
-            oldest_window_beats: IntGauge::new(
+            oldest_window_beats: int_gauge!(
                 "backbeat_reverb_oldest_window_beats",
                 "Age in beats of the oldest window that is not done in an assigned partition",
+                registry
             )?,
-            reemitted: IntCounter::new(
-                "backbeat_reverb_reemitted_reports_total",
-                "Reports written again with the same bytes because of --reemit always",
-            )?,
-            skipped: IntCounterVec::new(
-                Opts::new(
-                    "backbeat_reverb_skipped_windows_total",
-                    "Windows without a report, because retention deleted claims before they were read (expired_before_read) or before they were read again (expired_before_recompute)",
-                ),
-                &["cause"],
-            )?,
-            transactions: IntCounterVec::new(
-                Opts::new(
-                    "backbeat_reverb_transactions_total",
-                    "Transactions of the merge by outcome; one that failed or timed_out is in doubt until the merge has started over and read the log",
-                ),
-                &["outcome"],
-            )?,
-            beat_delivery: Histogram::with_opts(
-                HistogramOpts::new(
-                    "backbeat_reverb_beat_delivery_seconds",
-                    "Seconds from a frame's emitted_at, by pulse's clock, to its reading by this member",
-                )
-                .buckets(DELIVERY_BUCKETS.to_vec()),
+            beat_delivery: histogram!(
+                "backbeat_reverb_beat_delivery_seconds",
+                "Seconds from a frame's emitted_at, by pulse's clock, to its reading by this member",
+                DELIVERY_BUCKETS.to_vec(),
+                registry
             )?,
             slo_p95: slo_gauge(
                 "backbeat_reverb_objective_p95_seconds",
@@ -177,9 +211,8 @@ impl Metrics {
             )?,
             slo_limit: slo_gauge("backbeat_reverb_objective_limit_seconds", "Limit of the SLO's 95th percentile")?,
             started_at_ms: chrono::Utc::now().timestamp_millis(),
-            registry: Registry::new(),
+            registry: registry.clone(),
         };
-        metrics.register()?;
         metrics.init_labels();
         Ok(metrics)
     }
@@ -191,40 +224,11 @@ impl Metrics {
             self.claims.dead_letters.with_label_values(&[reason]);
         }
         for cause in ["expired_before_read", "expired_before_recompute"] {
-            self.skipped.with_label_values(&[cause]);
+            self.merge.skipped.with_label_values(&[cause]);
         }
         for outcome in ["committed", "fenced", "failed", "timed_out"] {
-            self.transactions.with_label_values(&[outcome]);
+            self.merge.transactions.with_label_values(&[outcome]);
         }
-    }
-
-    fn register(&self) -> prometheus::Result<()> {
-        let collectors: [Box<dyn prometheus::core::Collector>; 20] = [
-            Box::new(self.agents_reporting.clone()),
-            Box::new(self.on_time_reviews.clone()),
-            Box::new(self.windows_completed.clone()),
-            Box::new(self.window_processing.clone()),
-            Box::new(self.verdicts.clone()),
-            Box::new(self.merge_restarts.clone()),
-            Box::new(self.takeovers.clone()),
-            Box::new(self.rescued_shares.clone()),
-            Box::new(self.rebalances.clone()),
-            Box::new(self.partitions.clone()),
-            Box::new(self.pending_claims.clone()),
-            Box::new(self.lag_beats.clone()),
-            Box::new(self.lag_records.clone()),
-            Box::new(self.oldest_window_beats.clone()),
-            Box::new(self.reemitted.clone()),
-            Box::new(self.skipped.clone()),
-            Box::new(self.transactions.clone()),
-            Box::new(self.beat_delivery.clone()),
-            Box::new(self.slo_p95.clone()),
-            Box::new(self.slo_limit.clone()),
-        ];
-        collectors
-            .into_iter()
-            .chain(self.claims.collectors())
-            .try_for_each(|collector| self.registry.register(collector))
     }
 
     pub(crate) fn record_claims_processed(&self, claims: u64) {
@@ -250,15 +254,15 @@ impl Metrics {
     }
 
     pub(crate) fn record_merge_restart(&self) {
-        self.merge_restarts.inc();
+        self.merge.merge_restarts.inc();
     }
 
     pub(crate) fn record_takeover(&self) {
-        self.takeovers.inc();
+        self.merge.takeovers.inc();
     }
 
     pub(crate) fn record_rescued_shares(&self, shares: usize) {
-        self.rescued_shares.inc_by(shares as u64);
+        self.merge.rescued_shares.inc_by(shares as u64);
     }
 
     pub(crate) fn record_assignment_change(&self, partitions: usize) {
@@ -292,7 +296,7 @@ impl Metrics {
     }
 
     pub(crate) fn record_skipped_window(&self, cause: &str) {
-        self.skipped.with_label_values(&[cause]).inc();
+        self.merge.skipped.with_label_values(&[cause]).inc();
     }
 
     /// Counts a transaction that ended in `error`, or committed.
@@ -303,7 +307,7 @@ impl Metrics {
             Some(TransactionError::Failed(_)) => "failed",
             Some(TransactionError::TimedOut(_)) => "timed_out",
         };
-        self.transactions.with_label_values(&[outcome]).inc();
+        self.merge.transactions.with_label_values(&[outcome]).inc();
     }
 
     /// Sets the gauges of the last report, whoever wrote it.
@@ -313,9 +317,9 @@ impl Metrics {
     }
 
     pub(crate) fn record_finished_window(&self, verdict: Verdict, report: Option<&BarReport>, reemitted: bool) {
-        self.windows_completed.inc();
-        self.verdicts.with_label_values(&[verdict.as_str()]).inc();
-        self.reemitted.inc_by(u64::from(reemitted));
+        self.merge.windows_completed.inc();
+        self.merge.verdicts.with_label_values(&[verdict.as_str()]).inc();
+        self.merge.reemitted.inc_by(u64::from(reemitted));
         let Some(report) = report else { return };
         let closed_at = report.closed_at.millis();
         if verdict == Verdict::Written && closed_at >= self.started_at_ms {
