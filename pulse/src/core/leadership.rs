@@ -43,33 +43,22 @@
 //! the leader continues, or after a while another node takes over, also with `InitTransactions` and with frames marked
 //! as degraded.
 
+mod kafka;
+
 use std::time::Duration;
 
 use backbeat_schemas::{BeatFrame, BeatIndex};
 
+use super::published_beats::PublishedBeats;
+use super::quorum_checks::QuorumChecks;
 use super::{
-    Boundary, Command, Event, KafkaCommand, KafkaResponse, MAX_BAR_LENGTH, Metronome, Now, Plan, PlanRequest, RaftRole,
-    Refusal, StopReason, TempoBounds,
+    Boundary, Command, Event, KafkaCommand, Metronome, Now, Plan, PlanRequest, RaftRole, Refusal, TempoBounds,
 };
 
 /// A leader that could not commit a beat for this long, or for a period if that is longer, steps down.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The time before a beat at which its boundary is sampled, or a quarter of the period if that is shorter.
 const BOUNDARY_LEAD: Duration = Duration::from_millis(25);
-/// A tail that ends before a published beat for this long is not a stale response: frames were lost.
-const LOST_AFTER: Duration = Duration::from_secs(30);
-/// The pause before the next attempt when Kafka was unavailable.
-const KAFKA_PAUSE: Duration = Duration::from_millis(250);
-/// The base of the exponential backoff, with jitter, after this node was fenced.
-const FENCE_BACKOFF: Duration = Duration::from_millis(50);
-const MAX_FENCE_DOUBLINGS: u32 = 6;
-/// The time that a node without peers waits for a competing leader's beat, from that beat's schedule on.
-const COMPETING_LEADER_MARGIN: Duration = Duration::from_secs(1);
-/// Election timeouts without a confirmed leader after which the cluster counts as leaderless.
-const LEADERLESS_TIMEOUTS: u32 = 5;
-/// Retries of a failed quorum check per election timeout.
-const QUORUM_RETRIES_PER_ELECTION_TIMEOUT: u32 = 6;
-
 /// The node's state; the module's documentation draws the transitions.
 #[derive(Debug, Clone, PartialEq)]
 enum State {
@@ -114,20 +103,6 @@ enum Purpose {
     Beat,
 }
 
-/// The quorum checks so far. Instants are those at which a check was started, never those of its response: a
-/// response may have been delayed while this node was suspended.
-#[derive(Debug, Default)]
-struct QuorumChecks {
-    /// The id of the last check.
-    check_id: u64,
-    /// Start of the check that is not completed yet.
-    pending: Option<Duration>,
-    /// Start of the last check that was completed.
-    completed: Option<Duration>,
-    /// Start of the last check that confirmed this node as leader.
-    confirmed: Option<Duration>,
-}
-
 /// The newest frame that was read.
 #[derive(Debug, Clone, Copy)]
 struct ObservedFrame {
@@ -158,8 +133,6 @@ pub enum Role {
 pub struct Leadership {
     metronome: Metronome,
     bounds: TempoBounds,
-    /// Raft's longest election timeout.
-    election_timeout: Duration,
     state: State,
     raft_role: RaftRole,
     raft_term: u64,
@@ -169,10 +142,7 @@ pub struct Leadership {
     /// Random extra wait before a takeover without a quorum, so that nodes do not all start at once.
     takeover_delay: Duration,
     observed: Option<ObservedFrame>,
-    /// The newest beat that is known to have been published.
-    newest_known: Option<BeatIndex>,
-    /// The instant since which tails have ended before it.
-    stale_since: Option<Duration>,
+    published: PublishedBeats,
     plan: Option<Plan>,
     /// The plan that is being proposed to Raft.
     proposed: Option<Plan>,
@@ -194,16 +164,14 @@ impl Leadership {
         Self {
             metronome,
             bounds,
-            election_timeout,
             state: State::Standby,
             raft_role: RaftRole::Leaderless,
             raft_term: 0,
-            quorum_checks: QuorumChecks::default(),
+            quorum_checks: QuorumChecks::new(election_timeout),
             leader_known_at: now.monotonic,
             takeover_delay: election_timeout.mul_f64(now.random),
             observed: None,
-            newest_known: None,
-            stale_since: None,
+            published: PublishedBeats::default(),
             plan: None,
             proposed: None,
             leading: false,
@@ -216,7 +184,7 @@ impl Leadership {
 
     /// Tells of a beat that was published.
     pub fn remember(&mut self, beat: BeatIndex) {
-        self.newest_known = self.newest_known.max(Some(beat));
+        self.published.remember(beat);
     }
 
     /// The beat schedule.
@@ -296,11 +264,7 @@ impl Leadership {
     /// Checks an operator's request and returns the plan that the shell must propose to Raft; it must answer with
     /// [`Event::PlanApplied`] or [`Leadership::give_up_proposal`].
     pub fn propose(&mut self, request: PlanRequest) -> Result<Plan, Refusal> {
-        if let PlanRequest::Change { tempo: Some(tempo), .. } = request
-            && !(self.bounds.min..=self.bounds.max).contains(&tempo)
-        {
-            return Err(Refusal::OutOfBounds { tempo, bounds: self.bounds });
-        }
+        request.check_bounds(self.bounds)?;
         match self.role() {
             Role::Leader => {}
             Role::DegradedLeader => return Err(Refusal::Unavailable("there is no quorum: the tempo is frozen")),
@@ -316,27 +280,8 @@ impl Leadership {
         if self.proposed.is_some() {
             return Err(Refusal::Unavailable("another change is being proposed"));
         }
-        let from = self.metronome.next_downbeat(in_flight);
-        let current = last.tempo_bpm;
         let pending = self.plan.filter(|plan| plan.is_pending(last));
-        let plan = match (request, pending) {
-            (PlanRequest::Cancel, None) => return Err(Refusal::NothingPending),
-            (PlanRequest::Cancel, Some(_)) => {
-                Plan { from: last.beat_index, tempo: current, bar_length: last.bar_length }
-            }
-            (PlanRequest::Change { .. }, Some(plan)) => return Err(Refusal::Pending { plan, current }),
-            (PlanRequest::Change { tempo, ramp, bar_length }, None) => {
-                let tempo = tempo.unwrap_or(current);
-                let bar_length = bar_length.unwrap_or(last.bar_length);
-                if !ramp && !current.allowed_next().contains(&tempo) {
-                    return Err(Refusal::TooFar { tempo, current });
-                }
-                if !(last.grace_beats.max(1)..=MAX_BAR_LENGTH).contains(&bar_length) {
-                    return Err(Refusal::BarLength(bar_length, last.grace_beats));
-                }
-                Plan { from, tempo, bar_length }
-            }
-        };
+        let plan = request.plan(pending, last, self.metronome.next_downbeat(in_flight))?;
         self.proposed = Some(plan);
         Ok(plan)
     }
@@ -370,19 +315,17 @@ impl Leadership {
     }
 
     fn on_quorum(&mut self, check_id: u64, confirmed: bool, now: Now, boundary: &Boundary) -> Vec<Command> {
-        if check_id != self.quorum_checks.check_id {
+        if !self.quorum_checks.complete(check_id, confirmed) {
             return Vec::new();
         }
-        self.quorum_checks.completed = self.quorum_checks.pending.take();
         if confirmed {
-            self.quorum_checks.confirmed = self.quorum_checks.completed;
             self.record_leader(now);
         }
         if matches!(self.state, State::Waiting { .. }) {
             self.degraded = !self.has_quorum(now);
         }
         let State::Confirming(purpose) = self.state else { return Vec::new() };
-        if !self.has_recent_quorum_check(now) {
+        if !self.quorum_checks.is_recent(now.monotonic) {
             return vec![self.confirm(purpose, now)];
         }
         match (purpose, confirmed) {
@@ -395,7 +338,9 @@ impl Leadership {
             (Purpose::FirstBeat, false) if !self.degraded => self.stand_by(),
             (Purpose::FirstBeat, confirmed) => {
                 // For the first beat only a confirmation after `InitTransactions` counts.
-                self.quorum_checks.confirmed.take_if(|_| !confirmed);
+                if !confirmed {
+                    self.quorum_checks.forget_confirmation();
+                }
                 self.wait(now)
             }
             (Purpose::Beat, _) => self.publish(now, boundary),
@@ -413,7 +358,7 @@ impl Leadership {
             }
             State::Standby if must_check_quorum => vec![self.confirm(Purpose::TakeOver, now)],
             State::Waiting { due, .. } if *due <= now.monotonic => {
-                let needs_check = self.is_raft_leader() && !self.has_recent_quorum_check(now);
+                let needs_check = self.is_raft_leader() && !self.quorum_checks.is_recent(now.monotonic);
                 if needs_check { vec![self.confirm(Purpose::Beat, now)] } else { self.publish(now, boundary) }
             }
             State::Waiting { sample_at, .. } => {
@@ -442,65 +387,6 @@ impl Leadership {
         }
     }
 
-    /// Processes the response to a command that the publisher carried out.
-    fn on_kafka_response(&mut self, response: KafkaResponse, now: Now) -> Vec<Command> {
-        let response = match self.check_tail(response, now) {
-            Ok(response) => response,
-            Err(reason) => return vec![Command::Stop(reason)],
-        };
-        match (std::mem::replace(&mut self.state, State::Standby), response) {
-            (State::ReadingTail, KafkaResponse::Tail { frame, .. }) => self.on_tail(frame.as_deref(), now),
-            (State::CheckingCompetingLeader, KafkaResponse::Tail { frame, .. }) => {
-                match self.competing_leader(frame.as_deref()) {
-                    Some(reason) => vec![Command::Stop(reason)],
-                    None => self.enter(State::InitTransactions, KafkaCommand::InitTransactions),
-                }
-            }
-            (State::VerifyingTail, KafkaResponse::Tail { frame, .. }) => self.on_verified_tail(frame, now),
-            (State::InitTransactions, KafkaResponse::TransactionsInitialized) => {
-                self.enter(State::VerifyingTail, KafkaCommand::ReadTail)
-            }
-            (State::SamplingBoundary, KafkaResponse::BoundarySampled) => {
-                if self.must_stand_by() {
-                    self.stand_by()
-                } else if self.degraded && !self.is_raft_leader() {
-                    self.wait(now)
-                } else {
-                    vec![self.confirm(Purpose::FirstBeat, now)]
-                }
-            }
-            (State::Publishing(frame), KafkaResponse::Committed) => {
-                self.metronome.set_last(*frame);
-                self.uncommitted_since = None;
-                self.times_fenced = 0;
-                if self.must_stand_by() { self.stand_by() } else { self.wait(now) }
-            }
-            (State::Publishing(frame), KafkaResponse::InDoubt) => {
-                self.in_doubt = Some(frame);
-                if let Some(commands) = self.stand_by_or_step_down(now) {
-                    commands
-                } else if self.is_raft_leader() && !self.has_recent_quorum_check(now) {
-                    // If this node was suspended, initializing transactions now would fence a newer leader.
-                    vec![self.confirm(Purpose::TakeOver, now)]
-                } else {
-                    self.enter(State::InitTransactions, KafkaCommand::InitTransactions)
-                }
-            }
-            (State::Publishing(frame), KafkaResponse::Fenced) => {
-                self.in_doubt = Some(frame);
-                self.on_fenced(now)
-            }
-            (State::InitTransactions, KafkaResponse::Fenced) => self.on_fenced(now),
-            (
-                State::ReadingTail | State::InitTransactions | State::VerifyingTail | State::CheckingCompetingLeader,
-                KafkaResponse::KafkaUnavailable,
-            ) => self.stand_by_or_step_down(now).unwrap_or_else(|| {
-                self.enter(State::Pausing { until: now.monotonic + KAFKA_PAUSE }, KafkaCommand::CloseProducer)
-            }),
-            (state, response) => unreachable!("{response:?} is not a response to a command of {state:?}"),
-        }
-    }
-
     fn enter(&mut self, state: State, command: KafkaCommand) -> Vec<Command> {
         self.state = state;
         vec![Command::Kafka(command)]
@@ -509,36 +395,6 @@ impl Leadership {
     fn read_tail(&mut self, now: Now) -> Vec<Command> {
         self.uncommitted_since.get_or_insert(now.monotonic);
         self.enter(State::ReadingTail, KafkaCommand::ReadTail)
-    }
-
-    fn on_tail(&mut self, frame: Option<&BeatFrame>, now: Now) -> Vec<Command> {
-        if let Some(frame) = frame {
-            self.observe(frame, now);
-        }
-        // Without a quorum, a node takes over only if no other node publishes beats.
-        let may_take_over = !self.degraded || self.takeover_at().is_some_and(|at| at <= now.monotonic);
-        if self.must_stand_by() || !may_take_over {
-            return self.stand_by();
-        }
-        self.enter(State::InitTransactions, KafkaCommand::InitTransactions)
-    }
-
-    /// Continues from the tail read after `InitTransactions`: only this node can append a frame now.
-    fn on_verified_tail(&mut self, frame: Option<Box<BeatFrame>>, now: Now) -> Vec<Command> {
-        if let Some(reason) = self.competing_leader(frame.as_deref()).filter(|_| self.is_sole_voter()) {
-            return vec![Command::Stop(reason)];
-        }
-        self.leading &= frame.as_deref().is_none_or(|frame| self.is_known_frame(frame));
-        self.in_doubt = None;
-        if let Some(frame) = frame {
-            self.observe(&frame, now);
-            self.metronome.set_last(*frame);
-        }
-        if !self.leading {
-            self.leading = true;
-            self.metronome.take_over(self.raft_term);
-        }
-        self.enter(State::SamplingBoundary, KafkaCommand::SampleBoundary)
     }
 
     fn wait(&mut self, now: Now) -> Vec<Command> {
@@ -561,24 +417,6 @@ impl Leadership {
         let mut frame = Box::new(self.metronome.build_frame(now.wall(), boundary, plan));
         frame.degraded = self.degraded;
         self.enter(State::Publishing(frame.clone()), KafkaCommand::Publish(frame))
-    }
-
-    fn on_fenced(&mut self, now: Now) -> Vec<Command> {
-        self.times_fenced += 1;
-        if self.must_stand_by() {
-            return self.stand_by();
-        }
-        self.state = if self.is_sole_voter() {
-            let until_due = self.metronome.due().map_or(0, |due| due.millis_since(now.wall()));
-            let until_due = Duration::from_millis(until_due.max(0) as u64).min(self.period());
-            State::AwaitingCompetingLeader {
-                until: now.monotonic + until_due + COMPETING_LEADER_MARGIN.mul_f64(1.0 + now.random / 2.0),
-            }
-        } else {
-            let backoff = FENCE_BACKOFF * 2_u32.pow(self.times_fenced.min(MAX_FENCE_DOUBLINGS));
-            State::Pausing { until: now.monotonic + backoff.mul_f64(0.5 + now.random / 2.0) }
-        };
-        vec![Command::Kafka(KafkaCommand::CloseProducer)]
     }
 
     /// Starts another attempt to publish, unless this node must no longer lead.
@@ -615,7 +453,7 @@ impl Leadership {
 
     fn step_down(&mut self, now: Now) -> Vec<Command> {
         let commands = self.stand_by();
-        self.state = State::SteppedDown { until: now.monotonic + self.leaderless_after() };
+        self.state = State::SteppedDown { until: now.monotonic + self.quorum_checks.leaderless_after() };
         commands.into_iter().chain([Command::StepDown]).collect()
     }
 
@@ -630,31 +468,16 @@ impl Leadership {
     }
 
     fn quorum_check(&mut self, now: Now) -> Command {
-        self.quorum_checks.check_id += 1;
-        self.quorum_checks.pending = Some(now.monotonic);
-        Command::CheckQuorum { check_id: self.quorum_checks.check_id }
+        Command::CheckQuorum { check_id: self.quorum_checks.start(now.monotonic) }
     }
 
-    /// The instant of the next quorum check: as Raft's leader once per election timeout, and sooner after a failed one.
+    /// The instant of the next quorum check, if this node is Raft's leader.
     fn next_quorum_check(&self) -> Option<Duration> {
-        let was_confirmed = self.quorum_checks.confirmed == self.quorum_checks.completed;
-        let interval = if was_confirmed {
-            self.election_timeout
-        } else {
-            self.election_timeout / QUORUM_RETRIES_PER_ELECTION_TIMEOUT
-        };
-        let next = self.quorum_checks.completed.map_or(Duration::ZERO, |at| at + interval);
-        (self.is_raft_leader() && self.quorum_checks.pending.is_none()).then_some(next)
+        self.quorum_checks.next().filter(|_| self.is_raft_leader())
     }
 
     fn has_quorum(&self, now: Now) -> bool {
-        let confirmed =
-            self.quorum_checks.confirmed.is_some_and(|at| now.monotonic.saturating_sub(at) <= self.leaderless_after());
-        self.is_raft_leader() && confirmed
-    }
-
-    fn has_recent_quorum_check(&self, now: Now) -> bool {
-        self.quorum_checks.completed.is_some_and(|at| now.monotonic.saturating_sub(at) <= self.leaderless_after())
+        self.is_raft_leader() && self.quorum_checks.is_confirmed(now.monotonic)
     }
 
     /// The instant from which this node may take over without a quorum: by then the cluster has been leaderless for
@@ -662,16 +485,12 @@ impl Leadership {
     fn takeover_at(&self) -> Option<Duration> {
         let observed = self.observed.as_ref().filter(|_| !self.must_stand_by())?;
         let missed = observed.at + observed.period * 2;
-        Some(missed.max(self.leader_known_at + self.leaderless_after()) + self.takeover_delay)
-    }
-
-    fn leaderless_after(&self) -> Duration {
-        self.election_timeout * LEADERLESS_TIMEOUTS
+        Some(missed.max(self.leader_known_at + self.quorum_checks.leaderless_after()) + self.takeover_delay)
     }
 
     fn record_leader(&mut self, now: Now) {
         self.leader_known_at = now.monotonic;
-        self.takeover_delay = self.election_timeout.mul_f64(2.0 * now.random);
+        self.takeover_delay = self.quorum_checks.election_timeout().mul_f64(2.0 * now.random);
     }
 
     fn observe(&mut self, frame: &BeatFrame, now: Now) {
@@ -697,44 +516,6 @@ impl Leadership {
     /// Returns true if this node must stand by: another node is Raft's leader, or this one is not a voter.
     fn must_stand_by(&self) -> bool {
         matches!(self.raft_role, RaftRole::Follower { .. } | RaftRole::NonMember)
-    }
-
-    /// Checks a tail: an error if pulse must not continue after it. One that ends before a beat that was published comes from
-    /// a broker without the whole log, and counts as no response; unless that lasts.
-    fn check_tail(&mut self, response: KafkaResponse, now: Now) -> Result<KafkaResponse, StopReason> {
-        let KafkaResponse::Tail { frame, newest_reported } = &response else { return Ok(response) };
-        if let Some(reported) = newest_reported {
-            self.remember(*reported);
-        }
-        let cluster_id = self.metronome.cluster_id();
-        if let Some(frame) = frame.as_deref().filter(|frame| frame.cluster_id != cluster_id) {
-            let configured = cluster_id.to_owned();
-            return Err(StopReason::OtherCluster { found: frame.cluster_id.clone(), configured });
-        }
-        let found = frame.as_deref().map(|frame| frame.beat_index);
-        // The first beat continues one that was published if it comes after it.
-        let reached = found.or_else(|| self.metronome.first_beat().previous());
-        let Some(known) = self.newest_known.filter(|known| reached < Some(*known)) else {
-            self.stale_since = None;
-            return Ok(response);
-        };
-        let since = *self.stale_since.get_or_insert(now.monotonic);
-        if found.is_some() && now.monotonic.saturating_sub(since) < LOST_AFTER {
-            return Ok(KafkaResponse::KafkaUnavailable);
-        }
-        Err(StopReason::FramesLost { found, known })
-    }
-
-    /// Returns a reason to stop if `frame`, the newest, was published by another leader while this node led. A degraded
-    /// frame is no such reason: it comes from a node that was removed from the cluster.
-    fn competing_leader(&self, frame: Option<&BeatFrame>) -> Option<StopReason> {
-        let frame = frame.filter(|frame| self.leading && !frame.degraded && !self.is_known_frame(frame))?;
-        Some(StopReason::CompetingLeader { node: frame.node.clone(), beat: frame.beat_index.get() })
-    }
-
-    /// Returns true if `frame` is the last one known to be committed, or the one in doubt.
-    fn is_known_frame(&self, frame: &BeatFrame) -> bool {
-        self.metronome.last() == Some(frame) || self.in_doubt.as_deref() == Some(frame)
     }
 }
 

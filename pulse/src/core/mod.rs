@@ -5,6 +5,8 @@ mod event;
 mod leadership;
 mod metronome;
 mod plan;
+mod published_beats;
+mod quorum_checks;
 
 pub use boundary::Boundary;
 pub use event::{Command, Event, KafkaCommand, KafkaResponse, Now, RaftRole, StopReason};

@@ -40,6 +40,40 @@ pub enum PlanRequest {
     Cancel,
 }
 
+impl PlanRequest {
+    /// Checks the tempo that is asked for.
+    pub(super) fn check_bounds(&self, bounds: TempoBounds) -> Result<(), Refusal> {
+        match *self {
+            Self::Change { tempo: Some(tempo), .. } if !(bounds.min..=bounds.max).contains(&tempo) => {
+                Err(Refusal::OutOfBounds { tempo, bounds })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Returns the plan that carries the request out, while `pending` is not carried out yet. `last` is the newest frame, and
+    /// `from` the next downbeat.
+    pub(super) fn plan(self, pending: Option<Plan>, last: &BeatFrame, from: BeatIndex) -> Result<Plan, Refusal> {
+        let current = last.tempo_bpm;
+        match (self, pending) {
+            (Self::Cancel, None) => Err(Refusal::NothingPending),
+            (Self::Cancel, Some(_)) => Ok(Plan { from: last.beat_index, tempo: current, bar_length: last.bar_length }),
+            (Self::Change { .. }, Some(plan)) => Err(Refusal::Pending { plan, current }),
+            (Self::Change { tempo, ramp, bar_length }, None) => {
+                let tempo = tempo.unwrap_or(current);
+                let bar_length = bar_length.unwrap_or(last.bar_length);
+                if !ramp && !current.allowed_next().contains(&tempo) {
+                    return Err(Refusal::TooFar { tempo, current });
+                }
+                if !(last.grace_beats.max(1)..=MAX_BAR_LENGTH).contains(&bar_length) {
+                    return Err(Refusal::BarLength(bar_length, last.grace_beats));
+                }
+                Ok(Plan { from, tempo, bar_length })
+            }
+        }
+    }
+}
+
 /// The tempos that a cluster allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TempoBounds {

@@ -1,7 +1,9 @@
 use backbeat_schemas::{Tempo, Timestamp};
 
+use super::kafka::KAFKA_PAUSE;
 use super::*;
-use crate::core::InitialConfig;
+use crate::core::quorum_checks::RETRIES_PER_ELECTION_TIMEOUT;
+use crate::core::{InitialConfig, KafkaResponse, StopReason};
 
 const ELECTION: Duration = Duration::from_millis(300);
 
@@ -60,7 +62,7 @@ impl Node {
 
     /// Answers the last quorum check.
     fn answer_quorum_check(&mut self, confirmed: bool) -> Vec<Command> {
-        let check_id = self.core.quorum_checks.check_id;
+        let check_id = self.core.quorum_checks.last_id();
         self.on(Event::QuorumChecked { check_id, confirmed })
     }
 
@@ -134,11 +136,7 @@ fn elected_node_without_a_quorum_does_not_take_over() {
     let mut node = node("a");
     node.on(leader(1));
     assert_eq!(node.answer_quorum_check(false), [Command::Kafka(KafkaCommand::CloseProducer)]);
-    assert_eq!(
-        node.core.deadline(),
-        Some(ELECTION / QUORUM_RETRIES_PER_ELECTION_TIMEOUT),
-        "the quorum check is retried"
-    );
+    assert_eq!(node.core.deadline(), Some(ELECTION / RETRIES_PER_ELECTION_TIMEOUT), "the quorum check is retried");
     // A quorum that is lost during the takeover ends it, too.
     node.at(50).on(Event::Elapsed);
     node.answer_quorum_check(true);
@@ -580,7 +578,7 @@ fn hlc_across_leaders_with_clocks_minutes_apart_rises() {
         let boundary = Boundary::default();
         node.core.on(leader(1), now, &boundary);
         let confirmed =
-            |node: &Node| Event::QuorumChecked { check_id: node.core.quorum_checks.check_id, confirmed: true };
+            |node: &Node| Event::QuorumChecked { check_id: node.core.quorum_checks.last_id(), confirmed: true };
         node.core.on(confirmed(&node), now, &boundary);
         for event in [
             tail(last.as_ref()),
