@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use backbeat_broker::{Broker, KafkaArgs, Registry};
-use backbeat_reverb::shell::{AuditRange, AuditedWindow, Finding, audit};
+use backbeat_reverb::audit::{AuditRange, AuditedWindow, Finding, audit};
 use backbeat_schemas::BeatIndex;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};

@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use backbeat_broker::{Broker, KafkaArgs, Registry};
-use backbeat_reverb::shell::{AuditRange, ReplayPlan, ReplayTarget, execute_replay, plan_replay};
+use backbeat_reverb::audit::AuditRange;
+use backbeat_reverb::replay::{ReplayPlan, ReplayTarget, execute_replay, plan_replay};
 use backbeat_schemas::{BeatIndex, Timestamp, WindowId};
 use chrono::DateTime;
 use serde_json::json;

@@ -9,4 +9,6 @@
 //! The core turns events into commands, and the shell executes them: see `ARCHITECTURE.md`.
 
 pub mod core;
-pub mod shell;
+mod shell;
+
+pub use shell::{Args, FlagError, run};

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use backbeat_pulse::shell::{Args, run};
+use backbeat_pulse::{Args, run};
 use clap::Parser;
 
 fn main() -> ExitCode {

@@ -11,4 +11,6 @@
 //! sections "The idea" and "Reverb".
 
 pub mod core;
-pub mod shell;
+mod shell;
+
+pub use shell::{Args, Reemit, audit, replay, run};

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use backbeat_reverb::shell::{Args, run};
+use backbeat_reverb::{Args, run};
 use clap::Parser;
 
 fn main() -> ExitCode {

@@ -52,7 +52,8 @@ use backbeat_schemas::{BeatFrame, BeatIndex};
 use super::published_beats::PublishedBeats;
 use super::quorum_checks::QuorumChecks;
 use super::{
-    Boundary, Command, Event, KafkaCommand, Metronome, Now, Plan, PlanRequest, RaftRole, Refusal, TempoBounds,
+    Boundary, Command, Event, KafkaCommand, Metronome, Now, Plan, PlanRequest, RaftRole, RaftTimeouts, Refusal,
+    TempoBounds,
 };
 
 /// A leader that could not commit a beat for this long, or for a period if that is longer, steps down.
@@ -159,17 +160,17 @@ pub struct Leadership {
 }
 
 impl Leadership {
-    /// Creates the state of a node that has seen no event yet. `election_timeout` is Raft's longest.
-    pub fn new(metronome: Metronome, bounds: TempoBounds, election_timeout: Duration, now: Now) -> Self {
+    /// Creates the state of a node that has seen no event yet.
+    pub fn new(metronome: Metronome, bounds: TempoBounds, timeouts: RaftTimeouts, now: Now) -> Self {
         Self {
             metronome,
             bounds,
             state: State::Standby,
             raft_role: RaftRole::Leaderless,
             raft_term: 0,
-            quorum_checks: QuorumChecks::new(election_timeout),
+            quorum_checks: QuorumChecks::new(timeouts.election),
             leader_known_at: now.monotonic,
-            takeover_delay: election_timeout.mul_f64(now.random),
+            takeover_delay: timeouts.election.mul_f64(now.random),
             observed: None,
             published: PublishedBeats::default(),
             plan: None,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use backbeat_broker::KafkaArgs;
 use backbeat_schemas::{BeatIndex, Tempo};
@@ -11,7 +12,7 @@ use backbeat_service::{Environment, HttpArgs, LogArgs};
 use super::control::WriteAuthorization;
 use super::raft::{NodeInfo, NodeName, is_host_and_port};
 use super::secret::SecretFile;
-use crate::core::{InitialConfig, MAX_BAR_LENGTH, TempoBounds};
+use crate::core::{InitialConfig, MAX_BAR_LENGTH, RaftTimeouts, TempoBounds};
 
 /// The cluster's metronome: publishes one `BeatFrame` per beat.
 #[derive(Debug, Clone, clap::Parser)]
@@ -38,6 +39,15 @@ pub struct Args {
     /// other nodes connect to, and by default there is none.
     #[arg(long, env = "BACKBEAT_RAFT_BIND")]
     raft_bind: Option<SocketAddr>,
+
+    /// The interval of Raft's heartbeats in milliseconds, the same on all nodes.
+    #[arg(long, default_value_t = RaftTimeouts::DEFAULT.heartbeat.as_millis() as u64, value_name = "MS")]
+    raft_heartbeat: u64,
+
+    /// The longest time without a heartbeat before a node starts an election, in milliseconds, the same on all nodes: at
+    /// least four heartbeats, and several times what a call between nodes takes.
+    #[arg(long, default_value_t = RaftTimeouts::DEFAULT.election.as_millis() as u64, value_name = "MS")]
+    raft_election_timeout: u64,
 
     /// A file with the secret that all nodes share and sign their calls with; Raft refuses other callers. It may have
     /// several, one a line: the first is used, all are accepted. A change takes effect within a second.
@@ -153,6 +163,16 @@ pub enum FlagError {
     /// A peer is listed twice.
     #[error("--peers names {0:?} twice")]
     PeerTwice(String),
+    /// One late heartbeat would start an election.
+    #[error(
+        "--raft-election-timeout {election} is too short; must be at least four times --raft-heartbeat, {heartbeat} ms"
+    )]
+    RaftTimeouts {
+        /// The longest time without a heartbeat, in milliseconds.
+        election: u64,
+        /// The interval of heartbeats, in milliseconds.
+        heartbeat: u64,
+    },
     /// The Raft port would accept callers without a secret, in production.
     #[error(
         "raft would listen on {0} without authentication: with BACKBEAT_ENV=production that needs a --raft-secret-file"
@@ -189,6 +209,14 @@ impl Args {
         let tempo = |bpm| Tempo::try_from(bpm).ok().filter(|tempo| tempo.bpm() >= SLOWEST_BPM);
         let bounds = tempo(min).zip(tempo(max)).filter(|(min, max)| min <= max);
         bounds.map(|(min, max)| TempoBounds { min, max }).ok_or(FlagError::Bounds { min, max })
+    }
+
+    /// Raft's timeouts.
+    pub fn raft_timeouts(&self) -> Result<RaftTimeouts, FlagError> {
+        let (heartbeat, election) = (self.raft_heartbeat, self.raft_election_timeout);
+        let timeouts =
+            RaftTimeouts { heartbeat: Duration::from_millis(heartbeat), election: Duration::from_millis(election) };
+        if timeouts.are_valid() { Ok(timeouts) } else { Err(FlagError::RaftTimeouts { election, heartbeat }) }
     }
 
     /// Logs a warning if the tempo bounds are not the default ones.
@@ -326,6 +354,21 @@ mod tests {
         }
         let twice = self::args(&["--node", "a", "--peers", "a=h:1,a=h:2"]);
         assert_eq!(twice.bootstrap_nodes(), Err(FlagError::PeerTwice("a".into())));
+    }
+
+    #[test]
+    fn election_timeout_below_four_heartbeats_is_refused() {
+        let timeouts = |heartbeat, election| {
+            args(&["--raft-heartbeat", heartbeat, "--raft-election-timeout", election]).raft_timeouts()
+        };
+        assert_eq!(args(&[]).raft_timeouts(), Ok(RaftTimeouts::DEFAULT));
+        assert!(timeouts("100", "400").is_ok());
+        assert!(timeouts("0", "400").is_err());
+        let error = timeouts("100", "399").expect_err("too short").to_string();
+        assert_eq!(
+            error,
+            "--raft-election-timeout 399 is too short; must be at least four times --raft-heartbeat, 100 ms"
+        );
     }
 
     #[test]

@@ -14,5 +14,5 @@ mod secret;
 mod status;
 mod watcher;
 
-pub use args::Args;
+pub use args::{Args, FlagError};
 pub use run::run;

@@ -28,16 +28,21 @@ use super::secret::SecretFile;
 use super::status::SharedStatus;
 use super::watcher::Watcher;
 use super::{Args, http};
-use crate::core::{Event, InitialConfig, Leadership, Metronome, TempoBounds};
+use crate::core::{Event, InitialConfig, Leadership, Metronome, RaftTimeouts, TempoBounds};
 
 /// The timeout for Raft when pulse stops.
 const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Runs pulse until `shutdown`, or until it cannot continue.
 pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
-    let (initial_config, bounds, bootstrap_nodes, write_authorization) =
-        (args.initial_config()?, args.bounds()?, args.bootstrap_nodes()?, args.write_authorization()?);
-    let setup = Setup { initial_config, bounds, bootstrap_nodes, write_authorization: write_authorization.clone() };
+    let write_authorization = args.write_authorization()?;
+    let setup = Setup {
+        initial_config: args.initial_config()?,
+        bounds: args.bounds()?,
+        raft_timeouts: args.raft_timeouts()?,
+        bootstrap_nodes: args.bootstrap_nodes()?,
+        write_authorization: write_authorization.clone(),
+    };
     if let WriteAuthorization::Token(tokens) = &setup.write_authorization {
         tokio::spawn(tokens.clone().follow());
     }
@@ -69,6 +74,7 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
 struct Setup {
     initial_config: InitialConfig,
     bounds: TempoBounds,
+    raft_timeouts: RaftTimeouts,
     bootstrap_nodes: BTreeMap<NodeName, NodeInfo>,
     write_authorization: WriteAuthorization,
 }
@@ -118,13 +124,13 @@ async fn run_node(
     shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
     let Prepared { broker, registry, schema_id, raft_listener, secrets } = prepared;
-    let Setup { initial_config, bounds, bootstrap_nodes, write_authorization } = setup;
+    let Setup { initial_config, bounds, raft_timeouts, bootstrap_nodes, write_authorization } = setup;
     let (conductor_sender, inputs) = channel();
     let (publisher, commands) = channel();
 
     let client = Client::new(initial_config.cluster_id.clone(), args.node(), secrets.clone())?;
     let store = Store::open(&args.store_dir(), &initial_config.cluster_id, args.node())?;
-    let raft = RaftNode::start(args.node(), store, client.clone()).await?;
+    let raft = RaftNode::start(args.node(), raft_timeouts, store, client.clone()).await?;
     let control = Control { raft: raft.clone(), client, conductor: conductor_sender.clone(), write_authorization };
     let stop_raft = Shutdown::new();
     let forwarded = control.routes(secrets.is_some());
@@ -155,7 +161,7 @@ async fn run_node(
     let clock = Clock::start();
     // The node part of this node's HLC readings: random, so that other nodes are unlikely to have the same.
     let metronome = Metronome::new(initial_config.clone(), args.node().to_string(), rand::random());
-    let mut leadership = Leadership::new(metronome, bounds, RaftNode::ELECTION_TIMEOUT, clock.now());
+    let mut leadership = Leadership::new(metronome, bounds, raft_timeouts, clock.now());
     if let Some(beat) = known_beat {
         leadership.remember(beat);
     }

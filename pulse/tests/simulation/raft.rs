@@ -1,14 +1,16 @@
 //! A model of Raft, as far as pulse depends on it: at most one leader a term, elected by a quorum; a quorum
 //! confirmation is true when it is given; nodes learn of leaders late, and a partitioned leader does not notice.
 
-use backbeat_pulse::core::RaftRole;
+use backbeat_pulse::core::{RaftRole, RaftTimeouts};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
 
 use crate::world::NODES;
 
-/// Time from the loss of a leader to the next election, in microseconds.
-const ELECTION: std::ops::Range<u64> = 250_000..600_000;
+/// Raft's longest election timeout, in microseconds.
+pub(crate) const ELECTION_TIMEOUT: u64 = RaftTimeouts::DEFAULT.election.as_micros() as u64;
+/// Time from the loss of a leader to the next election, in microseconds: an election may fail.
+const ELECTION: std::ops::Range<u64> = ELECTION_TIMEOUT..ELECTION_TIMEOUT * 5 / 2;
 
 /// The nodes that are up, and their connections.
 #[derive(Clone)]

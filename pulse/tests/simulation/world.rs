@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use backbeat_pulse::core::{
     Boundary, Command, Event, InitialConfig, KafkaCommand, KafkaResponse, Leadership, Metronome, Now, Plan,
-    PlanRequest, RaftRole, Role, TempoBounds,
+    PlanRequest, RaftRole, RaftTimeouts, Role, TempoBounds,
 };
 use backbeat_schemas::{BeatFrame, BeatIndex, Tempo};
 use backbeat_simulation::{Violation, ensure};
@@ -15,14 +15,13 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::checks;
 use crate::kafka::{Commit, Kafka, claim_ends};
-use crate::raft::{Links, Raft, name};
+use crate::raft::{ELECTION_TIMEOUT, Links, Raft, name};
 
 pub(crate) const NODES: usize = 3;
 const SLOWEST_BPM: u32 = 4;
 const FASTEST_BPM: u32 = 600;
 /// A second. All times here are in microseconds.
 const SECOND: u64 = 1_000_000;
-const ELECTION_TIMEOUT: Duration = Duration::from_millis(240);
 /// The interval between two steps of Raft.
 const RAFT_STEP: u64 = 20_000;
 /// The average interval between two changes of the faults.
@@ -37,7 +36,7 @@ const SECONDS_TO_CATCH_UP: u64 = 600;
 /// The longest time, in seconds, to carry out a plan: from 4 to 600 BPM in bars of 5 takes half an hour.
 const SECONDS_FOR_A_PLAN: u64 = 3_600;
 /// The longest age of a quorum confirmation for a beat that is not degraded.
-const QUORUM_VALIDITY: u64 = 1_200_000;
+const QUORUM_VALIDITY: u64 = 5 * ELECTION_TIMEOUT;
 /// The wall clock at the beginning, in microseconds since the Unix epoch.
 const EPOCH: i64 = 1_790_000_000_000_000;
 
@@ -619,7 +618,7 @@ impl World {
         state.confirmed_at = None;
         let bounds = TempoBounds { min: tempo(f64::from(SLOWEST_BPM)), max: tempo(f64::from(FASTEST_BPM)) };
         let now = Now { wall_micros: EPOCH, monotonic: Duration::ZERO, random };
-        state.core = Some(Leadership::new(metronome, bounds, ELECTION_TIMEOUT, now));
+        state.core = Some(Leadership::new(metronome, bounds, RaftTimeouts::DEFAULT, now));
         self.links.alive[node] = true;
         self.links.stepped_down[node] = false;
         writeln!(self.trace, "{:>10} n{node} boots", self.now).expect("writing to a String does not fail");

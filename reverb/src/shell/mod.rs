@@ -4,7 +4,7 @@
 //! member of the cluster, runs the merge.
 
 mod args;
-mod audit;
+pub mod audit;
 mod claim_decoder;
 mod dead_letters;
 mod frame_table;
@@ -15,7 +15,7 @@ mod merger;
 mod metrics;
 mod owned_partition;
 mod recompute;
-mod replay;
+pub mod replay;
 mod report_index;
 mod run;
 mod start_positions;
@@ -23,6 +23,4 @@ mod status;
 mod timeouts;
 
 pub use args::{Args, Reemit};
-pub use audit::{AuditRange, AuditedWindow, Finding, audit};
-pub use replay::{ReplayPlan, ReplayTarget, execute_replay, plan_replay};
 pub use run::run;

@@ -27,7 +27,10 @@ fn node_of_cluster(cluster: &str, name: &str) -> Node {
         InitialConfig { cluster_id: cluster.into(), tempo: tempo("60"), bar_length: 4, grace_beats: 0, first_beat };
     let metronome = Metronome::new(initial_config, name.into(), name.len() as u16);
     let bounds = TempoBounds { min: tempo("1"), max: tempo("120") };
-    Node { core: Leadership::new(metronome, bounds, ELECTION, at(0)), millis: 0 }
+    Node {
+        core: Leadership::new(metronome, bounds, RaftTimeouts { election: ELECTION, ..RaftTimeouts::DEFAULT }, at(0)),
+        millis: 0,
+    }
 }
 
 fn node(name: &str) -> Node {

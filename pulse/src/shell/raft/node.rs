@@ -13,11 +13,8 @@ use utoipa::ToSchema;
 
 use super::types::{NodeInfo, NodeName, Types};
 use super::{Client, Store};
-use crate::core::{Plan, RaftRole};
+use crate::core::{Plan, RaftRole, RaftTimeouts};
 
-const HEARTBEAT_MS: u64 = 40;
-const ELECTION_MIN_MS: u64 = 120;
-const ELECTION_MAX_MS: u64 = 240;
 /// The timeout of a proposal. A quorum commits one in milliseconds, so a longer wait means that there is none.
 const PROPOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The timeout for a new node to replicate the log, which is short.
@@ -35,6 +32,7 @@ pub(crate) struct RaftNode {
     name: NodeName,
     raft: Raft<Types>,
     plan: watch::Receiver<Option<Plan>>,
+    election_timeout: Duration,
 }
 
 /// An error of a Raft operation.
@@ -90,23 +88,26 @@ pub(crate) struct NodeStatus {
 }
 
 impl RaftNode {
-    /// The longest time without a heartbeat before this node starts an election.
-    pub(crate) const ELECTION_TIMEOUT: Duration = Duration::from_millis(ELECTION_MAX_MS);
-
     /// Starts Raft on `store`.
-    pub(crate) async fn start(name: NodeName, store: Store, client: Client) -> anyhow::Result<Self> {
+    pub(crate) async fn start(
+        name: NodeName,
+        timeouts: RaftTimeouts,
+        store: Store,
+        client: Client,
+    ) -> anyhow::Result<Self> {
+        let millis = |time: Duration| time.as_millis() as u64;
         let config = Config {
             cluster_name: "backbeat".to_owned(),
-            heartbeat_interval: HEARTBEAT_MS,
-            election_timeout_min: ELECTION_MIN_MS,
-            election_timeout_max: ELECTION_MAX_MS,
+            heartbeat_interval: millis(timeouts.heartbeat),
+            election_timeout_min: millis(timeouts.election_range().start),
+            election_timeout_max: millis(timeouts.election_range().end),
             snapshot_policy: SnapshotPolicy::LogsSinceLast(LOGS_PER_SNAPSHOT),
             max_in_snapshot_log_to_keep: LOGS_KEPT,
             ..Default::default()
         };
         let plan = store.plan();
         let raft = Raft::new(name, Arc::new(config.validate()?), client, store.clone(), store).await?;
-        Ok(Self { name, raft, plan })
+        Ok(Self { name, raft, plan, election_timeout: timeouts.election })
     }
 
     /// Bootstraps a cluster of `nodes`, unless this node belongs to one already. Each of the nodes may do this, with
@@ -160,7 +161,7 @@ impl RaftNode {
     /// Returns true if a quorum confirms, after this call, that this node is Raft's leader. Takes two election timeouts
     /// at most.
     pub(crate) async fn confirm_leadership(&self) -> bool {
-        matches!(timeout(Self::ELECTION_TIMEOUT * 2, self.raft.ensure_linearizable()).await, Ok(Ok(_)))
+        matches!(timeout(self.election_timeout * 2, self.raft.ensure_linearizable()).await, Ok(Ok(_)))
     }
 
     /// Proposes `plan` and waits until it is committed.
