@@ -21,7 +21,7 @@ struct Rule {
 const PROGRAMS: &[&str] =
     &["agent-sim", "backbeat", "broker", "devstack", "pulse", "reverb", "sdk", "service", "simulation"];
 
-const RULES: [Rule; 7] = [
+const RULES: [Rule; 8] = [
     Rule {
         name: "schemas knows neither Kafka nor an async runtime",
         pattern: r"\b(rdkafka|tokio|async)\b",
@@ -79,6 +79,18 @@ const RULES: [Rule; 7] = [
         within: PROGRAMS,
         allowed: &[],
         violation: r#"IntCounter::new("backbeat_beats_total", "Beats")"#,
+    },
+    Rule {
+        name: "events are counted where they are logged",
+        pattern: r"\.inc(_by)?\(",
+        within: &["pulse", "reverb"],
+        allowed: &[
+            "pulse/src/shell/events.rs",
+            "pulse/src/shell/metrics.rs",
+            "reverb/src/shell/events.rs",
+            "reverb/src/shell/metrics.rs",
+        ],
+        violation: "self.metrics.takeovers.inc();",
     },
 ];
 

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use backbeat_broker::{Broker, ClaimEnds};
 use rand::Rng;
 
+use super::events::TransactionOpen;
 use super::metrics::Metrics;
 use crate::core::Boundary;
 
@@ -199,13 +200,7 @@ impl OpenTransactions {
         let is_open = |(partition, high): &(i32, i64)| stable.get(partition).is_some_and(|stable| stable < high);
         let open = high_watermarks.into_iter().filter(is_open).map(|(partition, _)| partition).collect();
         for partition in self.record(open) {
-            let last_stable_offset = stable.get(&partition);
-            tracing::warn!(
-                partition,
-                last_stable_offset,
-                "a producer has a transaction open in statusclaims: claims after it arrive late, whoever wrote them \
-                 (`kafka-transactions.sh describe-producers` names it)"
-            );
+            TransactionOpen { partition, last_stable_offset: stable.get(&partition).copied() }.emit();
         }
         shared.metrics.set_open_transactions(self.lasting.len());
     }

@@ -18,6 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use super::boundary_sampler::BoundarySampler;
+use super::events::{BoundaryStale, LeaderChanged, TookOver};
 use super::metrics::Metrics;
 use super::raft::RaftNode;
 use super::status::SharedStatus;
@@ -133,7 +134,7 @@ impl Conductor {
                 let is_beat = matches!(command, KafkaCommand::Publish(_));
                 let requested = observations.boundary_requested.take_if(|_| is_beat);
                 if requested.is_some_and(|requested| !self.boundary_sampler.is_fresh(requested)) {
-                    self.metrics.record_stale_boundary();
+                    BoundaryStale { is_first: false }.emit(&self.metrics);
                 }
                 self.publisher.send(command).context("the publisher thread has ended")?;
             }
@@ -160,11 +161,9 @@ impl Conductor {
                 };
                 if let Some(leader) = leader
                     && observations.leader.as_deref() != Some(leader)
+                    && let Some(previous) = observations.leader.replace(leader.to_owned())
                 {
-                    let previous = observations.leader.replace(leader.to_owned());
-                    if previous.is_some() {
-                        self.metrics.record_leader_change();
-                    }
+                    LeaderChanged { leader, previous: &previous }.emit(&self.metrics);
                 }
             }
             Event::Kafka(KafkaResponse::Fenced) => {
@@ -172,7 +171,7 @@ impl Conductor {
             }
             Event::Kafka(KafkaResponse::Committed) => {
                 if let Some(elected) = observations.elected.take() {
-                    self.metrics.record_takeover(elected.elapsed());
+                    TookOver { after: elected.elapsed() }.emit(&self.metrics);
                 }
             }
             Event::Kafka(KafkaResponse::Tail { frame: Some(frame), .. }) if !observations.flags_compared => {

@@ -1,4 +1,4 @@
-//! Pulse's metrics. Some exist twice: under a name without the service's prefix, which the prototype exported and
+//! Pulse's metrics; those that count events are recorded by `events.rs`. Some exist twice: under a name without the service's prefix, which the prototype exported and
 //! dashboards may use, and under the same name with the prefix.
 
 use std::time::Duration;
@@ -28,11 +28,11 @@ pub(crate) struct Metrics {
     late_beats: IntCounter,
     degraded_beats: IntCounter,
     re_anchors: IntCounter,
-    failed_transactions: IntCounter,
-    stale_boundaries: IntCounter,
+    pub(super) failed_transactions: IntCounter,
+    pub(super) stale_boundaries: IntCounter,
     commit: Histogram,
-    leader_changes: IntCounter,
-    takeover: Histogram,
+    pub(super) leader_changes: IntCounter,
+    pub(super) takeover: Histogram,
     degraded: IntGauge,
     has_leader: IntGauge,
     open_transactions: IntGauge,
@@ -130,24 +130,8 @@ impl Metrics {
         self.has_leader.set(has_leader.into());
     }
 
-    pub(crate) fn record_leader_change(&self) {
-        self.leader_changes.inc();
-    }
-
-    pub(crate) fn record_takeover(&self, after: Duration) {
-        self.takeover.observe(after.as_secs_f64());
-    }
-
-    pub(crate) fn record_failed_transaction(&self) {
-        self.failed_transactions.inc();
-    }
-
     pub(crate) fn set_open_transactions(&self, partitions: usize) {
         self.open_transactions.set(partitions as i64);
-    }
-
-    pub(crate) fn record_stale_boundary(&self) {
-        self.stale_boundaries.inc();
     }
 }
 

@@ -4,6 +4,7 @@ mod args;
 mod boundary_sampler;
 mod conductor;
 mod control;
+mod events;
 mod http;
 mod metrics;
 mod newest_beat;

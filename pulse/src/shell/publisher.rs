@@ -10,6 +10,7 @@ use tokio::runtime::Handle;
 
 use super::boundary_sampler::BoundarySampler;
 use super::conductor::ConductorInput;
+use super::events::{BoundaryStale, TransactionFailed};
 use super::metrics::Metrics;
 use super::status::SharedStatus;
 use crate::core::{Boundary, Event, KafkaCommand, KafkaResponse};
@@ -122,8 +123,7 @@ impl Publisher {
                 KafkaResponse::TransactionsInitialized
             }
             Err(error) => {
-                self.metrics.record_failed_transaction();
-                tracing::warn!(%error, "cannot initialize transactions");
+                TransactionFailed { error: &error, beat: None }.emit(&self.metrics);
                 if matches!(error, TransactionError::Fenced(_)) {
                     KafkaResponse::Fenced
                 } else {
@@ -140,8 +140,7 @@ impl Publisher {
             std::thread::sleep(BOUNDARY_POLL);
         }
         if !self.boundary_sampler.is_fresh(requested) {
-            self.metrics.record_stale_boundary();
-            tracing::warn!("cannot sample a first boundary within 2 s; starting with the last frame's boundary");
+            BoundaryStale { is_first: true }.emit(&self.metrics);
         }
         KafkaResponse::BoundarySampled
     }
@@ -156,8 +155,7 @@ impl Publisher {
                 KafkaResponse::Committed
             }
             Err(error) => {
-                self.metrics.record_failed_transaction();
-                tracing::warn!(%error, beat = %frame.beat_index, "a beat's transaction failed; reading the tail to see whether it was committed");
+                TransactionFailed { error: &error, beat: Some(frame.beat_index) }.emit(&self.metrics);
                 if matches!(error, TransactionError::Fenced(_)) {
                     KafkaResponse::Fenced
                 } else {

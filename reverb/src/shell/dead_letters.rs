@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use backbeat_broker::{Deliveries, ProducerRecord, QueueFull, Sender, TopicName, Topics};
 use backbeat_schemas::InvalidClaim;
 
+use super::events::DeadLettersLost;
 use super::metrics::Metrics;
 use super::recompute::InvalidRecord;
 use crate::core::RawRecord;
@@ -90,7 +91,7 @@ impl<'p> DeadLetters<'p> {
         while self.deliveries.outstanding() > 0 && Instant::now() < deadline {
             std::thread::sleep(RETRY_PAUSE);
         }
-        metrics.record_lost_dead_letters(self.deliveries.failed());
+        DeadLettersLost { count: self.deliveries.failed() }.emit(metrics);
         if self.is_incomplete || self.deliveries.outstanding() > 0 { Err(Unacknowledged) } else { Ok(()) }
     }
 }

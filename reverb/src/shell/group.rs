@@ -202,7 +202,6 @@ impl Group {
         if let Err(error) = consumer.pause(list) {
             tracing::warn!(%error, "cannot pause new partitions");
         }
-        tracing::info!(partitions = ?assigned, "partitions assigned");
         let mut state = self.lock();
         state.ends.retain(|partition, _| !assigned.contains(partition));
         state.changes.push(AssignmentChange::Assigned(assigned));
@@ -225,7 +224,6 @@ impl Group {
         {
             tracing::warn!(%error, partitions = ?revoked, "cannot commit the last offsets; the next owner reads some claims again");
         }
-        tracing::info!(partitions = ?revoked, "partitions revoked");
         self.lock().changes.push(AssignmentChange::Revoked(revoked));
     }
 }

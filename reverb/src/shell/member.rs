@@ -16,6 +16,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use super::args::Args;
 use super::claim_decoder::ClaimDecoder;
 use super::dead_letters::DeadLetterProducer;
+use super::events::AssignmentChanged;
 use super::frame_table::{FrameTable, TableError};
 use super::group::{AssignmentChange, Group, GroupConsumer, commit_offsets};
 use super::merger::{MergeContext, MergeThread, Reached};
@@ -277,22 +278,22 @@ impl Member {
 
     fn apply_assignment_changes(&mut self) {
         for change in self.group.drain_changes() {
-            match change {
+            match &change {
                 AssignmentChange::Revoked(revoked) => {
-                    for partition in &revoked {
+                    for partition in revoked {
                         self.partitions.remove(partition);
                         self.start_positions.remove(*partition);
                         self.commit_requested.remove(partition);
                     }
                 }
                 AssignmentChange::Assigned(assigned) => {
-                    for partition in &assigned {
+                    for partition in assigned {
                         self.partitions.insert(*partition, OwnedPartition::new(*partition));
                         self.start_positions.add(*partition);
                     }
                 }
             }
-            self.metrics.record_assignment_change(self.partitions.len());
+            AssignmentChanged { change: &change, partitions: self.partitions.len() }.emit(&self.metrics);
         }
         if self.partitions.is_empty() {
             self.table.clear();

@@ -21,6 +21,7 @@ use tokio::runtime::Handle;
 
 use super::args::Reemit;
 use super::dead_letters::{DeadLetterProducer, DeadLetters, Unacknowledged};
+use super::events::{MergeFailed, MergeTakenOver, SharesRescued, TransactionEnded, WindowFinished};
 use super::frame_table::{FrameTable, TableError};
 use super::metrics::Metrics;
 use super::recompute::{Recompute, RecomputeError};
@@ -159,9 +160,8 @@ fn run(
             Err(MergeError::Table(TableError::Frame(error))) => return Err(error.into()),
             Err(error) => error,
         };
-        context.metrics.record_merge_restart();
+        MergeFailed { error: &error }.emit(&context.metrics);
         context.status.update(|member| member.merging = false);
-        tracing::warn!(%error, "the merge failed and starts over");
         let until = Instant::now() + RETRY_PAUSE;
         while Instant::now() < until && !stop.is_cancelled() {
             std::thread::sleep(ACTIVE_POLL);
@@ -328,8 +328,7 @@ impl<'c> MergeLoop<'c> {
         self.read_to_end()?;
         self.reports.clear();
         self.core.record_opening(self.now());
-        self.context.metrics.record_takeover();
-        tracing::info!(windows = self.core.merge().len(), "this member takes the merge over");
+        MergeTakenOver { windows: self.core.merge().len() }.emit(&self.context.metrics);
         self.renew()
     }
 
@@ -350,8 +349,7 @@ impl<'c> MergeLoop<'c> {
             tracing::warn!(%error, "the merge was fenced");
         } else {
             self.core.record_failure(now);
-            self.context.metrics.record_merge_restart();
-            tracing::warn!(%error, "the merge failed; a member takes it over again");
+            MergeFailed { error }.emit(&self.context.metrics);
         }
     }
 
@@ -400,8 +398,7 @@ impl<'c> MergeLoop<'c> {
             shares.clear();
         }
         let read: Vec<i32> = shares.iter().map(|share| share.partition).collect();
-        context.metrics.record_rescued_shares(read.len());
-        tracing::info!(window_id = %window.id, from_beat = %window.from, ?partitions, ?read, "read the shares that are overdue");
+        SharesRescued { window, partitions, read: &read }.emit(&context.metrics);
         let now = self.now();
         self.core.record_rescue(window.from, shares, began, now);
         Ok(())
@@ -414,7 +411,7 @@ impl<'c> MergeLoop<'c> {
             outcomes.push(self.determine_outcome(window, &completion, stop)?);
         }
         let (began, written) = (self.now(), self.write_transaction(&outcomes));
-        self.context.metrics.record_transaction(written.as_ref().err());
+        TransactionEnded { error: written.as_ref().err() }.emit(&self.context.metrics);
         written?;
         let froms: Vec<BeatIndex> = outcomes.iter().map(|outcome| outcome.window.from).collect();
         self.core.record_finished(&froms, began, self.now());
@@ -505,18 +502,16 @@ impl<'c> MergeLoop<'c> {
 
     fn record_outcome(&mut self, outcome: &WindowOutcome) {
         let WindowOutcome { window, verdict, report, reemitted, skip_cause } = outcome;
-        if let Some(cause) = skip_cause {
-            self.context.metrics.record_skipped_window(cause);
+        WindowFinished {
+            window,
+            verdict: *verdict,
+            report: report.as_ref().map(|(report, _)| report),
+            reemitted: *reemitted,
+            skip_cause: *skip_cause,
         }
-        self.context.metrics.record_finished_window(*verdict, report.as_ref().map(|(report, _)| report), *reemitted);
+        .emit(&self.context.metrics);
         if let Some((_, fingerprint)) = report {
             self.reports.record_written(window.from, *fingerprint);
-        }
-        let (window_id, from_beat, verdict) = (window.id, window.from, verdict.as_str());
-        if outcome.verdict == Verdict::Skipped {
-            tracing::warn!(%window_id, %from_beat, verdict, "window skipped without a report, because its claims are no longer retained");
-        } else {
-            tracing::info!(%window_id, %from_beat, verdict, "window finished");
         }
     }
 }
@@ -568,7 +563,7 @@ fn write_merging(
         transaction.commit()
     };
     let written = write();
-    context.metrics.record_transaction(written.as_ref().err());
+    TransactionEnded { error: written.as_ref().err() }.emit(&context.metrics);
     written
 }
 

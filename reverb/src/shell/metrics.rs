@@ -1,6 +1,5 @@
-//! Reverb's metrics. The first five have the names that the prototype exported.
+//! Reverb's metrics; those that count events are recorded by `events.rs`. The first five have the names that the prototype exported.
 
-use backbeat_broker::TransactionError;
 use backbeat_schemas::{BarReport, InvalidClaim, Partial, Verdict};
 use prometheus::{GaugeVec, Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
 // Each creates a metric and registers it.
@@ -23,10 +22,10 @@ pub(crate) struct Metrics {
     agents_reporting: IntGauge,
     on_time_reviews: IntGauge,
     window_processing: Histogram,
-    claims: ClaimMetrics,
-    merge: MergeMetrics,
-    rebalances: IntCounter,
-    partitions: IntGauge,
+    pub(super) claims: ClaimMetrics,
+    pub(super) merge: MergeMetrics,
+    pub(super) rebalances: IntCounter,
+    pub(super) partitions: IntGauge,
     pending_claims: IntGauge,
     lag_beats: IntGauge,
     lag_records: IntGauge,
@@ -38,26 +37,26 @@ pub(crate) struct Metrics {
 }
 
 /// Metrics of claims and dead letters.
-struct ClaimMetrics {
+pub(super) struct ClaimMetrics {
     processed: IntCounter,
     late: IntCounter,
     excess: IntCounter,
     misplaced: IntCounter,
     invalid: IntCounterVec,
-    dead_letters: IntCounterVec,
-    lost_dead_letters: IntCounter,
+    pub(super) dead_letters: IntCounterVec,
+    pub(super) lost_dead_letters: IntCounter,
 }
 
 /// Metrics of the merge.
-struct MergeMetrics {
+pub(super) struct MergeMetrics {
     windows_completed: IntCounter,
     verdicts: IntCounterVec,
-    merge_restarts: IntCounter,
-    takeovers: IntCounter,
-    rescued_shares: IntCounter,
+    pub(super) merge_restarts: IntCounter,
+    pub(super) takeovers: IntCounter,
+    pub(super) rescued_shares: IntCounter,
     reemitted: IntCounter,
-    skipped: IntCounterVec,
-    transactions: IntCounterVec,
+    pub(super) skipped: IntCounterVec,
+    pub(super) transactions: IntCounterVec,
 }
 
 impl ClaimMetrics {
@@ -245,31 +244,6 @@ impl Metrics {
         self.claims.invalid.with_label_values(&[reason]).inc();
     }
 
-    pub(crate) fn record_dead_letter(&self, reason: &str) {
-        self.claims.dead_letters.with_label_values(&[reason]).inc();
-    }
-
-    pub(crate) fn record_lost_dead_letters(&self, lost: u64) {
-        self.claims.lost_dead_letters.inc_by(lost);
-    }
-
-    pub(crate) fn record_merge_restart(&self) {
-        self.merge.merge_restarts.inc();
-    }
-
-    pub(crate) fn record_takeover(&self) {
-        self.merge.takeovers.inc();
-    }
-
-    pub(crate) fn record_rescued_shares(&self, shares: usize) {
-        self.merge.rescued_shares.inc_by(shares as u64);
-    }
-
-    pub(crate) fn record_assignment_change(&self, partitions: usize) {
-        self.rebalances.inc();
-        self.partitions.set(partitions as i64);
-    }
-
     pub(crate) fn set_lag(&self, lag: &Lag, pending_claims: usize) {
         self.pending_claims.set(pending_claims as i64);
         self.lag_beats.set(lag.beats);
@@ -295,28 +269,13 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn record_skipped_window(&self, cause: &str) {
-        self.merge.skipped.with_label_values(&[cause]).inc();
-    }
-
-    /// Counts a transaction that ended in `error`, or committed.
-    pub(crate) fn record_transaction(&self, error: Option<&TransactionError>) {
-        let outcome = match error {
-            None => "committed",
-            Some(TransactionError::Fenced(_)) => "fenced",
-            Some(TransactionError::Failed(_)) => "failed",
-            Some(TransactionError::TimedOut(_)) => "timed_out",
-        };
-        self.merge.transactions.with_label_values(&[outcome]).inc();
-    }
-
     /// Sets the gauges of the last report, whoever wrote it.
     pub(crate) fn set_last_report(&self, report: &BarReport) {
         self.agents_reporting.set(report.agents_reporting);
         self.on_time_reviews.set(report.on_time_reviews);
     }
 
-    pub(crate) fn record_finished_window(&self, verdict: Verdict, report: Option<&BarReport>, reemitted: bool) {
+    pub(super) fn count_finished_window(&self, verdict: Verdict, report: Option<&BarReport>, reemitted: bool) {
         self.merge.windows_completed.inc();
         self.merge.verdicts.with_label_values(&[verdict.as_str()]).inc();
         self.merge.reemitted.inc_by(u64::from(reemitted));

@@ -7,6 +7,7 @@ mod args;
 pub mod audit;
 mod claim_decoder;
 mod dead_letters;
+mod events;
 mod frame_table;
 mod group;
 mod http;

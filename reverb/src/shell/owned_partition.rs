@@ -9,6 +9,7 @@ use backbeat_schemas::{BarPartial, wire};
 
 use super::claim_decoder::ClaimDecoder;
 use super::dead_letters::DeadLetterProducer;
+use super::events::{DeadLetterSent, DeadLettersLost};
 use super::metrics::Metrics;
 use super::status::{ShareStatus, SharedStatus};
 use crate::core::{FetchStart, Frames, OutboxRecord, Partition, PartitionAggregator, RawRecord, StallDetector};
@@ -159,7 +160,7 @@ impl OwnedPartition {
     pub(crate) fn send(&mut self, producer: &mut PartialProducer, metrics: &Metrics) {
         let Some(core) = &mut self.core else { return };
         let lost = self.dead_letters.failed();
-        metrics.record_lost_dead_letters(lost - self.lost_dead_letters);
+        DeadLettersLost { count: lost - self.lost_dead_letters }.emit(metrics);
         self.lost_dead_letters = lost;
         while let Some(record) = core.next_record(self.dead_letters.outstanding() > 0) {
             let sent = match record {
@@ -174,8 +175,7 @@ impl OwnedPartition {
             if let Some(OutboxRecord::DeadLetter { offset, reason, .. }) =
                 core.mark_sent(producer.counter, producer.started_at.elapsed())
             {
-                metrics.record_dead_letter(reason.reason());
-                tracing::debug!(partition = self.id, offset, %reason, "dead letter");
+                DeadLetterSent { partition: self.id, offset, reason: &reason }.emit(metrics);
             }
         }
     }
