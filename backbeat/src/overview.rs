@@ -6,8 +6,11 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::bail;
-use backbeat_schemas::Timestamp;
+use backbeat_http_api::{ErrorBody, pulse, reverb};
+use backbeat_schemas::{BarReport, BeatFrame, Timestamp};
 use reqwest::blocking::Client;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::dev_state::DevState;
@@ -35,19 +38,19 @@ pub(crate) struct ProgramArgs {
 
 /// The status of all programs of a cluster.
 pub(crate) struct Overview {
-    pulse: Vec<ProgramStatus>,
-    reverb: Vec<ProgramStatus>,
+    pulse: Vec<ProgramStatus<pulse::StatusBody>>,
+    reverb: Vec<ProgramStatus<reverb::StatusBody>>,
     /// The newest report that a reverb member has.
-    last_report: Option<Value>,
+    last_report: Option<BarReport>,
 }
 
 /// The status of one program.
-struct ProgramStatus {
+struct ProgramStatus<S> {
     url: String,
     /// The reason why it is not ready.
     problem: Option<String>,
     /// The response of `/api/v1/status`.
-    status: Option<Value>,
+    status: Option<S>,
 }
 
 impl ProgramArgs {
@@ -66,31 +69,35 @@ impl ProgramArgs {
     /// Fetches the status of all programs in parallel; returns an error if none answers.
     pub(crate) fn fetch(&self) -> anyhow::Result<Overview> {
         let (pulse, reverb) = self.urls()?;
-        let http = Client::builder().timeout(REQUEST_TIMEOUT).no_proxy().build()?;
+        let http = &Client::builder().timeout(REQUEST_TIMEOUT).no_proxy().build()?;
         let (pulse, reverb) = thread::scope(|scope| {
-            let spawn = |urls: Vec<String>| {
-                let http = &http;
-                urls.into_iter().map(|url| scope.spawn(move || ProgramStatus::fetch(http, &url))).collect::<Vec<_>>()
-            };
-            let (pulse, reverb) = (spawn(pulse), spawn(reverb));
-            let join = |threads: Vec<thread::ScopedJoinHandle<'_, ProgramStatus>>| {
-                threads.into_iter().map(|thread| thread.join().expect("fetching does not panic")).collect::<Vec<_>>()
-            };
-            (join(pulse), join(reverb))
+            let pulse: Vec<_> =
+                pulse.iter().map(|url| scope.spawn(|| ProgramStatus::<pulse::StatusBody>::fetch(http, url))).collect();
+            let reverb: Vec<_> = reverb
+                .iter()
+                .map(|url| scope.spawn(|| ProgramStatus::<reverb::StatusBody>::fetch(http, url)))
+                .collect();
+            (join_all(pulse), join_all(reverb))
         });
-        if pulse.iter().chain(&reverb).all(|program| program.status.is_none()) {
-            let urls: Vec<&str> = pulse.iter().chain(&reverb).map(|program| program.url.as_str()).collect();
+        let answers =
+            pulse.iter().any(|node| node.status.is_some()) || reverb.iter().any(|member| member.status.is_some());
+        if !answers {
+            let urls = pulse.iter().map(|node| &*node.url).chain(reverb.iter().map(|member| &*member.url));
             bail!(
                 "nothing answers at {}: start a cluster with `make run-dev`, or give its URLs (--pulse, --reverb)",
-                urls.join(", ")
+                urls.collect::<Vec<_>>().join(", ")
             );
         }
-        let last_report = reverb.iter().find_map(|member| member.last_report(&http));
+        let last_report = reverb.iter().find_map(|member| member.last_report(http));
         Ok(Overview { pulse, reverb, last_report })
     }
 }
 
-impl ProgramStatus {
+fn join_all<T>(threads: Vec<thread::ScopedJoinHandle<'_, T>>) -> Vec<T> {
+    threads.into_iter().map(|thread| thread.join().expect("fetching does not panic")).collect()
+}
+
+impl<S: Serialize + DeserializeOwned> ProgramStatus<S> {
     fn fetch(http: &Client, url: &str) -> Self {
         let url = url.trim_end_matches('/').to_owned();
         let problem = match http.get(format!("{url}/ready")).send() {
@@ -98,8 +105,8 @@ impl ProgramStatus {
             Err(_) => Some("does not answer".to_owned()),
             Ok(response) if response.status().is_success() => None,
             Ok(response) => {
-                let body: Value = response.json().unwrap_or_default();
-                Some(body["error"].as_str().unwrap_or("not ready, no reason given").to_owned())
+                let body = response.json::<ErrorBody>();
+                Some(body.map_or_else(|_| "not ready, no reason given".to_owned(), |body| body.error))
             }
         };
         let status = http.get(format!("{url}/api/v1/status")).send().and_then(reqwest::blocking::Response::json).ok();
@@ -107,47 +114,47 @@ impl ProgramStatus {
         Self { url, problem: problem.or(foreign), status }
     }
 
-    fn last_report(&self, http: &Client) -> Option<Value> {
+    fn as_json(&self) -> Value {
+        json!({ "url": self.url, "ready": self.problem.is_none(), "trouble": self.problem, "status": self.status })
+    }
+}
+
+impl ProgramStatus<reverb::StatusBody> {
+    fn last_report(&self, http: &Client) -> Option<BarReport> {
         self.status.as_ref()?;
         // The newest windows may still be open.
         let response = http.get(format!("{}/api/v1/windows?limit=10", self.url)).send().ok()?;
-        let body: Value = response.json().ok()?;
-        let mut reports = body["windows"].as_array()?.iter().map(|window| &window["report"]);
-        reports.find(|report| !report.is_null()).cloned()
-    }
-
-    fn readiness(&self) -> &str {
-        self.problem.as_deref().unwrap_or("ready")
-    }
-
-    fn as_json(&self) -> Value {
-        json!({ "url": self.url, "ready": self.problem.is_none(), "trouble": self.problem, "status": self.status })
+        let body: reverb::Windows = response.json().ok()?;
+        body.windows.into_iter().find_map(|window| window.report)
     }
 }
 
 impl Overview {
     /// Returns true if every program is ready.
     pub(crate) fn is_ready(&self) -> bool {
-        self.pulse.iter().chain(&self.reverb).all(|program| program.problem.is_none())
+        self.pulse.iter().all(|node| node.problem.is_none())
+            && self.reverb.iter().all(|member| member.problem.is_none())
     }
 
     pub(crate) fn as_json(&self) -> Value {
-        let list = |programs: &[ProgramStatus]| programs.iter().map(ProgramStatus::as_json).collect::<Vec<_>>();
-        json!({ "pulse": list(&self.pulse), "reverb": list(&self.reverb), "last_report": self.last_report })
+        let pulse: Vec<Value> = self.pulse.iter().map(ProgramStatus::as_json).collect();
+        let reverb: Vec<Value> = self.reverb.iter().map(ProgramStatus::as_json).collect();
+        json!({ "pulse": pulse, "reverb": reverb, "last_report": self.last_report })
     }
 
-    /// Returns the status of the pulse node that has the newest beat.
-    fn newest_pulse_status(&self) -> Option<&Value> {
+    /// Returns the newest frame, and the status of the pulse node that has it.
+    fn newest_beat(&self) -> Option<(&BeatFrame, &pulse::StatusBody)> {
         let statuses = self.pulse.iter().filter_map(|node| node.status.as_ref());
-        statuses.max_by_key(|status| status["beat"].as_i64())
+        let beats = statuses.filter_map(|status| Some((status.last_beat.as_ref()?, status)));
+        beats.max_by_key(|(frame, _)| frame.beat_index)
     }
 }
 
 impl fmt::Display for Overview {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.newest_pulse_status() {
-            Some(status) if !status["beat"].is_null() => writeln!(f, "{}", heading(status))?,
-            _ => writeln!(f, "no beat has been published yet")?,
+        match self.newest_beat() {
+            Some((frame, status)) => writeln!(f, "{}", heading(frame, status))?,
+            None => writeln!(f, "no beat has been published yet")?,
         }
         writeln!(f, "\npulse")?;
         for node in &self.pulse {
@@ -165,102 +172,87 @@ impl fmt::Display for Overview {
         write!(f, "\nSLOs, p95 of the last 1,000")?;
         // The members measure the same SLOs: the one with the most samples is shown.
         let statuses = self.reverb.iter().filter_map(|member| member.status.as_ref());
-        let shown = statuses.max_by_key(|status| sample_count(status));
-        for slo in shown.and_then(|status| status["objectives"].as_array()).into_iter().flatten() {
+        let samples = |status: &&reverb::StatusBody| status.objectives.iter().map(|slo| slo.samples).sum::<usize>();
+        for slo in statuses.max_by_key(samples).into_iter().flat_map(|status| &status.objectives) {
             write!(f, "\n{}", slo_line(slo))?;
         }
         Ok(())
     }
 }
 
-/// Returns the number of samples behind the SLOs in a member's status.
-fn sample_count(status: &Value) -> i64 {
-    status["objectives"].as_array().into_iter().flatten().filter_map(|slo| slo["samples"].as_i64()).sum()
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or("?")
-}
-
-fn heading(status: &Value) -> String {
+fn heading(frame: &BeatFrame, status: &pulse::StatusBody) -> String {
     let mut line = format!(
-        "{}   beat {}, {} BPM in bars of {}, term {}, {}",
-        text(&status["cluster_id"]),
-        status["beat"],
-        status["tempo_bpm"],
-        status["bar_length"],
-        status["term"],
-        status["leader"].as_str().map_or_else(|| "no leader".to_owned(), |leader| format!("led by {leader}"))
+        "{}   beat {}, {} in bars of {}, term {}, {}",
+        status.cluster_id,
+        frame.beat_index,
+        frame.tempo_bpm,
+        frame.bar_length,
+        frame.term,
+        status.leader.as_ref().map_or_else(|| "no leader".to_owned(), |leader| format!("led by {leader}"))
     );
-    let pending = &status["pending"];
-    if !pending.is_null() {
-        let (tempo, from) = (&pending["tempo_bpm"], &pending["from_beat"]);
-        let _ = write!(line, "; changing to {tempo} BPM in bars of {} from beat {from}", pending["bar_length"]);
+    if let Some(pulse::Pending { from_beat, tempo_bpm, bar_length, .. }) = &status.pending {
+        let _ = write!(line, "; changing to {tempo_bpm} in bars of {bar_length} from beat {from_beat}");
     }
     line
 }
 
-fn pulse_line(node: &ProgramStatus) -> String {
+fn pulse_line(node: &ProgramStatus<pulse::StatusBody>) -> String {
     let Some(status) = &node.status else {
         return format!("  {:<18} {:<16} {}", "?", "", url_and_readiness(node));
     };
-    let jitter = &status["jitter_ms"];
-    let jitter = if jitter.is_null() { String::new() } else { format!("   jitter p95 {} ms", jitter["p95"]) };
-    let (name, role) = (text(&status["node"]), text(&status["role"]));
+    let jitter = status.jitter_ms.as_ref().map(|jitter| format!("   jitter p95 {} ms", jitter.p95)).unwrap_or_default();
+    let (name, role) = (&status.node, status.role.as_str());
     format!("  {name:<18} {role:<16} {}{jitter}", url_and_readiness(node))
 }
 
-fn reverb_line(member: &ProgramStatus) -> String {
-    let Some(status) = &member.status else {
+fn reverb_line(member: &ProgramStatus<reverb::StatusBody>) -> String {
+    let Some(reverb::StatusBody { member: status, .. }) = &member.status else {
         return format!("  {:<18} {:<16} {}", "?", "", url_and_readiness(member));
     };
-    let partitions = status["partitions"].as_array().map_or(0, Vec::len);
-    let role = if status["merging"] == true { "merge" } else { "" };
-    let lag_claims = status["lag_records"].as_i64().map_or_else(|| "?".to_owned(), |claims| claims.to_string());
-    let open = &status["oldest_open_window"];
-    let open = if open.is_null() {
-        String::new()
-    } else {
-        format!(", oldest open window from beat {} ({} beats ago)", open["from_beat"], open["age_beats"])
-    };
+    let role = if status.merging { "merge" } else { "" };
+    let lag_claims = status.lag_records.map_or_else(|| "?".to_owned(), |claims| claims.to_string());
+    let open = status
+        .oldest_open_window
+        .as_ref()
+        .map(|open| format!(", oldest open window from beat {} ({} beats ago)", open.from_beat, open.age_beats));
     format!(
-        "  {:<18} {role:<16} {}   {partitions} partitions, lag {} beats, {lag_claims} claims{open}",
-        text(&status["name"]),
+        "  {:<18} {role:<16} {}   {} partitions, lag {} beats, {lag_claims} claims{}",
+        status.name,
         url_and_readiness(member),
-        status["lag_beats"]
+        status.partitions.len(),
+        status.lag_beats,
+        open.unwrap_or_default()
     )
 }
 
-fn url_and_readiness(program: &ProgramStatus) -> String {
-    format!("{}  {}", program.url, program.readiness())
+fn url_and_readiness<S>(program: &ProgramStatus<S>) -> String {
+    format!("{}  {}", program.url, program.problem.as_deref().unwrap_or("ready"))
 }
 
-fn report_line(report: &Value) -> String {
-    let age = serde_json::from_value::<Timestamp>(report["closed_at"].clone())
-        .map(|closed| Timestamp::from_millis(chrono::Utc::now().timestamp_millis()).millis_since(closed) / 1_000);
-    let age = age.map(|seconds| format!(", closed {seconds} s ago")).unwrap_or_default();
-    let issues: Vec<&str> = report["issues"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
-    let issues = if issues.is_empty() { String::new() } else { format!("\n  {}", issues.join("; ")) };
+fn report_line(report: &BarReport) -> String {
+    let now = Timestamp::from_millis(chrono::Utc::now().timestamp_millis());
+    let age = now.millis_since(report.closed_at) / 1_000;
+    let issues = if report.issues.is_empty() { String::new() } else { format!("\n  {}", report.issues.join("; ")) };
     format!(
-        "  beats {}-{}{age}: {} agents, {} claims, {} late, {} invalid, {} tasks done, {} failed{issues}",
-        report["from_beat"],
-        report["to_beat"],
-        report["agents_reporting"],
-        report["claims"],
-        report["late_claims"],
-        report["invalid_claims"],
-        report["tasks_done"],
-        report["tasks_failed"]
+        "  beats {}-{}, closed {age} s ago: {} agents, {} claims, {} late, {} invalid, {} tasks done, {} failed{issues}",
+        report.from_beat,
+        report.to_beat,
+        report.agents_reporting,
+        report.claims,
+        report.late_claims,
+        report.invalid_claims,
+        report.tasks_done,
+        report.tasks_failed
     )
 }
 
-fn slo_line(slo: &Value) -> String {
-    let state = match slo["holds"].as_bool() {
+fn slo_line(slo: &reverb::Slo) -> String {
+    let state = match slo.met {
         Some(true) => "met",
         Some(false) => "violated",
         None => "no samples",
     };
-    let number = |value: &Value| value.as_i64().map_or_else(|| "?".to_owned(), |number| number.to_string());
-    let (p95, limit) = (number(&slo["p95_ms"]), number(&slo["limit_ms"]));
-    format!("  {:<14} {p95:>6} ms of {limit} allowed   {state}", text(&slo["name"]))
+    let number = |number: Option<i64>| number.map_or_else(|| "?".to_owned(), |number| number.to_string());
+    let (p95, limit) = (number(slo.p95_ms), number(slo.limit_ms));
+    format!("  {:<14} {p95:>6} ms of {limit} allowed   {state}", slo.name)
 }

@@ -6,8 +6,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use backbeat_http_api::ErrorBody;
+use backbeat_http_api::pulse::{CommittedPlan, Pending, StatusBody};
 use reqwest::Method;
 use reqwest::blocking::Client;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::output::OutputArgs;
@@ -54,34 +57,29 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if args.cancel {
-        let kept = args.request(Method::DELETE, "/api/v1/tempo", None)?;
-        args.output.print(|| format!("the tempo stays at {} BPM", kept["tempo_bpm"]), || kept.clone());
+        let kept: CommittedPlan = args.request(Method::DELETE, "/api/v1/tempo", None)?;
+        args.output.print(|| format!("the tempo stays at {}", kept.tempo_bpm), || json!(kept));
     } else if args.bpm.is_some() || args.bar_length.is_some() {
+        // Pulse checks the tempo.
         let change = json!({ "tempo_bpm": args.bpm, "ramp": args.ramp, "bar_length": args.bar_length });
-        let accepted = args.request(Method::POST, "/api/v1/tempo", Some(&change))?;
+        let accepted: CommittedPlan = args.request(Method::POST, "/api/v1/tempo", Some(&change))?;
         let steps = if args.ramp { ", by at most 10 % per bar" } else { "" };
         let as_text = || {
-            let (tempo, length, from) = (&accepted["tempo_bpm"], &accepted["bar_length"], &accepted["from_beat"]);
-            format!("{tempo} BPM in bars of {length}, from beat {from}{steps}")
+            let CommittedPlan { tempo_bpm, bar_length, from_beat } = &accepted;
+            format!("{tempo_bpm} in bars of {bar_length}, from beat {from_beat}{steps}")
         };
-        args.output.print(as_text, || accepted.clone());
+        args.output.print(as_text, || json!(accepted));
     } else {
-        let status = args.request(Method::GET, "/api/v1/status", None)?;
-        if status["tempo_bpm"].is_null() {
+        let status: StatusBody = args.request(Method::GET, "/api/v1/status", None)?;
+        let (Some(tempo), Some(length), Some(beat)) = (status.tempo_bpm, status.bar_length, status.beat) else {
             bail!("no beat has been published yet; {}/ready shows why", args.url);
-        }
-        let pending = &status["pending"];
-        let change = if pending.is_null() {
-            String::new()
-        } else {
-            format!(
-                ", changing to {} BPM in bars of {} from beat {}",
-                pending["tempo_bpm"], pending["bar_length"], pending["from_beat"]
-            )
         };
-        let (tempo, length, beat) = (&status["tempo_bpm"], &status["bar_length"], &status["beat"]);
+        let pending = &status.pending;
+        let change = pending.as_ref().map(|Pending { from_beat, tempo_bpm, bar_length, .. }| {
+            format!(", changing to {tempo_bpm} in bars of {bar_length} from beat {from_beat}")
+        });
         args.output.print(
-            || format!("{tempo} BPM in bars of {length}{change}; beat {beat}"),
+            || format!("{tempo} in bars of {length}{}; beat {beat}", change.unwrap_or_default()),
             || json!({ "tempo_bpm": tempo, "bar_length": length, "beat": beat, "pending": pending }),
         );
     }
@@ -90,7 +88,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 impl Args {
     /// Sends a request and returns the response body; a refused request is an error with the reason.
-    fn request(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<Value> {
+    fn request<T: DeserializeOwned>(&self, method: Method, path: &str, body: Option<&Value>) -> anyhow::Result<T> {
         let url = format!("{}{path}", self.url.trim_end_matches('/'));
         let mut request = Client::builder().timeout(TIMEOUT).no_proxy().build()?.request(method, &url);
         if let Some(file) = &self.admin_token_file {
@@ -105,10 +103,10 @@ impl Args {
         let response =
             request.send().with_context(|| format!("{url} does not answer; is a pulse node running there? (--url)"))?;
         let status = response.status();
-        let body: Value = response.json().with_context(|| format!("{url} answered {status}, not in JSON"))?;
+        let unexpected = || format!("{url} answered {status}, but not as pulse does");
         if status.is_success() {
-            return Ok(body);
+            return response.json().with_context(unexpected);
         }
-        bail!("{}", body["error"].as_str().unwrap_or("refused, no reason given"))
+        bail!("{}", response.json::<ErrorBody>().with_context(unexpected)?.error)
     }
 }

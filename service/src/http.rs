@@ -8,6 +8,7 @@ use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use backbeat_http_api::ErrorBody;
 use prometheus::{Registry, TextEncoder};
 use serde::Serialize;
 use tokio::net::TcpListener;
@@ -59,13 +60,6 @@ pub fn write_atomically(path: &Path, text: &str) -> io::Result<()> {
     temporary.push(".tmp");
     std::fs::write(&temporary, text)?;
     std::fs::rename(&temporary, path)
-}
-
-/// The body of an error response.
-#[derive(Debug, Serialize, ToSchema)]
-pub struct ErrorBody {
-    /// The reason for the failure, and the allowed values.
-    pub error: String,
 }
 
 /// An error response of the HTTP API: a status, and the reason as JSON.

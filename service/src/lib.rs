@@ -11,7 +11,7 @@ mod shutdown;
 
 pub use check::Check;
 pub use command_line::command_line;
-pub use http::{ApiError, ErrorBody, HttpArgs, base_routes, write_atomically};
+pub use http::{ApiError, HttpArgs, base_routes, write_atomically};
 pub use logging::{Environment, LogArgs};
 pub use openapi::router_with_openapi;
 pub use outcome::{block_on, exit_code};

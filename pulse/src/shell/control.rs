@@ -8,12 +8,11 @@ use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
-use backbeat_schemas::Tempo;
+use backbeat_http_api::pulse::{CommittedPlan, Nodes, TempoChange};
 use backbeat_service::ApiError;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
-use utoipa::ToSchema;
 
 use super::conductor::ConductorInput;
 use super::raft::{AUTHORIZATION, Call, Client, MembershipError, NodeError, NodeInfo, NodeName, RaftNode};
@@ -42,22 +41,6 @@ pub(crate) enum AdminCommand {
     },
 }
 
-/// The body of `POST /api/v1/tempo`.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct TempoChange {
-    /// The new tempo. Give this, `bar_length`, or both.
-    #[serde(default)]
-    tempo_bpm: Option<Tempo>,
-    /// True if the tempo may be more than 10 % away; it is then reached in steps of 10 % a bar.
-    #[serde(default)]
-    ramp: bool,
-    /// The new bar length, in beats.
-    #[serde(default)]
-    #[schema(minimum = 1, maximum = 1000)]
-    bar_length: Option<u16>,
-}
-
 /// The HTTP response to an operator's command: a status and a JSON body.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct AdminResponse {
@@ -73,8 +56,8 @@ impl IntoResponse for AdminResponse {
 }
 
 impl AdminResponse {
-    fn ok(body: Value) -> Self {
-        Self { status: 200, body }
+    fn ok(body: &impl Serialize) -> Self {
+        Self { status: 200, body: json!(body) }
     }
 
     fn refused(status: StatusCode, reason: &impl ToString) -> Self {
@@ -217,7 +200,7 @@ impl Control {
         let _ = self.conductor.send(ConductorInput::Event(Event::PlanApplied(plan)));
         let Plan { from, tempo, bar_length } = plan;
         tracing::info!(from_beat = %from, %tempo, bar_length, "committed a plan");
-        AdminResponse::ok(json!({ "from_beat": from, "tempo_bpm": tempo, "bar_length": bar_length }))
+        AdminResponse::ok(&CommittedPlan { from_beat: from, tempo_bpm: tempo, bar_length })
     }
 
     fn refusal_response(&self, refusal: &Refusal) -> AdminResponse {
@@ -232,7 +215,7 @@ impl Control {
 
     fn membership_response(&self, outcome: Result<(), MembershipError>) -> AdminResponse {
         match outcome {
-            Ok(()) => AdminResponse::ok(json!({ "members": self.raft.nodes() })),
+            Ok(()) => AdminResponse::ok(&Nodes { members: self.raft.nodes() }),
             Err(error @ MembershipError::Conflict(_)) => AdminResponse::refused(StatusCode::CONFLICT, &error),
             Err(error @ MembershipError::NotReplicated { .. }) => {
                 AdminResponse::refused(StatusCode::BAD_REQUEST, &error)

@@ -9,19 +9,19 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::{Extension, Json, Router};
 use backbeat_broker::check_clients;
-use backbeat_schemas::{BeatIndex, Tempo};
-use backbeat_service::{ApiError, ErrorBody, base_routes, router_with_openapi};
+use backbeat_http_api::ErrorBody;
+use backbeat_http_api::pulse::{CommittedPlan, NewNode, Nodes, Ready, StatusBody, TempoChange};
+use backbeat_service::{ApiError, base_routes, router_with_openapi};
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use utoipa::{IntoResponses, ToSchema};
+use utoipa::IntoResponses;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::boundary_sampler::BoundarySampler;
-use super::control::{AdminCommand, AdminResponse, Control, Operator, TempoChange, WriteAuthorization};
+use super::control::{AdminCommand, AdminResponse, Control, Operator, WriteAuthorization};
 use super::metrics::Metrics;
-use super::raft::{NodeName, NodeStatus, is_host_and_port};
-use super::status::{RoleName, SharedStatus, StatusBody};
+use super::raft::{NodeName, is_host_and_port};
+use super::status::SharedStatus;
 
 /// The components that exist once pulse takes part in its cluster.
 pub(crate) struct Components {
@@ -87,14 +87,6 @@ impl Api {
     }
 }
 
-/// The body of `/ready`.
-#[derive(Serialize, ToSchema)]
-struct Ready {
-    /// `ready`.
-    status: &'static str,
-    role: RoleName,
-}
-
 /// Readiness: Kafka answers, and Raft has a leader.
 #[utoipa::path(get, path = "/ready", responses(
     (status = 200, description = "The node is ready.", body = Ready),
@@ -109,7 +101,7 @@ async fn ready(State(api): State<Api>) -> Result<Json<Ready>, ApiError> {
     if !status.knows_leader {
         return Err(ApiError::unavailable("raft has no leader: no quorum of the voters is reachable"));
     }
-    Ok(Json(Ready { status: "ready", role: status.role }))
+    Ok(Json(Ready { status: "ready".into(), role: status.role }))
 }
 
 /// This node's status.
@@ -132,23 +124,6 @@ enum WriteErrors {
     /// No leader, no quorum, or shutting down; the change may still be committed: check /api/v1/status.
     #[response(status = 503)]
     Unavailable(ErrorBody),
-}
-
-/// The response to a change of tempo or bar length that Raft has committed.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "it describes the JSON that the leader answers with")]
-struct CommittedPlan {
-    /// The beat from which the change applies: it takes effect at the first downbeat at or after this beat.
-    from_beat: BeatIndex,
-    tempo_bpm: Tempo,
-    bar_length: u16,
-}
-
-/// The nodes of the cluster after a change.
-#[derive(ToSchema)]
-#[expect(dead_code, reason = "it describes the JSON that the leader answers with")]
-struct Nodes {
-    members: Vec<NodeStatus>,
 }
 
 /// Changes the tempo, the bar length or both, from the next downbeat.
@@ -181,18 +156,6 @@ async fn cancel_change(
     Extension(operator): Extension<Operator>,
 ) -> Result<AdminResponse, ApiError> {
     api.execute(AdminCommand::CancelChange, operator).await
-}
-
-/// A node to add, which runs with `--join`.
-#[derive(Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-struct NewNode {
-    /// The node's name, from its `--node`.
-    #[schema(pattern = "^[A-Za-z0-9._-]{1,63}$")]
-    node: String,
-    /// The host:port of the node's Raft server.
-    #[schema(example = "127.0.0.1:9004")]
-    address: String,
 }
 
 /// Adds a node to the cluster.

@@ -3,12 +3,9 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use backbeat_schemas::{BeatFrame, BeatIndex, Tempo};
-use serde::Serialize;
-use utoipa::ToSchema;
-
-use super::raft::NodeStatus;
 use crate::core::{Plan, Role};
+use backbeat_http_api::pulse::{Jitter, NodeStatus, Pending, RoleName, StatusBody};
+use backbeat_schemas::BeatFrame;
 
 /// The number of this node's last beats that the jitter percentiles cover.
 const RECENT_BEATS: usize = 1_000;
@@ -31,67 +28,6 @@ pub(crate) struct Status {
     /// The services that must answer before this node can take part.
     pub(crate) waiting_for: Option<String>,
     jitter_ms: VecDeque<i64>,
-}
-
-/// The body of `/api/v1/status`.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct StatusBody {
-    cluster_id: String,
-    node: String,
-    role: RoleName,
-    /// The name of Raft's leader, as far as this node knows.
-    leader: Option<String>,
-    /// The term of the newest beat.
-    term: Option<i64>,
-    beat: Option<BeatIndex>,
-    tempo_bpm: Option<Tempo>,
-    bar_length: Option<u16>,
-    /// A committed change that is not yet carried out.
-    pending: Option<Pending>,
-    /// The jitter of the last beats that this node published.
-    jitter_ms: Option<Jitter>,
-    /// The nodes of the cluster.
-    members: Vec<NodeStatus>,
-    /// The newest committed frame.
-    last_beat: Option<BeatFrame>,
-    /// The services that must answer before this node can take part.
-    waiting_for: Option<String>,
-}
-
-/// A committed change that is not yet carried out.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Pending {
-    /// The beat from which the change applies: it takes effect at the first downbeat at or after this beat.
-    from_beat: BeatIndex,
-    tempo_bpm: Tempo,
-    bar_length: u16,
-    /// True if the change takes more than one step of 10 %.
-    ramp: bool,
-}
-
-/// Percentiles of the absolute difference between `emitted_at` and `scheduled_at`, in milliseconds.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct Jitter {
-    beats: usize,
-    p50: i64,
-    p95: i64,
-    p99: i64,
-}
-
-/// The node's role.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, ToSchema)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum RoleName {
-    #[default]
-    Starting,
-    Follower,
-    Leaderless,
-    // The API keeps the name from its first version.
-    #[serde(rename = "outsider")]
-    NonMember,
-    TakingOver,
-    Leader,
-    DegradedLeader,
 }
 
 impl From<Role> for RoleName {
@@ -136,7 +72,7 @@ impl Status {
             ramp: !last.tempo_bpm.allowed_next().contains(&plan.tempo),
         });
         StatusBody {
-            leader: nodes.iter().find(|node| node.leader).map(|node| node.node.to_string()),
+            leader: nodes.iter().find(|node| node.leader).map(|node| node.node.clone()),
             term: last.map(|last| last.term),
             beat: last.map(|last| last.beat_index),
             tempo_bpm: last.map(|last| last.tempo_bpm),

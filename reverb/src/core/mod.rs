@@ -33,7 +33,7 @@ pub use partition::{OutboxRecord, Partition, RESEND_AFTER, share};
 pub use partition_aggregator::{ClosedWindow, Output, PartitionAggregator};
 pub use readiness::{Lag, NotReady, PartitionProgress, not_ready};
 pub use report::bar_report;
-pub use slos::{Slo, Slos};
+pub use slos::Slos;
 pub use stall::{STALLED_AFTER, StallDetector};
 pub use start_position::CommittedOffset;
 pub use tally::{MAX_NAME_BYTES, MAX_TASKS, MAX_TASKS_PER_AGENT, Tally};

@@ -1,10 +1,10 @@
 //! The SLOs about latency, measured by one member.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 
+use backbeat_http_api::reverb::Slo;
 use backbeat_schemas::{BarReport, BeatFrame, BeatIndex, Timestamp};
-use serde::Serialize;
-use utoipa::ToSchema;
 
 /// Samples kept per SLO: about an hour of beats at 16 BPM.
 const MAX_SAMPLES: usize = 1_000;
@@ -12,26 +12,6 @@ const MAX_SAMPLES: usize = 1_000;
 const BEAT_DELIVERY_MS: i64 = 100;
 /// The SLO of the time between a beat's schedule and its sending.
 const PULSE_JITTER_MS: i64 = 20;
-
-/// One SLO and its recent measurements.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
-pub struct Slo {
-    // Wire: `rollup_delay` is the time from a window's closing beat to its report.
-    /// `rollup_delay`, `beat_delivery` or `pulse_jitter`.
-    pub name: &'static str,
-    /// The requirement in words, with its source.
-    pub requirement: &'static str,
-    /// The limit of the 95th percentile, in milliseconds; `None` before the first beat, where it depends on the tempo.
-    pub limit_ms: Option<i64>,
-    /// The 95th percentile of the last 1,000 samples, in milliseconds; `None` without samples.
-    pub p95_ms: Option<i64>,
-    /// The number of samples, at most 1,000.
-    pub samples: usize,
-    // The API keeps the name from its first version.
-    /// True if the SLO is met; `None` without samples.
-    #[serde(rename = "holds")]
-    pub met: Option<bool>,
-}
 
 /// Measures the SLOs on the beats and reports that a member reads while they are new.
 #[derive(Debug)]
@@ -118,7 +98,14 @@ impl Slos {
         let slo = |name, requirement, limit_ms: Option<i64>, samples: &Samples| {
             let p95_ms = samples.p95();
             let met = p95_ms.zip(limit_ms).map(|(p95, limit)| p95 <= limit);
-            Slo { name, requirement, limit_ms, p95_ms, samples: samples.0.len(), met }
+            Slo {
+                name: Cow::Borrowed(name),
+                requirement: Cow::Borrowed(requirement),
+                limit_ms,
+                p95_ms,
+                samples: samples.0.len(),
+                met,
+            }
         };
         [
             slo("rollup_delay", "at most one beat after the closing beat (PER-002)", period_ms, &self.rollup),

@@ -4,15 +4,17 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::{Json, Router};
 use backbeat_broker::check_clients;
+use backbeat_http_api::ErrorBody;
+use backbeat_http_api::reverb::{Ready, StatusBody, WindowStatus, Windows};
 use backbeat_schemas::{BeatIndex, WindowId};
-use backbeat_service::{ApiError, ErrorBody, base_routes, router_with_openapi};
-use serde::{Deserialize, Serialize};
-use utoipa::{IntoParams, ToSchema};
+use backbeat_service::{ApiError, base_routes, router_with_openapi};
+use serde::Deserialize;
+use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
 use super::metrics::Metrics;
-use super::status::{MAX_LISTED_WINDOWS, SharedStatus, StatusBody, WindowStatus};
+use super::status::{MAX_LISTED_WINDOWS, SharedStatus};
 
 const DEFAULT_LIMIT: usize = 100;
 
@@ -26,13 +28,6 @@ pub(crate) fn routes(metrics: &Metrics, status: SharedStatus) -> Router {
     router_with_openapi("BACKBEAT reverb", base_routes(metrics.registry.clone(), check_clients).merge(own))
 }
 
-/// The body of `/ready`.
-#[derive(Serialize, ToSchema)]
-struct Ready {
-    /// `ready`.
-    status: &'static str,
-}
-
 /// Readiness.
 ///
 /// A member is ready when it has joined the consumer group and all partitions that it owns have started and caught up.
@@ -43,7 +38,7 @@ struct Ready {
 ))]
 async fn ready(State(status): State<SharedStatus>) -> Result<Json<Ready>, ApiError> {
     match status.waiting_for() {
-        None => Ok(Json(Ready { status: "ready" })),
+        None => Ok(Json(Ready { status: "ready".into() })),
         Some(reason) => Err(ApiError::unavailable(format!("waiting for {reason}"))),
     }
 }
@@ -65,14 +60,6 @@ struct Page {
     /// The maximum number of windows to return; 100 by default.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
-}
-
-/// The body of `/api/v1/windows`: windows, newest first.
-#[derive(Serialize, ToSchema)]
-struct Windows {
-    windows: Vec<WindowStatus>,
-    /// The value of `before` for the next page, if there is one.
-    next_before: Option<BeatIndex>,
 }
 
 /// At most the newest 1,000 windows, open or finished, newest first.

@@ -23,11 +23,12 @@ use super::merger::{MergeContext, MergeThread, Reached};
 use super::metrics::Metrics;
 use super::owned_partition::{OwnedPartition, PartialProducer};
 use super::start_positions::StartPositions;
-use super::status::{PartitionStatus, ShareStatus, SharedStatus, UnfinishedWindow};
+use super::status::{SharedStatus, partition_status, share_status};
 use super::timeouts::QUERY_TIMEOUT;
 use crate::core::{
     CommittedOffset, Lag, NotReady, Partition, PartitionAggregator, PartitionProgress, STALLED_AFTER, not_ready,
 };
+use backbeat_http_api::reverb::UnfinishedWindow;
 
 /// The maximum number of records polled from a topic before the loop's other work continues.
 const MAX_RECORDS_PER_POLL: usize = 2_000;
@@ -475,7 +476,7 @@ impl Member {
             let aggregator = owned.core.as_ref().map(Partition::aggregator);
             let position = aggregator.map(PartitionAggregator::next_offset);
             for (window, claims) in aggregator.into_iter().flat_map(PartitionAggregator::open_windows) {
-                self.status.set_share(window, owned.id, ShareStatus::new(frames, window, owned.id, position, claims));
+                self.status.set_share(window, owned.id, share_status(frames, window, owned.id, position, claims));
             }
             let committable = owned.core.as_ref().and_then(Partition::committable);
             let of_partition = PartitionProgress {
@@ -486,7 +487,7 @@ impl Member {
                 oldest_open: committable.and_then(|offset| BeatIndex::try_from(offset.downbeat?).ok()),
             };
             let pending_claims = aggregator.map_or(0, PartitionAggregator::pending);
-            partitions.push(PartitionStatus::new(&of_partition, pending_claims));
+            partitions.push(partition_status(&of_partition, pending_claims));
             progress.push(of_partition);
         }
         let lag = Lag::new(frames, &progress);

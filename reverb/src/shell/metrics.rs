@@ -9,7 +9,9 @@ use prometheus::{
     register_int_gauge_with_registry as int_gauge,
 };
 
-use crate::core::{Lag, Slo};
+use backbeat_http_api::reverb::Slo;
+
+use crate::core::Lag;
 
 /// Buckets from 1 ms to 1 s; the SLO is 100 ms.
 const DELIVERY_BUCKETS: [f64; 9] = [0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0];
@@ -261,7 +263,7 @@ impl Metrics {
         for slo in slos {
             let set = |gauge: &GaugeVec, millis: Option<i64>| {
                 if let Some(millis) = millis {
-                    gauge.with_label_values(&[slo.name]).set(millis as f64 / 1_000.0);
+                    gauge.with_label_values(&[&*slo.name]).set(millis as f64 / 1_000.0);
                 }
             };
             set(&self.slo_p95, slo.p95_ms);

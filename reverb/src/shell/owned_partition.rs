@@ -11,7 +11,7 @@ use super::claim_decoder::ClaimDecoder;
 use super::dead_letters::DeadLetterProducer;
 use super::events::{DeadLetterSent, DeadLettersLost};
 use super::metrics::Metrics;
-use super::status::{ShareStatus, SharedStatus};
+use super::status::{SharedStatus, share_status};
 use crate::core::{FetchStart, Frames, OutboxRecord, Partition, PartitionAggregator, RawRecord, StallDetector};
 
 /// The producer of partials and dead letters, with the member's name and counter.
@@ -147,7 +147,7 @@ impl OwnedPartition {
                         status.set_share(
                             &window,
                             self.id,
-                            ShareStatus::new(frames, &window, self.id, None, partial.claims),
+                            share_status(frames, &window, self.id, None, partial.claims),
                         );
                     }
                 }

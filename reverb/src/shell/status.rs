@@ -3,11 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use backbeat_http_api::reverb::{
+    LastPartial, MemberStatus, PartitionStatus, ShareStatus, Slo, StatusBody, WindowStatus,
+};
 use backbeat_schemas::{BarReport, BeatFrame, BeatIndex, Timestamp, Verdict, WindowId};
-use serde::Serialize;
-use utoipa::ToSchema;
 
-use crate::core::{Frames, PartitionProgress, Slo, Slos, Window};
+use crate::core::{Frames, PartitionProgress, Slos, Window};
 
 /// Windows kept for `/api/v1/windows`.
 pub(crate) const MAX_LISTED_WINDOWS: usize = 1_000;
@@ -25,118 +26,23 @@ struct Status {
     slos: Slos,
 }
 
-/// The body of `/api/v1/status`.
-#[derive(Debug, Serialize, ToSchema)]
-pub(crate) struct StatusBody {
-    #[serde(flatten)]
-    member: MemberStatus,
-    /// By partition, the sender of its newest partial.
-    #[schema(value_type = BTreeMap<String, LastPartial>)]
-    group: BTreeMap<i32, LastPartial>,
-    // The API keeps the name from its first version.
-    /// The SLOs: `rollup_delay`, `beat_delivery` and `pulse_jitter`.
-    #[schema(value_type = Vec<Slo>, min_items = 3, max_items = 3)]
-    objectives: [Slo; 3],
+/// Returns what the API shows of an owned partition.
+pub(crate) fn partition_status(progress: &PartitionProgress, pending_claims: usize) -> PartitionStatus {
+    let PartitionProgress { partition, position, end, beat, .. } = *progress;
+    PartitionStatus { partition, position, end, beat, pending_claims }
 }
 
-/// The status of this member.
-#[derive(Debug, Clone, Default, Serialize, ToSchema)]
-pub(crate) struct MemberStatus {
-    pub(crate) cluster_id: String,
-    pub(crate) name: String,
-    /// True if this member runs the merge.
-    pub(crate) merging: bool,
-    pub(crate) newest_beat: Option<BeatIndex>,
-    /// Beats between the newest frame and the slowest owned partition.
-    pub(crate) lag_beats: i64,
-    /// Claims in owned partitions that were not processed yet; `None` until the last stable offsets of all partitions
-    /// are known.
-    pub(crate) lag_records: Option<i64>,
-    // The API keeps the name from its first version.
-    /// The oldest window that is not done in an owned partition.
-    pub(crate) oldest_open_window: Option<UnfinishedWindow>,
-    /// The owned partitions.
-    pub(crate) partitions: Vec<PartitionStatus>,
-    /// The reason why the member is not ready; `None` if it is.
-    pub(crate) waiting_for: Option<String>,
-}
-
-/// The oldest window that is not done.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub(crate) struct UnfinishedWindow {
-    pub(crate) from_beat: BeatIndex,
-    /// Beats since its downbeat.
-    pub(crate) age_beats: i64,
-}
-
-/// One owned partition.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub(crate) struct PartitionStatus {
-    pub(crate) partition: i32,
-    /// The next offset to process; `None` until the start position is known.
-    pub(crate) position: Option<i64>,
-    /// The last stable offset, as of the last statistics.
-    pub(crate) end: Option<i64>,
-    /// The beat up to whose boundary the partition was processed.
-    pub(crate) beat: Option<BeatIndex>,
-    // The API keeps the name from its first version.
-    /// Pending claims: those past the newest boundary, which wait for the next frame.
-    #[serde(rename = "waiting_claims")]
-    pub(crate) pending_claims: usize,
-}
-
-/// The owner of a partition, taken from its newest partial.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub(crate) struct LastPartial {
-    pub(crate) member: String,
-    /// The window of that partial.
-    pub(crate) from_beat: BeatIndex,
-}
-
-/// One window and what this member knows of it.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub(crate) struct WindowStatus {
-    pub(crate) window_id: WindowId,
-    pub(crate) from_beat: BeatIndex,
-    /// The verdict: how the window was finished, once this member has read its done record.
-    pub(crate) verdict: Option<Verdict>,
-    /// The shares of the partitions that this member owns.
-    #[schema(value_type = BTreeMap<String, ShareStatus>)]
-    pub(crate) partitions: BTreeMap<i32, ShareStatus>,
-    /// The report, once this member has read it.
-    pub(crate) report: Option<BarReport>,
-}
-
-/// One partition's share of a window.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub(crate) struct ShareStatus {
-    /// The window's boundary in the partition.
-    pub(crate) from_offset: i64,
-    /// The next window's boundary, once its downbeat was read.
-    pub(crate) to_offset: Option<i64>,
-    /// The next offset to process; `None` once the share is complete.
-    pub(crate) position: Option<i64>,
-    /// Claims counted so far.
-    pub(crate) claims: i64,
-}
-
-impl PartitionStatus {
-    pub(crate) fn new(progress: &PartitionProgress, pending_claims: usize) -> Self {
-        let PartitionProgress { partition, position, end, beat, .. } = *progress;
-        Self { partition, position, end, beat, pending_claims }
-    }
-}
-
-impl ShareStatus {
-    pub(crate) fn new(frames: &Frames, window: &Window, partition: i32, position: Option<i64>, claims: i64) -> Self {
-        let boundary = |beat| frames.get(beat).map(|frame| frame.boundary(partition));
-        Self {
-            from_offset: boundary(window.from).unwrap_or_default(),
-            to_offset: boundary(window.end),
-            position,
-            claims,
-        }
-    }
+/// Returns what the API shows of a partition's share of a window.
+pub(crate) fn share_status(
+    frames: &Frames,
+    window: &Window,
+    partition: i32,
+    position: Option<i64>,
+    claims: i64,
+) -> ShareStatus {
+    let boundary = |beat| frames.get(beat).map(|frame| frame.boundary(partition));
+    let (from_offset, to_offset) = (boundary(window.from).unwrap_or_default(), boundary(window.end));
+    ShareStatus { from_offset, to_offset, position, claims }
 }
 
 impl SharedStatus {

@@ -16,7 +16,7 @@ mod store;
 mod types;
 
 pub(crate) use client::Client;
-pub(crate) use node::{MembershipError, NodeError, NodeStatus, RaftNode};
+pub(crate) use node::{MembershipError, NodeError, RaftNode};
 pub(crate) use server::routes;
 pub(crate) use signature::{AUTHORIZATION, Call};
 pub(crate) use store::Store;

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use openraft::error::{ClientWriteError, InitializeError, RaftError};
 use openraft::{ChangeMembers, Config, Raft, RaftMetrics, ServerState, SnapshotPolicy};
-use serde::Serialize;
 use tokio::sync::watch;
 use tokio::time::timeout;
-use utoipa::ToSchema;
+
+use backbeat_http_api::pulse::NodeStatus;
 
 use super::types::{NodeInfo, NodeName, Types};
 use super::{Client, Store};
@@ -71,20 +71,6 @@ pub(crate) enum MembershipError {
     /// Raft failed.
     #[error(transparent)]
     Node(#[from] NodeError),
-}
-
-/// A node of the cluster, as the API shows it under `members`.
-#[derive(Debug, Clone, Serialize, ToSchema)]
-pub(crate) struct NodeStatus {
-    #[schema(value_type = String)]
-    pub(crate) node: NodeName,
-    pub(crate) address: String,
-    /// True if the node is Raft's leader, as far as the answering node knows.
-    pub(crate) leader: bool,
-    /// True if the node replicates the log without a vote.
-    pub(crate) learner: bool,
-    /// Entries of Raft's log that the node has not acknowledged; known to the leader only.
-    pub(crate) lag: Option<u64>,
 }
 
 impl RaftNode {
@@ -187,7 +173,7 @@ impl RaftNode {
             Some(if *node == self.name { 0 } else { last.saturating_sub(matched) })
         };
         let status = |(node, info): (&NodeName, &NodeInfo)| NodeStatus {
-            node: *node,
+            node: node.to_string(),
             address: info.address.clone(),
             leader: metrics.current_leader == Some(*node),
             learner: !voters.contains(node),
@@ -199,14 +185,14 @@ impl RaftNode {
     /// Adds a node that runs with `--join`: as a learner until it has replicated the log, then as a voter.
     pub(crate) async fn add_node(&self, node: NodeName, info: NodeInfo) -> Result<(), MembershipError> {
         let nodes = self.nodes();
-        if nodes.iter().any(|known| known.node == self.name && known.address.is_empty()) {
+        if nodes.iter().any(|known| known.node == self.name.to_string() && known.address.is_empty()) {
             let reason =
                 format!("{} has no Raft address, so no other node can join it: start it with --raft-bind", self.name);
             return Err(MembershipError::Conflict(reason));
         }
         // A membership change that was interrupted, and so left a joint configuration, may be repeated.
         let is_settled = self.raft.metrics().borrow().membership_config.membership().get_joint_config().len() == 1;
-        if let Some(known) = nodes.iter().find(|known| known.node == node && !known.learner && is_settled) {
+        if let Some(known) = nodes.iter().find(|known| known.node == node.to_string() && !known.learner && is_settled) {
             return Err(MembershipError::Conflict(format!(
                 "node {node} is already in the cluster, at {}",
                 known.address
@@ -227,8 +213,8 @@ impl RaftNode {
     pub(crate) async fn remove_node(&self, node: NodeName) -> Result<(), MembershipError> {
         let nodes = self.nodes();
         let voters = nodes.iter().filter(|known| !known.learner).count();
-        let Some(known) = nodes.iter().find(|known| known.node == node) else {
-            let names: Vec<String> = nodes.iter().map(|known| known.node.to_string()).collect();
+        let Some(known) = nodes.iter().find(|known| known.node == node.to_string()) else {
+            let names: Vec<String> = nodes.iter().map(|known| known.node.clone()).collect();
             return Err(MembershipError::Conflict(format!(
                 "node {node} is not in the cluster; its nodes are {}",
                 names.join(", ")
@@ -268,7 +254,7 @@ impl RaftNode {
     /// Waits until `node` has replicated the whole log of this leader.
     async fn wait_until_replicated(&self, node: NodeName) {
         let mut metrics = self.raft.metrics();
-        while !self.nodes().iter().any(|known| known.node == node && known.lag == Some(0)) {
+        while !self.nodes().iter().any(|known| known.node == node.to_string() && known.lag == Some(0)) {
             if metrics.changed().await.is_err() {
                 return;
             }
