@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 
 use crate::artifacts::Artifacts;
+use crate::empty_dir::create_empty_dir;
 use crate::error::Context;
 use crate::kafka::{LOGGING, java};
 use crate::{DevstackError, Supervised, port};
@@ -42,10 +43,7 @@ impl Connect {
         let artifacts = Artifacts::fetch()?;
         let plugins = artifacts.connect_plugins()?;
         let port = port::choose("kafka connect", port)?;
-        if dir.exists() {
-            fs::remove_dir_all(dir).context(|| format!("cannot remove {}", dir.display()))?;
-        }
-        fs::create_dir_all(dir).context(|| format!("cannot create {}", dir.display()))?;
+        create_empty_dir(dir)?;
         let settings = dir.join("worker.properties");
         let local_settings = format!(
             "{SETTINGS}\nlisteners=http://127.0.0.1:{port}\nrest.advertised.host.name=127.0.0.1\nplugin.path={}\nscheduled.rebalance.max.delay.ms=0\noffset.flush.interval.ms=1000\n",

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::artifacts::{Artifacts, run};
+use crate::empty_dir::create_empty_dir;
 use crate::error::Context;
 use crate::{DevstackError, Options, Supervised, port};
 
@@ -97,10 +98,7 @@ impl KafkaBroker {
         port: u16,
         cluster_id: &str,
     ) -> Result<Self, DevstackError> {
-        if dir.exists() {
-            fs::remove_dir_all(dir).context(|| format!("cannot remove {}", dir.display()))?;
-        }
-        fs::create_dir_all(dir).context(|| format!("cannot create {}", dir.display()))?;
+        create_empty_dir(dir)?;
         let settings_path = dir.join("server.properties");
         let settings = settings.replace("@DATA@", &dir.join("data").display().to_string());
         fs::write(&settings_path, settings).context(|| "cannot write server.properties".to_owned())?;

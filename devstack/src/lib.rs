@@ -6,6 +6,7 @@
 
 mod artifacts;
 mod connect;
+mod empty_dir;
 mod error;
 mod kafka;
 mod port;

@@ -1,11 +1,11 @@
 //! A schema registry with the Confluent API and its state in memory.
 
-use std::fs;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::artifacts::Artifacts;
+use crate::empty_dir::create_empty_dir;
 use crate::error::Context;
 use crate::kafka::java;
 use crate::{DevstackError, Options, Supervised, port};
@@ -55,10 +55,7 @@ impl Registry {
     fn start_once(artifacts: &Artifacts, options: &Options) -> Result<Self, DevstackError> {
         let port = port::choose("the schema registry", options.registry_port)?;
         let dir = options.dir.join("registry");
-        if dir.exists() {
-            fs::remove_dir_all(&dir).context(|| format!("cannot remove {}", dir.display()))?;
-        }
-        fs::create_dir_all(&dir).context(|| format!("cannot create {}", dir.display()))?;
+        create_empty_dir(&dir)?;
         let mut command = command(artifacts, options.throughput);
         command.env("QUARKUS_HTTP_PORT", port.to_string()).current_dir(&dir);
         let log = dir.join("registry.log");
