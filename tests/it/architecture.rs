@@ -139,3 +139,15 @@ fn invariants_of_the_architecture_hold() {
     }
     assert!(broken.is_empty(), "{}", broken.join("\n"));
 }
+
+/// Images are built from what `.dockerignore` lets through, and the deployment tests are not part of `make test`.
+#[test]
+fn every_package_is_in_the_images_context() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).expect("the file is readable");
+    let (workspace, ignored) = (read("Cargo.toml"), read(".dockerignore"));
+    let members = workspace.split("members = [").nth(1).and_then(|rest| rest.split(']').next()).expect("a workspace");
+    let members = members.split('"').skip(1).step_by(2);
+    let missing: Vec<&str> =
+        members.filter(|member| !ignored.lines().any(|line| line == format!("!{member}"))).collect();
+    assert!(missing.is_empty(), "{missing:?} must be in .dockerignore");
+}
