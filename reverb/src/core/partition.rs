@@ -97,6 +97,9 @@ impl Partition {
     /// Advances the aggregator as far as the boundaries in `frames` allow, and returns the records added to the outbox.
     pub fn advance(&mut self, frames: &Frames) -> impl Iterator<Item = &OutboxRecord> {
         let queued_before = self.outbox.len();
+        if !self.aggregator.is_covered_by(frames) {
+            return self.outbox.range(queued_before..);
+        }
         self.aggregator.advance(frames, &mut self.outputs);
         for output in self.outputs.drain(..) {
             match output {

@@ -118,6 +118,12 @@ impl PartitionAggregator {
         self.arrival_beat
     }
 
+    /// Returns true if the table reaches up to the arrival beat. It does not while it is read anew from an older beat, which
+    /// another partition needs.
+    pub fn is_covered_by(&self, frames: &Frames) -> bool {
+        frames.get(self.arrival_beat).is_some()
+    }
+
     /// Returns the number of records that wait for the next boundary.
     pub fn pending(&self) -> usize {
         self.pending.len()
@@ -146,7 +152,8 @@ impl PartitionAggregator {
         if offset < self.next_offset {
             return;
         }
-        if self.pending.is_empty() && self.next_boundary.is_some_and(|boundary| offset < boundary) {
+        let is_before_boundary = self.next_boundary.is_some_and(|boundary| offset < boundary);
+        if self.pending.is_empty() && is_before_boundary && self.is_covered_by(frames) {
             self.next_offset = offset + 1;
             return self.classify(offset, decoded, frames, || Box::new(raw()), outputs);
         }
@@ -446,6 +453,22 @@ mod tests {
         assert!(!retained(&[10, 12, 15], 11));
         assert!(!retained(&[10, 12, 15], 20));
         assert!(retained(&[10, 10, 10], 20));
+    }
+
+    #[test]
+    fn claim_processed_while_the_table_is_read_anew_counts_once_it_is_there() {
+        let mut aggregator = PartitionAggregator::new(0, beat(0), 0, 0);
+        let table = frames(2, 0, &[0, 4, 4]);
+        process_with(&mut aggregator, 0, claim("a", 0), &table);
+        assert!(advance(&mut aggregator, &table).is_empty());
+        process_with(&mut aggregator, 1, claim("b", 0), &table);
+        // Another partition needs older frames: the table is emptied and read from there on.
+        process_with(&mut aggregator, 2, claim("c", 0), &Frames::default());
+        process_with(&mut aggregator, 3, claim("d", 0), &frames(2, 0, &[0]));
+        aggregator.skip_to(4, 0);
+        let outputs = advance(&mut aggregator, &table);
+        let [Output::WindowClosed(closed)] = &outputs[..] else { panic!("{outputs:?}") };
+        assert_eq!((closed.counts.agents, closed.counts.late_claims), (4, 0));
     }
 
     #[test]
