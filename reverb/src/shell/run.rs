@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use backbeat_broker::{Broker, GroupProtocol, Registry, SubjectSchemas, TopicName, check_log, wait_for_topics};
 use backbeat_schemas::{BarPartial, BarReport};
 use backbeat_service::{Shutdown, serve};
@@ -16,6 +16,9 @@ use super::metrics::Metrics;
 use super::status::SharedStatus;
 use super::{Args, http};
 use crate::core::MAX_RESCUED_CLAIMS;
+
+/// The time from a signal until the program ends, whatever hangs: the manifests grant 20 s.
+const STOP_TIMEOUT: Duration = Duration::from_secs(18);
 
 /// Runs reverb until `shutdown`, or until an error that retrying cannot solve.
 pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyhow::Result<()> {
@@ -39,7 +42,7 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
     let outcome = match prepared {
         None => Ok(()),
         Some((report_schema, partial_schema)) => {
-            let runtime = Handle::current();
+            let (runtime, stopped) = (Handle::current(), shutdown.clone());
             let claims = TopicName::StatusClaims;
             let merge_context = MergeContext {
                 claim_schemas: SubjectSchemas::new(registry.clone(), broker.topics(), claims, runtime.clone()),
@@ -67,7 +70,14 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
                     tracing::warn!(name, "the member's kafka client was lost or stalled; starting another member");
                 }
             };
-            tokio::task::spawn_blocking(work).await.context("the member's thread panicked")?
+            let is_late = async {
+                stopped.cancelled().await;
+                tokio::time::sleep(STOP_TIMEOUT).await;
+            };
+            tokio::select! {
+                outcome = tokio::task::spawn_blocking(work) => outcome.context("the member's thread panicked")?,
+                () = is_late => Err(anyhow!("the member has not stopped within {STOP_TIMEOUT:?}: its kafka client hangs")),
+            }
         }
     };
     stop_serving.cancel();
