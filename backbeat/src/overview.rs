@@ -201,7 +201,8 @@ fn pulse_line(node: &ProgramStatus<pulse::StatusBody>) -> String {
         return format!("  {:<18} {:<16} {}", "?", "", url_and_readiness(node));
     };
     let jitter = status.jitter_ms.as_ref().map(|jitter| format!("   jitter p95 {} ms", jitter.p95)).unwrap_or_default();
-    let (name, role) = (&status.node, status.role.as_str());
+    let (name, role) = (&status.node, json!(status.role));
+    let role = role.as_str().unwrap_or("?");
     format!("  {name:<18} {role:<16} {}{jitter}", url_and_readiness(node))
 }
 

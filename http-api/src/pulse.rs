@@ -86,21 +86,6 @@ pub enum RoleName {
     DegradedLeader,
 }
 
-impl RoleName {
-    /// Returns the name as it is in JSON.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Starting => "starting",
-            Self::Follower => "follower",
-            Self::Leaderless => "leaderless",
-            Self::NonMember => "outsider",
-            Self::TakingOver => "taking_over",
-            Self::Leader => "leader",
-            Self::DegradedLeader => "degraded_leader",
-        }
-    }
-}
-
 /// The body of `/ready`.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct Ready {

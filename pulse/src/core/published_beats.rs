@@ -14,7 +14,7 @@ pub(super) struct PublishedBeats {
     stale_since: Option<Duration>,
 }
 
-/// What an end of the log says.
+/// The verdict on an end of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum LogEnd {
     /// It reaches the newest beat that is known.

@@ -21,7 +21,7 @@ pub struct Claim<'r> {
     pub task: Cow<'r, str>,
     /// The beat that the claim names. Only the aggregator knows whether it had been published when the claim arrived.
     pub beat: i64,
-    /// What the claim says of its task.
+    /// The facts about its task that the claim states.
     pub facts: TaskFacts,
     /// True if a secret rotation failed.
     pub rotation_failed: bool,

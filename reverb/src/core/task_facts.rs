@@ -1,4 +1,4 @@
-//! What claims say of a task, and the counts that it is in.
+//! The facts about tasks that claims state, and the counts of these tasks.
 
 use backbeat_schemas::{BorrowedClaim, Counts, Help, State};
 use bitflags::bitflags;

@@ -1,4 +1,4 @@
-//! What an operator hears of: each event is one call, which logs it and counts it.
+//! Events for operators: one call logs and counts each.
 
 use std::fmt::Display;
 

@@ -1,4 +1,4 @@
-//! What a node does upon Kafka's responses.
+//! The reactions of a node to Kafka's responses.
 
 use std::time::Duration;
 

@@ -115,7 +115,7 @@ impl RaftNode {
         self.plan.clone()
     }
 
-    /// What tells of changes of [`RaftNode::raft_role`].
+    /// Returns a receiver of changes of [`RaftNode::raft_role`].
     pub(crate) fn role_changes(&self) -> RoleChanges {
         RoleChanges(self.raft.metrics())
     }

@@ -45,32 +45,25 @@ pub(crate) fn run(table: &mut Table) {
             thread::sleep(Duration::from_millis(10));
         }
     });
+    let attack = |figures, act: fn(&Cluster, &AtomicI64, &AtomicBool)| Attack { figures, warm_up: Duration::ZERO, act };
     let attacks = [
         Attack {
-            figures: ["unknown_schemas_delay_p99_ms", "unknown_schemas_late_claims", "unknown_schemas_peak_mib"],
             warm_up: UNKNOWN_SCHEMAS_WAIT,
-            act: unknown_schemas,
+            ..attack(
+                ["unknown_schemas_delay_p99_ms", "unknown_schemas_late_claims", "unknown_schemas_peak_mib"],
+                unknown_schemas,
+            )
         },
-        Attack {
-            figures: ["nested_schemas_delay_p99_ms", "nested_schemas_late_claims", "nested_schemas_peak_mib"],
-            warm_up: Duration::ZERO,
-            act: nested_schemas,
-        },
-        Attack {
-            figures: ["bombs_delay_p99_ms", "bombs_late_claims", "bombs_peak_mib"],
-            warm_up: Duration::ZERO,
-            act: bombs,
-        },
-        Attack {
-            figures: ["invented_tasks_delay_p99_ms", "invented_tasks_late_claims", "invented_tasks_peak_mib"],
-            warm_up: Duration::ZERO,
-            act: invented_tasks,
-        },
-        Attack {
-            figures: ["misplaced_delay_p99_ms", "misplaced_late_claims", "misplaced_peak_mib"],
-            warm_up: Duration::ZERO,
-            act: misplaced,
-        },
+        attack(
+            ["nested_schemas_delay_p99_ms", "nested_schemas_late_claims", "nested_schemas_peak_mib"],
+            nested_schemas,
+        ),
+        attack(["bombs_delay_p99_ms", "bombs_late_claims", "bombs_peak_mib"], bombs),
+        attack(
+            ["invented_tasks_delay_p99_ms", "invented_tasks_late_claims", "invented_tasks_peak_mib"],
+            invented_tasks,
+        ),
+        attack(["misplaced_delay_p99_ms", "misplaced_late_claims", "misplaced_peak_mib"], misplaced),
     ];
     for Attack { figures: [delay, late, peak], warm_up, act } in attacks {
         let outcome = measure(warm_up, act);
