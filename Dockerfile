@@ -73,8 +73,12 @@ RUN apt-get update \
 
 FROM maven AS serde
 WORKDIR /serde
-COPY compose/console/pom.xml .
-RUN mvn --batch-mode --quiet dependency:copy-dependencies -DoutputDirectory=libs
+COPY compose/console/pom.xml compose/console/libs.sha256 ./
+# Each file must be the one of the lock, and there must be no other.
+RUN mvn --batch-mode --quiet --strict-checksums dependency:copy-dependencies -DoutputDirectory=libs
+WORKDIR /serde/libs
+RUN sha256sum --check --strict --quiet ../libs.sha256 \
+    && test "$(find . -type f | wc -l)" = "$(wc -l < ../libs.sha256)"
 
 FROM apache/kafka:4.3.1 AS backbeat-console
 COPY --from=serde /serde/libs /opt/backbeat/serde
@@ -83,7 +87,11 @@ ENTRYPOINT ["console"]
 
 FROM maven AS plugins
 COPY connect/plugins /plugins
-RUN mvn --batch-mode --quiet --file /plugins/pom.xml package -Dplugins.dir=/opt/connect/plugins
+RUN mvn --batch-mode --quiet --strict-checksums --file /plugins/pom.xml package -Dplugins.dir=/opt/connect/plugins
+WORKDIR /opt/connect/plugins
+# As above; *-services.jar is packed here.
+RUN sha256sum --check --strict --quiet /plugins/plugins.sha256 \
+    && test "$(find . -type f ! -name '*-services.jar' | wc -l)" = "$(wc -l < /plugins/plugins.sha256)"
 
 FROM apache/kafka:4.3.1 AS backbeat-connect
 USER 0

@@ -6,7 +6,7 @@ DENY_VERSION := 0.20.2
 DENY_ROOT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/backbeat/cargo-deny-$(DENY_VERSION)
 DENY := $(DENY_ROOT)/bin/cargo-deny
 
-.PHONY: build programs prerequisites test lint run-dev logs status bench chaos simulate docs ci fmt docker docker-push test-deploy
+.PHONY: build programs prerequisites test lint run-dev logs status bench chaos simulate docs jar-locks ci fmt docker docker-push test-deploy
 
 # Programs link the system's OpenSSL.
 prerequisites:
@@ -72,6 +72,25 @@ simulate:
 docs: export UPDATE_DOCS := 1
 docs: build
 	$(CARGO) test --locked --package backbeat-tests --test it -- docs:: http_api::
+
+# Locks what Maven brings, after a version in a pom.xml was changed: the SHA-256 of each file, which devstack and the
+# images compare. What Maven packs itself (*-services.jar) is left out.
+jar-locks: DIR := $(shell mktemp -d)
+jar-locks: MVN := mvn --batch-mode --quiet --strict-checksums
+jar-locks: LOCK := find . -type f ! -name '*-services.jar' -printf '%P\n' | LC_ALL=C sort | xargs sha256sum >
+jar-locks:
+	cp -r devstack/pom.xml compose/console connect/plugins $(DIR)
+	cd $(DIR) && $(MVN) dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory=kafka
+	cd $(DIR)/console && $(MVN) dependency:copy-dependencies -DoutputDirectory=libs
+	cd $(DIR)/plugins && $(MVN) package -Dplugins.dir=$(DIR)/plugins/plugins
+	mkdir $(DIR)/registry && cd $(DIR)/registry && $(MVN) org.apache.maven.plugins:maven-dependency-plugin:2.10:copy \
+		-Dartifact=io.apicurio:apicurio-registry-app:$$(sed -n 's/^const REGISTRY_VERSION.*"\(.*\)";/\1/p' $(CURDIR)/devstack/src/artifacts.rs):tar.gz:all \
+		-DoutputDirectory=.
+	cd $(DIR)/kafka && $(LOCK) $(CURDIR)/devstack/kafka.sha256
+	cd $(DIR)/registry && $(LOCK) $(CURDIR)/devstack/registry.sha256
+	cd $(DIR)/console/libs && $(LOCK) $(CURDIR)/compose/console/libs.sha256
+	cd $(DIR)/plugins/plugins && $(LOCK) $(CURDIR)/connect/plugins/plugins.sha256
+	rm -r $(DIR)
 
 # Builds the images, named by IMAGES and VERSION: make docker IMAGES=registry.example/ VERSION=0.1.0
 VERSION ?= dev

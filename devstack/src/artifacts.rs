@@ -7,13 +7,15 @@ use std::process::Command;
 
 use sha2::{Digest, Sha256};
 
-use crate::DevstackError;
 use crate::error::Context;
+use crate::{DevstackError, jar_lock};
 
 /// The Maven project with Kafka and its dependencies.
 const POM: &str = include_str!("../pom.xml");
+const KAFKA_LOCK: &str = include_str!("../kafka.sha256");
 /// The Maven project with the Avro deserializer of the console consumer.
 const CONSOLE_POM: &str = include_str!("../../compose/console/pom.xml");
+const CONSOLE_LOCK: &str = include_str!("../../compose/console/libs.sha256");
 /// The Maven project with Connect's plugins: the path and the text of each file.
 const PLUGIN_FILES: [(&str, &str); 5] = [
     ("pom.xml", include_str!("../../connect/plugins/pom.xml")),
@@ -27,8 +29,10 @@ const PLUGIN_FILES: [(&str, &str); 5] = [
     ("debezium-jdbc/pom.xml", include_str!("../../connect/plugins/debezium-jdbc/pom.xml")),
     ("iceberg/pom.xml", include_str!("../../connect/plugins/iceberg/pom.xml")),
 ];
+const PLUGIN_LOCK: &str = include_str!("../../connect/plugins/plugins.sha256");
 /// The newest version of the registry that runs on Java 17.
 const REGISTRY_VERSION: &str = "3.0.9";
+const REGISTRY_LOCK: &str = include_str!("../registry.sha256");
 const MIN_JAVA: u32 = 17;
 
 /// The paths of the downloaded artifacts.
@@ -53,17 +57,19 @@ impl Artifacts {
             "openjdk-17-jre-headless",
             "install Java 17 or newer",
         )?;
-        let kafka_libs = cached(&cache, &format!("kafka-{}", digest(POM)), |dir| {
+        let kafka_libs = cached(&cache, &format!("kafka-{}", digest(&[POM, KAFKA_LOCK])), |dir| {
             fs::write(dir.join("pom.xml"), POM).context(|| "cannot write pom.xml".to_owned())?;
-            maven(dir, &["dependency:copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory=libs"])
+            maven(dir, &["dependency:copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory=libs"])?;
+            jar_lock::check(KAFKA_LOCK, &dir.join("libs"))
         })?;
-        let registry = cached(&cache, &format!("registry-{REGISTRY_VERSION}"), |dir| {
+        let registry = cached(&cache, &format!("registry-{}", digest(&[REGISTRY_VERSION, REGISTRY_LOCK])), |dir| {
             // Plugin 2.10, because later versions need the artifact's parent POM, which is not published.
             let artifact = format!("-Dartifact=io.apicurio:apicurio-registry-app:{REGISTRY_VERSION}:tar.gz:all");
             maven(
                 dir,
                 &["org.apache.maven.plugins:maven-dependency-plugin:2.10:copy", &artifact, "-DoutputDirectory=."],
             )?;
+            jar_lock::check(REGISTRY_LOCK, dir)?;
             let archive = format!("apicurio-registry-app-{REGISTRY_VERSION}-all.tar.gz");
             run(Command::new("tar").args(["xzf", &archive]).current_dir(dir))?;
             fs::remove_file(dir.join(&archive)).context(|| format!("cannot remove {archive}"))
@@ -78,7 +84,7 @@ impl Artifacts {
     /// Finds or downloads Connect's plugins; returns a directory with a subdirectory for each.
     pub(crate) fn connect_plugins(&self) -> Result<PathBuf, DevstackError> {
         let _lock = lock(&self.cache)?;
-        let all_texts = PLUGIN_FILES.map(|(_, text)| text).concat();
+        let all_texts = [PLUGIN_FILES.map(|(_, text)| text).as_slice(), &[PLUGIN_LOCK]].concat();
         let cached_dir = cached(&self.cache, &format!("connect-{}", digest(&all_texts)), |dir| {
             for (name, text) in PLUGIN_FILES {
                 let path = dir.join(name);
@@ -86,7 +92,9 @@ impl Artifacts {
                 fs::create_dir_all(parent).context(|| format!("cannot create {}", parent.display()))?;
                 fs::write(&path, text).context(|| format!("cannot write {}", path.display()))?;
             }
-            maven(dir, &["package", &format!("-Dplugins.dir={}", dir.join("plugins").display())])
+            let plugins = dir.join("plugins");
+            maven(dir, &["package", &format!("-Dplugins.dir={}", plugins.display())])?;
+            jar_lock::check(PLUGIN_LOCK, &plugins)
         })?;
         Ok(cached_dir.join("plugins"))
     }
@@ -94,9 +102,10 @@ impl Artifacts {
     /// Finds or downloads the console consumer's Avro deserializer; returns the directory of its jars.
     pub(crate) fn console_libs(&self) -> Result<PathBuf, DevstackError> {
         let _lock = lock(&self.cache)?;
-        let cached_dir = cached(&self.cache, &format!("console-{}", digest(CONSOLE_POM)), |dir| {
+        let cached_dir = cached(&self.cache, &format!("console-{}", digest(&[CONSOLE_POM, CONSOLE_LOCK])), |dir| {
             fs::write(dir.join("pom.xml"), CONSOLE_POM).context(|| "cannot write pom.xml".to_owned())?;
-            maven(dir, &["dependency:copy-dependencies", "-DoutputDirectory=libs"])
+            maven(dir, &["dependency:copy-dependencies", "-DoutputDirectory=libs"])?;
+            jar_lock::check(CONSOLE_LOCK, &dir.join("libs"))
         })?;
         Ok(cached_dir.join("libs"))
     }
@@ -168,9 +177,9 @@ fn cached(
     Ok(complete)
 }
 
-/// Returns a digest of `text` in eight hex digits.
-fn digest(text: &str) -> String {
-    let digest = Sha256::digest(text);
+/// Returns a digest of `texts` in eight hex digits.
+fn digest(texts: &[&str]) -> String {
+    let digest = Sha256::digest(texts.concat());
     format!("{:08x}", u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]))
 }
 

@@ -43,6 +43,15 @@ pub enum DevstackError {
         /// The end of its output.
         output: String,
     },
+    /// What Maven brought is not what the lock says.
+    #[error(
+        "Maven brought other files than the lock names: {differences}. Do not use them: find out why; after a change of \
+         a version, `make jar-locks` writes the locks anew"
+    )]
+    JarLock {
+        /// Each file and how it differs.
+        differences: String,
+    },
     /// A service ended before it was ready, or did not become ready in time.
     #[error("{service} did not become ready within {seconds} s; the last lines of {log}:\n{tail}")]
     NotReady {

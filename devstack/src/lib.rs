@@ -8,6 +8,7 @@ mod artifacts;
 mod connect;
 mod empty_dir;
 mod error;
+mod jar_lock;
 mod kafka;
 mod port;
 mod postgres;
