@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::interop::python;
-use crate::pipeline::{check_reports, reverb, wait_for_reports};
+use crate::reports::{check_reports, reverb, wait_for_reports};
 use backbeat_tests::read_raw;
 
 const LIMIT: Duration = Duration::from_mins(4);

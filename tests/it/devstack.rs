@@ -101,13 +101,13 @@ fn dev_runs_a_whole_cluster_until_ctrl_c() {
         assert!(running.values().any(|command| command.contains(program)), "no {program} in {running:?}");
     }
 
-    let status = Command::new(Program::executable("backbeat"))
-        .args(["status", "--dir"])
-        .arg(dir.path())
-        .output()
-        .expect("the program runs");
-    let printed = String::from_utf8_lossy(&status.stdout).into_owned();
-    assert!(status.status.success() && printed.matches("  ready").count() == 5, "{printed}");
+    let status = || {
+        let mut command = Command::new(Program::executable("backbeat"));
+        run(command.args(["status", "--dir"]).arg(dir.path()))
+    };
+    // A member is not ready while its aggregators catch up.
+    let all_ready = || Some(status()).filter(|printed| printed.matches("  ready").count() == 5);
+    let printed = wait_for("five programs that are ready", LIMIT, all_ready);
     for part in ["BPM in bars of", "led by pulse-", "partitions, lag ", "  beats ", " agents, ", "pulse_jitter"] {
         assert!(printed.contains(part), "no {part:?} in {printed}");
     }

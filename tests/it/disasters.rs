@@ -15,7 +15,7 @@ use reqwest::blocking::{Client, Response};
 use tempfile::TempDir;
 
 use crate::frames::check;
-use crate::pipeline::{check_reports, reverb, wait_for_reports};
+use crate::reports::{check_reports, reverb, wait_for_reports};
 
 const LIMIT: Duration = Duration::from_mins(2);
 /// Ten beats a second, in bars of four.

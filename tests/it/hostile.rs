@@ -7,7 +7,7 @@ use backbeat_broker::TopicName;
 use backbeat_tests::{Attacker, Cluster, Program, peak_mib, read_raw, wait_until};
 use rdkafka::message::{Headers, Message};
 
-use crate::pipeline::{check_reports, totals};
+use crate::reports::{check_reports, totals};
 
 /// Longer than the minute for which reverb waits for unknown schemas.
 const LIMIT: Duration = Duration::from_mins(3);

@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::docs::check_file;
 use crate::interop::python;
-use crate::pipeline::{reverb, wait_for_reports};
+use crate::reports::{reverb, wait_for_reports};
 
 /// Compares `docs/openapi/NAME.json` with what `service` serves, or replaces it where `UPDATE_DOCS` is set.
 fn check_description(name: &str, service: &Program) {

@@ -9,7 +9,7 @@ use backbeat_schemas::{BarReport, BeatFrame, Record, StatusClaim, WriterSchema, 
 use backbeat_tests::{Cluster, run, wait_until};
 use tempfile::TempDir;
 
-use crate::pipeline::{check_reports, reverb, totals};
+use crate::reports::{check_reports, reverb, totals};
 use crate::sdk::{claims_of, states_of};
 
 /// For each schema `NAME.avsc`: reads the record in `NAME.rust`, prints it, writes it again to `NAME.python`, and with

@@ -12,7 +12,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::message::{Headers, Message};
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 
-use crate::pipeline::{check_reports, totals};
+use crate::reports::{check_reports, totals};
 use backbeat_tests::read_raw;
 
 const LIMIT: Duration = Duration::from_mins(2);

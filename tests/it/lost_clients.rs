@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use backbeat_tests::{ApiKey, Cluster, KafkaProxy, Program, ProxyFault, stack, wait_until};
+use rustix::process::Signal;
 
-use crate::pipeline::{check_reports, totals};
+use crate::reports::{check_reports, totals};
 
 const LIMIT: Duration = Duration::from_mins(1);
 /// The time for which metadata lacks its brokers: longer than a client's refresh of it.
@@ -118,11 +119,27 @@ fn member_whose_fetches_are_not_answered_is_replaced() {
     let members = pipeline.proxy.group_members();
     assert_eq!(members.len(), 1, "{members:?}");
     for member in &members {
-        pipeline.proxy.hold_fetches(member);
+        pipeline.proxy.hold_responses(member, ApiKey::Fetch);
     }
     let after = pipeline.wait_until_reports_continue("fetches without responses");
     eprintln!("reports again after {after:?}");
     assert_eq!(pipeline.proxy.group_members().len(), 2, "another member has replaced it");
+    pipeline.check();
+}
+
+/// The last commit of a member waits for its response for as long as librdkafka does; the stop does not.
+#[test]
+fn member_whose_commits_are_not_answered_stops_within_its_bound() {
+    let mut pipeline = Pipeline::start(0);
+    for member in pipeline.proxy.group_members() {
+        pipeline.proxy.hold_responses(&member, ApiKey::OffsetCommit);
+    }
+    pipeline.reverb.signal(Signal::TERM);
+    let (code, log) = (pipeline.reverb.wait(), pipeline.reverb.log());
+    assert_eq!(code, 1, "{log}");
+    assert!(log.contains("the member has not stopped within 18s: its kafka client hangs"), "{log}");
+    pipeline.reverb = pipeline.cluster.serve("reverb", &["--cluster", "it"]);
+    pipeline.wait_until_reports_continue("a stop whose commit got no response");
     pipeline.check();
 }
 

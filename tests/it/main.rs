@@ -22,6 +22,8 @@ mod pipeline;
 mod pulse;
 mod pulse_faults;
 mod raft_security;
+mod reports;
+mod reverb_api;
 mod reverb_faults;
 mod run;
 mod schemas;

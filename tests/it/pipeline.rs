@@ -1,55 +1,19 @@
 //! The whole pipeline: pulse, agents, reverb, reports, audit and replay.
 
-use std::collections::BTreeMap;
 use std::env;
 use std::fs;
 use std::time::Duration;
 
-use backbeat_broker::{Entry, TopicName};
-use backbeat_schemas::{BarPartial, BarReport, PartialBody, Verdict};
-use backbeat_tests::{Cluster, Oracle, Program, PulseNodes, assert_reports_equal, wait_for, wait_until};
+use backbeat_broker::TopicName;
+use backbeat_schemas::{BarReport, Verdict};
+use backbeat_tests::{Cluster, PulseNodes, wait_until};
 use reqwest::Method;
 use rustix::process::Signal;
-use serde_json::Value;
 
 use crate::frames::check;
+use crate::reports::{check_reports, count, reverb, totals, verdicts, wait_for_reports};
 
 const LIMIT: Duration = Duration::from_mins(2);
-
-/// Waits until there are at least `windows` reports.
-pub(crate) fn wait_for_reports(cluster: &Cluster, windows: usize) {
-    wait_until(&format!("{windows} reports"), LIMIT, || cluster.reports().len() >= windows);
-}
-
-/// Compares every report with the oracle's, field by field, and returns the oracle.
-pub(crate) fn check_reports(cluster: &Cluster) -> Oracle {
-    let oracle = Oracle::read(cluster);
-    let expected = oracle.reports();
-    wait_for_reports(cluster, expected.len());
-    assert_reports_equal(cluster, &expected);
-    oracle
-}
-
-/// The numbers of counted, late and invalid claims over all reports.
-pub(crate) fn totals(reports: &[Entry<BarReport>]) -> (i64, i64, i64) {
-    let sum = |count: fn(&BarReport) -> i64| reports.iter().map(|entry| count(&entry.record)).sum();
-    (sum(|r| r.claims), sum(|r| r.late_claims), sum(|r| r.invalid_claims))
-}
-
-/// The number of done records by verdict.
-pub(crate) fn verdicts(cluster: &Cluster) -> BTreeMap<&'static str, usize> {
-    let mut counts = BTreeMap::new();
-    for entry in cluster.read_all::<BarPartial>(TopicName::BarPartials) {
-        if let Some(PartialBody::Done(done)) = entry.record.into_body() {
-            *counts.entry(done.verdict.as_str()).or_default() += 1;
-        }
-    }
-    counts
-}
-
-pub(crate) fn count(verdicts: &BTreeMap<&'static str, usize>, verdict: Verdict) -> usize {
-    verdicts.get(verdict.as_str()).copied().unwrap_or(0)
-}
 
 /// The path of the recorded task list that drives the agents, its number of tasks, and how many of its seconds pass per
 /// beat (`tests/data/README.md`).
@@ -58,12 +22,6 @@ fn recorded_tasks() -> (String, usize, String) {
     let path = variable("TRACE", concat!(env!("CARGO_MANIFEST_DIR"), "/data/azure-llm-code-requests.csv"));
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("the task list {path}: {error}"));
     (path, text.lines().count() - 1, variable("TRACE_SECONDS_PER_BEAT", "5"))
-}
-
-pub(crate) fn reverb(cluster: &Cluster, args: &[&str]) -> Program {
-    let reverb = cluster.serve("reverb", &[&["--cluster", "it"], args].concat());
-    reverb.wait_ready();
-    reverb
 }
 
 #[test]
@@ -314,92 +272,4 @@ fn reports_with_changing_bar_lengths_and_a_killed_leader_equal_the_oracles() {
     wait_until("all windows to be verified", LIMIT, || count(&verdicts(&cluster), Verdict::Verified) >= windows);
     assert_eq!(cluster.reports().len(), windows, "a report was written again");
     drop(replaying);
-}
-
-#[test]
-fn reverb_api_shows_status_metrics_and_windows() {
-    let cluster = Cluster::new(2);
-    let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200", "--bar", "4"]);
-    let reverb = reverb(&cluster, &[]);
-    let sim = cluster.start("agent-sim", &["--agents", "9"]);
-    wait_until("a report of all agents", LIMIT, || {
-        cluster.reports().iter().any(|entry| entry.record.agents_reporting == 9)
-    });
-
-    let status = reverb.get_json("/api/v1/status");
-    assert_eq!((status["cluster_id"].as_str(), status["merging"].as_bool()), (Some("it"), Some(true)));
-    assert_eq!(status["partitions"].as_array().map(Vec::len), Some(2));
-    assert!(status["oldest_open_window"]["from_beat"].as_i64() >= Some(0), "{status}");
-    assert_eq!(status["group"]["1"]["member"], status["name"], "{status}");
-    let slos = status["objectives"].as_array().expect("objectives is a list");
-    let names: Vec<_> = slos.iter().filter_map(|slo| slo["name"].as_str()).collect();
-    assert_eq!(names, ["rollup_delay", "beat_delivery", "pulse_jitter"]);
-    assert!(slos.iter().all(|slo| slo["samples"].as_i64() > Some(0) && slo["holds"].is_boolean()), "{status}");
-    wait_until("the lag in records", LIMIT, || reverb.get_json("/api/v1/status")["lag_records"].is_i64());
-    for metric in [
-        "backbeat_reverb_agents_reporting",
-        "backbeat_reverb_windows_completed_total",
-        "backbeat_reverb_window_processing_seconds_count",
-        "backbeat_reverb_claims_processed_total",
-        "backbeat_reverb_assigned_partitions",
-        "backbeat_reverb_rebalances_total",
-        "backbeat_reverb_beat_delivery_seconds_count",
-        r#"backbeat_reverb_transactions_total{outcome="committed"}"#,
-        r#"backbeat_reverb_objective_limit_seconds{objective="rollup_delay"}"#,
-    ] {
-        // On a slow machine all agents may miss a bar.
-        wait_until(metric, LIMIT, || reverb.metric(metric).is_some_and(|value| value > 0.0));
-    }
-    for metric in ["on_time_reviews", "lag_records", "lag_beats", "oldest_window_beats", "reemitted_reports_total"] {
-        let name = format!("backbeat_reverb_{metric}");
-        assert!(reverb.metric(&name).is_some(), "{name}");
-    }
-
-    let windows = reverb.get_json("/api/v1/windows");
-    let windows = windows["windows"].as_array().expect("windows is a list");
-    let is_written = |window: &&Value| window["report"].is_object() && window["verdict"] == "written";
-    let finished = windows.iter().find(is_written).expect("the API has a finished window");
-    let id = finished["window_id"].as_str().expect("window_id is a string");
-    let window = reverb.get_json(&format!("/api/v1/windows/{id}"));
-    let report = &window["report"];
-    assert_eq!((report["window_id"].as_str(), report["type"].as_str()), (Some(id), Some("backbeat.barreport.v1")));
-    let shares = ["0", "1"].map(|partition| &window["partitions"][partition]);
-    assert_eq!(shares.iter().filter_map(|share| share["claims"].as_i64()).sum::<i64>(), report["claims"], "{window}");
-    for (partition, share) in shares.iter().enumerate() {
-        assert_eq!(share["from_offset"], report["from_offsets"][partition], "{window}");
-        assert_eq!(share["to_offset"], report["to_offsets"][partition], "{window}");
-    }
-
-    wait_until("five reports", LIMIT, || cluster.reports().len() >= 5);
-    let froms = |page: &Value| -> Vec<i64> {
-        let windows = page["windows"].as_array().expect("windows is a list");
-        windows.iter().filter_map(|window| window["from_beat"].as_i64()).collect()
-    };
-    let page = reverb.get_json("/api/v1/windows?limit=2");
-    let newest = froms(&page);
-    assert_eq!(page["next_before"].as_i64(), newest.last().copied(), "{page}");
-    let next = froms(&reverb.get_json(&format!("/api/v1/windows?limit=2&before={}", page["next_before"])));
-    assert_eq!(next, [newest[1] - 4, newest[1] - 8]);
-    let last = reverb.get_json("/api/v1/windows?before=4");
-    assert_eq!((froms(&last), &last["next_before"]), (vec![0], &Value::Null));
-
-    let answer = |path: &str| reverb.get(path).unwrap_or_else(|| panic!("{path}: no answer"));
-    for (path, expected) in [
-        ("nonsense", "window"),
-        ("?limit=0", "limit is 0; must be 1 to 1000"),
-        ("?before=-1", "the parameters are `before` (a beat index) and `limit`"),
-        ("?bevore=4", "the parameters are `before` (a beat index) and `limit`"),
-    ] {
-        let separator = if path.starts_with('?') { "" } else { "/" };
-        let (status, body) = answer(&format!("/api/v1/windows{separator}{path}"));
-        assert!(status == 400 && body.contains(expected), "{path}: {status} {body}");
-    }
-    assert_eq!(answer(&format!("/api/v1/windows/{}", "0".repeat(32))).0, 404);
-
-    // A member that has just joined knows the reports too.
-    let second = self::reverb(&cluster, &[]);
-    let known = || second.get(&format!("/api/v1/windows/{id}")).filter(|(status, _)| *status == 200);
-    let (_, body) = wait_for("the window in the other member's API", LIMIT, known);
-    assert_eq!(serde_json::from_str::<Value>(&body).expect("valid JSON")["report"], *report);
-    drop((sim, pulse));
 }

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::faults::shuffled;
-use crate::pipeline::{check_reports, count, reverb, totals, verdicts};
+use crate::reports::{check_reports, count, reverb, totals, verdicts};
 
 const LIMIT: Duration = Duration::from_mins(2);
 const MAX_MEMBERS: usize = 4;

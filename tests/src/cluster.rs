@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backbeat_broker::{
     Broker, Entry, KafkaArgs, LogReader, ReadError, Registry, TopicName, TransactionalProducer, ensure_topics,
@@ -232,9 +232,17 @@ impl Cluster {
         LogReader::new(&self.broker, &self.registry, runtime().handle(), topic).expect("a reader")
     }
 
-    /// Reads all committed records of one of the cluster's single-partition topics.
+    /// Reads all committed records of one of the cluster's single-partition topics; tries again for ten seconds, since a
+    /// broker that hung answers without partitions until its controller knows it again.
     pub fn read_all<R: Record + 'static>(&self, topic: TopicName) -> Vec<Entry<R>> {
-        self.try_read_all(topic).unwrap_or_else(|error| panic!("{error}"))
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            match self.try_read_all(topic) {
+                Ok(entries) => return entries,
+                Err(error) => assert!(Instant::now() < deadline, "{error}"),
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
     }
 
     /// Reads as [`Self::read_all`] does; an error if Kafka does not answer.

@@ -48,8 +48,8 @@ struct State {
     members: BTreeSet<String>,
     /// The clients whose connections are all cut.
     blocked: BTreeSet<String>,
-    /// The clients that get no responses to fetches.
-    without_fetches: BTreeSet<String>,
+    /// The clients, and the kinds of requests to which they get no response.
+    held: BTreeSet<(String, i16)>,
     /// True if metadata responses have topics and no brokers, like those of a broker that its controller has fenced.
     without_brokers: bool,
     /// The age of a client from which on it gets no ends of partitions.
@@ -116,9 +116,9 @@ impl KafkaProxy {
         self.shared.lock().members.clone()
     }
 
-    /// Holds back the response to every fetch of the client with this id.
-    pub fn hold_fetches(&self, client: &str) {
-        self.shared.lock().without_fetches.insert(client.to_owned());
+    /// Holds back the response to every request of the kind `api` of the client with this id.
+    pub fn hold_responses(&self, client: &str, api: ApiKey) {
+        self.shared.lock().held.insert((client.to_owned(), api as i16));
     }
 
     /// Cuts every connection of the client with this id, until the test ends.
@@ -235,7 +235,7 @@ impl Shared {
     }
 
     fn is_held(&self, request: &Request) -> bool {
-        request.api == ApiKey::Fetch as i16 && self.lock().without_fetches.contains(&request.client)
+        self.lock().held.contains(&(request.client.clone(), request.api))
     }
 
     fn host(&self) -> StrBytes {

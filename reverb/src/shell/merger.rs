@@ -1,36 +1,25 @@
-//! The merge's thread: follows the log in every member, and in one of them collects partials and writes reports.
+//! The merge of one member: follows the log, and while it is active collects partials and writes reports.
 //!
 //! What to do next is decided by [`MergeSession`]. All state is in the log. After a failed read the thread drops its
 //! state, and reads `barpartials` from the restart offset in the last done record. After a failed transaction it is no longer
 //! active; the next takeover, by this member or another, resolves the transaction in doubt.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::mpsc::{Receiver, channel};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use backbeat_broker::{
-    Broker, LogReader, Registry, SubjectSchemas, TopicName, TransactionError, TransactionalProducer,
-};
-use backbeat_schemas::{
-    BarPartial, BarReport, BeatIndex, Counts, Done, Merging, PartialBody, StatusClaim, Verdict, wire,
-};
+use backbeat_broker::{LogReader, TopicName, TransactionError};
+use backbeat_schemas::{BarPartial, BarReport, BeatIndex, Counts, Merging, PartialBody, Verdict, wire};
 use backbeat_service::Shutdown;
-use tokio::runtime::Handle;
 
 use super::args::Reemit;
 use super::dead_letters::{DeadLetterProducer, DeadLetters, Unacknowledged};
 use super::events::{MergeFailed, MergeTakenOver, SharesRescued, TransactionEnded, WindowFinished};
 use super::frame_table::{FrameTable, TableError};
-use super::metrics::Metrics;
+use super::merge_context::{MergeContext, Reached};
+use super::merge_producer::{MergeProducer, TRANSACTION_TIMEOUT, WindowOutcome};
 use super::recompute::{Recompute, RecomputeError};
 use super::report_index::{Fingerprint, ReportIndex};
-use super::status::SharedStatus;
 use crate::core::{Completion, LOGIC, MergeCommand, MergeSession, Window, bar_report, share, verdict};
 
-/// Kafka aborts a transaction that is open for longer. An open one blocks every reader of `barpartials`.
-const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
 /// The maximum number of records read before the sets of partials are checked again.
 const MAX_RECORDS_PER_POLL: usize = 10_000;
 /// The longest wait for a record of `barpartials`, and so the delay until the active merge notices a new frame.
@@ -38,96 +27,12 @@ const ACTIVE_POLL: Duration = Duration::from_millis(5);
 const STANDBY_POLL: Duration = Duration::from_millis(20);
 /// The longest pause of a member after which its state still counts. `barpartials` is kept for a day.
 const MAX_PAUSE: Duration = Duration::from_mins(5);
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// A rescue is given up after this many takeover timeouts.
 const MAX_RESCUE_TIMEOUTS: u32 = 2;
 
-/// The clients and settings of the merge.
-#[derive(Clone)]
-pub(crate) struct MergeContext {
-    pub(crate) broker: Broker,
-    pub(crate) registry: Registry,
-    pub(crate) runtime: Handle,
-    /// The schemas of claims, for members and merges.
-    pub(crate) claim_schemas: SubjectSchemas<StatusClaim>,
-    pub(crate) cluster_id: String,
-    pub(crate) report_schema: u32,
-    pub(crate) partial_schema: u32,
-    pub(crate) reemit: Reemit,
-    pub(crate) takeover_after: Duration,
-    pub(crate) metrics: Arc<Metrics>,
-    pub(crate) status: SharedStatus,
-}
-
-/// The beat up to whose boundary all aggregators of the member have come. The member's loop sets it, and the merge's
-/// thread reads it.
-#[derive(Debug, Clone)]
-pub(crate) struct Reached(Arc<AtomicI64>);
-
-impl Default for Reached {
-    fn default() -> Self {
-        Self(Arc::new(AtomicI64::new(BeatIndex::MAX.get())))
-    }
-}
-
-impl Reached {
-    pub(crate) fn set(&self, beat: BeatIndex) {
-        self.0.store(beat.get(), Ordering::Release);
-    }
-
-    fn get(&self) -> BeatIndex {
-        BeatIndex::try_from(self.0.load(Ordering::Acquire)).unwrap_or(BeatIndex::ZERO)
-    }
-}
-
-/// The thread of a member's merge. Dropping it stops the merge and waits until it has ended.
-pub(crate) struct MergeThread {
-    stop: Shutdown,
-    failure: Receiver<anyhow::Error>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl MergeThread {
-    /// Starts the merge of the member `name`, which sends dead letters of rescued shares with `dead_letters`.
-    pub(crate) fn start(
-        context: MergeContext,
-        name: String,
-        dead_letters: DeadLetterProducer,
-        reached: Reached,
-    ) -> std::io::Result<Self> {
-        let stop = Shutdown::new();
-        let (sender, failure) = channel();
-        let thread = std::thread::Builder::new().name("merge".into()).spawn({
-            let stop = stop.clone();
-            move || {
-                if let Err(error) = run(&context, &name, &dead_letters, &reached, &stop) {
-                    // Fails only if the receiver was dropped.
-                    let _ = sender.send(error);
-                }
-                context.status.update(|member| member.merging = false);
-            }
-        })?;
-        Ok(Self { stop, failure, thread: Some(thread) })
-    }
-
-    /// Returns the error if the log is inconsistent, so that the merge has ended.
-    pub(crate) fn failure(&self) -> Option<anyhow::Error> {
-        self.failure.try_recv().ok()
-    }
-}
-
-impl Drop for MergeThread {
-    fn drop(&mut self) {
-        self.stop.cancel();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
 /// An error of a command.
 #[derive(Debug, thiserror::Error)]
-enum MergeError {
+pub(super) enum MergeError {
     /// The merge is no longer active, or its last transaction is in doubt.
     #[error(transparent)]
     Transaction(#[from] TransactionError),
@@ -145,38 +50,12 @@ enum MergeError {
     Kafka(#[from] rdkafka::error::KafkaError),
 }
 
-/// Follows the log until `stop`, or until the log proves inconsistent.
-fn run(
-    context: &MergeContext,
-    name: &str,
-    dead_letters: &DeadLetterProducer,
-    reached: &Reached,
-    stop: &Shutdown,
-) -> anyhow::Result<()> {
-    while !stop.is_cancelled() {
-        let started = MergeLoop::start(context, name, dead_letters.clone(), reached.clone());
-        let error = match started.and_then(|mut merge| merge.run(stop)) {
-            Ok(()) => return Ok(()),
-            Err(MergeError::Table(TableError::Frame(error))) => return Err(error.into()),
-            Err(error) => error,
-        };
-        MergeFailed { error: &error }.emit(&context.metrics);
-        context.status.update(|member| member.merging = false);
-        let until = Instant::now() + RETRY_PAUSE;
-        while Instant::now() < until && !stop.is_cancelled() {
-            std::thread::sleep(ACTIVE_POLL);
-        }
-    }
-    Ok(())
-}
-
 /// The merge of one member from its start to its first failed read.
-struct MergeLoop<'c> {
+pub(super) struct MergeLoop<'c> {
     context: &'c MergeContext,
     core: MergeSession,
     started_at: Instant,
-    /// The producer of the active merge.
-    producer: Option<TransactionalProducer>,
+    producer: MergeProducer<'c>,
     partials: LogReader<BarPartial>,
     table: FrameTable,
     reports: ReportIndex,
@@ -185,28 +64,9 @@ struct MergeLoop<'c> {
     reached: Reached,
 }
 
-/// The way in which one window is finished.
-struct WindowOutcome {
-    window: Window,
-    verdict: Verdict,
-    /// The report to write, if any.
-    report: Option<(BarReport, Fingerprint)>,
-    /// True if the report to write is already published, with the same bytes.
-    reemitted: bool,
-    /// The value of the metric's `cause` if the window is skipped.
-    skip_cause: Option<&'static str>,
-}
-
-impl WindowOutcome {
-    /// A window finished without writing a report.
-    fn without_report(window: Window, verdict: Verdict) -> Self {
-        Self { window, verdict, report: None, reemitted: false, skip_cause: None }
-    }
-}
-
 impl<'c> MergeLoop<'c> {
     /// Creates the clients, and reads the partials of windows that are not done.
-    fn start(
+    pub(super) fn start(
         context: &'c MergeContext,
         name: &str,
         dead_letters: DeadLetterProducer,
@@ -218,7 +78,7 @@ impl<'c> MergeLoop<'c> {
             context,
             core: MergeSession::new(name.to_owned(), context.takeover_after, Duration::ZERO),
             started_at: Instant::now(),
-            producer: None,
+            producer: MergeProducer::new(context),
             partials: LogReader::new(broker, registry, runtime, TopicName::BarPartials)?,
             table: FrameTable::new(frames, context.cluster_id.clone()),
             reports: ReportIndex::new(LogReader::new(broker, registry, runtime, TopicName::BarReports)?),
@@ -249,7 +109,8 @@ impl<'c> MergeLoop<'c> {
         self.started_at.elapsed()
     }
 
-    fn run(&mut self, stop: &Shutdown) -> Result<(), MergeError> {
+    /// Follows the log until `stop`, or until a read fails.
+    pub(super) fn run(&mut self, stop: &Shutdown) -> Result<(), MergeError> {
         while !stop.is_cancelled() {
             let pause = self.core.record_turn(self.now());
             if pause > MAX_PAUSE {
@@ -263,7 +124,7 @@ impl<'c> MergeLoop<'c> {
             if self.table.is_caught_up() {
                 self.core.record_frames(self.table.frames(), self.now());
             }
-            if !self.core.is_active() && self.producer.take().is_some() {
+            if !self.core.is_active() && self.producer.close() {
                 tracing::warn!("another member has taken the merge over");
             }
             if let Some(command) = self.core.next(self.table.frames(), self.reached.get(), self.now()) {
@@ -322,9 +183,7 @@ impl<'c> MergeLoop<'c> {
 
     /// Opens the transactional id, which fences every other merge, then reads what they have written.
     fn take_over(&mut self) -> Result<(), MergeError> {
-        let broker = &self.context.broker;
-        let id = broker.topics().merge_transactional_id();
-        self.producer = Some(TransactionalProducer::open(broker, &id, TRANSACTION_TIMEOUT, TRANSACTION_TIMEOUT)?);
+        self.producer.open()?;
         self.read_to_end()?;
         self.reports.clear();
         self.core.record_opening(self.now());
@@ -334,15 +193,14 @@ impl<'c> MergeLoop<'c> {
 
     /// Writes a merging record.
     fn renew(&mut self) -> Result<(), MergeError> {
-        let merging = self.core.merging();
-        write_merging(self.context, &mut self.producer, &self.table, merging)?;
+        self.producer.write_merging(self.table.frames(), self.core.merging())?;
         self.core.record_renewal(self.now());
         Ok(())
     }
 
     /// Handles a failed transaction, after which the producer must not be used again.
     fn give_up(&mut self, error: &TransactionError) {
-        self.producer = None;
+        self.producer.close();
         let now = self.now();
         if matches!(error, TransactionError::Fenced(_)) {
             self.core.record_fencing(now);
@@ -357,7 +215,7 @@ impl<'c> MergeLoop<'c> {
     fn stop(&mut self) {
         let nobody = Merging { member: None, logic: LOGIC };
         if self.core.is_active()
-            && let Err(error) = write_merging(self.context, &mut self.producer, &self.table, nobody)
+            && let Err(error) = self.producer.write_merging(self.table.frames(), nobody)
         {
             tracing::warn!(%error, "cannot write that this member has stopped merging; another takes over after a timeout");
         }
@@ -379,7 +237,7 @@ impl<'c> MergeLoop<'c> {
         let (began, deadline) = (self.now(), Instant::now() + self.context.takeover_after * MAX_RESCUE_TIMEOUTS);
         let Self { context, core, producer, table, recompute, dead_letters, .. } = self;
         let mut letters = DeadLetters::new(dead_letters, context.takeover_after);
-        let mut lease = LeaseKeeper { context, core, producer, table, started_at: self.started_at, error: None };
+        let mut lease = LeaseKeeper { core, producer, table, started_at: self.started_at, error: None };
         let mut keep_going = || !stop.is_cancelled() && Instant::now() < deadline && lease.renew_if_due();
         let (frames, on_invalid) = (table.frames(), &mut |record| letters.send(&record));
         let read = recompute.shares(frames, window, window, partitions, &mut keep_going, on_invalid);
@@ -410,10 +268,11 @@ impl<'c> MergeLoop<'c> {
         for (window, completion) in completions {
             outcomes.push(self.determine_outcome(window, &completion, stop)?);
         }
-        let (began, written) = (self.now(), self.write_transaction(&outcomes));
+        let froms: Vec<BeatIndex> = outcomes.iter().map(|outcome| outcome.window.from).collect();
+        let (began, merge) = (self.now(), self.core.merge());
+        let written = self.producer.write_outcomes(&outcomes, merge.restart_offset(&froms), |from| merge.rescued(from));
         TransactionEnded { error: written.as_ref().err() }.emit(&self.context.metrics);
         written?;
-        let froms: Vec<BeatIndex> = outcomes.iter().map(|outcome| outcome.window.from).collect();
         self.core.record_finished(&froms, began, self.now());
         for outcome in &outcomes {
             self.record_outcome(outcome);
@@ -449,7 +308,7 @@ impl<'c> MergeLoop<'c> {
 
     fn recompute(&mut self, window: &Window, stop: &Shutdown) -> Result<Option<Counts>, MergeError> {
         let Self { context, core, producer, table, recompute, dead_letters, .. } = self;
-        let mut lease = LeaseKeeper { context, core, producer, table, started_at: self.started_at, error: None };
+        let mut lease = LeaseKeeper { core, producer, table, started_at: self.started_at, error: None };
         let mut letters = DeadLetters::new(dead_letters, TRANSACTION_TIMEOUT);
         let mut keep_going = || !stop.is_cancelled() && lease.renew_if_due();
         let counts = recompute.window(table.frames(), window, &mut keep_going, &mut |record| letters.send(&record));
@@ -475,31 +334,6 @@ impl<'c> MergeLoop<'c> {
         Ok(self.reports.last(window.from, next.scheduled_at)?)
     }
 
-    fn write_transaction(&mut self, outcomes: &[WindowOutcome]) -> Result<(), TransactionError> {
-        let froms: Vec<BeatIndex> = outcomes.iter().map(|outcome| outcome.window.from).collect();
-        let merge = self.core.merge();
-        let restart_offset = merge.restart_offset(&froms);
-        let topics = self.context.broker.topics();
-        let (reports, partials) = (topics.name(TopicName::BarReports), topics.name(TopicName::BarPartials));
-        let now = chrono::Utc::now().timestamp_millis();
-        let mut transaction = producer(&mut self.producer).begin()?;
-        for WindowOutcome { window, verdict, report, .. } in outcomes {
-            let key = window.id.to_string();
-            if let Some((report, _)) = report {
-                transaction.send(
-                    &reports,
-                    &key,
-                    &wire(self.context.report_schema, report),
-                    report.closed_at.millis(),
-                )?;
-            }
-            let done = Done { verdict: *verdict, low: restart_offset, rescued: merge.rescued(window.from) };
-            let record = BarPartial::new(window.id, window.from, PartialBody::Done(done));
-            transaction.send(&partials, &key, &wire(self.context.partial_schema, &record), now)?;
-        }
-        transaction.commit()
-    }
-
     fn record_outcome(&mut self, outcome: &WindowOutcome) {
         let WindowOutcome { window, verdict, report, reemitted, skip_cause } = outcome;
         WindowFinished {
@@ -517,54 +351,25 @@ impl<'c> MergeLoop<'c> {
 }
 
 /// Renews the lease of a merge that reads claims.
-struct LeaseKeeper<'m> {
-    context: &'m MergeContext,
+struct LeaseKeeper<'m, 'c> {
     core: &'m mut MergeSession,
-    producer: &'m mut Option<TransactionalProducer>,
+    producer: &'m mut MergeProducer<'c>,
     table: &'m FrameTable,
     started_at: Instant,
     error: Option<MergeError>,
 }
 
-impl LeaseKeeper<'_> {
+impl LeaseKeeper<'_, '_> {
     /// Writes a merging record if it is due. Returns false if that fails.
     fn renew_if_due(&mut self) -> bool {
         if self.error.is_none() && self.core.renewal_due(self.started_at.elapsed()) {
-            match write_merging(self.context, self.producer, self.table, self.core.merging()) {
+            match self.producer.write_merging(self.table.frames(), self.core.merging()) {
                 Ok(()) => self.core.record_renewal(self.started_at.elapsed()),
                 Err(error) => self.error = Some(error.into()),
             }
         }
         self.error.is_none()
     }
-}
-
-fn producer(producer: &mut Option<TransactionalProducer>) -> &mut TransactionalProducer {
-    producer.as_mut().expect("the active merge has a producer")
-}
-
-fn write_merging(
-    context: &MergeContext,
-    active: &mut Option<TransactionalProducer>,
-    table: &FrameTable,
-    merging: Merging,
-) -> Result<(), TransactionError> {
-    let frames = table.frames();
-    let Some(window) = frames.last().and_then(|newest| frames.window_of(newest.beat_index)) else {
-        // The table is being read again from an older beat. The lease is not renewed, and the others take over later.
-        return Ok(());
-    };
-    let record = BarPartial::new(window.id, window.from, PartialBody::Merging(merging));
-    let topic = context.broker.topics().name(TopicName::BarPartials);
-    let now = chrono::Utc::now().timestamp_millis();
-    let mut write = || {
-        let mut transaction = producer(active).begin()?;
-        transaction.send(&topic, &window.id.to_string(), &wire(context.partial_schema, &record), now)?;
-        transaction.commit()
-    };
-    let written = write();
-    TransactionEnded { error: written.as_ref().err() }.emit(&context.metrics);
-    written
 }
 
 fn record(core: &mut MergeSession, offset: i64, record: BarPartial, now: Duration) {

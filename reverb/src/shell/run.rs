@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 
 use super::member::{Member, MemberExit};
-use super::merger::MergeContext;
+use super::merge_context::MergeContext;
 use super::metrics::Metrics;
 use super::status::SharedStatus;
 use super::{Args, http};

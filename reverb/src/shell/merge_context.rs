@@ -1,0 +1,51 @@
+//! What a merge gets from its program and its member.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+
+use backbeat_broker::{Broker, Registry, SubjectSchemas};
+use backbeat_schemas::{BeatIndex, StatusClaim};
+use tokio::runtime::Handle;
+
+use super::args::Reemit;
+use super::metrics::Metrics;
+use super::status::SharedStatus;
+
+/// The clients and settings of the merge.
+#[derive(Clone)]
+pub(crate) struct MergeContext {
+    pub(crate) broker: Broker,
+    pub(crate) registry: Registry,
+    pub(crate) runtime: Handle,
+    /// The schemas of claims, for members and merges.
+    pub(crate) claim_schemas: SubjectSchemas<StatusClaim>,
+    pub(crate) cluster_id: String,
+    pub(crate) report_schema: u32,
+    pub(crate) partial_schema: u32,
+    pub(crate) reemit: Reemit,
+    pub(crate) takeover_after: Duration,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) status: SharedStatus,
+}
+
+/// The beat up to whose boundary all aggregators of the member have come. The member's loop sets it, and the merge's
+/// thread reads it.
+#[derive(Debug, Clone)]
+pub(crate) struct Reached(Arc<AtomicI64>);
+
+impl Default for Reached {
+    fn default() -> Self {
+        Self(Arc::new(AtomicI64::new(BeatIndex::MAX.get())))
+    }
+}
+
+impl Reached {
+    pub(crate) fn set(&self, beat: BeatIndex) {
+        self.0.store(beat.get(), Ordering::Release);
+    }
+
+    pub(super) fn get(&self) -> BeatIndex {
+        BeatIndex::try_from(self.0.load(Ordering::Acquire)).unwrap_or(BeatIndex::ZERO)
+    }
+}

@@ -1,0 +1,108 @@
+//! What the active merge writes: reports with their done records, and its lease, each in one transaction.
+
+use std::time::Duration;
+
+use backbeat_broker::{TopicName, TransactionError, TransactionalProducer};
+use backbeat_schemas::{BarPartial, BarReport, BeatIndex, Done, Merging, PartialBody, Verdict, wire};
+
+use super::events::TransactionEnded;
+use super::merge_context::MergeContext;
+use super::report_index::Fingerprint;
+use crate::core::{Frames, Window};
+
+/// Kafka aborts a transaction that is open for longer. An open one blocks every reader of `barpartials`.
+pub(super) const TRANSACTION_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The way in which one window is finished.
+pub(super) struct WindowOutcome {
+    pub(super) window: Window,
+    pub(super) verdict: Verdict,
+    /// The report to write, if any.
+    pub(super) report: Option<(BarReport, Fingerprint)>,
+    /// True if the report to write is already published, with the same bytes.
+    pub(super) reemitted: bool,
+    /// The value of the metric's `cause` if the window is skipped.
+    pub(super) skip_cause: Option<&'static str>,
+}
+
+impl WindowOutcome {
+    /// A window finished without writing a report.
+    pub(super) fn without_report(window: Window, verdict: Verdict) -> Self {
+        Self { window, verdict, report: None, reemitted: false, skip_cause: None }
+    }
+}
+
+/// The transactional producer of the merge, which only the active merge has.
+pub(super) struct MergeProducer<'c> {
+    context: &'c MergeContext,
+    active: Option<TransactionalProducer>,
+}
+
+impl<'c> MergeProducer<'c> {
+    pub(super) fn new(context: &'c MergeContext) -> Self {
+        Self { context, active: None }
+    }
+
+    /// Opens the transactional id of the cluster's merge, which fences every other merge.
+    pub(super) fn open(&mut self) -> Result<(), TransactionError> {
+        let broker = &self.context.broker;
+        let id = broker.topics().merge_transactional_id();
+        self.active = Some(TransactionalProducer::open(broker, &id, TRANSACTION_TIMEOUT, TRANSACTION_TIMEOUT)?);
+        Ok(())
+    }
+
+    /// Closes the producer; returns true if it was open.
+    pub(super) fn close(&mut self) -> bool {
+        self.active.take().is_some()
+    }
+
+    fn active(&mut self) -> &mut TransactionalProducer {
+        self.active.as_mut().expect("the active merge has a producer")
+    }
+
+    /// Writes the reports and done records of `outcomes` in one transaction. The done records name `restart_offset`, and
+    /// the partitions whose shares were `rescued` in the window that begins at a beat.
+    pub(super) fn write_outcomes(
+        &mut self,
+        outcomes: &[WindowOutcome],
+        restart_offset: i64,
+        rescued: impl Fn(BeatIndex) -> Vec<i32>,
+    ) -> Result<(), TransactionError> {
+        let context = self.context;
+        let topics = context.broker.topics();
+        let (reports, partials) = (topics.name(TopicName::BarReports), topics.name(TopicName::BarPartials));
+        let now = chrono::Utc::now().timestamp_millis();
+        let mut transaction = self.active().begin()?;
+        for WindowOutcome { window, verdict, report, .. } in outcomes {
+            let key = window.id.to_string();
+            if let Some((report, _)) = report {
+                let value = wire(context.report_schema, report);
+                transaction.send(&reports, &key, &value, report.closed_at.millis())?;
+            }
+            let done = Done { verdict: *verdict, low: restart_offset, rescued: rescued(window.from) };
+            let record = BarPartial::new(window.id, window.from, PartialBody::Done(done));
+            transaction.send(&partials, &key, &wire(context.partial_schema, &record), now)?;
+        }
+        transaction.commit()
+    }
+
+    /// Writes a merging record, keyed by the newest window of `frames`.
+    pub(super) fn write_merging(&mut self, frames: &Frames, merging: Merging) -> Result<(), TransactionError> {
+        let Some(window) = frames.last().and_then(|newest| frames.window_of(newest.beat_index)) else {
+            // The table is being read again from an older beat. The lease is not renewed, and the others take over later.
+            return Ok(());
+        };
+        let context = self.context;
+        let record = BarPartial::new(window.id, window.from, PartialBody::Merging(merging));
+        let topic = context.broker.topics().name(TopicName::BarPartials);
+        let now = chrono::Utc::now().timestamp_millis();
+        let mut write = || {
+            let mut transaction = self.active().begin()?;
+            transaction.send(&topic, &window.id.to_string(), &wire(context.partial_schema, &record), now)?;
+            transaction.commit()
+        };
+        let written = write();
+        TransactionEnded { error: written.as_ref().err() }.emit(&context.metrics);
+        written
+    }
+}

@@ -1,0 +1,87 @@
+//! The thread in which a member follows the log and merges.
+
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use backbeat_service::Shutdown;
+
+use super::dead_letters::DeadLetterProducer;
+use super::events::MergeFailed;
+use super::frame_table::TableError;
+use super::merge_context::{MergeContext, Reached};
+use super::merger::{MergeError, MergeLoop};
+
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// The interval at which the end of a pause is checked.
+const PAUSE_STEP: Duration = Duration::from_millis(5);
+
+/// The thread of a member's merge. Dropping it stops the merge and waits until it has ended.
+pub(crate) struct MergeThread {
+    stop: Shutdown,
+    failure: Receiver<anyhow::Error>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl MergeThread {
+    /// Starts the merge of the member `name`, which sends dead letters of rescued shares with `dead_letters`.
+    pub(crate) fn start(
+        context: MergeContext,
+        name: String,
+        dead_letters: DeadLetterProducer,
+        reached: Reached,
+    ) -> std::io::Result<Self> {
+        let stop = Shutdown::new();
+        let (sender, failure) = channel();
+        let thread = std::thread::Builder::new().name("merge".into()).spawn({
+            let stop = stop.clone();
+            move || {
+                if let Err(error) = run(&context, &name, &dead_letters, &reached, &stop) {
+                    // Fails only if the receiver was dropped.
+                    let _ = sender.send(error);
+                }
+                context.status.update(|member| member.merging = false);
+            }
+        })?;
+        Ok(Self { stop, failure, thread: Some(thread) })
+    }
+
+    /// Returns the error if the log is inconsistent, so that the merge has ended.
+    pub(crate) fn failure(&self) -> Option<anyhow::Error> {
+        self.failure.try_recv().ok()
+    }
+}
+
+impl Drop for MergeThread {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Follows the log until `stop`, or until the log proves inconsistent.
+fn run(
+    context: &MergeContext,
+    name: &str,
+    dead_letters: &DeadLetterProducer,
+    reached: &Reached,
+    stop: &Shutdown,
+) -> anyhow::Result<()> {
+    while !stop.is_cancelled() {
+        let started = MergeLoop::start(context, name, dead_letters.clone(), reached.clone());
+        let error = match started.and_then(|mut merge| merge.run(stop)) {
+            Ok(()) => return Ok(()),
+            Err(MergeError::Table(TableError::Frame(error))) => return Err(error.into()),
+            Err(error) => error,
+        };
+        MergeFailed { error: &error }.emit(&context.metrics);
+        context.status.update(|member| member.merging = false);
+        let until = Instant::now() + RETRY_PAUSE;
+        while Instant::now() < until && !stop.is_cancelled() {
+            std::thread::sleep(PAUSE_STEP);
+        }
+    }
+    Ok(())
+}
