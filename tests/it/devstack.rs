@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use backbeat_devstack::kafka_cli;
@@ -86,6 +86,12 @@ fn wait_for_complete_report(dir: &Path) -> String {
     })
 }
 
+/// Runs `backbeat status`.
+fn status(dir: &Path) -> Output {
+    let mut command = Command::new(Program::executable("backbeat"));
+    command.args(["status", "--dir"]).arg(dir).output().expect("the program runs")
+}
+
 fn pid(Dev(child): &Dev) -> Pid {
     Pid::from_child(child)
 }
@@ -101,12 +107,12 @@ fn dev_runs_a_whole_cluster_until_ctrl_c() {
         assert!(running.values().any(|command| command.contains(program)), "no {program} in {running:?}");
     }
 
-    let status = || {
-        let mut command = Command::new(Program::executable("backbeat"));
-        run(command.args(["status", "--dir"]).arg(dir.path()))
+    // A member is not ready, and the command says so by its exit code, while its aggregators catch up.
+    let all_ready = || {
+        let output = status(dir.path());
+        let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+        (output.status.success() && printed.matches("  ready").count() == 5).then_some(printed)
     };
-    // A member is not ready while its aggregators catch up.
-    let all_ready = || Some(status()).filter(|printed| printed.matches("  ready").count() == 5);
     let printed = wait_for("five programs that are ready", LIMIT, all_ready);
     for part in ["BPM in bars of", "led by pulse-", "partitions, lag ", "  beats ", " agents, ", "pulse_jitter"] {
         assert!(printed.contains(part), "no {part:?} in {printed}");
@@ -122,12 +128,7 @@ fn dev_runs_a_whole_cluster_until_ctrl_c() {
     kill_process(pid(&child), Signal::INT).expect("the process runs");
     assert!(child.0.wait().expect("the process ends").success(), "{}", shown(dir.path()));
     assert_eq!(processes_of(dir.path()), BTreeMap::new());
-    let status = Command::new(Program::executable("backbeat"))
-        .args(["status", "--dir"])
-        .arg(dir.path())
-        .output()
-        .expect("the program runs");
-    assert!(String::from_utf8_lossy(&status.stderr).contains("nothing answers at"));
+    assert!(String::from_utf8_lossy(&status(dir.path()).stderr).contains("nothing answers at"));
 }
 
 #[test]

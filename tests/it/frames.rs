@@ -4,8 +4,9 @@ use backbeat_schemas::BeatFrame;
 
 /// Asserts the invariants over all frames of a log, in order.
 pub(crate) fn check(frames: &[BeatFrame]) {
-    for (index, frame) in (0..).zip(frames) {
-        assert_eq!(frame.beat_index.get(), index, "a beat is missing or repeated");
+    for (index, frame) in (0_i64..).zip(frames) {
+        let before = index.checked_sub(1).and_then(|before| frames.get(before as usize));
+        assert_eq!(frame.beat_index.get(), index, "a beat is missing or repeated: {frame:?} after {before:?}");
     }
     for pair in frames.windows(2) {
         let [before, after] = pair else { unreachable!("windows of two") };

@@ -250,7 +250,11 @@ impl Cluster {
         let mut reader = self.reader(topic);
         let (low, end) = (reader.log_start()?, reader.end_offset()?);
         let mut entries = Vec::new();
-        reader.read(low, end, |entry| entries.push(entry))?;
+        reader.read(low, end, |entry: Entry<R>| {
+            let last = entries.last().map_or(-1, |last: &Entry<R>| last.offset);
+            assert!(entry.offset > last, "the reader returned offset {} after {last}", entry.offset);
+            entries.push(entry);
+        })?;
         Ok(entries)
     }
 
