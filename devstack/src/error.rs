@@ -43,9 +43,9 @@ pub enum DevstackError {
         /// The end of its output.
         output: String,
     },
-    /// What Maven brought is not what the lock says.
+    /// The files that Maven downloaded differ from the lock.
     #[error(
-        "Maven brought other files than the lock names: {differences}. Do not use them: find out why; after a change of \
+        "Maven downloaded other files than the lock names: {differences}. Do not use them: find out why; after a change of \
          a version, `make jar-locks` writes the locks anew"
     )]
     JarLock {

@@ -1,4 +1,4 @@
-//! The lock of what Maven brings: the SHA-256 of every file, so that an artifact replaced on a repository is found.
+//! The lock of Maven's downloads: the SHA-256 of every file, so that an artifact replaced on a repository is found.
 //!
 //! Maven pins versions, not contents, and a repository that replaces an artifact also replaces its checksum. The lock
 //! is a text in the format of `sha256sum`; `make jar-locks` writes it anew after a version was changed.
@@ -13,7 +13,7 @@ use sha2::{Digest, Sha256};
 use crate::DevstackError;
 use crate::error::Context;
 
-/// What Maven packs on this machine; its bytes depend on the version of Java.
+/// The suffix of jars that Maven packs on this machine; their bytes depend on the version of Java.
 const BUILT_HERE: &str = "-services.jar";
 
 /// Compares all files below `dir` with the `lock`.

@@ -1,4 +1,4 @@
-//! What the tests of reports share.
+//! Helpers of tests that compare or count reports.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! What `backbeat dev` prints: each beat and each report.
+//! The output of `backbeat dev`: each beat and each report.
 
 use std::time::{Duration, Instant};
 

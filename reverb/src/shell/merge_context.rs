@@ -1,4 +1,4 @@
-//! What a merge gets from its program and its member.
+//! The clients and settings of a merge, and the progress of its member.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};

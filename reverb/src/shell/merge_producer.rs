@@ -1,8 +1,8 @@
-//! What the active merge writes: reports with their done records, and its lease, each in one transaction.
+//! The transactions of the active merge: reports with their done records, and its lease.
 
 use std::time::Duration;
 
-use backbeat_broker::{TopicName, TransactionError, TransactionalProducer};
+use backbeat_broker::{TopicName, Transaction, TransactionError, TransactionalProducer};
 use backbeat_schemas::{BarPartial, BarReport, BeatIndex, Done, Merging, PartialBody, Verdict, wire};
 
 use super::events::TransactionEnded;
@@ -56,10 +56,6 @@ impl<'c> MergeProducer<'c> {
         self.active.take().is_some()
     }
 
-    fn active(&mut self) -> &mut TransactionalProducer {
-        self.active.as_mut().expect("the active merge has a producer")
-    }
-
     /// Writes the reports and done records of `outcomes` in one transaction. The done records name `restart_offset`, and
     /// the partitions whose shares were `rescued` in the window that begins at a beat.
     pub(super) fn write_outcomes(
@@ -72,18 +68,19 @@ impl<'c> MergeProducer<'c> {
         let topics = context.broker.topics();
         let (reports, partials) = (topics.name(TopicName::BarReports), topics.name(TopicName::BarPartials));
         let now = chrono::Utc::now().timestamp_millis();
-        let mut transaction = self.active().begin()?;
-        for WindowOutcome { window, verdict, report, .. } in outcomes {
-            let key = window.id.to_string();
-            if let Some((report, _)) = report {
-                let value = wire(context.report_schema, report);
-                transaction.send(&reports, &key, &value, report.closed_at.millis())?;
+        self.write(|transaction| {
+            for WindowOutcome { window, verdict, report, .. } in outcomes {
+                let key = window.id.to_string();
+                if let Some((report, _)) = report {
+                    let value = wire(context.report_schema, report);
+                    transaction.send(&reports, &key, &value, report.closed_at.millis())?;
+                }
+                let done = Done { verdict: *verdict, low: restart_offset, rescued: rescued(window.from) };
+                let record = BarPartial::new(window.id, window.from, PartialBody::Done(done));
+                transaction.send(&partials, &key, &wire(context.partial_schema, &record), now)?;
             }
-            let done = Done { verdict: *verdict, low: restart_offset, rescued: rescued(window.from) };
-            let record = BarPartial::new(window.id, window.from, PartialBody::Done(done));
-            transaction.send(&partials, &key, &wire(context.partial_schema, &record), now)?;
-        }
-        transaction.commit()
+            Ok(())
+        })
     }
 
     /// Writes a merging record, keyed by the newest window of `frames`.
@@ -96,13 +93,22 @@ impl<'c> MergeProducer<'c> {
         let record = BarPartial::new(window.id, window.from, PartialBody::Merging(merging));
         let topic = context.broker.topics().name(TopicName::BarPartials);
         let now = chrono::Utc::now().timestamp_millis();
-        let mut write = || {
-            let mut transaction = self.active().begin()?;
-            transaction.send(&topic, &window.id.to_string(), &wire(context.partial_schema, &record), now)?;
+        self.write(|transaction| {
+            transaction.send(&topic, &window.id.to_string(), &wire(context.partial_schema, &record), now)
+        })
+    }
+
+    /// Commits a transaction of what `send_all` sends.
+    fn write(
+        &mut self,
+        send_all: impl FnOnce(&mut Transaction<'_>) -> Result<(), TransactionError>,
+    ) -> Result<(), TransactionError> {
+        let producer = self.active.as_mut().expect("the active merge has a producer");
+        let written = producer.begin().and_then(|mut transaction| {
+            send_all(&mut transaction)?;
             transaction.commit()
-        };
-        let written = write();
-        TransactionEnded { error: written.as_ref().err() }.emit(&context.metrics);
+        });
+        TransactionEnded { error: written.as_ref().err() }.emit(&self.context.metrics);
         written
     }
 }

@@ -12,7 +12,7 @@ use backbeat_service::Shutdown;
 
 use super::args::Reemit;
 use super::dead_letters::{DeadLetterProducer, DeadLetters, Unacknowledged};
-use super::events::{MergeFailed, MergeTakenOver, SharesRescued, TransactionEnded, WindowFinished};
+use super::events::{MergeFailed, MergeTakenOver, SharesRescued, WindowFinished};
 use super::frame_table::{FrameTable, TableError};
 use super::merge_context::{MergeContext, Reached};
 use super::merge_producer::{MergeProducer, TRANSACTION_TIMEOUT, WindowOutcome};
@@ -270,9 +270,7 @@ impl<'c> MergeLoop<'c> {
         }
         let froms: Vec<BeatIndex> = outcomes.iter().map(|outcome| outcome.window.from).collect();
         let (began, merge) = (self.now(), self.core.merge());
-        let written = self.producer.write_outcomes(&outcomes, merge.restart_offset(&froms), |from| merge.rescued(from));
-        TransactionEnded { error: written.as_ref().err() }.emit(&self.context.metrics);
-        written?;
+        self.producer.write_outcomes(&outcomes, merge.restart_offset(&froms), |from| merge.rescued(from))?;
         self.core.record_finished(&froms, began, self.now());
         for outcome in &outcomes {
             self.record_outcome(outcome);
