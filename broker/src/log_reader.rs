@@ -1,5 +1,6 @@
 //! A reader of a single-partition topic, outside any consumer group.
 
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use backbeat_schemas::{DecodeError, Header, HeaderError, Record};
@@ -237,29 +238,47 @@ impl<R: Record + 'static> LogReader<R> {
 
     /// Calls `on_entry` with each record in the offsets `[start, end)`, in order.
     pub fn read(&mut self, start: i64, end: i64, mut on_entry: impl FnMut(Entry<R>)) -> Result<(), ReadError> {
+        self.read_until(start, end, |entry| {
+            on_entry(entry);
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// Reads as [`LogReader::read`] does, until `on_entry` breaks.
+    fn read_until(
+        &mut self,
+        start: i64,
+        end: i64,
+        mut on_entry: impl FnMut(Entry<R>) -> ControlFlow<()>,
+    ) -> Result<(), ReadError> {
         if start >= end {
             return Ok(());
         }
         self.seek(start)?;
+        // A partition leader that has just started may report an end below its log's, because it does not know its high
+        // watermark yet (KIP-207). So an end counts only if the fetch began after the leader knew of `end`.
+        let mut leader_knows_end = false;
         let mut last = Instant::now();
         while last.elapsed() < READ_TIMEOUT {
             match self.poll_event(POLL_TIMEOUT)? {
                 Polled::Entry(entry) => {
                     last = Instant::now();
                     let offset = entry.offset;
-                    if offset < end {
-                        on_entry(entry);
+                    if offset < end && on_entry(entry).is_break() {
+                        return Ok(());
                     }
                     if offset + 1 >= end {
                         return Ok(());
                     }
                 }
-                // The end of a new partition leader that does not know its high watermark yet lies below.
-                Polled::End if self.end_offset()? < end => {
-                    std::thread::sleep(POLL_TIMEOUT);
+                Polled::End if leader_knows_end => return Ok(()),
+                Polled::End => {
+                    leader_knows_end = self.end_offset()? >= end;
+                    if !leader_knows_end {
+                        std::thread::sleep(POLL_TIMEOUT);
+                    }
                     self.assign_position()?;
                 }
-                Polled::End => return Ok(()),
                 Polled::Skipped => last = Instant::now(),
                 Polled::Nothing => {}
             }
@@ -291,26 +310,20 @@ impl<R: Record + 'static> LogReader<R> {
             }
         }
         let mut first = None;
-        self.read(low, high, |entry| {
-            if first.is_none() && predicate(&entry.record) {
-                first = Some(entry);
-            }
+        self.read_until(low, high, |entry| {
+            first = Some(entry).filter(|entry| predicate(&entry.record));
+            if first.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         Ok(first.or(found))
     }
 
     fn first_in(&mut self, start: i64, end: i64) -> Result<Option<Entry<R>>, ReadError> {
-        self.seek(start)?;
-        let mut last = Instant::now();
-        while last.elapsed() < READ_TIMEOUT {
-            match self.poll_event(POLL_TIMEOUT)? {
-                Polled::Entry(entry) => return Ok((entry.offset < end).then_some(entry)),
-                Polled::End => return Ok(None),
-                Polled::Skipped => last = Instant::now(),
-                Polled::Nothing => {}
-            }
-        }
-        Err(ReadError::TimedOut { topic: self.topic.clone() })
+        let mut first = None;
+        self.read_until(start, end, |entry| {
+            first = Some(entry);
+            ControlFlow::Break(())
+        })?;
+        Ok(first)
     }
 
     fn poll_event(&mut self, timeout: Duration) -> Result<Polled<R>, ReadError> {

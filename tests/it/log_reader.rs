@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use backbeat_broker::TopicName;
-use backbeat_schemas::BeatFrame;
-use backbeat_tests::{Cluster, wait_for, wait_until};
+use backbeat_broker::{Entry, TopicName, ensure_topics};
+use backbeat_schemas::{BarReport, BeatFrame, testing};
+use backbeat_tests::{Cluster, KafkaProxy, runtime, stack, wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(1);
 const TIMES: usize = 100;
@@ -26,5 +26,26 @@ fn reader_that_seeks_repeatedly_does_not_abort_the_process() {
         assert_eq!(first.record.beat_index.get(), 0);
         reader.pause().expect("Kafka answers");
         reader.seek(1).expect("Kafka answers");
+    }
+}
+
+/// A partition leader that has just started reports an end below its log's for a moment: the last record that pulse would
+/// read then would not be the last, and a beat would be published again.
+#[test]
+fn reader_does_not_believe_an_end_that_a_new_leader_reports_too_low() {
+    let proxy = KafkaProxy::start(&stack().bootstrap_servers());
+    let cluster = Cluster::at(proxy.bootstrap_servers(), stack().schema_registry());
+    runtime().block_on(ensure_topics(cluster.broker(), 1, 1)).expect("the topics are created");
+    let report = testing::report(0, 4);
+    cluster.publish_report(&report);
+    let reader = || cluster.reader::<BarReport>(TopicName::BarReports);
+    let reads: [&dyn Fn() -> Option<Entry<BarReport>>; 3] =
+        [&|| cluster.reports().into_iter().next(), &|| reader().last().expect("Kafka answers"), &|| {
+            reader().first_where(|_| true).expect("Kafka answers")
+        }];
+    for read in reads {
+        proxy.misreport_ends(1);
+        assert_eq!(read().map(|entry| entry.record).as_ref(), Some(&report));
+        assert_eq!(proxy.ends_to_misreport(), 0, "the fault was caused");
     }
 }

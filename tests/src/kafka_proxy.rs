@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use kafka_protocol::ResponseError;
 pub use kafka_protocol::messages::ApiKey;
-use kafka_protocol::messages::{FindCoordinatorResponse, MetadataResponse, OffsetFetchResponse, ResponseHeader};
+use kafka_protocol::messages::{
+    FetchResponse, FindCoordinatorResponse, MetadataResponse, OffsetFetchResponse, ResponseHeader,
+};
 use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -58,6 +60,8 @@ struct State {
     faults: Vec<(ApiKey, ProxyFault)>,
     /// The number of further `OffsetFetch` requests to refuse with the error that the broker is not the coordinator.
     offset_fetches_to_refuse: u32,
+    /// The number of further responses with records to replace by one that the log ends where they begin.
+    ends_to_misreport: u32,
 }
 
 /// A fault of one request.
@@ -153,6 +157,17 @@ impl KafkaProxy {
         self.shared.lock().offset_fetches_to_refuse
     }
 
+    /// Replaces the records in the next `responses` to fetches by the statement that the log ends where they begin, like a
+    /// partition leader that has just started and does not know its high watermark yet.
+    pub fn misreport_ends(&self, responses: u32) {
+        self.shared.lock().ends_to_misreport = responses;
+    }
+
+    /// Returns the number of responses to fetches that are still to be replaced.
+    pub fn ends_to_misreport(&self) -> u32 {
+        self.shared.lock().ends_to_misreport
+    }
+
     /// Sets whether metadata responses lack their brokers.
     pub fn set_without_brokers(&self, without_brokers: bool) {
         self.shared.lock().without_brokers = without_brokers;
@@ -203,6 +218,20 @@ impl Shared {
                         group.topics.clear();
                     }
                     response.topics.clear();
+                })
+            }
+            Ok(api @ ApiKey::Fetch) if self.lock().ends_to_misreport > 0 => {
+                Self::transform::<FetchResponse>(api, request.version, frame, |response| {
+                    let partitions = response.responses.iter_mut().flat_map(|topic| &mut topic.partitions);
+                    for partition in partitions {
+                        // Records begin with the offset of the first one.
+                        if let Some(mut records) = partition.records.take_if(|records| !records.is_empty()) {
+                            let first = records.get_i64();
+                            (partition.high_watermark, partition.last_stable_offset) = (first, first);
+                            let mut state = self.lock();
+                            state.ends_to_misreport = state.ends_to_misreport.saturating_sub(1);
+                        }
+                    }
                 })
             }
             Ok(api @ ApiKey::FindCoordinator) => {
