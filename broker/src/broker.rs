@@ -168,6 +168,8 @@ impl Broker {
         let mut config = self.reader_settings();
         config.set("group.id", self.topics.group());
         config.set("enable.auto.offset.store", "false");
+        // `RecordQueue` says why.
+        config.set("enable.partition.eof", "false");
         match protocol {
             GroupProtocol::Classic => {
                 config.set("partition.assignment.strategy", "cooperative-sticky");

@@ -21,7 +21,7 @@ struct Rule {
 const PROGRAMS: &[&str] =
     &["agent-sim", "backbeat", "broker", "devstack", "pulse", "reverb", "sdk", "service", "simulation"];
 
-const RULES: [Rule; 8] = [
+const RULES: [Rule; 9] = [
     Rule {
         name: "schemas knows neither Kafka nor an async runtime",
         pattern: r"\b(rdkafka|tokio|async)\b",
@@ -72,6 +72,24 @@ const RULES: [Rule; 8] = [
         // The group's consumer is assigned in its rebalance callback.
         allowed: &["broker/src/client_log.rs", "reverb/src/shell/group.rs"],
         violation: "consumer.assign(&list)?;",
+    },
+    Rule {
+        name: "unsafe code is in one module",
+        pattern: "unsafe",
+        within: &[
+            "agent-sim",
+            "backbeat",
+            "broker",
+            "devstack",
+            "http-api",
+            "pulse",
+            "reverb",
+            "schemas",
+            "sdk",
+            "service",
+        ],
+        allowed: &["broker/src/record_queue.rs"],
+        violation: "unsafe { &*message }",
     },
     Rule {
         name: "metrics are created by prometheus' macros, which register them",

@@ -22,6 +22,7 @@ mod pipeline;
 mod pulse;
 mod pulse_faults;
 mod raft_security;
+mod record_queue;
 mod reports;
 mod reverb_api;
 mod reverb_faults;

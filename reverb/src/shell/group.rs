@@ -145,19 +145,14 @@ impl ClientContext for Group {
         state.has_joined |= statistics.cgrp.as_ref().is_some_and(|group| group.join_state == "steady");
         state.has_joined &= statistics.cgrp.as_ref().is_none_or(|group| group.state == "up");
         for (id, partition) in statistics.topics.values().flat_map(|topic| &topic.partitions) {
-            let next_offset = partition.next_offset;
-            let drained =
-                partition.fetch_state == "active" && partition.fetchq_cnt == 0 && partition.eof_offset >= next_offset;
+            let (next_offset, end) = (partition.next_offset, partition.ls_offset);
+            let is_at_end = end >= 0 && next_offset >= end;
+            let drained = partition.fetch_state == "active" && partition.fetchq_cnt == 0 && is_at_end;
             let before = state.ends.get(id).filter(|before| before.next_offset == next_offset);
             let drained_times = if drained { before.map_or(0, |before| before.drained_times) + 1 } else { 0 };
             state.ends.insert(
                 *id,
-                PartitionEnd {
-                    next_offset,
-                    log_start: partition.lo_offset,
-                    last_stable_offset: partition.ls_offset,
-                    drained_times,
-                },
+                PartitionEnd { next_offset, log_start: partition.lo_offset, last_stable_offset: end, drained_times },
             );
         }
     }

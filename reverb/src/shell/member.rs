@@ -5,11 +5,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use backbeat_broker::{ClientWatch, Entry, LogReader, Sender, TopicName};
+use backbeat_broker::{BatchItem, ClientWatch, Entry, LogReader, RecordQueue, Sender, TopicName};
 use backbeat_schemas::{BarPartial, BarReport, BeatFrame, BeatIndex, PartialBody, Record};
 use backbeat_service::Shutdown;
 use rdkafka::consumer::{CommitMode, Consumer};
-use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
 use rdkafka::{Offset, TopicPartitionList};
 
@@ -33,6 +32,10 @@ use backbeat_http_api::reverb::UnfinishedWindow;
 
 /// The maximum number of records polled from a topic before the loop's other work continues.
 const MAX_RECORDS_PER_POLL: usize = 2_000;
+/// The maximum number of claims taken at once.
+const MAX_BATCH: usize = 1_000;
+/// The maximum number of events of the consumer, such as rebalances, before claims are polled.
+const MAX_EVENTS_PER_POLL: usize = 100;
 /// The same in bytes of claims: whoever writes them can make large ones.
 const MAX_BYTES_PER_POLL: usize = 4 * 1024 * 1024;
 /// Longest wait of a poll without records, and so the delay until a new frame is noticed.
@@ -57,6 +60,8 @@ const LEAVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// One member of reverb's group.
 pub(crate) struct Member {
     consumer: Arc<GroupConsumer>,
+    /// The claims of the partitions that were sought to their start positions.
+    claims: RecordQueue<Group>,
     watch: ClientWatch,
     group: Arc<Group>,
     topic: String,
@@ -126,6 +131,7 @@ impl Member {
         let sender = Sender::new(broker, TopicName::BarPartials, None)?;
         Ok(Self {
             watch: ClientWatch::consumer(broker, &topic, &consumer),
+            claims: RecordQueue::new(&consumer, MAX_BATCH),
             consumer,
             group,
             topic,
@@ -215,8 +221,9 @@ impl Member {
                 self.start_aggregators()?;
                 resolve_at = now + RESOLVE_INTERVAL;
             }
-            self.poll_claims();
+            self.poll_consumer();
             self.apply_assignment_changes();
+            self.poll_claims();
             self.poll_frames()?;
             self.advance();
             self.poll_partials();
@@ -252,28 +259,46 @@ impl Member {
         Ok(())
     }
 
+    /// Serves rebalances, commits, statistics and errors. Claims come by a queue of their own.
+    fn poll_consumer(&mut self) {
+        for _ in 0..MAX_EVENTS_PER_POLL {
+            match self.consumer.poll(Duration::ZERO) {
+                None => return,
+                Some(Err(error)) => return tracing::warn!(%error, "cannot read claims"),
+                Some(Ok(message)) => {
+                    self.partitions
+                        .get_mut(&message.partition())
+                        .iter_mut()
+                        .for_each(|partition| partition.fetch_again());
+                }
+            }
+        }
+    }
+
     fn poll_claims(&mut self) {
         let (mut polled, mut bytes) = (0, 0);
         let mut timeout = POLL;
         while polled < MAX_RECORDS_PER_POLL && bytes < MAX_BYTES_PER_POLL {
-            let message = match self.consumer.poll(timeout) {
-                None => break,
-                Some(Err(KafkaError::PartitionEOF(_))) => continue,
-                Some(Err(error)) => {
-                    tracing::warn!(%error, "cannot read claims");
-                    break;
-                }
-                Some(Ok(message)) => message,
-            };
+            let batch = self.claims.take(timeout);
             timeout = Duration::ZERO;
-            polled += 1;
-            let Some(partition) = self.partitions.get_mut(&message.partition()) else {
-                continue;
-            };
-            let log_start = || fetch_log_start(&self.consumer, &self.topic, message.partition());
-            let (key, value) = (message.key(), message.payload());
-            bytes += key.map_or(0, <[u8]>::len) + value.map_or(0, <[u8]>::len);
-            partition.process(message.offset(), key, value, self.table.frames(), &mut self.decoder, &log_start);
+            if batch.is_empty() {
+                break;
+            }
+            for item in batch.iter() {
+                let claim = match item {
+                    BatchItem::Record(claim) => claim,
+                    BatchItem::Failed { partition, reason } => {
+                        tracing::warn!(partition, error = %reason, "cannot read claims");
+                        continue;
+                    }
+                };
+                polled += 1;
+                bytes += claim.key.map_or(0, <[u8]>::len) + claim.value.map_or(0, <[u8]>::len);
+                let Some(partition) = self.partitions.get_mut(&claim.partition) else { continue };
+                let log_start = || fetch_log_start(&self.consumer, &self.topic, claim.partition);
+                let frames = self.table.frames();
+                partition.process(claim.offset, claim.key, claim.value, frames, &mut self.decoder, &log_start);
+            }
         }
         self.metrics.record_claims_processed(polled as u64);
     }
@@ -349,7 +374,10 @@ impl Member {
         for partition in self.partitions.values_mut() {
             let id = partition.id;
             if let Some(offset) = partition.seek_offset() {
-                match self.consumer.seek(&self.topic, id, Offset::Offset(offset), SEEK_TIMEOUT) {
+                let sought = self.consumer.seek(&self.topic, id, Offset::Offset(offset), SEEK_TIMEOUT);
+                let taken =
+                    sought.map_err(anyhow::Error::from).and_then(|()| Ok(self.claims.take_over(&self.topic, id)?));
+                match taken {
                     Ok(()) => {
                         self.group.forget_end(id);
                         partition.mark_sought();

@@ -75,6 +75,14 @@ impl OwnedPartition {
         self.fetch_start.iter_mut().for_each(FetchStart::mark_sought);
     }
 
+    /// Makes the consumer seek to the next record, because one came where none should: by the consumer's own queue.
+    pub(crate) fn fetch_again(&mut self) {
+        // A partition without a state in the core has yet to be sought anyway.
+        let Some(core) = &self.core else { return };
+        let next = self.deferred.back().map_or(core.aggregator().next_offset(), |(offset, _)| offset + 1);
+        self.fetch_start = Some(FetchStart::new(next));
+    }
+
     /// Processes a polled record, defers it, or discards it if the consumer does not read from the start position yet.
     /// `fetch_log_start` fetches the log start offset from Kafka.
     pub(crate) fn process(

@@ -1,0 +1,242 @@
+//! `RecordQueue`, which takes a consumer's records in batches: each record comes once and in order, through rebalances,
+//! pauses and seeks.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use backbeat_broker::{BatchItem, Deliveries, GroupProtocol, ProducerRecord, RecordQueue, Sender, TopicName};
+use backbeat_tests::{Cluster, wait_until};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
+use rdkafka::{ClientContext, Offset, TopicPartitionList};
+
+const LIMIT: Duration = Duration::from_mins(2);
+const TIMEOUT: Duration = Duration::from_secs(10);
+const PARTITIONS: i32 = 6;
+const RECORDS: i64 = 60_000;
+const MAX_BATCH: usize = 100;
+
+/// The state of one member of a group, for the callbacks, too.
+#[derive(Default)]
+struct Group {
+    topic: String,
+    /// By partition, the offset of the next record.
+    positions: Mutex<BTreeMap<i32, i64>>,
+    /// Partitions that were assigned and have not been sought.
+    assigned: Mutex<Vec<i32>>,
+}
+
+impl ClientContext for Group {}
+
+impl ConsumerContext for Group {
+    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        let Rebalance::Revoke(revoked) = rebalance else { return };
+        let mut list = TopicPartitionList::new();
+        for partition in partitions(revoked) {
+            lock(&self.assigned).retain(|assigned| *assigned != partition);
+            if let Some(position) = lock(&self.positions).remove(&partition) {
+                list.add_partition_offset(&self.topic, partition, Offset::Offset(position)).expect("a valid offset");
+            }
+        }
+        // A member that its group has forgotten cannot commit: the next owner starts further back.
+        if list.count() > 0 {
+            drop(consumer.commit(&list, CommitMode::Sync));
+        }
+    }
+
+    fn post_rebalance(&self, _: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        if let Rebalance::Assign(list) = rebalance {
+            lock(&self.assigned).extend(partitions(list));
+        }
+    }
+}
+
+fn partitions(list: &TopicPartitionList) -> Vec<i32> {
+    list.elements().iter().map(rdkafka::topic_partition_list::TopicPartitionListElem::partition).collect()
+}
+
+/// A member that is dropped by a panic still leaves its group, which needs the locks.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Member {
+    consumer: Arc<BaseConsumer<Group>>,
+    queue: RecordQueue<Group>,
+    paused: bool,
+}
+
+impl Member {
+    fn join(cluster: &Cluster) -> Self {
+        let topic = cluster.broker().topics().name(TopicName::StatusClaims);
+        let settings = cluster.broker().group_member(GroupProtocol::Classic, Duration::from_secs(6));
+        let context = Group { topic: topic.clone(), ..Group::default() };
+        let consumer: Arc<BaseConsumer<Group>> = Arc::new(settings.create_with_context(context).expect("a consumer"));
+        consumer.subscribe(&[&topic]).expect("a subscription");
+        Self { queue: RecordQueue::new(&consumer, MAX_BATCH), consumer, paused: false }
+    }
+
+    fn group(&self) -> &Group {
+        self.consumer.context()
+    }
+
+    /// Serves the group, starts new partitions, takes a batch, and records in `ends` how far each partition was read.
+    /// Panics if a record is not the one that must come next.
+    fn turn(&mut self, ends: &mut BTreeMap<i32, i64>) {
+        // What the consumer's own queue has was fetched before the seek.
+        while self.consumer.poll(Duration::ZERO).is_some() {}
+        let assigned = std::mem::take(&mut *lock(&self.group().assigned));
+        for partition in assigned {
+            let mut list = TopicPartitionList::new();
+            list.add_partition(&self.group().topic, partition);
+            let committed = self.consumer.committed_offsets(list, TIMEOUT).expect("Kafka answers");
+            let committed = match committed.elements()[0].offset() {
+                Offset::Offset(offset) => offset,
+                _ => 0,
+            };
+            self.seek(partition, committed);
+        }
+        let batch = self.queue.take(Duration::from_millis(1));
+        let mut positions = lock(&self.consumer.context().positions);
+        for item in batch.iter() {
+            match item {
+                BatchItem::Record(record) => {
+                    let position = positions.get_mut(&record.partition).expect("a partition of this member");
+                    assert_eq!(record.offset, *position, "partition {}", record.partition);
+                    assert_eq!(record.key, record.value, "{record:?}");
+                    assert!(record.key.is_some_and(|key| key.starts_with(b"record ")), "{record:?}");
+                    *position += 1;
+                    let end = ends.entry(record.partition).or_default();
+                    *end = record.offset.max(*end);
+                }
+                BatchItem::Failed { partition, reason } => panic!("partition {partition}: {reason}"),
+            }
+        }
+    }
+
+    /// Seeks, and takes the partition over; tries again in the next turn if librdkafka has not started it yet.
+    fn seek(&self, partition: i32, offset: i64) {
+        let group = self.group();
+        if self.consumer.seek(&group.topic, partition, Offset::Offset(offset), TIMEOUT).is_err() {
+            return lock(&group.assigned).push(partition);
+        }
+        self.queue.take_over(&group.topic, partition).expect("the partition is assigned");
+        lock(&group.positions).insert(partition, offset);
+    }
+
+    /// Leaves the group with records in the queue.
+    fn leave(self) {
+        self.consumer.unsubscribe();
+        wait_until("the revocation", LIMIT, || {
+            self.consumer.poll(Duration::ZERO).is_none()
+                && self.consumer.assignment().is_ok_and(|list| list.count() == 0)
+        });
+    }
+
+    /// Pauses all partitions, or resumes them.
+    fn toggle_pause(&mut self) {
+        let assignment = self.consumer.assignment().expect("an assignment");
+        let done = if self.paused { self.consumer.resume(&assignment) } else { self.consumer.pause(&assignment) };
+        done.expect("librdkafka knows the partitions");
+        self.paused = !self.paused;
+    }
+
+    /// Seeks one partition back by up to `range` records.
+    fn seek_back(&self, rng: &mut ChaCha8Rng) {
+        let positions: Vec<(i32, i64)> =
+            lock(&self.group().positions).iter().map(|(id, position)| (*id, *position)).collect();
+        if !positions.is_empty() {
+            let (partition, position) = positions[rng.random_range(0..positions.len())];
+            self.seek(partition, (position - rng.random_range(0..300)).max(0));
+        }
+    }
+}
+
+struct Records {
+    sender: Sender,
+    topic: String,
+    deliveries: Arc<Deliveries>,
+    sent: i64,
+}
+
+impl Records {
+    fn new(cluster: &Cluster) -> Self {
+        Self {
+            sender: Sender::new(cluster.broker(), TopicName::StatusClaims, None).expect("a producer"),
+            topic: cluster.broker().topics().name(TopicName::StatusClaims),
+            deliveries: Arc::default(),
+            sent: 0,
+        }
+    }
+
+    fn send(&mut self, count: i64) {
+        for _ in 0..count {
+            let text = format!("record {}", self.sent);
+            let record =
+                ProducerRecord { topic: &self.topic, key: Some(text.as_bytes()), value: text.as_bytes(), headers: &[] };
+            self.sender.send(record, &self.deliveries).expect("a place in the queue");
+            self.sent += 1;
+        }
+    }
+}
+
+#[test]
+fn each_record_comes_once_and_in_order_through_rebalances_pauses_and_seeks() {
+    let cluster = Cluster::new(PARTITIONS);
+    let mut records = Records::new(&cluster);
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let mut members = vec![Member::join(&cluster)];
+    let mut ends = BTreeMap::new();
+    let read = |ends: &BTreeMap<i32, i64>| ends.values().map(|last| last + 1).sum::<i64>();
+    let mut joined = 1;
+    wait_until("all records", LIMIT, || {
+        for _ in 0..20 {
+            // Members reach the ends of partitions again and again.
+            if records.sent - read(&ends) < 300 {
+                records.send((RECORDS - records.sent).min(rng.random_range(0..300)));
+            }
+            for member in &mut members {
+                member.turn(&mut ends);
+                match rng.random_range(0..100) {
+                    0..5 => member.toggle_pause(),
+                    5..8 => member.seek_back(&mut rng),
+                    _ => {}
+                }
+            }
+        }
+        // Members join after each eighth of the records, and from the fourth on one leaves each time.
+        if read(&ends) > joined * RECORDS / 8 {
+            joined += 1;
+            members.push(Member::join(&cluster));
+            if members.len() > 3 {
+                members.remove(0).leave();
+            }
+        }
+        read(&ends) == RECORDS
+    });
+    assert!(joined > 4, "members joined and left while records were read");
+}
+
+/// A batch, and the queue that it is from, keep the client alive.
+#[test]
+fn records_can_be_read_after_the_consumer_was_dropped() {
+    let cluster = Cluster::new(PARTITIONS);
+    let mut records = Records::new(&cluster);
+    records.send(RECORDS);
+    let mut member = Member::join(&cluster);
+    let mut ends = BTreeMap::new();
+    wait_until("the first records", LIMIT, || {
+        member.turn(&mut ends);
+        !ends.is_empty()
+    });
+    let Member { consumer, mut queue, .. } = member;
+    let batch = queue.take(TIMEOUT);
+    assert!(!batch.is_empty());
+    drop(consumer);
+    for item in batch.iter() {
+        let BatchItem::Record(record) = item else { panic!("{item:?}") };
+        assert_eq!(record.key, record.value);
+    }
+}
