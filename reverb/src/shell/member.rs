@@ -32,12 +32,12 @@ use backbeat_http_api::reverb::UnfinishedWindow;
 
 /// The maximum number of records polled from a topic before the loop's other work continues.
 const MAX_RECORDS_PER_POLL: usize = 2_000;
+/// The same in bytes of claims: whoever writes them can make large ones.
+const MAX_BYTES_PER_POLL: usize = 4 * 1024 * 1024;
 /// The maximum number of claims taken at once.
 const MAX_BATCH: usize = 1_000;
 /// The maximum number of events of the consumer, such as rebalances, before claims are polled.
 const MAX_EVENTS_PER_POLL: usize = 100;
-/// The same in bytes of claims: whoever writes them can make large ones.
-const MAX_BYTES_PER_POLL: usize = 4 * 1024 * 1024;
 /// Longest wait of a poll without records, and so the delay until a new frame is noticed.
 const POLL: Duration = Duration::from_millis(5);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);

@@ -1,11 +1,13 @@
-//! A fleet of 100,000 agents in one process: its memory, its CPU time, and its rate of claims and the SDK's, with
-//! librdkafka's own performance test as baseline.
+//! A fleet of 100,000 agents in one process: its memory, its CPU time, and its rate of claims and the SDK's, beside a bare
+//! producer of the same claims, already encoded, and beside librdkafka's own performance test.
 
 use std::time::{Duration, Instant};
 
 use backbeat_broker::TopicName;
 use backbeat_sdk::{Connection, State, Status};
 use backbeat_tests::{Cluster, Program, cpu_seconds, peak_mib, resident_mib, runtime, stack, wait_until};
+use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::Value;
 
 use crate::perf_test;
@@ -19,6 +21,8 @@ const CORES_GOAL: f64 = 1.0;
 const BEATS: usize = 24;
 /// Number of claims in a run at full speed.
 const CLAIMS: u64 = 2_000_000;
+/// Number of agents that send them.
+const SENDERS: u64 = 20_000;
 const ROUNDS: usize = 3;
 const MIB: f64 = 1_048_576.0;
 
@@ -87,27 +91,33 @@ fn at_full_speed(table: &mut Table) {
     let _pulse = cluster.serve("pulse", &["--cluster", "bench", "--bpm", "600", "--max-bpm", "600"]);
     wait_until("a beat", LIMIT, || !cluster.frames().is_empty());
     let topic = cluster.broker().topics().name(TopicName::StatusClaims);
-    let (mut perf_test, mut sdk, mut sim) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut bare, mut perf_test, mut sdk, mut sim) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        let (rate, bytes) = through_sdk(&cluster);
+        let (rate, claims) = through_sdk(&cluster);
         sdk.push(rate);
+        bare.push(through_bare_producer(&topic, &claims));
+        let bytes = claims[0].1.len() as u64;
         perf_test.push(perf_test::records_per_second(&stack().bootstrap_servers(), &topic, CLAIMS, bytes));
         sim.push(through_agent_sim(&cluster));
     }
-    let baseline_value = median(perf_test);
-    for (name, rates) in [("agentsim_vs_perf_test", sim), ("sdk_vs_perf_test", sdk)] {
-        let baseline = "librdkafka's rdkafka_performance";
-        table.add(Row { name, value: median(rates), unit: "claims/s", baseline, baseline_value });
+    let (bare, perf_test, sdk, sim) = (median(bare), median(perf_test), median(sdk), median(sim));
+    for (name, value, baseline, baseline_value) in [
+        ("agentsim_vs_bare_producer", sim, "bare producer of encoded claims", bare),
+        ("sdk_vs_bare_producer", sdk, "bare producer of encoded claims", bare),
+        ("agentsim_vs_perf_test", sim, "rdkafka_performance, no keys", perf_test),
+        ("sdk_vs_perf_test", sdk, "rdkafka_performance, no keys", perf_test),
+    ] {
+        table.add(Row { name, value, unit: "claims/s", baseline, baseline_value });
     }
 }
 
-/// The claims per second of the SDK's claim sender, and the encoded size of one claim.
-fn through_sdk(cluster: &Cluster) -> (f64, u64) {
+/// The claims per second of the SDK's claim sender, and one claim of each agent, as key and value.
+fn through_sdk(cluster: &Cluster) -> (f64, Vec<(String, Vec<u8>)>) {
     let frame = cluster.frames().pop().expect("there are frames");
     let connection = Connection::new(cluster.kafka(), "bench").expect("the settings are valid");
     let mut claim_sender = runtime().block_on(connection.claim_sender()).expect("a claim sender");
     let status = |claim: u64| {
-        let agent = format!("agent-{:05}", claim % 20_000);
+        let agent = format!("agent-{:05}", claim % SENDERS);
         let notes = "Executing, 3 of 9 beats of work".to_owned();
         Status {
             beats_left: 7,
@@ -116,8 +126,11 @@ fn through_sdk(cluster: &Cluster) -> (f64, u64) {
             ..Status::new(&agent, &format!("{agent}-task-3"), State::Executing)
         }
     };
-    let claim = claim_sender.build_claim(&frame, status(0));
-    let bytes = claim_sender.encode(&claim).len() as u64;
+    let encoded = (0..SENDERS).map(|agent| {
+        let claim = claim_sender.build_claim(&frame, status(agent));
+        (claim.agent_id.clone(), claim_sender.encode(&claim))
+    });
+    let encoded = encoded.collect();
     let began = Instant::now();
     for claim in 0..CLAIMS {
         while claim_sender.send_claim(&frame, status(claim)).is_err() {
@@ -126,7 +139,34 @@ fn through_sdk(cluster: &Cluster) -> (f64, u64) {
     }
     claim_sender.flush(LIMIT).expect("Kafka acknowledges the claims");
     assert_eq!(claim_sender.deliveries().acknowledged(), CLAIMS);
-    (CLAIMS as f64 / began.elapsed().as_secs_f64(), bytes)
+    (CLAIMS as f64 / began.elapsed().as_secs_f64(), encoded)
+}
+
+/// The claims per second of rdkafka's plainest producer with the settings of this workspace's, which sends claims that are
+/// already encoded, with their keys.
+fn through_bare_producer(topic: &str, claims: &[(String, Vec<u8>)]) -> f64 {
+    let mut config = ClientConfig::new();
+    for (name, value) in [
+        ("bootstrap.servers", stack().bootstrap_servers().as_str()),
+        ("enable.idempotence", "true"),
+        ("partitioner", "murmur2_random"),
+        ("linger.ms", "2"),
+        ("queue.buffering.max.messages", "200000"),
+        ("compression.type", "lz4"),
+    ] {
+        config.set(name, value);
+    }
+    let producer: BaseProducer = config.create().expect("a producer");
+    let began = Instant::now();
+    for (key, value) in claims.iter().cycle().take(CLAIMS as usize) {
+        let mut record = BaseRecord::to(topic).key(key).payload(value);
+        while let Err((_, returned)) = producer.send(record) {
+            record = returned;
+            producer.poll(Duration::from_millis(1));
+        }
+    }
+    producer.flush(LIMIT).expect("Kafka acknowledges the claims");
+    CLAIMS as f64 / began.elapsed().as_secs_f64()
 }
 
 /// The claims per second of a fleet that never has to wait for the next beat.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use backbeat_broker::TopicName;
-use backbeat_tests::{Cluster, cpu_seconds, stack, wait_for, wait_until};
+use backbeat_tests::{Cluster, cpu_seconds, peak_mib, stack, wait_for, wait_until};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -16,6 +16,7 @@ use crate::table::{Row, Table, median};
 
 const CLAIMS: u64 = 5_000_000;
 const PER_CORE_GOAL: f64 = 300_000.0;
+const GOAL_MIB: f64 = 128.0;
 const AGENTS: u64 = 20_000;
 const PARTITIONS: i32 = 12;
 const ROUNDS: usize = 3;
@@ -31,10 +32,12 @@ struct Pass {
 pub(crate) fn run(table: &mut Table) {
     let cluster = Cluster::new(PARTITIONS);
     fill(&cluster);
-    let (mut bare, mut reverb) = (Vec::new(), Vec::new());
+    let (mut bare, mut reverb, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         bare.push(count_only(&cluster));
-        reverb.push(through_reverb(&cluster));
+        let (pass, peak) = through_reverb(&cluster);
+        reverb.push(pass);
+        peaks.push(peak);
         cluster.reset_to_earliest();
     }
     let of = |passes: &[Pass], figure: fn(&Pass) -> f64| median(passes.iter().map(figure).collect());
@@ -58,6 +61,13 @@ pub(crate) fn run(table: &mut Table) {
         unit: "CPU s / 1M",
         baseline: "bare consumer that counts them",
         baseline_value: of(&bare, |pass| pass.cpu_per_million),
+    });
+    table.add(Row {
+        name: "reverb_rss_replay_mib",
+        value: median(peaks),
+        unit: "MiB",
+        baseline: "goal",
+        baseline_value: GOAL_MIB,
     });
 }
 
@@ -117,7 +127,8 @@ fn count_only(cluster: &Cluster) -> Pass {
 }
 
 /// One member, from the first claim to the last: it decodes, checks and aggregates the claims, and sends its partials.
-fn through_reverb(cluster: &Cluster) -> Pass {
+/// Returns its peak memory, in MiB, too.
+fn through_reverb(cluster: &Cluster) -> (Pass, f64) {
     let reverb = cluster.serve("reverb", &["--cluster", "bench"]);
     let processed = || reverb.metric("backbeat_reverb_claims_processed_total").unwrap_or(0.0) as u64;
     let (before, began, cpu) = wait_for("the first claims", LIMIT, || {
@@ -132,10 +143,11 @@ fn through_reverb(cluster: &Cluster) -> Pass {
         reports.iter().map(|entry| entry.record.claims + entry.record.late_claims).sum::<i64>() == CLAIMS as i64
     });
     // Claims that were processed before the stopwatch started do not count.
-    Pass {
+    let pass = Pass {
         claims_per_second: claims_per_second * measured_fraction,
         cpu_per_million: cpu_per_million / measured_fraction,
-    }
+    };
+    (pass, peak_mib(reverb.pid()))
 }
 
 fn pass(took: Duration, cpu: f64) -> Pass {
