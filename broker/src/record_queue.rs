@@ -23,9 +23,9 @@ use rdkafka::types::RDKafkaRespErr;
 
 /// A queue of the records of a consumer's partitions, taken over from the consumer one by one.
 ///
-/// The consumer must not have `enable.partition.eof`: librdkafka (2.12.1, `rd_kafka_q_serve_rkmessages`) takes the end of a
-/// partition that it finds in a batch for a record, and after a pause, such as its own in a rebalance, it continues one
-/// record too late.
+/// librdkafka (2.12.1, `rd_kafka_q_serve_rkmessages`) takes an error that it finds in a batch for a record, and after a
+/// pause, such as its own in a rebalance, it continues one record too late. So a partition with a [`BatchItem::Failed`] is
+/// to be sought again; and the consumer must not have `enable.partition.eof`, which makes each end such an error.
 ///
 /// Dropping it while the consumer lives silences the partitions that it has taken over.
 pub struct RecordQueue<C: ConsumerContext + 'static> {
@@ -59,11 +59,20 @@ pub struct Batch<'q> {
 pub enum BatchItem<'b> {
     /// A record.
     Record(BatchRecord<'b>),
-    /// A partition cannot be read.
+    /// A partition could not be read. It is to be sought to the record that must come next.
     Failed {
         /// The partition.
         partition: i32,
         /// Kafka's reason.
+        reason: RDKafkaErrorCode,
+    },
+    /// A record, or a batch of them in the log, cannot be read, and is skipped.
+    Unreadable {
+        /// The partition.
+        partition: i32,
+        /// The offset.
+        offset: i64,
+        /// librdkafka's reason.
         reason: RDKafkaErrorCode,
     },
 }
@@ -165,7 +174,16 @@ impl Batch<'_> {
                     key: unsafe { bytes(message.key, message.key_len) },
                     value: unsafe { bytes(message.payload, message.len) },
                 }),
-                reason => BatchItem::Failed { partition: message.partition, reason: reason.into() },
+                reason => {
+                    use RDKafkaErrorCode::{BadCompression, BadMessage, MessageSizeTooLarge, NotImplemented};
+                    let (partition, offset, reason) = (message.partition, message.offset, reason.into());
+                    match reason {
+                        BadCompression | BadMessage | MessageSizeTooLarge | NotImplemented => {
+                            BatchItem::Unreadable { partition, offset, reason }
+                        }
+                        reason => BatchItem::Failed { partition, reason },
+                    }
+                }
             }
         })
     }

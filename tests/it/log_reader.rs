@@ -38,6 +38,8 @@ fn reader_does_not_believe_an_end_that_a_new_leader_reports_too_low() {
     runtime().block_on(ensure_topics(cluster.broker(), 1, 1)).expect("the topics are created");
     let report = testing::report(0, 4);
     cluster.publish_report(&report);
+    // Kafka acknowledges a commit before it shows the records to committed readers.
+    wait_until("the report", LIMIT, || !cluster.reports().is_empty());
     let reader = || cluster.reader::<BarReport>(TopicName::BarReports);
     let reads: [&dyn Fn() -> Option<Entry<BarReport>>; 3] =
         [&|| cluster.reports().into_iter().next(), &|| reader().last().expect("Kafka answers"), &|| {

@@ -111,7 +111,7 @@ impl Member {
                     let end = ends.entry(record.partition).or_default();
                     *end = record.offset.max(*end);
                 }
-                BatchItem::Failed { partition, reason } => panic!("partition {partition}: {reason}"),
+                BatchItem::Failed { .. } | BatchItem::Unreadable { .. } => panic!("{item:?}"),
             }
         }
     }

@@ -289,6 +289,11 @@ impl Member {
                     BatchItem::Record(claim) => claim,
                     BatchItem::Failed { partition, reason } => {
                         tracing::warn!(partition, error = %reason, "cannot read claims");
+                        self.partitions.get_mut(&partition).iter_mut().for_each(|partition| partition.fetch_again());
+                        continue;
+                    }
+                    BatchItem::Unreadable { partition, offset, reason } => {
+                        tracing::error!(partition, offset, error = %reason, "skipping records that cannot be read");
                         continue;
                     }
                 };

@@ -75,7 +75,8 @@ impl OwnedPartition {
         self.fetch_start.iter_mut().for_each(FetchStart::mark_sought);
     }
 
-    /// Makes the consumer seek to the next record, because one came where none should: by the consumer's own queue.
+    /// Makes the consumer seek to the next record, because its position may be wrong: a record came by the consumer's own
+    /// queue, or an error did (`RecordQueue`).
     pub(crate) fn fetch_again(&mut self) {
         // A partition without a state in the core has yet to be sought anyway.
         let Some(core) = &self.core else { return };
