@@ -182,8 +182,7 @@ impl Broker {
                 config.set("group.protocol", "consumer");
             }
         }
-        // In a cold replay: with longer queues records leave the CPU's caches and malloc's, which costs CPU and memory, with
-        // shorter ones the fetcher waits (docs/benchmarks.md, "Throughput").
+        // In a cold replay a longer queue takes more memory and is not faster (docs/benchmarks.md, "Throughput").
         config.set("queued.min.messages", "50000");
         config.set("queued.max.messages.kbytes", "65536");
         config

@@ -1,8 +1,7 @@
 //! A queue of a consumer's records, from which they are taken in batches and read in place.
 //!
-//! `BaseConsumer::poll` makes an event, an `Arc` and two clock reads of each record; a batch costs half of it
-//! (docs/benchmarks.md). rdkafka has no call for it, so this module uses librdkafka's, and is the only one with unsafe
-//! code.
+//! `BaseConsumer::poll` makes an event, an `Arc` and two clock reads of each record, which a batch does not. rdkafka has no
+//! call for batches, so this module uses librdkafka's, and is the only one with unsafe code.
 //!
 //! The consumer's own queue is not taken in batches: librdkafka answers a rebalance that is found by
 //! `rd_kafka_consume_batch_queue` by dropping all partitions, since it has no callback for it. So the records of each
@@ -35,10 +34,6 @@ pub struct RecordQueue<C: ConsumerContext + 'static> {
     /// Keeps the client alive that `queue` and its records belong to. It is dropped after the queue was destroyed.
     consumer: Arc<BaseConsumer<C>>,
 }
-
-// SAFETY: librdkafka's queues may be used from any thread; the pointers in `slots` are either dangling and not read, or
-// borrowed by a `Batch`, which is not `Send` and keeps the queue where it is.
-unsafe impl<C: ConsumerContext + 'static> Send for RecordQueue<C> {}
 
 /// librdkafka knows no such partition.
 #[derive(Debug, thiserror::Error)]

@@ -87,6 +87,7 @@ const RULES: [Rule; 9] = [
             "schemas",
             "sdk",
             "service",
+            "simulation",
         ],
         allowed: &["broker/src/record_queue.rs"],
         violation: "unsafe { &*message }",

@@ -143,7 +143,7 @@ impl Member {
         self.paused = !self.paused;
     }
 
-    /// Seeks one partition back by up to `range` records.
+    /// Seeks one partition back by fewer than 300 records.
     fn seek_back(&self, rng: &mut ChaCha8Rng) {
         let positions: Vec<(i32, i64)> =
             lock(&self.group().positions).iter().map(|(id, position)| (*id, *position)).collect();
@@ -154,6 +154,7 @@ impl Member {
     }
 }
 
+/// A producer of numbered records.
 struct Records {
     sender: Sender,
     topic: String,

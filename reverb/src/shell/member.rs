@@ -36,8 +36,6 @@ const MAX_RECORDS_PER_POLL: usize = 2_000;
 const MAX_BYTES_PER_POLL: usize = 4 * 1024 * 1024;
 /// The maximum number of claims taken at once.
 const MAX_BATCH: usize = 1_000;
-/// The maximum number of events of the consumer, such as rebalances, before claims are polled.
-const MAX_EVENTS_PER_POLL: usize = 100;
 /// Longest wait of a poll without records, and so the delay until a new frame is noticed.
 const POLL: Duration = Duration::from_millis(5);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -259,17 +257,15 @@ impl Member {
         Ok(())
     }
 
-    /// Serves rebalances, commits, statistics and errors. Claims come by a queue of their own.
+    /// Serves one event of the group's consumer: a rebalance, a commit, statistics or an error. Claims come by a queue of
+    /// their own.
     fn poll_consumer(&mut self) {
-        for _ in 0..MAX_EVENTS_PER_POLL {
-            match self.consumer.poll(Duration::ZERO) {
-                None => return,
-                Some(Err(error)) => return tracing::warn!(%error, "cannot read claims"),
-                Some(Ok(message)) => {
-                    self.partitions
-                        .get_mut(&message.partition())
-                        .iter_mut()
-                        .for_each(|partition| partition.fetch_again());
+        match self.consumer.poll(Duration::ZERO) {
+            None => {}
+            Some(Err(error)) => tracing::warn!(%error, "cannot read claims"),
+            Some(Ok(message)) => {
+                if let Some(partition) = self.partitions.get_mut(&message.partition()) {
+                    partition.fetch_again();
                 }
             }
         }
@@ -289,7 +285,9 @@ impl Member {
                     BatchItem::Record(claim) => claim,
                     BatchItem::Failed { partition, reason } => {
                         tracing::warn!(partition, error = %reason, "cannot read claims");
-                        self.partitions.get_mut(&partition).iter_mut().for_each(|partition| partition.fetch_again());
+                        if let Some(partition) = self.partitions.get_mut(&partition) {
+                            partition.fetch_again();
+                        }
                         continue;
                     }
                     BatchItem::Unreadable { partition, offset, reason } => {

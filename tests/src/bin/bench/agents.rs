@@ -7,6 +7,7 @@ use backbeat_broker::TopicName;
 use backbeat_sdk::{Connection, State, Status};
 use backbeat_tests::{Cluster, Program, cpu_seconds, peak_mib, resident_mib, runtime, stack, wait_until};
 use rdkafka::ClientConfig;
+use rdkafka::error::RDKafkaErrorCode;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use serde_json::Value;
 
@@ -160,7 +161,8 @@ fn through_bare_producer(topic: &str, claims: &[(String, Vec<u8>)]) -> f64 {
     let began = Instant::now();
     for (key, value) in claims.iter().cycle().take(CLAIMS as usize) {
         let mut record = BaseRecord::to(topic).key(key).payload(value);
-        while let Err((_, returned)) = producer.send(record) {
+        while let Err((error, returned)) = producer.send(record) {
+            assert_eq!(error.rdkafka_error_code(), Some(RDKafkaErrorCode::QueueFull), "{error}");
             record = returned;
             producer.poll(Duration::from_millis(1));
         }
