@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-use backbeat_tests::{ApiKey, Cluster, KafkaProxy, Program, ProxyFault, stack, wait_until};
+use backbeat_tests::{ApiKey, Cluster, KafkaProxy, Program, ProxyFault, ResponseError, stack, wait_until};
 use rustix::process::Signal;
 
 use crate::reports::{check_reports, totals};
@@ -72,6 +72,19 @@ impl Pipeline {
         assert_eq!(counted + late + invalid, oracle.claims() as i64);
         drop(self.reverb);
     }
+}
+
+/// A member whose partition cannot be read for a moment reads it again from where it was.
+#[test]
+fn partitions_that_cannot_be_read_for_a_moment_lose_no_claim() {
+    let pipeline = Pipeline::start(0);
+    for reason in [ResponseError::UnknownServerError, ResponseError::TopicAuthorizationFailed] {
+        pipeline.proxy.refuse_fetches(20, reason);
+        wait_until("the faults", LIMIT, || pipeline.proxy.fetches_to_refuse() == 0);
+        pipeline.wait_until_reports_continue(&format!("{reason:?}"));
+    }
+    assert!(pipeline.reverb.log().contains("cannot read claims"), "{}", pipeline.reverb.log());
+    pipeline.check();
 }
 
 /// Every client is cut off once, one after another.

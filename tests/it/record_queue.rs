@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use backbeat_broker::{BatchItem, Deliveries, GroupProtocol, ProducerRecord, RecordQueue, Sender, TopicName};
-use backbeat_tests::{Cluster, wait_until};
+use backbeat_broker::{
+    BatchItem, Deliveries, GroupProtocol, ProducerRecord, RecordQueue, Sender, TopicName, ensure_topics,
+};
+use backbeat_tests::{Cluster, KafkaProxy, ResponseError, runtime, stack, wait_until};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
@@ -83,8 +85,8 @@ impl Member {
     }
 
     /// Serves the group, starts new partitions, takes a batch, and records in `ends` how far each partition was read.
-    /// Panics if a record is not the one that must come next.
-    fn turn(&mut self, ends: &mut BTreeMap<i32, i64>) {
+    /// Panics if a record is not the one that must come next. Returns the partitions that could not be read.
+    fn turn(&mut self, ends: &mut BTreeMap<i32, i64>) -> Vec<i32> {
         // What the consumer's own queue has was fetched before the seek.
         while self.consumer.poll(Duration::ZERO).is_some() {}
         let assigned = std::mem::take(&mut *lock(&self.group().assigned));
@@ -98,6 +100,7 @@ impl Member {
             };
             self.seek(partition, committed);
         }
+        let mut failed = Vec::new();
         let batch = self.queue.take(Duration::from_millis(1));
         let mut positions = lock(&self.consumer.context().positions);
         for item in batch.iter() {
@@ -111,9 +114,11 @@ impl Member {
                     let end = ends.entry(record.partition).or_default();
                     *end = record.offset.max(*end);
                 }
-                BatchItem::Failed { .. } | BatchItem::Unreadable { .. } => panic!("{item:?}"),
+                BatchItem::Failed { partition, .. } => failed.push(partition),
+                BatchItem::Unreadable { .. } => panic!("{item:?}"),
             }
         }
+        failed
     }
 
     /// Seeks, and takes the partition over; tries again in the next turn if librdkafka has not started it yet.
@@ -199,7 +204,7 @@ fn each_record_comes_once_and_in_order_through_rebalances_pauses_and_seeks() {
                 records.send((RECORDS - records.sent).min(rng.random_range(0..300)));
             }
             for member in &mut members {
-                member.turn(&mut ends);
+                assert_eq!(member.turn(&mut ends), [0; 0]);
                 match rng.random_range(0..100) {
                     0..5 => member.toggle_pause(),
                     5..8 => member.seek_back(&mut rng),
@@ -229,7 +234,7 @@ fn records_can_be_read_after_the_consumer_was_dropped() {
     let mut member = Member::join(&cluster);
     let mut ends = BTreeMap::new();
     wait_until("the first records", LIMIT, || {
-        member.turn(&mut ends);
+        assert_eq!(member.turn(&mut ends), [0; 0]);
         !ends.is_empty()
     });
     let Member { consumer, mut queue, .. } = member;
@@ -239,5 +244,39 @@ fn records_can_be_read_after_the_consumer_was_dropped() {
     for item in batch.iter() {
         let BatchItem::Record(record) = item else { panic!("{item:?}") };
         assert_eq!(record.key, record.value);
+    }
+}
+
+/// librdkafka takes the error for a record: without the seek, the pause would lose one.
+#[test]
+fn partition_that_cannot_be_read_is_reported_and_continues_after_a_seek() {
+    let proxy = KafkaProxy::start(&stack().bootstrap_servers());
+    let cluster = Cluster::at(proxy.bootstrap_servers(), stack().schema_registry());
+    runtime().block_on(ensure_topics(cluster.broker(), PARTITIONS, 1)).expect("the topics are created");
+    let mut records = Records::new(&cluster);
+    let mut member = Member::join(&cluster);
+    let mut ends = BTreeMap::new();
+    let read = |ends: &BTreeMap<i32, i64>| ends.values().map(|last| last + 1).sum::<i64>();
+    for reason in [ResponseError::UnknownServerError, ResponseError::TopicAuthorizationFailed] {
+        records.send(1_000);
+        wait_until("all records", LIMIT, || {
+            assert_eq!(member.turn(&mut ends), [0; 0]);
+            read(&ends) == records.sent
+        });
+        proxy.refuse_fetches(1, reason);
+        records.send(1_000);
+        let mut failed = Vec::new();
+        wait_until("all records again", LIMIT, || {
+            for partition in member.turn(&mut ends) {
+                failed.push(partition);
+                let position = lock(&member.group().positions)[&partition];
+                member.seek(partition, position);
+                member.toggle_pause();
+                member.toggle_pause();
+            }
+            read(&ends) == records.sent
+        });
+        assert_eq!(proxy.fetches_to_refuse(), 0, "the fault was caused");
+        assert_eq!(failed.len(), 1, "{failed:?}");
     }
 }

@@ -11,8 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use kafka_protocol::ResponseError;
+pub use kafka_protocol::ResponseError;
 pub use kafka_protocol::messages::ApiKey;
+use kafka_protocol::messages::fetch_response::PartitionData;
 use kafka_protocol::messages::{
     FetchResponse, FindCoordinatorResponse, MetadataResponse, OffsetFetchResponse, ResponseHeader,
 };
@@ -62,6 +63,8 @@ struct State {
     offset_fetches_to_refuse: u32,
     /// The number of further responses with records to replace by one that the log ends where they begin.
     ends_to_misreport: u32,
+    /// The number of further responses with records, of members of groups, to replace by this error of their partitions.
+    fetches_to_refuse: (u32, i16),
 }
 
 /// A fault of one request.
@@ -168,9 +171,44 @@ impl KafkaProxy {
         self.shared.lock().ends_to_misreport
     }
 
+    /// Replaces the records in the next `responses` to fetches of groups' members by the error `reason` of their partitions.
+    pub fn refuse_fetches(&self, responses: u32, reason: ResponseError) {
+        self.shared.lock().fetches_to_refuse = (responses, reason.code());
+    }
+
+    /// Returns the number of responses to fetches that are still to be refused.
+    pub fn fetches_to_refuse(&self) -> u32 {
+        self.shared.lock().fetches_to_refuse.0
+    }
+
     /// Sets whether metadata responses lack their brokers.
     pub fn set_without_brokers(&self, without_brokers: bool) {
         self.shared.lock().without_brokers = without_brokers;
+    }
+}
+
+impl State {
+    fn has_fault_of_fetches(&self, client: &str) -> bool {
+        self.ends_to_misreport > 0 || (self.fetches_to_refuse.0 > 0 && self.members.contains(client))
+    }
+
+    /// If a partition's part of a response to a fetch has records, takes them out and causes a fault instead.
+    fn falsify(&mut self, client: &str, partition: &mut PartitionData) {
+        let Some(records) = partition.records.as_mut().filter(|records| !records.is_empty()) else { return };
+        if !self.has_fault_of_fetches(client) {
+            return;
+        }
+        // An empty list, not null, which librdkafka takes for a response that is cut off.
+        let mut records = std::mem::take(records);
+        if self.ends_to_misreport > 0 {
+            self.ends_to_misreport -= 1;
+            // Records begin with the offset of the first one.
+            let first = records.get_i64();
+            (partition.high_watermark, partition.last_stable_offset) = (first, first);
+        } else {
+            self.fetches_to_refuse.0 -= 1;
+            partition.error_code = self.fetches_to_refuse.1;
+        }
     }
 }
 
@@ -220,17 +258,11 @@ impl Shared {
                     response.topics.clear();
                 })
             }
-            Ok(api @ ApiKey::Fetch) if self.lock().ends_to_misreport > 0 => {
+            Ok(api @ ApiKey::Fetch) if self.lock().has_fault_of_fetches(&request.client) => {
                 Self::transform::<FetchResponse>(api, request.version, frame, |response| {
                     let partitions = response.responses.iter_mut().flat_map(|topic| &mut topic.partitions);
                     for partition in partitions {
-                        // Records begin with the offset of the first one.
-                        if let Some(mut records) = partition.records.take_if(|records| !records.is_empty()) {
-                            let first = records.get_i64();
-                            (partition.high_watermark, partition.last_stable_offset) = (first, first);
-                            let mut state = self.lock();
-                            state.ends_to_misreport = state.ends_to_misreport.saturating_sub(1);
-                        }
+                        self.lock().falsify(&request.client, partition);
                     }
                 })
             }

@@ -16,7 +16,7 @@ mod wait;
 pub use attacker::Attacker;
 pub use chaos::{Chaos, ChaosResult};
 pub use cluster::{Cluster, own_devstack, runtime, stack, start_stack_for_throughput};
-pub use kafka_proxy::{ApiKey, KafkaProxy, ProxyFault};
+pub use kafka_proxy::{ApiKey, KafkaProxy, ProxyFault, ResponseError};
 pub use measure::{cpu_seconds, now_ms, peak_mib, percentile, resident_mib};
 pub use oracle::{Oracle, Raw, assert_reports_equal, read_claims, read_raw};
 pub use program::{Program, run};
