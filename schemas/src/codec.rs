@@ -20,6 +20,14 @@ pub trait Record: Serialize + DeserializeOwned {
     /// Returns the schema that this program writes with. It is also the reader schema, into which records of other writer
     /// schemas are resolved.
     fn schema() -> &'static RecordSchema;
+
+    /// Appends the record's Avro body, in the schema that this program writes with, to `body`.
+    ///
+    /// Every record type matches its embedded schema: a failure to encode would be a bug of this crate, which its
+    /// round-trip tests would show.
+    fn encode(&self, body: &mut Vec<u8>) {
+        Self::schema().writer.write_ser(body, self).expect("a record type matches its embedded schema");
+    }
 }
 
 /// An embedded schema: its text, and a reader and a writer that are built once.
@@ -222,13 +230,10 @@ impl Header {
 }
 
 /// Encodes `record` in the Confluent wire format. `schema_id` is the registry's id of `R`'s embedded schema.
-///
-/// Every record type matches its embedded schema: a failure to encode would be a bug of this crate, which its
-/// round-trip tests would show.
 pub fn wire<R: Record>(schema_id: u32, record: &R) -> Vec<u8> {
     let mut value = Vec::with_capacity(256);
     value.push(0);
     value.extend(schema_id.to_be_bytes());
-    R::schema().writer.write_ser(&mut value, record).expect("a record type matches its embedded schema");
+    record.encode(&mut value);
     value
 }

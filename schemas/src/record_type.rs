@@ -8,9 +8,13 @@ macro_rules! record_type {
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
         pub struct $name;
 
+        impl $name {
+            pub(crate) const TEXT: &str = $text;
+        }
+
         impl serde::Serialize for $name {
             fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str($text)
+                serializer.serialize_str(Self::TEXT)
             }
         }
 

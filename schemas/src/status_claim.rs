@@ -48,6 +48,67 @@ impl Record for StatusClaim {
     fn schema() -> &'static RecordSchema {
         record_schema!("../status_claim.avsc")
     }
+
+    /// Without the Avro library, which looks up each field and symbol by its name: claims are by far the most frequent records.
+    fn encode(&self, body: &mut Vec<u8>) {
+        let Self {
+            r#type: _,
+            agent_id,
+            task_id,
+            beat_index,
+            state,
+            beats_left,
+            progress,
+            notes,
+            hlc,
+            help,
+            secret_rotation,
+            degraded,
+        } = self;
+        let string = |body: &mut Vec<u8>, text: &str| {
+            encode_long(body, text.len() as i64);
+            body.extend_from_slice(text.as_bytes());
+        };
+        // A union of null and an enum: the branch, then the symbol.
+        let optional = |body: &mut Vec<u8>, symbol: Option<i64>| {
+            encode_long(body, i64::from(symbol.is_some()));
+            if let Some(symbol) = symbol {
+                encode_long(body, symbol);
+            }
+        };
+        string(body, StatusClaimType::TEXT);
+        string(body, agent_id);
+        string(body, task_id);
+        encode_long(body, *beat_index);
+        encode_long(body, index_of(&STATES, *state));
+        encode_long(body, i64::from(*beats_left));
+        body.extend_from_slice(&progress.to_le_bytes());
+        string(body, notes);
+        string(body, hlc);
+        optional(body, help.map(|help| index_of(&HELP, help)));
+        optional(body, secret_rotation.map(|outcome| index_of(&SECRET_ROTATIONS, outcome)));
+        body.push(u8::from(*degraded));
+    }
+}
+
+/// The symbols of the enums of `status_claim.avsc`, in its order.
+const STATES: [State; 7] =
+    [State::Planning, State::Executing, State::Waiting, State::Review, State::Done, State::Failed, State::Unknown];
+const HELP: [Help; 3] = [Help::Requested, Help::Promised, Help::Fulfilled];
+const SECRET_ROTATIONS: [SecretRotation; 2] = [SecretRotation::Ok, SecretRotation::Failed];
+
+fn index_of<T: PartialEq>(symbols: &[T], symbol: T) -> i64 {
+    symbols.iter().position(|known| *known == symbol).expect("every symbol of the type is in its schema") as i64
+}
+
+/// Appends a zigzag varint.
+fn encode_long(body: &mut Vec<u8>, value: i64) {
+    let mut zigzag = ((value << 1) ^ (value >> 63)) as u64;
+    while zigzag >= 0x80 {
+        body.push(zigzag as u8 | 0x80);
+        zigzag >>= 7;
+    }
+    body.push(zigzag as u8);
 }
 
 /// A [`StatusClaim`] whose strings borrow from the body that it was decoded from, if its writer schema equals the reader
@@ -113,15 +174,6 @@ struct Datum<'r>(&'r [u8]);
 impl<'r> Datum<'r> {
     /// Decodes all fields, in the order of `status_claim.avsc`.
     fn claim(&mut self) -> Option<BorrowedClaim<'r>> {
-        const STATES: [State; 7] = [
-            State::Planning,
-            State::Executing,
-            State::Waiting,
-            State::Review,
-            State::Done,
-            State::Failed,
-            State::Unknown,
-        ];
         Some(BorrowedClaim {
             r#type: self.string().map(|_| StatusClaimType)?,
             agent_id: self.string()?.into(),
@@ -132,16 +184,8 @@ impl<'r> Datum<'r> {
             progress: f64::from_le_bytes(self.bytes(8)?.try_into().ok()?),
             notes: self.string()?.into(),
             hlc: self.string()?.into(),
-            help: if self.is_present()? {
-                Some(self.symbol(&[Help::Requested, Help::Promised, Help::Fulfilled])?)
-            } else {
-                None
-            },
-            secret_rotation: if self.is_present()? {
-                Some(self.symbol(&[SecretRotation::Ok, SecretRotation::Failed])?)
-            } else {
-                None
-            },
+            help: if self.is_present()? { Some(self.symbol(&HELP)?) } else { None },
+            secret_rotation: if self.is_present()? { Some(self.symbol(&SECRET_ROTATIONS)?) } else { None },
             degraded: match self.bytes(1)? {
                 [0] => false,
                 [1] => true,
@@ -233,6 +277,8 @@ pub enum SecretRotation {
 
 #[cfg(test)]
 mod tests {
+    use apache_avro::Schema;
+    use apache_avro::writer::datum::GenericDatumWriter;
     use proptest::prelude::*;
 
     use super::*;
@@ -261,6 +307,24 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn encode_equals_the_avro_librarys_encoding(
+            [agent, task, notes, hlc] in any::<[String; 4]>(),
+            (beat, left, progress, degraded) in any::<(i64, i32, f64, bool)>(),
+            state in prop::sample::select(&STATES[..]),
+            help in prop::option::of(prop::sample::select(&HELP[..])),
+            secret_rotation in prop::option::of(prop::sample::select(&SECRET_ROTATIONS[..])),
+        ) {
+            let claim = claim(&agent, task, notes, beat, left);
+            let claim = StatusClaim { hlc, progress, state, help, secret_rotation, degraded, ..claim };
+            let (mut own, mut library) = (Vec::new(), Vec::new());
+            claim.encode(&mut own);
+            GenericDatumWriter::builder(&Schema::parse_str(StatusClaim::schema().text())?)
+                .build()?
+                .write_ser(&mut library, &claim)?;
+            prop_assert_eq!(own, library);
+        }
+
         #[test]
         fn decode_borrowed_of_a_valid_claim_equals_decode(
             agent in ".*", task in ".*", notes in ".*", beat: i64, left: i32,
