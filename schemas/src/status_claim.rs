@@ -97,7 +97,7 @@ const STATES: [State; 7] =
 const HELP: [Help; 3] = [Help::Requested, Help::Promised, Help::Fulfilled];
 const SECRET_ROTATIONS: [SecretRotation; 2] = [SecretRotation::Ok, SecretRotation::Failed];
 
-fn index_of<T: PartialEq>(symbols: &[T], symbol: T) -> i64 {
+fn index_of<T: Copy + PartialEq>(symbols: &[T], symbol: T) -> i64 {
     symbols.iter().position(|known| *known == symbol).expect("every symbol of the type is in its schema") as i64
 }
 

@@ -44,6 +44,7 @@ fn status_and_metrics_of_a_member_are_complete() {
         "backbeat_reverb_rebalances_total",
         "backbeat_reverb_beat_delivery_seconds_count",
         r#"backbeat_reverb_transactions_total{outcome="committed"}"#,
+        "backbeat_reverb_transaction_seconds_count",
         r#"backbeat_reverb_objective_limit_seconds{objective="rollup_delay"}"#,
     ] {
         // On a slow machine all agents may miss a bar.

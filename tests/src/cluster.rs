@@ -160,6 +160,11 @@ impl Cluster {
         Program::start(name, &self.command(name, args), &self.log(name))
     }
 
+    /// Starts a program that is not of the workspace.
+    pub fn start_other(&self, name: &str, command: &Command) -> Program {
+        Program::start(name, command, &self.log(name))
+    }
+
     /// Starts a service with its HTTP server on a free port.
     pub fn serve(&self, name: &str, args: &[&str]) -> Program {
         self.serve_by(name, args, |command| command)

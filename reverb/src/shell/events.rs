@@ -1,6 +1,7 @@
 //! Events for operators: one call logs and counts each.
 
 use std::fmt::Display;
+use std::time::Duration;
 
 use backbeat_broker::TransactionError;
 use backbeat_schemas::{BarReport, InvalidClaim, Verdict};
@@ -24,6 +25,7 @@ impl MergeFailed<'_> {
 /// A transaction of the merge has ended.
 pub(crate) struct TransactionEnded<'e> {
     pub(crate) error: Option<&'e TransactionError>,
+    pub(crate) took: Duration,
 }
 
 impl TransactionEnded<'_> {
@@ -35,6 +37,7 @@ impl TransactionEnded<'_> {
             Some(TransactionError::TimedOut(_)) => "timed_out",
         };
         metrics.merge.transactions.with_label_values(&[outcome]).inc();
+        metrics.merge.transaction_seconds.observe(self.took.as_secs_f64());
         match self.error {
             None => tracing::debug!("a transaction of the merge was committed"),
             Some(error) => tracing::warn!(%error, outcome, "a transaction of the merge failed"),

@@ -1,6 +1,6 @@
 //! The transactions of the active merge: reports with their done records, and its lease.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use backbeat_broker::{TopicName, Transaction, TransactionError, TransactionalProducer};
 use backbeat_schemas::{BarPartial, BarReport, BeatIndex, Done, Merging, PartialBody, Verdict, wire};
@@ -104,11 +104,12 @@ impl<'c> MergeProducer<'c> {
         send_all: impl FnOnce(&mut Transaction<'_>) -> Result<(), TransactionError>,
     ) -> Result<(), TransactionError> {
         let producer = self.active.as_mut().expect("the active merge has a producer");
+        let begun = Instant::now();
         let written = producer.begin().and_then(|mut transaction| {
             send_all(&mut transaction)?;
             transaction.commit()
         });
-        TransactionEnded { error: written.as_ref().err() }.emit(&self.context.metrics);
+        TransactionEnded { error: written.as_ref().err(), took: begun.elapsed() }.emit(&self.context.metrics);
         written
     }
 }

@@ -59,6 +59,7 @@ pub(super) struct MergeMetrics {
     reemitted: IntCounter,
     pub(super) skipped: IntCounterVec,
     pub(super) transactions: IntCounterVec,
+    pub(super) transaction_seconds: Histogram,
 }
 
 impl ClaimMetrics {
@@ -139,6 +140,11 @@ impl MergeMetrics {
                 "backbeat_reverb_transactions_total",
                 "Transactions of the merge by outcome; one that failed or timed_out is in doubt until the merge has started over and read the log",
                 &["outcome"],
+                registry
+            )?,
+            transaction_seconds: histogram!(
+                "backbeat_reverb_transaction_seconds",
+                "Time from the begin of a transaction of the merge to its end",
                 registry
             )?,
         })

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use backbeat_broker::TopicName;
-use backbeat_tests::{Cluster, cpu_seconds, peak_mib, stack, wait_for, wait_until};
+use backbeat_tests::{Cluster, Program, cpu_seconds, peak_mib, stack, wait_for, wait_until};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
@@ -23,10 +23,18 @@ const ROUNDS: usize = 3;
 const LIMIT: Duration = Duration::from_mins(5);
 
 /// The measurements of one pass over all claims.
-struct Pass {
-    claims_per_second: f64,
+#[derive(Clone, Copy)]
+pub(crate) struct Pass {
+    pub(crate) claims_per_second: f64,
     /// CPU seconds per million claims: on a shared machine they vary less than the wall clock.
-    cpu_per_million: f64,
+    pub(crate) cpu_per_million: f64,
+}
+
+impl Pass {
+    /// The measurements of `claims` claims that took this time and these CPU seconds.
+    pub(crate) fn of(claims: u64, took: Duration, cpu: f64) -> Self {
+        Self { claims_per_second: claims as f64 / took.as_secs_f64(), cpu_per_million: cpu / (claims as f64 / 1e6) }
+    }
 }
 
 pub(crate) fn run(table: &mut Table) {
@@ -35,7 +43,7 @@ pub(crate) fn run(table: &mut Table) {
     let (mut bare, mut reverb, mut peaks) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         bare.push(count_only(&cluster));
-        let (pass, peak) = through_reverb(&cluster);
+        let (pass, peak) = through_reverb(&cluster, CLAIMS);
         reverb.push(pass);
         peaks.push(peak);
         cluster.reset_to_earliest();
@@ -123,33 +131,29 @@ fn count_only(cluster: &Cluster) -> Pass {
     }
     assert_eq!(counted, CLAIMS);
     let (began, cpu) = stopwatch.expect("there are claims");
-    pass(began.elapsed(), cpu_seconds(std::process::id() as i32) - cpu)
+    Pass::of(CLAIMS, began.elapsed(), cpu_seconds(std::process::id() as i32) - cpu)
 }
 
-/// One member, from the first claim to the last: it decodes, checks and aggregates the claims, and sends its partials.
-/// Returns its peak memory, in MiB, too.
-fn through_reverb(cluster: &Cluster) -> (Pass, f64) {
+/// One member, from the first of `claims` claims to the last: it decodes, checks and aggregates them, and sends its
+/// partials. Returns its peak memory, in MiB, too.
+pub(crate) fn through_reverb(cluster: &Cluster, claims: u64) -> (Pass, f64) {
     let reverb = cluster.serve("reverb", &["--cluster", "bench"]);
     let processed = || reverb.metric("backbeat_reverb_claims_processed_total").unwrap_or(0.0) as u64;
-    let (before, began, cpu) = wait_for("the first claims", LIMIT, || {
-        let processed = processed();
-        (processed > 0).then(|| (processed, Instant::now(), cpu_seconds(reverb.pid())))
-    });
-    wait_until("all claims", LIMIT, || processed() >= CLAIMS);
-    let measured_fraction = (CLAIMS - before) as f64 / CLAIMS as f64;
-    let Pass { claims_per_second, cpu_per_million } = pass(began.elapsed(), cpu_seconds(reverb.pid()) - cpu);
+    let pass = measure(&reverb, claims, processed);
     wait_until("all reports", LIMIT, || {
         let reports = cluster.reports();
-        reports.iter().map(|entry| entry.record.claims + entry.record.late_claims).sum::<i64>() == CLAIMS as i64
+        reports.iter().map(|entry| entry.record.claims + entry.record.late_claims).sum::<i64>() == claims as i64
     });
-    // Claims that were processed before the stopwatch started do not count.
-    let pass = Pass {
-        claims_per_second: claims_per_second * measured_fraction,
-        cpu_per_million: cpu_per_million / measured_fraction,
-    };
     (pass, peak_mib(reverb.pid()))
 }
 
-fn pass(took: Duration, cpu: f64) -> Pass {
-    Pass { claims_per_second: CLAIMS as f64 / took.as_secs_f64(), cpu_per_million: cpu / (CLAIMS as f64 / 1e6) }
+/// Measures `program` until it has `processed` all `claims`. Claims that it processed before the first look at it do not
+/// count.
+pub(crate) fn measure(program: &Program, claims: u64, mut processed: impl FnMut() -> u64) -> Pass {
+    let (before, began, cpu) = wait_for("the first claims", LIMIT, || {
+        let processed = processed();
+        (processed > 0).then(|| (processed, Instant::now(), cpu_seconds(program.pid())))
+    });
+    wait_until("all claims", LIMIT, || processed() >= claims);
+    Pass::of(claims - before, began.elapsed(), cpu_seconds(program.pid()) - cpu)
 }

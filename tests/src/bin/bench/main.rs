@@ -10,6 +10,7 @@ mod claims_per_second;
 mod drift;
 mod hostile;
 mod memory;
+mod peers;
 mod perf_test;
 mod reports;
 mod reverb_takeover;
@@ -22,7 +23,7 @@ use table::Table;
 type Benchmark = (&'static str, fn(&mut Table));
 
 fn main() {
-    let benchmarks: [Benchmark; 9] = [
+    let benchmarks: [Benchmark; 10] = [
         ("takeover", takeover::run),
         ("beats", beats::run),
         ("claims", claims_per_second::run),
@@ -32,6 +33,7 @@ fn main() {
         ("hostile", hostile::run),
         ("drift", drift::run),
         ("agents", agents::run),
+        ("peers", peers::run),
     ];
     let chosen: Vec<String> = std::env::args().skip(1).collect();
     if let Some(unknown) = chosen.iter().find(|chosen| benchmarks.iter().all(|(name, _)| name != chosen)) {

@@ -1,13 +1,13 @@
 //! The delay from the beat that closes a window to the receipt of its report by a consumer, at 20,000 claims per
-//! second; and the cost of the report's transactions.
+//! second; and the share of the reports' transactions in a replay.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use backbeat_broker::{Deliveries, ProducerRecord, Sender, TopicName, TransactionalProducer};
-use backbeat_schemas::{BarPartial, BarReport, BeatFrame, BeatIndex, Done, PartialBody, Verdict, WindowId, wire};
+use backbeat_broker::TopicName;
+use backbeat_schemas::{BarReport, BeatFrame};
 use backbeat_tests::{Cluster, now_ms, percentile, wait_until};
 
 use crate::claim_source::ClaimSource;
@@ -17,39 +17,28 @@ const LIMIT: Duration = Duration::from_mins(1);
 const WINDOWS: usize = 200;
 const WARM_UP: usize = 10;
 const DELAY_GOAL_MS: f64 = 250.0;
-/// The number of windows that the merge finishes in one transaction during a replay.
-const BATCH: u32 = 500;
-const ROUNDS: usize = 15;
-const TIMEOUT: Duration = Duration::from_secs(10);
+const REPLAYS: usize = 3;
+/// The number of windows of a replay: half a minute of them.
+const REPLAYED_WINDOWS: i64 = 300;
+const EOS_SHARE_GOAL_PERCENT: f64 = 5.0;
 
 pub(crate) fn run(table: &mut Table) {
-    let (delays, report) = delays();
+    let delays = delays();
     for (name, percent) in [("report_delay_p50_ms", 50), ("report_delay_p95_ms", 95), ("report_delay_p99_ms", 99)] {
         let value = percentile(&delays, percent);
         table.add(Row { name, value, unit: "ms", baseline: "goal for the p99", baseline_value: DELAY_GOAL_MS });
     }
-    let one = costs(&report, 1);
     table.add(Row {
-        name: "eos_window_ms",
-        value: median(one.iter().map(|(transactional, _)| *transactional).collect()),
-        unit: "ms",
-        baseline: "the same without a transaction",
-        baseline_value: median(one.iter().map(|(_, plain)| *plain).collect()),
-    });
-    let batches = costs(&report, BATCH);
-    let percent = batches.iter().map(|(transactional, plain)| (transactional / plain - 1.0) * 100.0).collect();
-    table.add(Row {
-        name: "eos_cost_percent",
-        value: median(percent),
+        name: "eos_share_percent",
+        value: median((0..REPLAYS).map(|_| transactions_share_percent()).collect()),
         unit: "% of the time",
-        baseline: "without transactions",
-        baseline_value: 0.0,
+        baseline: "goal",
+        baseline_value: EOS_SHARE_GOAL_PERCENT,
     });
 }
 
-/// The delays from the closing beat's `emitted_at` to the receipt of the report by a consumer, in milliseconds; and one
-/// of the reports.
-fn delays() -> (Vec<f64>, BarReport) {
+/// The delays from the closing beat's `emitted_at` to the receipt of the report by a consumer, in milliseconds.
+fn delays() -> Vec<f64> {
     let cluster = Cluster::new(12);
     let _pulse = cluster.serve("pulse", &["--cluster", "bench", "--bpm", "240", "--max-bpm", "240", "--bar", "2"]);
     let reverb = cluster.serve("reverb", &["--cluster", "bench"]);
@@ -66,7 +55,7 @@ fn delays() -> (Vec<f64>, BarReport) {
         let received = &received[WARM_UP..];
         let counted = received.iter().map(|(report, _)| report.claims).sum::<i64>();
         assert!(counted > 0, "no claim was counted");
-        (received.iter().map(|(_, delay)| *delay).collect(), received[0].0.clone())
+        received.iter().map(|(_, delay)| *delay).collect()
     })
 }
 
@@ -100,52 +89,31 @@ pub(crate) fn watch(
     received.into_iter().map(with_delay).collect()
 }
 
-/// The milliseconds until Kafka has acknowledged the records of `windows` windows, for each round with a transaction
-/// and without one.
-fn costs(report: &BarReport, windows: u32) -> Vec<(f64, f64)> {
-    let cluster = Cluster::new(1);
-    let topics = cluster.broker().topics();
-    let (reports, partials) = (topics.name(TopicName::BarReports), topics.name(TopicName::BarPartials));
-    let records: Vec<(String, Vec<u8>, Vec<u8>)> = (0..windows)
-        .map(|window| {
-            let from = BeatIndex::ZERO.plus(window);
-            let id = WindowId::new("bench", from);
-            let done = PartialBody::Done(Done { verdict: Verdict::Written, low: 0, rescued: Vec::new() });
-            (id.to_string(), wire(1, report), wire(1, &BarPartial::new(id, from, done)))
-        })
-        .collect();
-    let id = topics.merge_transactional_id();
-    let mut producer = TransactionalProducer::open(cluster.broker(), &id, TIMEOUT, TIMEOUT).expect("Kafka answers");
-    let sender = Sender::new(cluster.broker(), TopicName::BarPartials, None).expect("a producer");
-    let mut send_in_transaction = || {
-        let began = Instant::now();
-        let mut transaction = producer.begin().expect("the transaction begins");
-        for (key, report, done) in &records {
-            transaction.send(&reports, key, report, 0).expect("the queue has room");
-            transaction.send(&partials, key, done, 0).expect("the queue has room");
+/// The part of a cold replay's time in which the merge has a transaction open, in percent. The replay, of a bar of 2 beats for
+/// each 2,000 claims, is from the start of the member to the last report.
+fn transactions_share_percent() -> f64 {
+    let cluster = Cluster::new(12);
+    let pulse = cluster.serve("pulse", &["--cluster", "bench", "--bpm", "1200", "--max-bpm", "1200", "--bar", "2"]);
+    wait_until("a beat", LIMIT, || !cluster.frames().is_empty());
+    let (newest, done) = (AtomicI64::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| ClaimSource::new(&cluster).send_at_constant_rate(&newest, &done));
+        let mut frames = cluster.reader::<BeatFrame>(TopicName::BeatFrames);
+        frames.seek(0).expect("Kafka answers");
+        while newest.load(Ordering::Relaxed) < 2 * REPLAYED_WINDOWS {
+            let entry = frames.poll(LIMIT).expect("Kafka answers").expect("a beat");
+            newest.store(entry.record.beat_index.get(), Ordering::Relaxed);
         }
-        transaction.commit().expect("the transaction commits");
-        began.elapsed().as_secs_f64() * 1_000.0
-    };
-    let send_plain = || {
-        let began = Instant::now();
-        let deliveries = std::sync::Arc::new(Deliveries::default());
-        for (key, report, done) in &records {
-            for (topic, value) in [(&reports, report), (&partials, done)] {
-                let record = ProducerRecord { topic, key: Some(key.as_bytes()), value, headers: &[] };
-                sender.send(record, &deliveries).expect("the queue has room");
-            }
-        }
-        // Not by a flush, which takes at least 100 ms.
-        while deliveries.outstanding() > 0 {
-            assert!(began.elapsed() < TIMEOUT, "not acknowledged within {TIMEOUT:?}");
-            thread::sleep(Duration::from_micros(50));
-        }
-        assert_eq!(deliveries.acknowledged(), 2 * u64::from(windows));
-        began.elapsed().as_secs_f64() * 1_000.0
-    };
-    // Not measured: the first sends, which open the connections.
-    send_in_transaction();
-    send_plain();
-    (0..ROUNDS).map(|_| (send_in_transaction(), send_plain())).collect()
+        done.store(true, Ordering::Relaxed);
+    });
+    drop(pulse);
+    let windows = (cluster.frames().len() - 1) / 2;
+    let began = Instant::now();
+    let reverb = cluster.serve("reverb", &["--cluster", "bench"]);
+    let finished = || reverb.metric("backbeat_reverb_windows_completed_total").unwrap_or(0.0) as usize;
+    wait_until("all reports", LIMIT, || finished() >= windows);
+    let took = began.elapsed().as_secs_f64();
+    let claims: i64 = cluster.reports().iter().map(|entry| entry.record.claims).sum();
+    assert!(claims > 0, "no claim was counted");
+    100.0 * reverb.metric("backbeat_reverb_transaction_seconds_sum").expect("the metric is exported") / took
 }
