@@ -316,7 +316,7 @@ mod tests {
             secret_rotation in prop::option::of(prop::sample::select(&SECRET_ROTATIONS[..])),
         ) {
             let claim = claim(&agent, task, notes, beat, left);
-            let claim = StatusClaim { hlc, progress, state, help, secret_rotation, degraded, ..claim };
+            let claim = StatusClaim { state, progress, hlc, help, secret_rotation, degraded, ..claim };
             let (mut own, mut library) = (Vec::new(), Vec::new());
             claim.encode(&mut own);
             GenericDatumWriter::builder(&Schema::parse_str(StatusClaim::schema().text())?)

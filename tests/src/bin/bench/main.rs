@@ -14,6 +14,7 @@ mod peers;
 mod perf_test;
 mod reports;
 mod reverb_takeover;
+mod startup;
 mod table;
 mod takeover;
 
@@ -23,7 +24,7 @@ use table::Table;
 type Benchmark = (&'static str, fn(&mut Table));
 
 fn main() {
-    let benchmarks: [Benchmark; 10] = [
+    let benchmarks: [Benchmark; 11] = [
         ("takeover", takeover::run),
         ("beats", beats::run),
         ("claims", claims_per_second::run),
@@ -34,6 +35,7 @@ fn main() {
         ("drift", drift::run),
         ("agents", agents::run),
         ("peers", peers::run),
+        ("startup", startup::run),
     ];
     let chosen: Vec<String> = std::env::args().skip(1).collect();
     if let Some(unknown) = chosen.iter().find(|chosen| benchmarks.iter().all(|(name, _)| name != chosen)) {

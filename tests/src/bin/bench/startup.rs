@@ -1,0 +1,99 @@
+//! The time from the start of pulse and of a reverb member until they work, with a long history of beats beside a short one.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use backbeat_broker::{Deliveries, ProducerRecord, Sender, TopicName};
+use backbeat_schemas::{BeatFrame, BeatIndex, HlcClock, Timestamp, testing, wire};
+use backbeat_tests::{Cluster, now_ms, wait_until};
+use rdkafka::consumer::Consumer;
+
+use crate::claim_source::ClaimSource;
+use crate::table::{Row, Table, median};
+
+const LIMIT: Duration = Duration::from_mins(5);
+const SHORT: u32 = 10_000;
+const LONG: u32 = 2_000_000;
+/// The newest frames, whose boundaries are above all claims: where the member starts.
+const RECENT: u32 = 1_000;
+const CLAIMS: u64 = 1_000;
+const PARTITIONS: i32 = 12;
+const ROUNDS: usize = 5;
+const BPM: &str = "1200";
+const BAR_LENGTH: u16 = 4;
+
+pub(crate) fn run(table: &mut Table) {
+    let ((pulse_short, reverb_short), (pulse_long, reverb_long)) = (startup(SHORT), startup(LONG));
+    for (name, value, baseline_value) in [
+        ("pulse_startup_ms_2m_frames", pulse_long, pulse_short),
+        ("reverb_startup_ms_2m_frames", reverb_long, reverb_short),
+    ] {
+        table.add(Row { name, value, unit: "ms", baseline: "with 10,000 frames", baseline_value });
+    }
+}
+
+/// The medians, in milliseconds, of the times from the start of pulse to its first beat and from the start of a member until it
+/// is ready, after `frames` frames.
+fn startup(frames: u32) -> (f64, f64) {
+    let cluster = Cluster::new(PARTITIONS);
+    let claims = ClaimSource::new(&cluster);
+    (0..CLAIMS).for_each(|agent| claims.send(agent, 0));
+    claims.wait_until_acknowledged();
+    publish_frames(&cluster, frames);
+    cluster.reset_offsets(&["--to-latest"]);
+    let mut reader = cluster.reader::<BeatFrame>(TopicName::BeatFrames);
+    let (mut pulse_times, mut reverb_times) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let newest = reader.last().expect("Kafka answers").expect("there are frames");
+        reader.seek(newest.offset + 1).expect("Kafka answers");
+        let began = Instant::now();
+        let args = ["--cluster", "c", "--bpm", BPM, "--max-bpm", BPM, "--bar", "4"];
+        let pulse = cluster.serve("pulse", &args);
+        let next = reader.poll(LIMIT).expect("Kafka answers").unwrap_or_else(|| panic!("no beat: {}", pulse.log()));
+        pulse_times.push(began.elapsed().as_secs_f64() * 1_000.0);
+        assert!(next.record.beat_index > newest.record.beat_index);
+        let began = Instant::now();
+        let reverb = cluster.serve("reverb", &["--cluster", "c"]);
+        reverb.wait_ready();
+        reverb_times.push(began.elapsed().as_secs_f64() * 1_000.0);
+    }
+    (median(pulse_times), median(reverb_times))
+}
+
+/// Writes frames as if pulse had published them up to now.
+fn publish_frames(cluster: &Cluster, count: u32) {
+    let consumer = cluster.broker().reader().expect("a consumer");
+    let claims = cluster.broker().topics().name(TopicName::StatusClaims);
+    let end = |partition| consumer.fetch_watermarks(&claims, partition, LIMIT).expect("Kafka answers").1;
+    let ends: Vec<i64> = (0..PARTITIONS).map(end).collect();
+    let topic = cluster.broker().topics().name(TopicName::BeatFrames);
+    let schema = cluster.register::<BeatFrame>(TopicName::BeatFrames);
+    let sender = Sender::new(cluster.broker(), TopicName::BeatFrames, None).expect("a producer");
+    let deliveries = Arc::<Deliveries>::default();
+    let tempo = BPM.parse().expect("a valid tempo");
+    let mut clock = HlcClock::new(1);
+    let first = testing::frame(0, BAR_LENGTH);
+    let period = BeatFrame { tempo_bpm: tempo, ..first }.tempo_bpm.period_ms();
+    let start = Timestamp::from_millis(now_ms() as i64 - i64::from(count) * period);
+    for index in 0..count {
+        let at = start.plus_millis(i64::from(index) * period);
+        let frame = BeatFrame {
+            hlc: clock.tick(at),
+            deadline_at: at.plus_millis(period),
+            tempo_bpm: tempo,
+            scheduled_at: at,
+            emitted_at: at,
+            anchor_beat: BeatIndex::ZERO,
+            anchor_at: start,
+            claim_offsets: if index + RECENT < count { vec![0; ends.len()] } else { ends.clone() },
+            ..testing::frame(index, BAR_LENGTH)
+        };
+        let value = wire(schema, &frame);
+        let record = ProducerRecord { topic: &topic, key: Some(b"c"), value: &value, headers: &[] };
+        while sender.send(record, &deliveries).is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+    wait_until("Kafka to acknowledge all frames", LIMIT, || deliveries.outstanding() == 0);
+    assert_eq!(deliveries.failed(), 0);
+}
