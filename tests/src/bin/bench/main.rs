@@ -49,8 +49,9 @@ fn main() {
         if chosen.is_empty() || chosen.iter().any(|chosen| chosen == name) {
             eprintln!("measuring {name}");
             run(&mut table);
+            // After each, because the next one may fail.
+            table.print();
+            table.write();
         }
     }
-    table.print();
-    table.write();
 }

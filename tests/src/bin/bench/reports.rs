@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 
 use backbeat_broker::TopicName;
 use backbeat_schemas::{BarReport, BeatFrame};
-use backbeat_tests::{Cluster, now_ms, percentile, wait_until};
+use backbeat_tests::{Cluster, now_ms, percentile, wait_for, wait_until};
 
 use crate::claim_source::ClaimSource;
 use crate::table::{Row, Table, median};
 
+const POLL: Duration = Duration::from_millis(5);
 const LIMIT: Duration = Duration::from_mins(1);
 const WINDOWS: usize = 200;
 const WARM_UP: usize = 10;
@@ -101,7 +102,7 @@ fn transactions_share_percent() -> f64 {
         let mut frames = cluster.reader::<BeatFrame>(TopicName::BeatFrames);
         frames.seek(0).expect("Kafka answers");
         while newest.load(Ordering::Relaxed) < 2 * REPLAYED_WINDOWS {
-            let entry = frames.poll(LIMIT).expect("Kafka answers").expect("a beat");
+            let entry = wait_for("a beat", LIMIT, || frames.poll(POLL).expect("Kafka answers"));
             newest.store(entry.record.beat_index.get(), Ordering::Relaxed);
         }
         done.store(true, Ordering::Relaxed);

@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use backbeat_broker::{Deliveries, ProducerRecord, Sender, TopicName};
 use backbeat_schemas::{BeatFrame, BeatIndex, HlcClock, Timestamp, testing, wire};
-use backbeat_tests::{Cluster, now_ms, wait_until};
+use backbeat_tests::{Cluster, now_ms, wait_for, wait_until};
 use rdkafka::consumer::Consumer;
 
 use crate::claim_source::ClaimSource;
 use crate::table::{Row, Table, median};
 
+const POLL: Duration = Duration::from_millis(5);
 const LIMIT: Duration = Duration::from_mins(5);
 const SHORT: u32 = 10_000;
 const LONG: u32 = 2_000_000;
@@ -49,7 +50,8 @@ fn startup(frames: u32) -> (f64, f64) {
         let began = Instant::now();
         let args = ["--cluster", "c", "--bpm", BPM, "--max-bpm", BPM, "--bar", "4"];
         let pulse = cluster.serve("pulse", &args);
-        let next = reader.poll(LIMIT).expect("Kafka answers").unwrap_or_else(|| panic!("no beat: {}", pulse.log()));
+        let poll = || reader.poll(POLL).unwrap_or_else(|error| panic!("{error}: {}", pulse.log()));
+        let next = wait_for("a beat", LIMIT, poll);
         pulse_times.push(began.elapsed().as_secs_f64() * 1_000.0);
         assert!(next.record.beat_index > newest.record.beat_index);
         let began = Instant::now();
