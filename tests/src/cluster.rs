@@ -29,7 +29,10 @@ pub fn runtime() -> &'static Runtime {
 
 /// The Kafka and the schema registry of this test run, which end with it.
 pub fn stack() -> &'static Stack {
-    STACK.get_or_init(|| start(false))
+    STACK.get_or_init(|| {
+        crate::watchdog::start();
+        start(false)
+    })
 }
 
 /// Starts the Kafka and the schema registry of this run with settings for throughput. Benchmarks call it before

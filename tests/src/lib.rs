@@ -12,6 +12,7 @@ mod pulse_nodes;
 mod secured;
 mod small_disk;
 mod wait;
+mod watchdog;
 
 pub use attacker::Attacker;
 pub use chaos::{Chaos, ChaosResult};
