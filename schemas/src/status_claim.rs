@@ -277,8 +277,6 @@ pub enum SecretRotation {
 
 #[cfg(test)]
 mod tests {
-    use apache_avro::Schema;
-    use apache_avro::writer::datum::GenericDatumWriter;
     use proptest::prelude::*;
 
     use super::*;
@@ -319,9 +317,7 @@ mod tests {
             let claim = StatusClaim { state, progress, hlc, help, secret_rotation, degraded, ..claim };
             let (mut own, mut library) = (Vec::new(), Vec::new());
             claim.encode(&mut own);
-            GenericDatumWriter::builder(&Schema::parse_str(StatusClaim::schema().text())?)
-                .build()?
-                .write_ser(&mut library, &claim)?;
+            StatusClaim::schema().encode(&claim, &mut library);
             prop_assert_eq!(own, library);
         }
 
