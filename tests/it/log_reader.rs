@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use backbeat_broker::{Entry, TopicName, ensure_topics};
+use backbeat_broker::{Entry, TopicName};
 use backbeat_schemas::{BarReport, BeatFrame, testing};
-use backbeat_tests::{Cluster, KafkaProxy, runtime, stack, wait_for, wait_until};
+use backbeat_tests::{Cluster, KafkaProxy, stack, wait_for, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(1);
 const TIMES: usize = 100;
@@ -34,8 +34,7 @@ fn reader_that_seeks_repeatedly_does_not_abort_the_process() {
 #[test]
 fn reader_does_not_believe_an_end_that_a_new_leader_reports_too_low() {
     let proxy = KafkaProxy::start(&stack().bootstrap_servers());
-    let cluster = Cluster::at(proxy.bootstrap_servers(), stack().schema_registry());
-    runtime().block_on(ensure_topics(cluster.broker(), 1, 1)).expect("the topics are created");
+    let cluster = Cluster::behind(&proxy, 1);
     let report = testing::report(0, 4);
     cluster.publish_report(&report);
     // Kafka acknowledges a commit before it shows the records to committed readers.

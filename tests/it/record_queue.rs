@@ -5,10 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use backbeat_broker::{
-    BatchItem, Deliveries, GroupProtocol, ProducerRecord, RecordQueue, Sender, TopicName, ensure_topics,
-};
-use backbeat_tests::{Cluster, KafkaProxy, ResponseError, runtime, stack, wait_until};
+use backbeat_broker::{BatchItem, Deliveries, GroupProtocol, ProducerRecord, RecordQueue, Sender, TopicName};
+use backbeat_tests::{Cluster, KafkaProxy, ResponseError, stack, wait_until};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
@@ -159,6 +157,11 @@ impl Member {
     }
 }
 
+/// The number of records read, by the last offset read of each partition.
+fn read(ends: &BTreeMap<i32, i64>) -> i64 {
+    ends.values().map(|last| last + 1).sum()
+}
+
 /// A producer of numbered records.
 struct Records {
     sender: Sender,
@@ -195,7 +198,6 @@ fn each_record_comes_once_and_in_order_through_rebalances_pauses_and_seeks() {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let mut members = vec![Member::join(&cluster)];
     let mut ends = BTreeMap::new();
-    let read = |ends: &BTreeMap<i32, i64>| ends.values().map(|last| last + 1).sum::<i64>();
     let mut joined = 1;
     wait_until("all records", LIMIT, || {
         for _ in 0..20 {
@@ -251,12 +253,10 @@ fn records_can_be_read_after_the_consumer_was_dropped() {
 #[test]
 fn partition_that_cannot_be_read_is_reported_and_continues_after_a_seek() {
     let proxy = KafkaProxy::start(&stack().bootstrap_servers());
-    let cluster = Cluster::at(proxy.bootstrap_servers(), stack().schema_registry());
-    runtime().block_on(ensure_topics(cluster.broker(), PARTITIONS, 1)).expect("the topics are created");
+    let cluster = Cluster::behind(&proxy, PARTITIONS);
     let mut records = Records::new(&cluster);
     let mut member = Member::join(&cluster);
     let mut ends = BTreeMap::new();
-    let read = |ends: &BTreeMap<i32, i64>| ends.values().map(|last| last + 1).sum::<i64>();
     for reason in [ResponseError::UnknownServerError, ResponseError::TopicAuthorizationFailed] {
         records.send(1_000);
         wait_until("all records", LIMIT, || {

@@ -14,7 +14,7 @@ use backbeat_schemas::{BarReport, BeatFrame, Record, wire};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use crate::{Program, run, wait_until};
+use crate::{KafkaProxy, Program, run, wait_until};
 
 const RECREATE_LIMIT: Duration = Duration::from_mins(1);
 
@@ -68,6 +68,13 @@ impl Cluster {
     /// Creates a cluster and its topics, `statusclaims` with `claim_partitions` partitions.
     pub fn new(claim_partitions: i32) -> Self {
         let cluster = Self::without_topics();
+        runtime().block_on(ensure_topics(&cluster.broker, claim_partitions, 1)).expect("the topics are created");
+        cluster
+    }
+
+    /// Creates a cluster and its topics like [`Self::new`]; its own clients and its programs connect to `proxy`.
+    pub fn behind(proxy: &KafkaProxy, claim_partitions: i32) -> Self {
+        let cluster = Self::at(proxy.bootstrap_servers(), stack().schema_registry());
         runtime().block_on(ensure_topics(&cluster.broker, claim_partitions, 1)).expect("the topics are created");
         cluster
     }

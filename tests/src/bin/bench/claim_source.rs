@@ -1,12 +1,13 @@
-//! A source of claims for benchmarks.
+//! Sources of records for benchmarks.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use backbeat_broker::{Deliveries, ProducerRecord, Sender, TopicName};
-use backbeat_schemas::{StatusClaim, testing, wire};
+use backbeat_schemas::{Record, StatusClaim, testing, wire};
 use backbeat_tests::{Cluster, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(5);
@@ -15,31 +16,51 @@ const AGENTS: u64 = 20_000;
 /// The interval between batches of claims.
 const BATCH_INTERVAL: Duration = Duration::from_millis(10);
 
-/// A producer of claims for a cluster.
-pub(crate) struct ClaimSource {
+/// A producer of the records of one topic of a cluster.
+pub(crate) struct RecordSource<R> {
     sender: Sender,
     deliveries: Arc<Deliveries>,
     topic: String,
     schema: u32,
+    record: PhantomData<fn(R)>,
 }
+
+impl<R: Record> RecordSource<R> {
+    pub(crate) fn new(cluster: &Cluster, topic: TopicName) -> Self {
+        let schema = cluster.register::<R>(topic);
+        let sender = Sender::new(cluster.broker(), topic, None).expect("a producer");
+        let topic = cluster.broker().topics().name(topic);
+        Self { sender, deliveries: Arc::default(), topic, schema, record: PhantomData }
+    }
+
+    /// Sends a record; waits while the producer's queue is full.
+    pub(crate) fn send(&self, key: &str, record: &R) {
+        let value = wire(self.schema, record);
+        let record = ProducerRecord { topic: &self.topic, key: Some(key.as_bytes()), value: &value, headers: &[] };
+        while self.sender.send(record, &self.deliveries).is_err() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Waits until Kafka has acknowledged all records.
+    pub(crate) fn wait_until_acknowledged(&self) {
+        wait_until("Kafka to acknowledge all records", LIMIT, || self.deliveries.outstanding() == 0);
+        assert_eq!(self.deliveries.failed(), 0);
+    }
+}
+
+/// A producer of claims for a cluster.
+pub(crate) struct ClaimSource(RecordSource<StatusClaim>);
 
 impl ClaimSource {
     pub(crate) fn new(cluster: &Cluster) -> Self {
-        let topics = cluster.broker().topics();
-        let schema = cluster.register::<StatusClaim>(TopicName::StatusClaims);
-        let sender = Sender::new(cluster.broker(), TopicName::StatusClaims, None).expect("a producer");
-        Self { sender, deliveries: Arc::default(), topic: topics.name(TopicName::StatusClaims), schema }
+        Self(RecordSource::new(cluster, TopicName::StatusClaims))
     }
 
     /// Sends a claim; waits while the producer's queue is full.
     pub(crate) fn send(&self, agent: u64, beat_index: i64) {
         let claim = claim(agent, beat_index);
-        let value = wire(self.schema, &claim);
-        let record =
-            ProducerRecord { topic: &self.topic, key: Some(claim.agent_id.as_bytes()), value: &value, headers: &[] };
-        while self.sender.send(record, &self.deliveries).is_err() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        self.0.send(&claim.agent_id, &claim);
     }
 
     /// Sends 20,000 claims per second, evenly, for the beat `newest`, until `done`.
@@ -60,8 +81,7 @@ impl ClaimSource {
 
     /// Waits until Kafka has acknowledged all claims.
     pub(crate) fn wait_until_acknowledged(&self) {
-        wait_until("Kafka to acknowledge all claims", LIMIT, || self.deliveries.outstanding() == 0);
-        assert_eq!(self.deliveries.failed(), 0);
+        self.0.wait_until_acknowledged();
     }
 }
 

@@ -23,7 +23,6 @@ const ROUNDS: usize = 3;
 const LIMIT: Duration = Duration::from_mins(5);
 
 /// The measurements of one pass over all claims.
-#[derive(Clone, Copy)]
 pub(crate) struct Pass {
     pub(crate) claims_per_second: f64,
     /// CPU seconds per million claims: on a shared machine they vary less than the wall clock.

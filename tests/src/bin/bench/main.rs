@@ -50,8 +50,9 @@ fn main() {
             eprintln!("measuring {name}");
             run(&mut table);
             // After each, because the next one may fail.
-            table.print();
             table.write();
         }
     }
+    table.print();
+    println!("\nwritten to target/bench.json");
 }

@@ -77,20 +77,17 @@ fn fill(cluster: &Cluster) {
     let claims = ClaimSource::new(cluster);
     let mut reader = cluster.reader::<BeatFrame>(TopicName::BeatFrames);
     let mut newest = || reader.last().expect("Kafka answers").map(|entry| entry.record);
-    let mut window = None;
+    let mut downbeat = wait_for("a downbeat", LIMIT, || newest().filter(|frame| frame.downbeat));
     for _ in 0..BARS {
-        let is_next = |frame: &BeatFrame| frame.downbeat && Some(frame.window_id) != window;
-        let downbeat = wait_for("the next downbeat", LIMIT, || newest().filter(is_next));
         for index in 0..CLAIMS_PER_BAR {
             claims.send(index % AGENTS, downbeat.beat_index.get());
         }
         claims.wait_until_acknowledged();
-        window = Some(downbeat.window_id);
-        let is_open = newest().is_some_and(|frame| Some(frame.window_id) == window);
+        let is_open = newest().is_some_and(|frame| frame.window_id == downbeat.window_id);
         assert!(is_open, "the machine is too slow: some claims were sent after their window's end");
+        let is_next = |frame: &BeatFrame| frame.downbeat && frame.window_id != downbeat.window_id;
+        downbeat = wait_for("the next downbeat", LIMIT, || newest().filter(is_next));
     }
-    let is_later = |frame: &BeatFrame| frame.downbeat && Some(frame.window_id) != window;
-    wait_for("the end of the last window", LIMIT, || newest().filter(is_later));
     drop(pulse);
 }
 

@@ -1,14 +1,13 @@
 //! The time from the start of pulse and of a reverb member until they work, with a long history of beats beside a short one.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use backbeat_broker::{Deliveries, ProducerRecord, Sender, TopicName};
-use backbeat_schemas::{BeatFrame, BeatIndex, HlcClock, Timestamp, testing, wire};
-use backbeat_tests::{Cluster, now_ms, wait_for, wait_until};
+use backbeat_broker::TopicName;
+use backbeat_schemas::{BeatFrame, HlcClock, Tempo, Timestamp, testing};
+use backbeat_tests::{Cluster, now_ms, wait_for};
 use rdkafka::consumer::Consumer;
 
-use crate::claim_source::ClaimSource;
+use crate::claim_source::{ClaimSource, RecordSource};
 use crate::table::{Row, Table, median};
 
 const POLL: Duration = Duration::from_millis(5);
@@ -20,6 +19,8 @@ const RECENT: u32 = 1_000;
 const CLAIMS: u64 = 1_000;
 const PARTITIONS: i32 = 12;
 const ROUNDS: usize = 5;
+/// The cluster's name in the frames of `testing::frame`.
+const CLUSTER: &str = "c";
 const BPM: &str = "1200";
 const BAR_LENGTH: u16 = 4;
 
@@ -48,14 +49,14 @@ fn startup(frames: u32) -> (f64, f64) {
         let newest = reader.last().expect("Kafka answers").expect("there are frames");
         reader.seek(newest.offset + 1).expect("Kafka answers");
         let began = Instant::now();
-        let args = ["--cluster", "c", "--bpm", BPM, "--max-bpm", BPM, "--bar", "4"];
+        let args = ["--cluster", CLUSTER, "--bpm", BPM, "--max-bpm", BPM, "--bar", "4"];
         let pulse = cluster.serve("pulse", &args);
         let poll = || reader.poll(POLL).unwrap_or_else(|error| panic!("{error}: {}", pulse.log()));
         let next = wait_for("a beat", LIMIT, poll);
         pulse_times.push(began.elapsed().as_secs_f64() * 1_000.0);
         assert!(next.record.beat_index > newest.record.beat_index);
         let began = Instant::now();
-        let reverb = cluster.serve("reverb", &["--cluster", "c"]);
+        let reverb = cluster.serve("reverb", &["--cluster", CLUSTER]);
         reverb.wait_ready();
         reverb_times.push(began.elapsed().as_secs_f64() * 1_000.0);
     }
@@ -68,14 +69,10 @@ fn publish_frames(cluster: &Cluster, count: u32) {
     let claims = cluster.broker().topics().name(TopicName::StatusClaims);
     let end = |partition| consumer.fetch_watermarks(&claims, partition, LIMIT).expect("Kafka answers").1;
     let ends: Vec<i64> = (0..PARTITIONS).map(end).collect();
-    let topic = cluster.broker().topics().name(TopicName::BeatFrames);
-    let schema = cluster.register::<BeatFrame>(TopicName::BeatFrames);
-    let sender = Sender::new(cluster.broker(), TopicName::BeatFrames, None).expect("a producer");
-    let deliveries = Arc::<Deliveries>::default();
-    let tempo = BPM.parse().expect("a valid tempo");
+    let frames = RecordSource::new(cluster, TopicName::BeatFrames);
+    let tempo: Tempo = BPM.parse().expect("a valid tempo");
+    let period = tempo.period_ms();
     let mut clock = HlcClock::new(1);
-    let first = testing::frame(0, BAR_LENGTH);
-    let period = BeatFrame { tempo_bpm: tempo, ..first }.tempo_bpm.period_ms();
     let start = Timestamp::from_millis(now_ms() as i64 - i64::from(count) * period);
     for index in 0..count {
         let at = start.plus_millis(i64::from(index) * period);
@@ -85,17 +82,11 @@ fn publish_frames(cluster: &Cluster, count: u32) {
             tempo_bpm: tempo,
             scheduled_at: at,
             emitted_at: at,
-            anchor_beat: BeatIndex::ZERO,
             anchor_at: start,
             claim_offsets: if index + RECENT < count { vec![0; ends.len()] } else { ends.clone() },
             ..testing::frame(index, BAR_LENGTH)
         };
-        let value = wire(schema, &frame);
-        let record = ProducerRecord { topic: &topic, key: Some(b"c"), value: &value, headers: &[] };
-        while sender.send(record, &deliveries).is_err() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        frames.send(CLUSTER, &frame);
     }
-    wait_until("Kafka to acknowledge all frames", LIMIT, || deliveries.outstanding() == 0);
-    assert_eq!(deliveries.failed(), 0);
+    frames.wait_until_acknowledged();
 }

@@ -68,7 +68,6 @@ impl Table {
         figures.extend(self.rows.iter().map(figure));
         let text = serde_json::to_string_pretty(&figures).expect("figures are JSON");
         std::fs::write(&path, text + "\n").unwrap_or_else(|error| panic!("cannot write {}: {error}", path.display()));
-        println!("\nwritten to target/bench.json");
     }
 }
 
