@@ -99,6 +99,11 @@ impl Devstack {
         self.kafka.brokers.len()
     }
 
+    /// Returns the process id of one broker. `index` counts from 0.
+    pub fn broker_pid(&self, index: usize) -> i32 {
+        self.kafka.brokers[index].process.pid()
+    }
+
     /// Returns the base URL of the registry's Confluent API.
     pub fn schema_registry(&self) -> String {
         self.registry.url()

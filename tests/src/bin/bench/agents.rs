@@ -32,7 +32,7 @@ pub(crate) fn run(table: &mut Table) {
     let (one, _) = idle_mib("1");
     let (many, cluster) = idle_mib(&agents);
     table.add(Row {
-        name: "agentsim_bytes_per_agent",
+        name: "agentsim_bytes_per_agent".into(),
         value: (many - one) * MIB / f64::from(AGENTS),
         unit: "B",
         baseline: "goal",
@@ -64,14 +64,14 @@ fn at_24_bpm(table: &mut Table, agents: &str) {
     let peak = peak_mib(sim.pid());
     let summary = stop(&mut sim);
     table.add(Row {
-        name: "agentsim_cores_100k_agents",
+        name: "agentsim_cores_100k_agents".into(),
         value: cores,
         unit: "cores",
         baseline: "goal",
         baseline_value: CORES_GOAL,
     });
     table.add(Row {
-        name: "agentsim_peak_mib_100k_agents",
+        name: "agentsim_peak_mib_100k_agents".into(),
         value: peak,
         unit: "MiB",
         baseline: "",
@@ -79,7 +79,7 @@ fn at_24_bpm(table: &mut Table, agents: &str) {
     });
     let p99 = summary["latency_ms"]["p99"].as_f64().expect("a number");
     table.add(Row {
-        name: "agentsim_ack_p99_ms_100k_agents",
+        name: "agentsim_ack_p99_ms_100k_agents".into(),
         value: p99,
         unit: "ms",
         baseline: "a beat",
@@ -108,7 +108,7 @@ fn at_full_speed(table: &mut Table) {
         ("agentsim_vs_perf_test", sim, "rdkafka_performance, no keys", perf_test),
         ("sdk_vs_perf_test", sdk, "rdkafka_performance, no keys", perf_test),
     ] {
-        table.add(Row { name, value, unit: "claims/s", baseline, baseline_value });
+        table.add(Row { name: name.into(), value, unit: "claims/s", baseline, baseline_value });
     }
 }
 

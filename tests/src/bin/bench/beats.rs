@@ -9,7 +9,7 @@ use backbeat_broker::TopicName;
 use backbeat_schemas::BeatFrame;
 use backbeat_tests::{Cluster, PulseNodes, now_ms, percentile, wait_until};
 
-use crate::claim_source::ClaimSource;
+use crate::claim_source::{ClaimSource, Load};
 use crate::table::{Row, Table};
 
 const LIMIT: Duration = Duration::from_mins(1);
@@ -50,11 +50,11 @@ pub(crate) fn run(table: &mut Table) {
     ] {
         for (name, percent) in names.into_iter().zip([50, 95, 99, 100]) {
             let (value, baseline_value) = (percentile(&run.jitter, percent), percentile(&run.bare, percent));
-            table.add(Row { name, value, unit: "ms", baseline: "a bare sleeping thread", baseline_value });
+            table.add(Row { name: name.into(), value, unit: "ms", baseline: "a bare sleeping thread", baseline_value });
         }
     }
     table.add(Row {
-        name: "pulse_jitter_p99_over_bare_ms",
+        name: "pulse_jitter_p99_over_bare_ms".into(),
         value: percentile(&many.jitter, 99) - percentile(&many.bare, 99),
         unit: "ms",
         baseline: "goal",
@@ -67,11 +67,17 @@ pub(crate) fn run(table: &mut Table) {
         for (name, percent) in names.into_iter().zip([50, 95, 99]) {
             let value = percentile(&run.delivery, percent);
             let baseline = "required (PER-001, p95)";
-            table.add(Row { name, value, unit: "ms", baseline, baseline_value: DELIVERY_REQUIRED_MS });
+            table.add(Row { name: name.into(), value, unit: "ms", baseline, baseline_value: DELIVERY_REQUIRED_MS });
         }
     }
     let drift = [&slow, &fast, &many, &loaded].map(|run| run.drift_ms.abs()).into_iter().fold(0.0, f64::max);
-    table.add(Row { name: "schedule_drift_ms", value: drift, unit: "ms", baseline: "goal", baseline_value: 0.0 });
+    table.add(Row {
+        name: "schedule_drift_ms".into(),
+        value: drift,
+        unit: "ms",
+        baseline: "goal",
+        baseline_value: 0.0,
+    });
 }
 
 /// The measurements of one run, in milliseconds.
@@ -93,7 +99,8 @@ fn measure(bpm: &str, beats: usize, loaded: bool) -> Run {
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         if loaded {
-            scope.spawn(|| ClaimSource::new(&cluster).send_at_constant_rate(&AtomicI64::new(0), &done));
+            scope
+                .spawn(|| ClaimSource::new(&cluster).send_at_constant_rate(Load::default(), &AtomicI64::new(0), &done));
         }
         let run = receive_beats(&cluster, beats, scope);
         done.store(true, Ordering::Relaxed);

@@ -11,10 +11,8 @@ use backbeat_schemas::{Record, StatusClaim, testing, wire};
 use backbeat_tests::{Cluster, wait_until};
 
 const LIMIT: Duration = Duration::from_mins(5);
-const CLAIMS_PER_SECOND: u64 = 20_000;
-const AGENTS: u64 = 20_000;
-/// The interval between batches of claims.
-const BATCH_INTERVAL: Duration = Duration::from_millis(10);
+/// The number of batches of claims a second.
+const BATCHES_PER_SECOND: u32 = 100;
 
 /// A producer of the records of one topic of a cluster.
 pub(crate) struct RecordSource<R> {
@@ -49,6 +47,19 @@ impl<R: Record> RecordSource<R> {
     }
 }
 
+/// What a fleet sends.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Load {
+    pub(crate) agents: u64,
+    pub(crate) claims_per_second: u64,
+}
+
+impl Default for Load {
+    fn default() -> Self {
+        Self { agents: 20_000, claims_per_second: 20_000 }
+    }
+}
+
 /// A producer of claims for a cluster.
 pub(crate) struct ClaimSource(RecordSource<StatusClaim>);
 
@@ -63,18 +74,19 @@ impl ClaimSource {
         self.0.send(&claim.agent_id, &claim);
     }
 
-    /// Sends 20,000 claims per second, evenly, for the beat `newest`, until `done`.
-    pub(crate) fn send_at_constant_rate(&self, newest: &AtomicI64, done: &AtomicBool) {
-        let batch_size = CLAIMS_PER_SECOND / 100;
+    /// Sends the claims of `load` evenly, the agents in turn, each claim for the beat `newest`, until `done`.
+    pub(crate) fn send_at_constant_rate(&self, load: Load, newest: &AtomicI64, done: &AtomicBool) {
         let began = Instant::now();
-        for batch in 0_u32.. {
+        let mut sent = 0;
+        for batch in 1.. {
             if done.load(Ordering::Relaxed) {
                 break;
             }
-            for index in 0..batch_size {
-                self.send((u64::from(batch) * batch_size + index) % AGENTS, newest.load(Ordering::Relaxed));
+            while sent < load.claims_per_second * u64::from(batch) / u64::from(BATCHES_PER_SECOND) {
+                self.send(sent % load.agents, newest.load(Ordering::Relaxed));
+                sent += 1;
             }
-            thread::sleep((BATCH_INTERVAL * (batch + 1)).saturating_sub(began.elapsed()));
+            thread::sleep((Duration::from_secs(1) / BATCHES_PER_SECOND * batch).saturating_sub(began.elapsed()));
         }
         self.wait_until_acknowledged();
     }

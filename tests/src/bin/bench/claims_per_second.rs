@@ -49,28 +49,28 @@ pub(crate) fn run(table: &mut Table) {
     }
     let of = |passes: &[Pass], figure: fn(&Pass) -> f64| median(passes.iter().map(figure).collect());
     table.add(Row {
-        name: "reverb_vs_bare_consumer",
+        name: "reverb_vs_bare_consumer".into(),
         value: of(&reverb, |pass| pass.claims_per_second),
         unit: "claims/s",
         baseline: "bare consumer that counts them",
         baseline_value: of(&bare, |pass| pass.claims_per_second),
     });
     table.add(Row {
-        name: "reverb_claims_per_s_per_core",
+        name: "reverb_claims_per_s_per_core".into(),
         value: 1e6 / of(&reverb, |pass| pass.cpu_per_million),
         unit: "claims/s",
         baseline: "goal",
         baseline_value: PER_CORE_GOAL,
     });
     table.add(Row {
-        name: "reverb_cpu_s_per_million_claims",
+        name: "reverb_cpu_s_per_million_claims".into(),
         value: of(&reverb, |pass| pass.cpu_per_million),
         unit: "CPU s / 1M",
         baseline: "bare consumer that counts them",
         baseline_value: of(&bare, |pass| pass.cpu_per_million),
     });
     table.add(Row {
-        name: "reverb_rss_replay_mib",
+        name: "reverb_rss_replay_mib".into(),
         value: median(peaks),
         unit: "MiB",
         baseline: "goal",

@@ -41,11 +41,11 @@ pub(crate) fn run(table: &mut Table) {
         ("sdk_local_drift_ppm", &local, "goal", GOAL_PPM),
     ] {
         let value = ((slope(points) / period_ms - 1.0) * 1e6).abs();
-        table.add(Row { name, value, unit: "ppm", baseline, baseline_value });
+        table.add(Row { name: name.into(), value, unit: "ppm", baseline, baseline_value });
     }
 
     table.add(Row {
-        name: "sdk_local_drift_hour_ppm",
+        name: "sdk_local_drift_hour_ppm".into(),
         value: simulated_hour(frame),
         unit: "ppm",
         baseline: "goal",

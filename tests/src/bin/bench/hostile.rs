@@ -69,11 +69,11 @@ pub(crate) fn run(table: &mut Table) {
         let outcome = measure(warm_up, act);
         let baseline = "the same without an attack";
         let (value, baseline_value) = (outcome.delay_p99_ms, quiet.delay_p99_ms);
-        table.add(Row { name: delay, value, unit: "ms", baseline, baseline_value });
+        table.add(Row { name: delay.into(), value, unit: "ms", baseline, baseline_value });
         let value = outcome.late_claims as f64;
-        table.add(Row { name: late, value, unit: "claims", baseline, baseline_value: quiet.late_claims as f64 });
+        table.add(Row { name: late.into(), value, unit: "claims", baseline, baseline_value: quiet.late_claims as f64 });
         let (value, baseline) = (outcome.peak_mib, "limit");
-        table.add(Row { name: peak, value, unit: "MiB", baseline, baseline_value: MEMORY_LIMIT_MIB });
+        table.add(Row { name: peak.into(), value, unit: "MiB", baseline, baseline_value: MEMORY_LIMIT_MIB });
     }
 }
 

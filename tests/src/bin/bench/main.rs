@@ -5,6 +5,7 @@
 
 mod agents;
 mod beats;
+mod chart;
 mod claim_source;
 mod claims_per_second;
 mod drift;
@@ -14,6 +15,7 @@ mod peers;
 mod perf_test;
 mod reports;
 mod reverb_takeover;
+mod scale;
 mod startup;
 mod table;
 mod takeover;
@@ -24,7 +26,7 @@ use table::Table;
 type Benchmark = (&'static str, fn(&mut Table));
 
 fn main() {
-    let benchmarks: [Benchmark; 11] = [
+    let benchmarks: [Benchmark; 12] = [
         ("takeover", takeover::run),
         ("beats", beats::run),
         ("claims", claims_per_second::run),
@@ -36,6 +38,7 @@ fn main() {
         ("agents", agents::run),
         ("peers", peers::run),
         ("startup", startup::run),
+        ("scale", scale::run),
     ];
     let chosen: Vec<String> = std::env::args().skip(1).collect();
     if let Some(unknown) = chosen.iter().find(|chosen| benchmarks.iter().all(|(name, _)| name != chosen)) {

@@ -60,7 +60,7 @@ pub(crate) fn run(table: &mut Table) {
     for (unit, figure, names) in figures {
         for (name, store) in names.into_iter().zip([IN_MEMORY, ROCKSDB]) {
             table.add(Row {
-                name,
+                name: name.into(),
                 value: of(store, figure),
                 unit,
                 baseline: "reverb",

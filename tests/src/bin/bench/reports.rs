@@ -10,7 +10,7 @@ use backbeat_broker::TopicName;
 use backbeat_schemas::{BarReport, BeatFrame};
 use backbeat_tests::{Cluster, now_ms, percentile, wait_for, wait_until};
 
-use crate::claim_source::ClaimSource;
+use crate::claim_source::{ClaimSource, Load};
 use crate::table::{Row, Table, median};
 
 const POLL: Duration = Duration::from_millis(5);
@@ -27,10 +27,16 @@ pub(crate) fn run(table: &mut Table) {
     let delays = delays();
     for (name, percent) in [("report_delay_p50_ms", 50), ("report_delay_p95_ms", 95), ("report_delay_p99_ms", 99)] {
         let value = percentile(&delays, percent);
-        table.add(Row { name, value, unit: "ms", baseline: "goal for the p99", baseline_value: DELAY_GOAL_MS });
+        table.add(Row {
+            name: name.into(),
+            value,
+            unit: "ms",
+            baseline: "goal for the p99",
+            baseline_value: DELAY_GOAL_MS,
+        });
     }
     table.add(Row {
-        name: "eos_share_percent",
+        name: "eos_share_percent".into(),
         value: median((0..REPLAYS).map(|_| transactions_share_percent()).collect()),
         unit: "% of the time",
         baseline: "goal",
@@ -46,7 +52,7 @@ fn delays() -> Vec<f64> {
     wait_until("a report", LIMIT, || !cluster.reports().is_empty());
     let (newest, done) = (AtomicI64::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
-        scope.spawn(|| ClaimSource::new(&cluster).send_at_constant_rate(&newest, &done));
+        scope.spawn(|| ClaimSource::new(&cluster).send_at_constant_rate(Load::default(), &newest, &done));
         let deadline = Instant::now() + 10 * LIMIT;
         let received = watch(&cluster, &newest, |received| {
             assert!(Instant::now() < deadline, "{received} reports: {}", reverb.log());
@@ -98,7 +104,7 @@ fn transactions_share_percent() -> f64 {
     wait_until("a beat", LIMIT, || !cluster.frames().is_empty());
     let (newest, done) = (AtomicI64::new(0), AtomicBool::new(false));
     thread::scope(|scope| {
-        scope.spawn(|| ClaimSource::new(&cluster).send_at_constant_rate(&newest, &done));
+        scope.spawn(|| ClaimSource::new(&cluster).send_at_constant_rate(Load::default(), &newest, &done));
         let mut frames = cluster.reader::<BeatFrame>(TopicName::BeatFrames);
         frames.seek(0).expect("Kafka answers");
         while newest.load(Ordering::Relaxed) < 2 * REPLAYED_WINDOWS {

@@ -56,7 +56,7 @@ pub(crate) fn run(table: &mut Table) {
         ),
     ];
     for (name, value, baseline, baseline_value) in rows {
-        table.add(Row { name, value, unit: "ms", baseline, baseline_value });
+        table.add(Row { name: name.into(), value, unit: "ms", baseline, baseline_value });
     }
 }
 

@@ -23,34 +23,41 @@ const ROUNDS: usize = 5;
 const CLUSTER: &str = "c";
 const BPM: &str = "1200";
 const BAR_LENGTH: u16 = 4;
+/// The flags of pulse on a cluster of [`cluster_with_history`].
+pub(crate) const PULSE_FLAGS: [&str; 8] = ["--cluster", CLUSTER, "--bpm", BPM, "--max-bpm", BPM, "--bar", "4"];
 
 pub(crate) fn run(table: &mut Table) {
-    let ((pulse_short, reverb_short), (pulse_long, reverb_long)) = (startup(SHORT), startup(LONG));
+    let [(pulse_short, reverb_short), (pulse_long, reverb_long)] =
+        [SHORT, LONG].map(|frames| startup(&cluster_with_history(frames)));
     for (name, value, baseline_value) in [
         ("pulse_startup_ms_2m_frames", pulse_long, pulse_short),
         ("reverb_startup_ms_2m_frames", reverb_long, reverb_short),
     ] {
-        table.add(Row { name, value, unit: "ms", baseline: "with 10,000 frames", baseline_value });
+        table.add(Row { name: name.into(), value, unit: "ms", baseline: "with 10,000 frames", baseline_value });
     }
 }
 
-/// The medians, in milliseconds, of the times from the start of pulse to its first beat and from the start of a member until it
-/// is ready, after `frames` frames.
-fn startup(frames: u32) -> (f64, f64) {
+/// A cluster after `frames` frames, with the offsets of reverb's group at the end.
+pub(crate) fn cluster_with_history(frames: u32) -> Cluster {
     let cluster = Cluster::new(PARTITIONS);
     let claims = ClaimSource::new(&cluster);
     (0..CLAIMS).for_each(|agent| claims.send(agent, 0));
     claims.wait_until_acknowledged();
     publish_frames(&cluster, frames);
     cluster.reset_offsets(&["--to-latest"]);
+    cluster
+}
+
+/// The medians, in milliseconds, of the times from the start of pulse to its first beat and from the start of a member until it
+/// is ready.
+pub(crate) fn startup(cluster: &Cluster) -> (f64, f64) {
     let mut reader = cluster.reader::<BeatFrame>(TopicName::BeatFrames);
     let (mut pulse_times, mut reverb_times) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let newest = reader.last().expect("Kafka answers").expect("there are frames");
         reader.seek(newest.offset + 1).expect("Kafka answers");
         let began = Instant::now();
-        let args = ["--cluster", CLUSTER, "--bpm", BPM, "--max-bpm", BPM, "--bar", "4"];
-        let pulse = cluster.serve("pulse", &args);
+        let pulse = cluster.serve("pulse", &PULSE_FLAGS);
         let poll = || reader.poll(POLL).unwrap_or_else(|error| panic!("{error}: {}", pulse.log()));
         let next = wait_for("a beat", LIMIT, poll);
         pulse_times.push(began.elapsed().as_secs_f64() * 1_000.0);

@@ -13,7 +13,7 @@ pub(crate) struct Table {
 /// A figure and its baseline.
 pub(crate) struct Row {
     /// The figure's name in `target/bench.json`.
-    pub(crate) name: &'static str,
+    pub(crate) name: String,
     /// The measured value.
     pub(crate) value: f64,
     /// The unit of both values.
@@ -58,7 +58,7 @@ impl Table {
         let figure = |row: &Row| {
             let baseline = json!({ "name": row.baseline, "value": row.baseline_value });
             (
-                row.name.to_owned(),
+                row.name.clone(),
                 json!({ "value": row.value, "unit": row.unit, "beside": baseline, "ratio": row.ratio() }),
             )
         };
