@@ -6,11 +6,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use backbeat_broker::{BatchItem, Deliveries, GroupProtocol, ProducerRecord, RecordQueue, Sender, TopicName};
+use backbeat_schemas::{Header, StatusClaim, WriterSchema, testing, wire};
 use backbeat_tests::{Cluster, KafkaProxy, ResponseError, stack, wait_until};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, Rebalance};
-use rdkafka::{ClientContext, Offset, TopicPartitionList};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{ClientConfig, ClientContext, Offset, TopicPartitionList};
 
 const LIMIT: Duration = Duration::from_mins(2);
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -279,4 +281,102 @@ fn partition_that_cannot_be_read_is_reported_and_continues_after_a_seek() {
         assert_eq!(proxy.fetches_to_refuse(), 0, "the fault was caused");
         assert_eq!(failed.len(), 1, "{failed:?}");
     }
+}
+
+/// The bytes of a record are in librdkafka's memory, of batches in each codec.
+#[test]
+fn claims_of_any_bytes_are_the_same_in_a_batch() {
+    let cluster = Cluster::new(CODECS.len() as i32);
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    let sent = (0..).zip(CODECS).map(|(partition, codec)| send_corrupt_claims(&cluster, partition, codec, &mut rng));
+    let sent: Vec<Vec<CorruptClaim>> = sent.collect();
+    let topic = cluster.broker().topics().name(TopicName::StatusClaims);
+    let settings = cluster.broker().group_member(GroupProtocol::Classic, Duration::from_secs(6));
+    let consumer: Arc<BaseConsumer> = Arc::new(settings.create().expect("a consumer"));
+    let mut queue = RecordQueue::new(&consumer, MAX_BATCH);
+    let mut assignment = TopicPartitionList::new();
+    for partition in 0..CODECS.len() as i32 {
+        assignment.add_partition_offset(&topic, partition, Offset::Beginning).expect("a valid partition");
+    }
+    consumer.assign(&assignment).expect("the partitions are assigned");
+    for partition in 0..CODECS.len() as i32 {
+        let seek = || consumer.seek(&topic, partition, Offset::Offset(0), TIMEOUT).is_ok();
+        wait_until("the partition to start", LIMIT, seek);
+        queue.take_over(&topic, partition).expect("the partition is assigned");
+    }
+    let mut next = CODECS.map(|_| 0);
+    let (mut valid, mut invalid) = (0, 0);
+    wait_until("all records", LIMIT, || {
+        assert!(consumer.poll(Duration::ZERO).is_none_or(|polled| polled.is_ok()));
+        for item in queue.take(Duration::from_millis(10)).iter() {
+            let BatchItem::Record(record) = item else { panic!("{item:?}") };
+            let partition = record.partition as usize;
+            let expected = &sent[partition][record.offset as usize];
+            // What the consumer's own queue had before the seek is read again.
+            assert_eq!(record.offset as usize, next[partition]);
+            next[partition] += 1;
+            assert_eq!((record.key, record.value), (expected.key.as_deref(), expected.value.as_deref()));
+            let [decoded, again] = [record.value, expected.value.as_deref()].map(decode);
+            assert_eq!(decoded, again);
+            *(if decoded.is_ok() { &mut valid } else { &mut invalid }) += 1;
+        }
+        next.iter().zip(&sent).all(|(next, sent)| *next == sent.len())
+    });
+    assert!(valid > 1_000 && invalid > 1_000, "{valid} valid claims, {invalid} invalid");
+}
+
+const CODECS: [&str; 5] = ["none", "gzip", "snappy", "lz4", "zstd"];
+
+/// A record whose bytes may be anything.
+struct CorruptClaim {
+    key: Option<Vec<u8>>,
+    value: Option<Vec<u8>>,
+}
+
+/// Sends claims with some of their bytes changed to a partition, compressed.
+fn send_corrupt_claims(cluster: &Cluster, partition: i32, codec: &str, rng: &mut ChaCha8Rng) -> Vec<CorruptClaim> {
+    let topic = cluster.broker().topics().name(TopicName::StatusClaims);
+    let producer: BaseProducer = ClientConfig::new()
+        .set("bootstrap.servers", cluster.broker().bootstrap_servers())
+        .set("compression.codec", codec)
+        .set("enable.idempotence", "true")
+        .create()
+        .expect("a producer");
+    let sent: Vec<CorruptClaim> = (0..3_000).map(|number| corrupt_claim(number, rng)).collect();
+    for claim in &sent {
+        let mut record = BaseRecord::to(&topic).partition(partition);
+        record.key = claim.key.as_ref();
+        record.payload = claim.value.as_ref();
+        producer.send(record).map_err(|(error, _)| error).expect("a place in the queue");
+    }
+    producer.flush(LIMIT).expect("Kafka acknowledges the records");
+    sent
+}
+
+fn corrupt_claim(number: u32, rng: &mut ChaCha8Rng) -> CorruptClaim {
+    let claim = testing::claim(&format!("agent-{number}"), i64::from(number));
+    let key = (!rng.random_ratio(1, 20)).then(|| claim.agent_id.clone().into_bytes());
+    if rng.random_ratio(1, 50) {
+        return CorruptClaim { key, value: None };
+    }
+    let mut value = wire(1, &claim);
+    for _ in 0..rng.random_range(0..3) {
+        let at = rng.random_range(0..value.len());
+        match rng.random_range(0..3) {
+            0 => value[at] = rng.random(),
+            1 => value.insert(at, rng.random()),
+            _ => value.truncate(at + 1),
+        }
+    }
+    if rng.random_ratio(1, 50) {
+        value.clear();
+    }
+    CorruptClaim { key, value: Some(value) }
+}
+
+/// Decodes as reverb does: the claim or the error, as text.
+fn decode(value: Option<&[u8]>) -> Result<String, String> {
+    let (_, body) = Header::split(value.ok_or("no value")?).map_err(|error| error.to_string())?;
+    let claim = WriterSchema::<StatusClaim>::own().decode_borrowed(body).map_err(|error| error.to_string())?;
+    Ok(format!("{claim:?}"))
 }
