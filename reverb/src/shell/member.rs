@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::bail;
-use backbeat_broker::{BatchItem, ClientWatch, Entry, LogReader, RecordQueue, Sender, TopicName};
+use backbeat_broker::{BatchItem, ClientWatch, Entry, LogReader, RecordQueue, Sender, TopicName, list_offsets};
 use backbeat_schemas::{BarPartial, BarReport, BeatFrame, BeatIndex, PartialBody, Record};
 use backbeat_service::Shutdown;
 use rdkafka::consumer::{CommitMode, Consumer};
@@ -48,6 +48,8 @@ const RESOLVE_INTERVAL: Duration = Duration::from_millis(50);
 const KEPT_BARS: i64 = 16;
 /// Time for librdkafka to answer a seek. The next turn of the loop tries again.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(1);
+/// The longest wait for a response that is not needed.
+const WAKE_TIMEOUT: Duration = Duration::from_millis(10);
 /// Reports read at the start, for `/api/v1/windows`.
 const KNOWN_REPORTS: i64 = 200;
 /// Time at shutdown for unacknowledged partials and dead letters.
@@ -374,6 +376,7 @@ impl Member {
     }
 
     fn advance(&mut self) {
+        let mut resumed = Vec::new();
         for partition in self.partitions.values_mut() {
             let id = partition.id;
             if let Some(offset) = partition.seek_offset() {
@@ -400,7 +403,12 @@ impl Member {
                 list.add_partition(&self.topic, partition.id);
                 let done = if must_pause { self.consumer.pause(&list) } else { self.consumer.resume(&list) };
                 match done {
-                    Ok(()) => partition.paused = must_pause,
+                    Ok(()) => {
+                        partition.paused = must_pause;
+                        if !must_pause {
+                            resumed.push(id);
+                        }
+                    }
                     Err(error) => {
                         tracing::warn!(%error, partition = partition.id, must_pause, "cannot pause or resume a partition");
                     }
@@ -409,6 +417,18 @@ impl Member {
             if let Some(position) = partition.core.as_ref().and_then(Partition::committable) {
                 self.group.set_committable(partition.id, position);
             }
+        }
+        self.wake_fetcher(&resumed);
+    }
+
+    /// Makes librdkafka fetch partitions that were resumed. It does not wake the thread of their broker, which sleeps for up to
+    /// a second while it has nothing else to fetch (librdkafka 2.12.1, `rd_kafka_toppar_pause_resume`). A request does, so
+    /// nobody waits for its response.
+    fn wake_fetcher(&self, resumed: &[i32]) {
+        let response =
+            list_offsets(&self.consumer, &self.topic, resumed.iter().copied(), Offset::Beginning, WAKE_TIMEOUT);
+        if let Err(error) = response {
+            tracing::debug!(%error, "the request that wakes librdkafka's fetcher was not answered");
         }
     }
 
