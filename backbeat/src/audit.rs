@@ -116,17 +116,17 @@ fn as_text(audited: &AuditedWindow) -> String {
         Finding::Missing => format!("missing       beat {beat}  window {id}"),
         Finding::NotRetained => format!("not retained  beat {beat}  window {id}: its claims are not all retained"),
         Finding::Different { published, computed } => {
-            let fields = differences(&json!(published), &json!(computed));
+            let fields = differences("computed", &json!(published), &json!(computed));
             format!("different     beat {beat}  window {id}: {}", fields.join(", "))
         }
     }
 }
 
-/// Returns `field published, computed value` for each field that differs.
-fn differences(published: &Value, computed: &Value) -> Vec<String> {
+/// Returns `field published, <name> value` for each field in which the report `other`, named so, differs.
+pub(crate) fn differences(name: &str, published: &Value, other: &Value) -> Vec<String> {
     let fields = published.as_object().into_iter().flatten();
-    let differing = fields.filter(|(field, value)| computed[field.as_str()] != **value);
-    differing.map(|(field, value)| format!("{field} {value}, computed {}", computed[field.as_str()])).collect()
+    let differing = fields.filter(|(field, value)| other[field.as_str()] != **value);
+    differing.map(|(field, value)| format!("{field} {value}, {name} {}", other[field.as_str()])).collect()
 }
 
 fn as_json(audited: &AuditedWindow) -> Value {

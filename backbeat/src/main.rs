@@ -1,7 +1,9 @@
 //! The `backbeat` CLI, for operators: see `backbeat --help`.
 
+mod agent;
 mod audit;
 mod console;
+mod corrections;
 mod dev;
 mod dev_state;
 mod generate;
@@ -62,6 +64,12 @@ enum Command {
     ///
     /// Exits with 0 if all are identical, with 3 if one is different, missing or duplicate.
     Audit(audit::Args),
+    /// Shows what reports would say if the claims that came late until now had come in time. Writes nothing.
+    Corrections(corrections::Args),
+    /// Shows what one agent claimed, bar by bar, and what became of each claim: counted, late or invalid.
+    Agent(agent::Args),
+    /// Says in words why an agent's claim for a beat counted or did not.
+    Explain(agent::ExplainArgs),
     /// Resets reverb's consumer group, so that it recomputes reports from a given window; without --execute, shows the plan.
     Replay(replay::Args),
     /// Prints records as JSON lines.
@@ -103,6 +111,9 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Dev(args) => dev::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Audit(args) => audit::run(&args),
+        Command::Corrections(args) => corrections::run(&args),
+        Command::Agent(args) => agent::run(&args),
+        Command::Explain(args) => agent::explain(&args),
         Command::Replay(args) => replay::run(&args),
         Command::Tempo(args) => tempo::run(&args),
         Command::Status(args) => status::run(&args),

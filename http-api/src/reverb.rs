@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use backbeat_schemas::{BarReport, BeatIndex, Verdict, WindowId};
+use backbeat_schemas::{BarReport, BeatIndex, StatusClaim, Verdict, WindowId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -125,6 +125,77 @@ pub struct Windows {
     pub windows: Vec<WindowStatus>,
     /// The value of `before` for the next page, if there is one.
     pub next_before: Option<BeatIndex>,
+}
+
+/// The body of `/api/v1/agents/{id}/claims`: an agent's claims, bar by bar.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct AgentHistory {
+    /// The partitions of `statusclaims` that were read. More than one if partitions were added meanwhile, or if all were asked for.
+    pub partitions: Vec<i32>,
+    /// The number of records that were read in them.
+    pub records: u64,
+    /// The bars in order.
+    pub bars: Vec<AgentBar>,
+}
+
+/// An agent's claims of one bar.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct AgentBar {
+    /// The window's id.
+    pub window_id: WindowId,
+    /// The bar's first beat.
+    pub from_beat: BeatIndex,
+    /// The bar's last beat.
+    pub to_beat: BeatIndex,
+    /// False while claims may still count in the window.
+    pub closed: bool,
+    /// False if retention has deleted some of the window's claims in these partitions.
+    pub retained: bool,
+    /// The number of claims that count in the window.
+    pub counted: usize,
+    /// The claims for the bar's beats, and those that arrived in the bar without a beat of any of these bars, in log order.
+    pub claims: Vec<AgentClaim>,
+}
+
+/// A record of the agent, and what became of it.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct AgentClaim {
+    /// The partition.
+    pub partition: i32,
+    /// The offset.
+    pub offset: i64,
+    /// True if the agent's key belongs to another partition.
+    pub misplaced: bool,
+    /// The beat on which the record arrived; `None` if that is not known yet.
+    pub arrival_beat: Option<BeatIndex>,
+    /// The claim; `None` if the record cannot be decoded.
+    pub claim: Option<StatusClaim>,
+    /// What became of it.
+    #[serde(flatten)]
+    pub outcome: ClaimOutcome,
+}
+
+/// What became of a claim.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(tag = "outcome", rename_all = "snake_case")]
+pub enum ClaimOutcome {
+    /// It counts in the window of its beat.
+    Counted,
+    /// It arrived when its beat's window was closed.
+    Late {
+        /// The number of beats between the last one on which it would have counted and its arrival; `None` if its window is older
+        /// than the frames that were read.
+        late_by_beats: Option<i64>,
+    },
+    /// It is a dead letter.
+    Invalid {
+        /// The short name of the reason, as in the dead letter.
+        reason: Cow<'static, str>,
+        /// The rule that it breaks.
+        message: String,
+    },
+    /// The next frame decides.
+    AwaitsBeat,
 }
 
 /// One SLO and its recent measurements.

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-use crate::{BarReport, BeatFrame, BeatIndex, Record, Tempo, Timestamp, Verdict, WindowId};
+use crate::{BarReport, BeatFrame, BeatIndex, Record, StatusClaim, Tempo, Timestamp, Verdict, WindowId};
 
 fn schema(json: Value) -> RefOr<Schema> {
     RefOr::T(serde_json::from_value(json).expect("what is built here is a JSON schema"))
@@ -18,6 +18,10 @@ fn record<R: Record>() -> RefOr<Schema> {
 
 /// Translates those Avro types that the records shown over HTTP use.
 fn json_schema(avro: &Value) -> Value {
+    // A union of null and another type.
+    if let Some([_, present]) = avro.as_array().map(Vec::as_slice) {
+        return json!({ "oneOf": [{ "type": "null" }, json_schema(present)] });
+    }
     match avro.as_str().or_else(|| avro["logicalType"].as_str()).or_else(|| avro["type"].as_str()) {
         Some("record") => {
             let fields = avro["fields"].as_array().map_or(&[][..], Vec::as_slice);
@@ -59,6 +63,7 @@ to_schema! {
     BarReport: record::<Self>(),
     BeatFrame: record::<Self>(),
     BeatIndex: schema(json!({ "type": "integer", "format": "int64", "minimum": 0, "description": "A beat, from 0." })),
+    StatusClaim: record::<Self>(),
     Tempo: schema(json!({ "type": "number", "format": "double", "exclusiveMinimum": 0, "description": "Beats per minute." })),
     Timestamp: schema(json!({ "type": "string", "format": "date-time" })),
     Verdict: schema(json!({ "type": "string", "enum": ["written", "rewritten", "verified", "dropped", "skipped"],

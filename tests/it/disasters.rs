@@ -12,6 +12,7 @@ use rdkafka::ClientConfig;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
 use reqwest::Method;
 use reqwest::blocking::{Client, Response};
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 use tempfile::TempDir;
 
 use crate::frames::check;
@@ -271,6 +272,33 @@ fn node_on_a_full_disk_ends_with_the_reason_and_the_others_continue() {
     wait_until("beats", LIMIT, || newest_beat(&cluster) > before + 10);
     drop(nodes);
     check(&cluster.frames());
+}
+
+/// Kafka's writes fail as on a full disk: a limit on the size of its files is one that another process can set.
+#[test]
+fn full_disk_under_kafka_costs_no_report_once_there_is_space() {
+    const SPACE: u64 = 4_096;
+    let dir = TempDir::new().expect("a temporary directory");
+    let mut devstack = own_devstack(1, dir.path());
+    let cluster = Cluster::on(&devstack, 2);
+    let pulse = pulse(&cluster, &[]);
+    let reverb = reverb(&cluster, &[]);
+    let sim = cluster.start("agent-sim", &["--agents", "20"]);
+    wait_for_reports(&cluster, 3);
+    let kafka = devstack.broker_pid(0);
+    let limit = Rlimit { current: Some(SPACE), maximum: Some(SPACE) };
+    prlimit(Pid::from_raw(kafka), Resource::Fsize, limit).expect("the limit is set");
+    // A broker halts when none of its log directories can be written. A process that has ended has no executable.
+    wait_until("kafka to halt", LIMIT, || fs::read_link(format!("/proc/{kafka}/exe")).is_err());
+    let log = fs::read_to_string(dir.path().join("kafka/kafka-1.log")).expect("Kafka's log");
+    assert!(log.contains("File too large"), "{log}");
+    devstack.restart_broker(0).expect("kafka starts");
+    let before = cluster.reports().len();
+    wait_for_reports(&cluster, before + 3);
+    drop((sim, pulse));
+    check_reports(&cluster);
+    check(&cluster.frames());
+    drop(reverb);
 }
 
 #[test]

@@ -10,8 +10,16 @@ use serde_json::Value;
 const REQUESTS: u32 = 400;
 
 const METHODS: [Method; 5] = [Method::GET, Method::POST, Method::DELETE, Method::PUT, Method::HEAD];
-const PATHS: [&str; 7] =
-    ["/ready", "/api/v1/status", "/api/v1/windows", "/api/v1/windows/", "/api/v1/tempo", "/api/v1/members/", "/"];
+const PATHS: [&str; 8] = [
+    "/ready",
+    "/api/v1/status",
+    "/api/v1/windows",
+    "/api/v1/windows/",
+    "/api/v1/agents/agent-00001/claims",
+    "/api/v1/tempo",
+    "/api/v1/members/",
+    "/",
+];
 const WORDS: [&str; 16] = [
     "tempo_bpm",
     "ramp",

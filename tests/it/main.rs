@@ -1,5 +1,6 @@
 //! End-to-end tests: real programs against a real Kafka and schema registry.
 
+mod agent;
 mod agent_sim;
 mod architecture;
 mod cli;

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use backbeat_schemas::{BeatFrame, BeatIndex, WindowId};
+use backbeat_schemas::{BeatFrame, BeatIndex, InvalidClaim, WindowId};
 
 /// Consecutive frames, the first of them a downbeat.
 #[derive(Debug, Clone, Default)]
@@ -126,6 +126,23 @@ impl Frames {
             end,
             closing: end.plus(opening.grace_beats.into()),
         })
+    }
+
+    /// Returns the window in which a claim for `beat` counts if it arrives on the beat `arrival`; `None` if it is late. Fails if
+    /// the beat had not been published.
+    pub fn window_counting(&self, beat: i64, arrival: BeatIndex) -> Result<Option<Window>, InvalidClaim> {
+        let published = BeatIndex::try_from(beat).ok().filter(|beat| *beat <= arrival);
+        let published = published.ok_or(InvalidClaim::Beat { beat, arrival: arrival.get() })?;
+        // A beat from before the table belongs to a window that closed long ago.
+        Ok(self.window_of(published).filter(|window| arrival < window.closing))
+    }
+
+    /// Returns the beat on which the claim at `offset` of `partition` arrived; `None` if that is not known yet, or was before the
+    /// table.
+    pub fn arrival_beat(&self, partition: i32, offset: i64) -> Option<BeatIndex> {
+        let next = self.rows.partition_point(|row| row.frame.boundary(partition) <= offset);
+        let row = self.rows.get(next.checked_sub(1)?).filter(|_| next < self.rows.len())?;
+        Some(row.frame.beat_index)
     }
 
     /// Returns the window whose closing beat is `beat`.

@@ -2,6 +2,7 @@
 
 mod claim;
 mod commit_tracker;
+mod corrector;
 mod fetch_start;
 mod frames;
 mod lease;
@@ -24,6 +25,7 @@ mod testing;
 
 pub use claim::{Claim, CutValue, DecodedClaim, RawRecord};
 pub use commit_tracker::CommitTracker;
+pub use corrector::Corrector;
 pub use fetch_start::FetchStart;
 pub use frames::{FrameError, Frames, Window};
 pub use merge::{Completion, Merge, verdict};

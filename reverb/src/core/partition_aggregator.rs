@@ -255,17 +255,11 @@ impl PartitionAggregator {
             DecodedClaim::Valid(claim) => claim,
             DecodedClaim::Invalid(reason) => return self.reject(offset, reason, raw(), frames, outputs),
         };
-        let published = BeatIndex::try_from(claim.beat).ok().filter(|beat| *beat <= arrival);
-        let Some(beat) = published else {
-            let reason = InvalidClaim::Beat { beat: claim.beat, arrival: arrival.get() };
-            return self.reject(offset, reason, raw(), frames, outputs);
-        };
-        // A beat from before the table belongs to a window that closed long ago.
-        let window = frames.window_of(beat).filter(|window| arrival < window.closing);
-        match window {
-            Some(window) if window.from < self.start => {} // counted by the partition's last owner
-            Some(window) => self.tally_mut(window.from).count(&claim),
-            None => self.owner_tally(frames).count_late(),
+        match frames.window_counting(claim.beat, arrival) {
+            Err(reason) => self.reject(offset, reason, raw(), frames, outputs),
+            Ok(Some(window)) if window.from < self.start => {} // counted by the partition's last owner
+            Ok(Some(window)) => self.tally_mut(window.from).count(&claim),
+            Ok(None) => self.owner_tally(frames).count_late(),
         }
     }
 

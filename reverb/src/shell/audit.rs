@@ -7,11 +7,10 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::thread;
-use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use backbeat_broker::{Broker, LogReader, Registry, SubjectSchemas, TopicName};
-use backbeat_schemas::{BarReport, BeatFrame, BeatIndex, Counts, WindowId};
+use backbeat_schemas::{BarReport, BeatIndex, Counts, WindowId};
 use backbeat_service::Shutdown;
 use tokio::runtime::Handle;
 
@@ -21,10 +20,9 @@ use super::recompute::Recompute;
 use crate::core::{ClosedWindow, Frames, Window, bar_report};
 
 /// The maximum number of windows recomputed together.
-const MAX_WINDOWS_PER_PASS: usize = 32;
+pub(super) const MAX_WINDOWS_PER_PASS: usize = 32;
 /// The maximum number of partitions read at the same time.
 const MAX_READERS: usize = 4;
-const POLL: Duration = Duration::from_millis(100);
 
 /// The windows to audit: those with a beat in this range.
 #[derive(Debug, Clone, Copy, Default)]
@@ -78,7 +76,7 @@ pub fn audit(
     stop: &Shutdown,
     mut on_audited: impl FnMut(AuditedWindow, usize),
 ) -> anyhow::Result<()> {
-    let frames = read_frames(broker, registry, runtime, range)?;
+    let frames = FrameTable::read(broker, registry, runtime, |_| (range.from.unwrap_or_default(), range.to), stop)?;
     let windows = windows(&frames, range);
     let Some(first) = windows.first() else { return Ok(()) };
     let mut published = read_reports(broker, registry, runtime, &frames, first)?;
@@ -97,7 +95,7 @@ pub fn audit(
 }
 
 /// A published report and its Avro body.
-type Published = (BarReport, Vec<u8>);
+pub(super) type Published = (BarReport, Vec<u8>);
 
 fn compare(frames: &Frames, window: &Window, counts: &Counts, mut reports: Vec<Published>) -> Finding {
     let computed = bar_report(frames, window, counts).expect("the closing frame is in the table");
@@ -112,26 +110,8 @@ fn compare(frames: &Frames, window: &Window, counts: &Counts, mut reports: Vec<P
     }
 }
 
-fn read_frames(broker: &Broker, registry: &Registry, runtime: &Handle, range: AuditRange) -> anyhow::Result<Frames> {
-    let mut tail = LogReader::<BeatFrame>::for_random_access(broker, registry, runtime, TopicName::BeatFrames)?;
-    let newest = tail.last()?.context("no beat has been published yet")?.record;
-    let reader = LogReader::new(broker, registry, runtime, TopicName::BeatFrames)?;
-    let mut table = FrameTable::new(reader, newest.cluster_id.clone());
-    table.ensure_covers(range.from.unwrap_or_default())?;
-    // The table must reach the closing beat of the last window, or the newest beat.
-    let enough = |frames: &Frames| {
-        let last = frames.last().map(|last| last.beat_index);
-        let closes = range.to.and_then(|to| frames.window_of(to)).map(|window| window.closing);
-        last >= Some(newest.beat_index) || (closes.is_some() && last >= closes)
-    };
-    while !enough(table.frames()) {
-        table.poll(POLL)?;
-    }
-    Ok(table.into_frames())
-}
-
 /// Returns the windows of `range` that can have a report.
-fn windows(frames: &Frames, range: AuditRange) -> Vec<Window> {
+pub(super) fn windows(frames: &Frames, range: AuditRange) -> Vec<Window> {
     let oldest = frames.first().map(|first| first.beat_index).unwrap_or_default();
     let from = range.from.map_or(oldest, |from| from.max(oldest));
     let mut next = frames.window_of(from);
@@ -147,7 +127,7 @@ fn windows(frames: &Frames, range: AuditRange) -> Vec<Window> {
 }
 
 /// Reads all reports from that of `first` on, by their windows' downbeats.
-fn read_reports(
+pub(super) fn read_reports(
     broker: &Broker,
     registry: &Registry,
     runtime: &Handle,

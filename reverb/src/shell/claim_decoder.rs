@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use backbeat_broker::{Lookup, SubjectSchemas};
-use backbeat_schemas::{InvalidClaim, StatusClaim, WriterSchema};
+use backbeat_schemas::{Header, InvalidClaim, StatusClaim, WriterSchema};
 
 use crate::core::{DecodedClaim, RawRecord};
 
@@ -30,6 +30,12 @@ impl ClaimDecoder {
             Some(cut) => Some(DecodedClaim::Invalid(InvalidClaim::Size(cut.bytes))),
             None => self.decode(raw.key.as_deref(), raw.value.as_deref()),
         }
+    }
+
+    /// Returns all fields of a record whose schema is known; `None` if it cannot be decoded.
+    pub(crate) fn claim(&mut self, raw: &RawRecord) -> Option<StatusClaim> {
+        let (header, body) = Header::split(raw.value.as_deref()?).ok()?;
+        self.schema(header.schema_id).ok()??.decode(body).ok()
     }
 
     fn schema(&mut self, id: u32) -> Result<Option<&WriterSchema<StatusClaim>>, InvalidClaim> {

@@ -2,13 +2,18 @@
 
 use std::time::Duration;
 
-use backbeat_broker::{LogReader, ReadError};
+use anyhow::Context;
+use backbeat_broker::{Broker, LogReader, ReadError, Registry, TopicName};
 use backbeat_schemas::{BeatFrame, BeatIndex};
+use backbeat_service::Shutdown;
+use tokio::runtime::Handle;
 
 use crate::core::{FrameError, Frames};
 
 /// The maximum number of frames read per poll, so that catching up on a long log does not block the caller.
 const MAX_FRAMES_PER_POLL: usize = 10_000;
+
+const POLL: Duration = Duration::from_millis(100);
 
 /// A table of frames and the reader of `beatframes` that extends it.
 pub(crate) struct FrameTable {
@@ -36,6 +41,32 @@ impl FrameTable {
         Self { reader, frames: Frames::default(), cluster_id, next_offset: None, newest: None }
     }
 
+    /// Reads frames. `range` chooses, by the newest one, the beat of the first and that whose window the last one closes, by default
+    /// the newest. Ends early on `stop`. Blocks.
+    pub(crate) fn read(
+        broker: &Broker,
+        registry: &Registry,
+        runtime: &Handle,
+        range: impl FnOnce(&BeatFrame) -> (BeatIndex, Option<BeatIndex>),
+        stop: &Shutdown,
+    ) -> anyhow::Result<Frames> {
+        let mut tail = LogReader::<BeatFrame>::for_random_access(broker, registry, runtime, TopicName::BeatFrames)?;
+        let newest = tail.last()?.context("no beat has been published yet")?.record;
+        let (from, to) = range(&newest);
+        let reader = LogReader::new(broker, registry, runtime, TopicName::BeatFrames)?;
+        let mut table = Self::new(reader, newest.cluster_id.clone());
+        table.ensure_covers(from)?;
+        let enough = |frames: &Frames| {
+            let last = frames.last().map(|last| last.beat_index);
+            let closes = to.and_then(|to| frames.window_of(to)).map(|window| window.closing);
+            last >= Some(newest.beat_index) || (closes.is_some() && last >= closes)
+        };
+        while !enough(table.frames()) && !stop.is_cancelled() {
+            table.poll(POLL)?;
+        }
+        Ok(table.frames)
+    }
+
     pub(crate) fn frames(&self) -> &Frames {
         &self.frames
     }
@@ -43,10 +74,6 @@ impl FrameTable {
     /// Returns true if the table has every frame that the log had when the table was started.
     pub(crate) fn is_caught_up(&self) -> bool {
         self.next_offset.is_some() && self.frames.last().map(|last| last.beat_index) >= self.newest
-    }
-
-    pub(crate) fn into_frames(self) -> Frames {
-        self.frames
     }
 
     /// Adds the frames that are available, waiting up to `timeout` for the first.

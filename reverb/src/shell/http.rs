@@ -1,31 +1,53 @@
-//! The HTTP API: `/ready`, `/api/v1/status`, `/api/v1/windows` and `/api/v1/windows/{id}`.
+//! The HTTP API: `/ready`, `/api/v1/status`, `/api/v1/windows`, `/api/v1/windows/{id}` and `/api/v1/agents/{id}/claims`.
+
+use std::sync::Arc;
 
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, State};
 use axum::{Json, Router};
-use backbeat_broker::check_clients;
+use backbeat_broker::{Broker, Registry, check_clients};
 use backbeat_http_api::ErrorBody;
-use backbeat_http_api::reverb::{Ready, StatusBody, WindowStatus, Windows};
-use backbeat_schemas::{BeatIndex, WindowId};
-use backbeat_service::{ApiError, base_routes, router_with_openapi};
+use backbeat_http_api::reverb::{AgentHistory, Ready, StatusBody, WindowStatus, Windows};
+use backbeat_schemas::{BeatIndex, MAX_ID_BYTES, WindowId};
+use backbeat_service::{ApiError, Shutdown, base_routes, router_with_openapi};
 use serde::Deserialize;
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use super::agent_history::{HistoryError, HistoryRange, agent_history};
 use super::metrics::Metrics;
 use super::status::{MAX_LISTED_WINDOWS, SharedStatus};
 
 const DEFAULT_LIMIT: usize = 100;
 
-pub(crate) fn routes(metrics: &Metrics, status: SharedStatus) -> Router {
+/// The largest number of bars of a history.
+const MAX_HISTORY_BARS: usize = 100;
+const DEFAULT_HISTORY_BARS: usize = 10;
+/// The largest number of records that are read for a history.
+const MAX_HISTORY_RECORDS: u64 = 2_000_000;
+
+/// Reads the histories of agents, one at a time.
+#[derive(Clone)]
+pub(crate) struct Histories {
+    pub(crate) broker: Broker,
+    pub(crate) registry: Registry,
+    pub(crate) stop: Shutdown,
+    pub(crate) permit: Arc<Semaphore>,
+}
+
+pub(crate) fn routes(metrics: &Metrics, status: SharedStatus, histories: Histories) -> Router {
     let own = OpenApiRouter::new()
         .routes(routes!(ready))
         .routes(routes!(get_status))
         .routes(routes!(windows))
         .routes(routes!(window))
         .with_state(status);
-    router_with_openapi("BACKBEAT reverb", base_routes(metrics.registry.clone(), check_clients).merge(own))
+    let agents = OpenApiRouter::new().routes(routes!(agent_claims)).with_state(histories);
+    let base = base_routes(metrics.registry.clone(), check_clients);
+    router_with_openapi("BACKBEAT reverb", base.merge(own).merge(agents))
 }
 
 /// Readiness.
@@ -100,4 +122,63 @@ async fn window(State(status): State<SharedStatus>, Path(id): Path<String>) -> R
         ))
     })?;
     Ok(Json(found))
+}
+
+/// The query of `/api/v1/agents/{id}/claims`.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct Bars {
+    /// A beat of the last bar; without it, the newest one.
+    #[param(required = false, minimum = 0)]
+    to: Option<BeatIndex>,
+    /// The number of bars; 10 by default.
+    #[param(minimum = 1, maximum = 100)]
+    last: Option<usize>,
+}
+
+/// What one agent claimed, bar by bar, and what became of each claim.
+///
+/// Reads the log: only the partition of the agent's key, at most 2,000,000 records of it, and for one request at a time.
+#[utoipa::path(get, path = "/api/v1/agents/{id}/claims",
+    params(("id" = String, Path, description = "The agent's id: 1 to 256 bytes.", min_length = 1, max_length = 256), Bars),
+    responses(
+        (status = 200, description = "The bars, oldest first.", body = AgentHistory),
+        (status = 400, description = "A parameter is invalid, or the bars have too many records.", body = ErrorBody),
+        (status = 503, description = "Kafka does not answer, or another history is being read.", body = ErrorBody),
+    ))]
+async fn agent_claims(
+    State(histories): State<Histories>,
+    Path(id): Path<String>,
+    bars: Result<Query<Bars>, QueryRejection>,
+) -> Result<Json<AgentHistory>, ApiError> {
+    let Query(Bars { to, last }) = bars.map_err(|error| {
+        let reason = error.body_text();
+        ApiError::bad_request(format!("{reason}; the parameters are `to` (a beat index) and `last` (a number of bars)"))
+    })?;
+    let bars = last.unwrap_or(DEFAULT_HISTORY_BARS);
+    if !(1..=MAX_HISTORY_BARS).contains(&bars) {
+        return Err(ApiError::bad_request(format!("last is {bars}; must be 1 to {MAX_HISTORY_BARS}")));
+    }
+    if !(1..=MAX_ID_BYTES).contains(&id.len()) {
+        let bytes = id.len();
+        return Err(ApiError::bad_request(format!("the id has {bytes} bytes; allowed are 1 to {MAX_ID_BYTES}")));
+    }
+    let Histories { broker, registry, stop, permit } = histories;
+    let Ok(permit) = permit.try_acquire_owned() else {
+        return Err(ApiError::unavailable("another history is being read; try again in a second"));
+    };
+    let range = HistoryRange { from: None, to, bars, all_partitions: false, max_records: MAX_HISTORY_RECORDS };
+    let runtime = Handle::current();
+    let read = tokio::task::spawn_blocking(move || {
+        let history = agent_history(&broker, &registry, &runtime, &id, range, &stop);
+        drop(permit);
+        history
+    });
+    match read.await {
+        Ok(Ok(history)) => Ok(Json(history)),
+        Ok(Err(HistoryError::Read(error))) => Err(ApiError::unavailable(format!("{error:#}"))),
+        Ok(Err(error)) => Err(ApiError::bad_request(error.to_string())),
+        Err(error) => Err(ApiError::unavailable(format!("the reader of histories has failed: {error}"))),
+    }
 }

@@ -3,9 +3,11 @@
 //! Two threads: the member polls the group consumer and runs the aggregators. The other follows `barpartials` and, in one
 //! member of the cluster, runs the merge.
 
+pub mod agent_history;
 mod args;
 pub mod audit;
 mod claim_decoder;
+pub mod corrections;
 mod dead_letters;
 mod events;
 mod frame_table;

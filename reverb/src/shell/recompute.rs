@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use backbeat_broker::{Broker, SubjectSchemas, TopicName, WatchedReader, assign, is_transient, list_offsets};
-use backbeat_schemas::{Counts, InvalidClaim, StatusClaim};
+use backbeat_schemas::{BeatIndex, Counts, InvalidClaim, StatusClaim};
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
@@ -40,6 +40,16 @@ pub(crate) struct InvalidRecord {
     pub(crate) offset: i64,
     pub(crate) reason: InvalidClaim,
     pub(crate) raw: RawRecord,
+}
+
+/// A record of `statusclaims`.
+pub(crate) struct ClaimRecord {
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+    /// `None` if the record cannot be decoded.
+    pub(crate) claim: Option<StatusClaim>,
+    /// The rule that the record breaks, other than that on its beat.
+    pub(crate) invalid: Option<InvalidClaim>,
 }
 
 /// A reader of the claims in the offset ranges of windows. All its calls block.
@@ -130,6 +140,80 @@ impl Recompute {
             (partition, closed.collect())
         });
         Ok(shares.collect())
+    }
+
+    /// Returns the claims of `agent` in `ranges`, by partition, with the number of records that were read.
+    pub(crate) fn claims_of(
+        &mut self,
+        agent: &str,
+        mut ranges: BTreeMap<i32, RangeReader>,
+        keep_going: &mut dyn FnMut() -> bool,
+    ) -> Result<(Vec<ClaimRecord>, u64), RecomputeError> {
+        let (mut found, mut records) = (Vec::new(), 0);
+        self.read(&mut ranges, keep_going, |partition, offset, decoded, raw| {
+            records += 1;
+            let (may_be_wanted, invalid) = match decoded {
+                DecodedClaim::Valid(claim) => (claim.agent == agent, None),
+                DecodedClaim::Invalid(reason) => {
+                    let is_key_wrong = matches!(reason, InvalidClaim::Key { .. });
+                    (is_key_wrong || raw().key.as_deref() == Some(agent.as_bytes()), Some(reason))
+                }
+            };
+            if may_be_wanted {
+                found.push((partition, offset, raw(), invalid));
+            }
+        })?;
+        // A record is of the agent that it names; one that cannot be decoded is of the agent of its key.
+        let found = found.into_iter().filter_map(|(partition, offset, raw, invalid)| {
+            let claim = self.decoder.claim(&raw);
+            let is_wanted = claim.as_ref().is_none_or(|claim| claim.agent_id == agent);
+            is_wanted.then_some(ClaimRecord { partition, offset, claim, invalid })
+        });
+        let mut found: Vec<ClaimRecord> = found.collect();
+        found.sort_by_key(|record| (record.partition, record.offset));
+        Ok((found, records))
+    }
+
+    /// Calls `on_claim` with the records from the boundaries of the beat `start` on, up to the last stable offsets, of each of
+    /// `partitions`.
+    pub(crate) fn claims_since(
+        &mut self,
+        frames: &Frames,
+        start: BeatIndex,
+        partitions: &[i32],
+        keep_going: &mut dyn FnMut() -> bool,
+        mut on_claim: impl FnMut(i32, i64, &DecodedClaim<'_>),
+    ) -> Result<(), RecomputeError> {
+        let mut ranges = self.ranges(frames, start, None, partitions)?;
+        self.read(&mut ranges, keep_going, |partition, offset, decoded, _| on_claim(partition, offset, &decoded))
+    }
+
+    /// Returns the retained ranges of `partitions` from the boundary of the beat `start` to that of `end`, or to the last stable
+    /// offset.
+    pub(crate) fn ranges(
+        &self,
+        frames: &Frames,
+        start: BeatIndex,
+        end: Option<BeatIndex>,
+        partitions: &[i32],
+    ) -> Result<BTreeMap<i32, RangeReader>, KafkaError> {
+        let log_starts = self.list_offsets(partitions, Offset::Beginning)?;
+        let log_ends = self.list_offsets(partitions, Offset::End)?;
+        let mut ranges = BTreeMap::new();
+        for partition in partitions {
+            let boundary = |beat| frames.get(beat).map(|frame| frame.boundary(*partition));
+            let start = boundary(start).unwrap_or(0).max(log_starts[partition]);
+            let end = end.and_then(boundary).unwrap_or(log_ends[partition]);
+            if start < end {
+                ranges.insert(*partition, RangeReader::new(start..end));
+            }
+        }
+        Ok(ranges)
+    }
+
+    /// Returns the log start offsets of `partitions`.
+    pub(crate) fn log_starts(&self, partitions: &[i32]) -> Result<BTreeMap<i32, i64>, KafkaError> {
+        self.list_offsets(partitions, Offset::Beginning)
     }
 
     fn list_offsets(&self, partitions: &[i32], at: Offset) -> Result<BTreeMap<i32, i64>, KafkaError> {
@@ -264,7 +348,7 @@ impl Share {
 }
 
 /// The progress in one partition's range.
-struct RangeReader {
+pub(crate) struct RangeReader {
     /// The offset of the next record; the end if the range was read.
     next: i64,
     end: i64,
@@ -279,6 +363,11 @@ struct RangeReader {
 impl RangeReader {
     fn new(range: Range<i64>) -> Self {
         Self { next: range.start, end: range.end, has_gap: false, fetched_again: false, last: Instant::now() }
+    }
+
+    /// Returns the number of offsets that were not read.
+    pub(crate) fn unread(&self) -> u64 {
+        (self.end - self.next).unsigned_abs()
     }
 
     fn is_read(&self) -> bool {

@@ -9,7 +9,9 @@ use backbeat_schemas::{BarPartial, BarReport};
 use backbeat_service::{Shutdown, serve};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
+use super::http::Histories;
 use super::member::{Member, MemberExit};
 use super::merge_context::MergeContext;
 use super::metrics::Metrics;
@@ -25,16 +27,23 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
     let metrics = Arc::new(Metrics::new()?);
     let name = member_name(&args);
     let status = SharedStatus::new(args.cluster.clone(), name.clone());
+    let broker = Broker::new(&args.kafka, &name)?;
+    let registry = Registry::new(&args.kafka)?;
     let stop_serving = shutdown.child_token();
-    let server = tokio::spawn(serve(listener, http::routes(&metrics, status.clone()), stop_serving.clone()));
+    let histories = Histories {
+        broker: broker.clone(),
+        registry: registry.clone(),
+        stop: stop_serving.clone(),
+        permit: Arc::new(Semaphore::new(1)),
+    };
+    let routes = http::routes(&metrics, status.clone(), histories);
+    let server = tokio::spawn(serve(listener, routes, stop_serving.clone()));
 
     if args.group_protocol == GroupProtocol::Consumer {
         tracing::warn!(
             "the broker sets the session timeout (group.consumer.session.timeout.ms, 45 s by default): so late are a dead member's partitions given to others. Until then, the merge reads their claims itself if a window has at most {MAX_RESCUED_CLAIMS}"
         );
     }
-    let broker = Broker::new(&args.kafka, &name)?;
-    let registry = Registry::new(&args.kafka)?;
     let prepared = tokio::select! {
         prepared = prepare(&broker, &registry) => Some(prepared?),
         () = shutdown.cancelled() => None,

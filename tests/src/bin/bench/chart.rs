@@ -42,6 +42,7 @@ fn try_draw(charts: &[Chart], rows: usize, path: &Path) -> Result<(), DrawingAre
             let mut context = ChartBuilder::on(area)
                 .caption(chart.title, ("sans-serif", 13))
                 .margin(8)
+                .margin_right(18)
                 .x_label_area_size(32)
                 .y_label_area_size(38)
                 .build_cartesian_2d(axis.log_scale().with_key_points(sizes), 0.0..top)?;
