@@ -41,8 +41,9 @@ pub(crate) struct Args {
 
 /// Flags of `backbeat explain`.
 #[derive(Debug, Clone, clap::Args)]
-#[command(after_help = "Example:
-  backbeat explain --agent agent-7 --beat 41")]
+#[command(after_help = "Examples:
+  backbeat explain --agent agent-7 --beat 41
+  backbeat explain --agent agent-7 --beat 41 --all-partitions --output json")]
 pub(crate) struct ExplainArgs {
     /// The agent's id.
     #[arg(long, value_name = "AGENT")]
@@ -113,8 +114,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 pub(crate) fn explain(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     let beat = BeatIndex::try_from(args.beat)?;
-    let history = args.read.history(&args.agent, Some(beat), Some(beat), 1)?;
-    // A range of one beat has one bar.
+    // To the end of the log: the claim may have come late.
+    let history = args.read.history(&args.agent, Some(beat), None, usize::MAX)?;
+    // A range from a beat on begins with its bar.
     let Some(bar) = history.bars.first() else { return Ok(ExitCode::SUCCESS) };
     let claims = bar.claims.iter().filter(|claim| beat_of(claim).is_none_or(|named| named == args.beat));
     let claims: Vec<&AgentClaim> = claims.collect();

@@ -290,7 +290,7 @@ fn full_disk_under_kafka_costs_no_report_once_there_is_space() {
     prlimit(Pid::from_raw(kafka), Resource::Fsize, limit).expect("the limit is set");
     // A broker halts when none of its log directories can be written. A process that has ended has no executable.
     wait_until("kafka to halt", LIMIT, || fs::read_link(format!("/proc/{kafka}/exe")).is_err());
-    let log = fs::read_to_string(dir.path().join("kafka/kafka-1.log")).expect("Kafka's log");
+    let log = fs::read_to_string(dir.path().join("kafka/broker.log")).expect("Kafka's log");
     assert!(log.contains("File too large"), "{log}");
     devstack.restart_broker(0).expect("kafka starts");
     let before = cluster.reports().len();
