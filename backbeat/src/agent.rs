@@ -1,4 +1,4 @@
-//! `backbeat agent`: what one agent said, bar by bar, and what became of it. `backbeat explain`: the same of one beat, in words.
+//! `backbeat agent`: one agent's claims, bar by bar, with the outcome of each. `backbeat explain`: the same of one beat, in words.
 
 use std::process::ExitCode;
 
@@ -10,7 +10,8 @@ use backbeat_schemas::BeatIndex;
 use serde_json::json;
 use tokio::runtime::Runtime;
 
-use crate::output::{Output, OutputArgs, print_line};
+use crate::beat_flag::beat_parser;
+use crate::output::OutputArgs;
 
 /// Flags of `backbeat agent`.
 #[derive(Debug, Clone, clap::Args)]
@@ -24,12 +25,12 @@ pub(crate) struct Args {
     agent: String,
 
     /// A beat of the first bar; by default the newest bars are shown.
-    #[arg(long, value_name = "BEAT", value_parser = clap::value_parser!(i64).range(0..), conflicts_with = "last")]
-    from: Option<i64>,
+    #[arg(long, value_name = "BEAT", value_parser = beat_parser(), conflicts_with = "last")]
+    from: Option<BeatIndex>,
 
     /// A beat of the last bar; by default the newest one.
-    #[arg(long, value_name = "BEAT", value_parser = clap::value_parser!(i64).range(0..))]
-    to: Option<i64>,
+    #[arg(long, value_name = "BEAT", value_parser = beat_parser())]
+    to: Option<BeatIndex>,
 
     /// The number of bars.
     #[arg(long, value_name = "BARS", default_value = "10", value_parser = clap::value_parser!(u32).range(1..))]
@@ -50,8 +51,8 @@ pub(crate) struct ExplainArgs {
     agent: String,
 
     /// The beat for which the agent claimed, or should have.
-    #[arg(long, value_name = "BEAT", value_parser = clap::value_parser!(i64).range(0..))]
-    beat: i64,
+    #[arg(long, value_name = "BEAT", value_parser = beat_parser())]
+    beat: BeatIndex,
 
     #[command(flatten)]
     read: ReadArgs,
@@ -82,10 +83,7 @@ impl ReadArgs {
         let runtime = Runtime::new()?;
         let broker = Broker::new(&self.kafka, "backbeat-agent")?;
         let registry = Registry::new(&self.kafka)?;
-        let stop = {
-            let _inside = runtime.enter();
-            backbeat_service::on_signals()?
-        };
+        let stop = backbeat_service::on_signals_in(runtime.handle())?;
         let all_partitions = self.all_partitions;
         let range = HistoryRange { from, to, bars, all_partitions, max_records: u64::MAX };
         Ok(agent_history(&broker, &registry, runtime.handle(), agent, range, &stop)?)
@@ -93,19 +91,12 @@ impl ReadArgs {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let beat = |beat: Option<i64>| beat.map(BeatIndex::try_from).transpose();
-    let (from, to) = (beat(args.from)?, beat(args.to)?);
-    if let (Some(from), Some(to)) = (from, to) {
+    if let (Some(from), Some(to)) = (args.from, args.to) {
         ensure!(from <= to, "--from {from} is after --to {to}");
     }
-    let bars = if from.is_some() { usize::MAX } else { args.last as usize };
-    let history = args.read.history(&args.agent, from, to, bars)?;
-    let summary = format!("{}: {}", args.agent, extent(&history));
-    match args.read.output.output {
-        Output::Text => print_line(&summary),
-        // Each line of the JSON output is a bar.
-        Output::Json => tracing::info!("{summary}"),
-    }
+    let bars = if args.from.is_some() { usize::MAX } else { args.last as usize };
+    let history = args.read.history(&args.agent, args.from, args.to, bars)?;
+    args.read.output.print_summary(&format!("{}: {}", args.agent, extent(&history)));
     for bar in &history.bars {
         args.read.output.print(|| bar_as_text(bar), || json!(bar));
     }
@@ -113,12 +104,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 pub(crate) fn explain(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
-    let beat = BeatIndex::try_from(args.beat)?;
+    let beat = args.beat;
     // To the end of the log: the claim may have come late.
     let history = args.read.history(&args.agent, Some(beat), None, usize::MAX)?;
     // A range from a beat on begins with its bar.
     let Some(bar) = history.bars.first() else { return Ok(ExitCode::SUCCESS) };
-    let claims = bar.claims.iter().filter(|claim| beat_of(claim).is_none_or(|named| named == args.beat));
+    let claims = bar.claims.iter().filter(|claim| beat_of(claim).is_none_or(|named| named == beat.get()));
     let claims: Vec<&AgentClaim> = claims.collect();
     args.read.output.print(
         || match claims[..] {
@@ -181,7 +172,7 @@ fn outcome_as_text(outcome: &ClaimOutcome) -> String {
     }
 }
 
-/// Returns a sentence on what became of a claim.
+/// Returns a sentence on the outcome of a claim.
 fn explanation(record: &AgentClaim, bar: &AgentBar) -> String {
     let AgentClaim { partition, offset, .. } = record;
     let window = format!("window {} (beats {} to {})", bar.window_id, bar.from_beat, bar.to_beat);

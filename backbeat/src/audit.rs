@@ -9,7 +9,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
-use crate::output::{EXIT_PROBLEM_FOUND, Output, OutputArgs, print_line};
+use crate::beat_flag::beat_parser;
+use crate::output::{EXIT_PROBLEM_FOUND, Output, OutputArgs};
 
 /// Flags of `backbeat audit`.
 #[derive(Debug, Clone, clap::Args)]
@@ -19,12 +20,12 @@ use crate::output::{EXIT_PROBLEM_FOUND, Output, OutputArgs, print_line};
   backbeat audit --output json | jq 'select(.finding != \"identical\")'")]
 pub(crate) struct Args {
     /// The first beat to audit; by default the first retained one.
-    #[arg(long, value_name = "BEAT", value_parser = clap::value_parser!(i64).range(0..))]
-    from: Option<i64>,
+    #[arg(long, value_name = "BEAT", value_parser = beat_parser())]
+    from: Option<BeatIndex>,
 
     /// The last beat to audit; by default that of the newest window that can have a report.
-    #[arg(long, value_name = "BEAT", value_parser = clap::value_parser!(i64).range(0..))]
-    to: Option<i64>,
+    #[arg(long, value_name = "BEAT", value_parser = beat_parser())]
+    to: Option<BeatIndex>,
 
     #[command(flatten)]
     output: OutputArgs,
@@ -63,19 +64,14 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let runtime = Runtime::new()?;
     let broker = Broker::new(&args.kafka, "backbeat-audit")?;
     let registry = Registry::new(&args.kafka)?;
-    let beat = |beat: Option<i64>| beat.map(BeatIndex::try_from).transpose();
-    let range = AuditRange { from: beat(args.from)?, to: beat(args.to)? };
+    let range = AuditRange { from: args.from, to: args.to };
     let summary = audit_range(&broker, &registry, &runtime, range, args.output)?;
     let Summary { identical, different, missing, duplicate, not_retained } = summary;
     let counts = format!(
         "{} windows: {identical} identical, {different} different, {missing} missing, {duplicate} duplicate, {not_retained} not retained",
         summary.windows()
     );
-    match args.output.output {
-        Output::Text => print_line(&counts),
-        // Each line of the JSON output is a window.
-        Output::Json => tracing::info!("{counts}"),
-    }
+    args.output.print_summary(&counts);
     Ok(if different + missing + duplicate > 0 { ExitCode::from(EXIT_PROBLEM_FOUND) } else { ExitCode::SUCCESS })
 }
 
@@ -87,10 +83,7 @@ pub(crate) fn audit_range(
     range: AuditRange,
     output: OutputArgs,
 ) -> anyhow::Result<Summary> {
-    let stop = {
-        let _inside = runtime.enter();
-        backbeat_service::on_signals()?
-    };
+    let stop = backbeat_service::on_signals_in(runtime.handle())?;
     let mut summary = Summary::default();
     // Shown on standard error, and only if that is a terminal.
     let progress = ProgressBar::no_length().with_style(

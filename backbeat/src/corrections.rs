@@ -1,4 +1,4 @@
-//! `backbeat corrections`: what reports would say if nothing had been late.
+//! `backbeat corrections`: reports corrected for the claims that came late.
 
 use std::process::ExitCode;
 
@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
 use crate::audit::differences;
-use crate::output::{Output, OutputArgs, print_line};
+use crate::beat_flag::beat_parser;
+use crate::output::OutputArgs;
 
 /// Flags of `backbeat corrections`.
 #[derive(Debug, Clone, clap::Args)]
@@ -19,12 +20,12 @@ use crate::output::{Output, OutputArgs, print_line};
   backbeat corrections --from 40 --to 80 --output json > corrections.jsonl")]
 pub(crate) struct Args {
     /// A beat of the first window.
-    #[arg(long, value_name = "BEAT", value_parser = clap::value_parser!(i64).range(0..))]
-    from: i64,
+    #[arg(long, value_name = "BEAT", value_parser = beat_parser())]
+    from: BeatIndex,
 
     /// A beat of the last window; by default that of the newest window that can have a report.
-    #[arg(long, value_name = "BEAT", value_parser = clap::value_parser!(i64).range(0..))]
-    to: Option<i64>,
+    #[arg(long, value_name = "BEAT", value_parser = beat_parser())]
+    to: Option<BeatIndex>,
 
     #[command(flatten)]
     output: OutputArgs,
@@ -37,12 +38,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let runtime = Runtime::new()?;
     let broker = Broker::new(&args.kafka, "backbeat-corrections")?;
     let registry = Registry::new(&args.kafka)?;
-    let beat = |beat: Option<i64>| beat.map(BeatIndex::try_from).transpose();
-    let range = AuditRange { from: beat(Some(args.from))?, to: beat(args.to)? };
-    let stop = {
-        let _inside = runtime.enter();
-        backbeat_service::on_signals()?
-    };
+    let range = AuditRange { from: Some(args.from), to: args.to };
+    let stop = backbeat_service::on_signals_in(runtime.handle())?;
     let (mut windows, mut changed) = (0, 0);
     corrections(&broker, &registry, runtime.handle(), range, &stop, |correction| {
         windows += 1;
@@ -52,11 +49,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
     })?;
     let summary = format!("{windows} windows, {changed} of which would change; nothing was written");
-    match args.output.output {
-        Output::Text => print_line(&summary),
-        // Each line of the JSON output is a window.
-        Output::Json => tracing::info!("{summary}"),
-    }
+    args.output.print_summary(&summary);
     Ok(ExitCode::SUCCESS)
 }
 

@@ -100,10 +100,7 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let runtime = Runtime::new()?;
-    let shutdown = {
-        let _inside = runtime.enter();
-        backbeat_service::on_signals()?
-    };
+    let shutdown = backbeat_service::on_signals_in(runtime.handle())?;
     let dir = prepare_dir(&args.dir)?;
     let stack = start_stack(args, &dir)?;
     let outcome = run_on(&stack, args, &dir, &runtime, &shutdown);

@@ -2,6 +2,7 @@
 
 mod agent;
 mod audit;
+mod beat_flag;
 mod console;
 mod corrections;
 mod dev;

@@ -34,6 +34,14 @@ impl OutputArgs {
             Output::Json => print_line(&json().to_string()),
         }
     }
+
+    /// Prints a summary of the results. It goes to the log if standard output has a JSON object for each of them.
+    pub(crate) fn print_summary(self, summary: &str) {
+        match self.output {
+            Output::Text => print_line(summary),
+            Output::Json => tracing::info!("{summary}"),
+        }
+    }
 }
 
 /// Prints `text` and a newline. Agents choose parts of it, so whatever may move the cursor, change colors or reorder the

@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use anyhow::Context;
 use backbeat_broker::{Broker, KafkaArgs, Registry};
 use backbeat_reverb::audit::AuditRange;
 use backbeat_reverb::replay::{ReplayPlan, ReplayTarget, execute_replay, plan_replay};
@@ -12,6 +11,7 @@ use serde_json::json;
 use tokio::runtime::Runtime;
 
 use crate::audit::{self, Summary};
+use crate::beat_flag::beat_parser;
 use crate::output::{Output, OutputArgs, print_bytes};
 
 /// Flags of `backbeat replay`.
@@ -44,8 +44,8 @@ pub(crate) struct Args {
 #[allow(clippy::struct_field_names, reason = "the fields are named for the flags")]
 struct Target {
     /// Replay from the window that contains this beat.
-    #[arg(long, value_name = "BEAT", value_parser = clap::value_parser!(i64).range(0..))]
-    to_beat: Option<i64>,
+    #[arg(long, value_name = "BEAT", value_parser = beat_parser())]
+    to_beat: Option<BeatIndex>,
 
     /// Replay from this window.
     #[arg(long, value_name = "ID")]
@@ -72,7 +72,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let registry = Registry::new(&args.kafka)?;
     let Target { to_beat, to_window, to_datetime, .. } = &args.to;
     let to = match (to_beat, to_window, to_datetime) {
-        (Some(beat), _, _) => ReplayTarget::Beat(BeatIndex::try_from(*beat).context("--to-beat")?),
+        (Some(beat), _, _) => ReplayTarget::Beat(*beat),
         (_, Some(window), _) => ReplayTarget::Window(*window),
         (_, _, Some(instant)) => ReplayTarget::Instant(*instant),
         _ => ReplayTarget::Earliest,

@@ -63,10 +63,7 @@ pub(crate) fn top(args: &TopArgs) -> anyhow::Result<ExitCode> {
         bail!("standard output is not a terminal: use `backbeat status`, with --output json for programs");
     }
     let runtime = Runtime::new()?;
-    let shutdown = {
-        let _inside = runtime.enter();
-        backbeat_service::on_signals()?
-    };
+    let shutdown = backbeat_service::on_signals_in(runtime.handle())?;
     write!(out, "{ENTER_SCREEN}")?;
     let mut outcome = Ok(());
     while outcome.is_ok() && !shutdown.is_cancelled() {

@@ -157,7 +157,7 @@ pub struct AgentBar {
     pub claims: Vec<AgentClaim>,
 }
 
-/// A record of the agent, and what became of it.
+/// A record of the agent, and its outcome.
 #[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
 pub struct AgentClaim {
     /// The partition.
@@ -170,12 +170,12 @@ pub struct AgentClaim {
     pub arrival_beat: Option<BeatIndex>,
     /// The claim; `None` if the record cannot be decoded.
     pub claim: Option<StatusClaim>,
-    /// What became of it.
+    /// The outcome.
     #[serde(flatten)]
     pub outcome: ClaimOutcome,
 }
 
-/// What became of a claim.
+/// The outcome of a claim.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(tag = "outcome", rename_all = "snake_case")]
 pub enum ClaimOutcome {

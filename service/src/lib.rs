@@ -16,4 +16,4 @@ pub use logging::{Environment, LogArgs};
 pub use openapi::router_with_openapi;
 pub use outcome::{block_on, exit_code};
 pub use server::serve;
-pub use shutdown::{Shutdown, on_signals};
+pub use shutdown::{Shutdown, on_signals, on_signals_in};

@@ -1,5 +1,6 @@
 //! Graceful shutdown.
 
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// The request to shut down; all clones share it.
@@ -18,4 +19,10 @@ pub fn on_signals() -> std::io::Result<Shutdown> {
         });
     }
     Ok(shutdown)
+}
+
+/// Returns a [`Shutdown`] like [`on_signals`], for callers outside of `runtime`.
+pub fn on_signals_in(runtime: &Handle) -> std::io::Result<Shutdown> {
+    let _inside = runtime.enter();
+    on_signals()
 }

@@ -8,8 +8,8 @@ use super::{DecodedClaim, Frames, Tally, Window};
 
 /// The counts of windows as if nothing had been late.
 ///
-/// What came late depends on how far the log is read, so these counts are no function of the windows' claims alone, and are
-/// published nowhere.
+/// More late claims come as the log grows, so these counts are no function of the windows' offset ranges, and are published
+/// nowhere.
 #[derive(Debug)]
 pub struct Corrector<'f> {
     frames: &'f Frames,
@@ -25,18 +25,18 @@ impl<'f> Corrector<'f> {
     }
 
     /// Processes the record at `offset`. One whose arrival beat is not known yet, or that belongs to another window, is ignored.
-    pub fn process(&mut self, partition: i32, offset: i64, decoded: &DecodedClaim<'_>) {
+    pub fn process(&mut self, partition: i32, offset: i64, decoded: DecodedClaim<'_>) {
         let Some(arrival) = self.frames.arrival_beat(partition, offset) else { return };
         let owner = self.frames.window_of(arrival).map(|window| window.from);
         let invalid = match decoded {
-            DecodedClaim::Invalid(reason) => Some(reason.clone()),
+            DecodedClaim::Invalid(reason) => Some(reason),
             DecodedClaim::Valid(claim) => match self.frames.window_counting(claim.beat, arrival) {
                 Err(reason) => Some(reason),
                 Ok(counting) => {
                     let beat = BeatIndex::try_from(claim.beat).ok();
                     let window = counting.or_else(|| self.frames.window_of(beat?));
                     if let Some(tally) = self.tally(window.map(|window| window.from), partition) {
-                        tally.count(claim);
+                        tally.count(&claim);
                     }
                     if let (None, Some(tally)) = (counting, self.tally(owner, partition)) {
                         tally.count_late();
@@ -88,7 +88,7 @@ mod tests {
             // Its arrival beat is not known.
             DecodedClaim::Valid(claim("undecided", 0)),
         ];
-        for (offset, record) in (0..).zip(&records) {
+        for (offset, record) in (0..).zip(records) {
             corrector.process(0, offset, record);
         }
         let counts = windows.map(|window| corrector.counts(&window));

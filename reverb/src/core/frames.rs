@@ -1,6 +1,6 @@
 //! Consecutive frames by beat, with the window of each beat.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use backbeat_schemas::{BeatFrame, BeatIndex, InvalidClaim, WindowId};
 
@@ -128,6 +128,14 @@ impl Frames {
         })
     }
 
+    /// Returns the windows from that of `from`, or from the oldest one, to that of `to`, or to the newest one, which may be open.
+    pub fn windows(&self, from: Option<BeatIndex>, to: Option<BeatIndex>) -> impl Iterator<Item = Window> {
+        let oldest = self.first().map(|first| first.beat_index).unwrap_or_default();
+        let first = self.window_of(from.map_or(oldest, |from| from.max(oldest)));
+        std::iter::successors(first, |window| self.window_of(window.end))
+            .take_while(move |window| to.is_none_or(|to| window.from <= to))
+    }
+
     /// Returns the window in which a claim for `beat` counts if it arrives on the beat `arrival`; `None` if it is late. Fails if
     /// the beat had not been published.
     pub fn window_counting(&self, beat: i64, arrival: BeatIndex) -> Result<Option<Window>, InvalidClaim> {
@@ -174,6 +182,11 @@ impl Frames {
         let index = beat.since(self.first()?.beat_index);
         usize::try_from(index).ok().and_then(|index| self.rows.get(index))
     }
+}
+
+/// Returns true if every claim from the boundaries of `frame` on is at or after the log start offset of its partition.
+pub fn is_retained(frame: &BeatFrame, log_starts: &BTreeMap<i32, i64>) -> bool {
+    log_starts.iter().all(|(partition, log_start)| frame.boundary(*partition) >= *log_start)
 }
 
 fn invalid(frame: &BeatFrame, reason: &'static str) -> FrameError {

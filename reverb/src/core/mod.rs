@@ -27,7 +27,7 @@ pub use claim::{Claim, CutValue, DecodedClaim, RawRecord};
 pub use commit_tracker::CommitTracker;
 pub use corrector::Corrector;
 pub use fetch_start::FetchStart;
-pub use frames::{FrameError, Frames, Window};
+pub use frames::{FrameError, Frames, Window, is_retained};
 pub use merge::{Completion, Merge, verdict};
 pub use merge_session::{MAX_RESCUED_CLAIMS, MergeCommand, MergeSession};
 pub use murmur2::partition_of;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use backbeat_schemas::{BeatFrame, BeatIndex};
 
-use super::{Frames, PartitionAggregator};
+use super::{Frames, PartitionAggregator, is_retained};
 
 /// The committed offset of a partition, and from its metadata the downbeat whose boundary it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,8 +77,7 @@ impl CommittedOffset {
     /// Returns true if a window that opens with `frame` would lie at or after the committed offset and be retained in
     /// every partition.
     fn allows_start(&self, frame: &BeatFrame, partition: i32, log_starts: &BTreeMap<i32, i64>) -> bool {
-        frame.boundary(partition) >= self.offset
-            && log_starts.iter().all(|(other, log_start)| frame.boundary(*other) >= *log_start)
+        frame.boundary(partition) >= self.offset && is_retained(frame, log_starts)
     }
 }
 

@@ -1,4 +1,4 @@
-//! What one agent said, bar by bar, and what became of it. Reads only the partition of the agent's key.
+//! One agent's claims, bar by bar, with the outcome of each. Reads only the partition of the agent's key.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use tokio::runtime::Handle;
 
 use super::frame_table::FrameTable;
 use super::recompute::{ClaimRecord, RangeReader, Recompute};
-use crate::core::{Frames, Window, partition_of};
+use crate::core::{Frames, Window, is_retained, partition_of};
 
 /// The bars of a history.
 #[derive(Debug, Clone, Copy)]
@@ -78,7 +78,8 @@ pub fn agent_history(
     if let Some(beat) = range.from.into_iter().chain(range.to).find(|beat| *beat > newest) {
         return Err(HistoryError::NotPublished { beat, newest });
     }
-    let windows = windows(&frames, range);
+    let mut windows: Vec<Window> = frames.windows(range.from, range.to).collect();
+    windows.drain(..windows.len().saturating_sub(range.bars));
     let (Some(first), Some(last)) = (windows.first(), windows.last()) else {
         return Err(HistoryError::NotInLog { oldest: frames.first().map_or(newest, |first| first.beat_index) });
     };
@@ -94,7 +95,7 @@ pub fn agent_history(
     // One bar more, to see what was late.
     let end = last.closing.plus(last.end.since(last.from) as u32);
     let end = range.to.map(|_| end.min(frames.last().map_or(end, |last| last.beat_index)));
-    let ranges = recompute.ranges(&frames, first.from, end, &partitions).map_err(anyhow::Error::from)?;
+    let ranges = recompute.ranges(&frames, first.from, end, &log_starts).map_err(anyhow::Error::from)?;
     let records = ranges.values().map(RangeReader::unread).sum();
     if records > range.max_records {
         return Err(HistoryError::TooManyRecords { records, allowed: range.max_records });
@@ -106,9 +107,7 @@ pub fn agent_history(
         from_beat: window.from,
         to_beat: window.end.previous().unwrap_or_default(),
         closed: frames.get(window.closing).is_some(),
-        retained: frames.get(window.from).is_some_and(|opening| {
-            partitions.iter().all(|partition| opening.boundary(*partition) >= log_starts[partition])
-        }),
+        retained: frames.get(window.from).is_some_and(|opening| is_retained(opening, &log_starts)),
         counted: 0,
         claims: Vec::new(),
     };
@@ -121,18 +120,6 @@ pub fn agent_history(
         }
     }
     Ok(AgentHistory { partitions, records: read, bars })
-}
-
-/// Returns the windows of `range`, open ones, too.
-fn windows(frames: &Frames, range: HistoryRange) -> Vec<Window> {
-    let oldest = frames.first().map(|first| first.beat_index).unwrap_or_default();
-    let mut next = frames.window_of(range.from.map_or(oldest, |from| from.max(oldest)));
-    let mut windows = Vec::new();
-    while let Some(window) = next.filter(|window| range.to.is_none_or(|to| window.from <= to)) {
-        windows.push(window);
-        next = frames.window_of(window.end);
-    }
-    windows.split_off(windows.len().saturating_sub(range.bars))
 }
 
 /// Returns the partitions to which the key of `agent` belongs, from the window `first` on: another one if partitions were added.

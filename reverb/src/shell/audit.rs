@@ -112,18 +112,7 @@ fn compare(frames: &Frames, window: &Window, counts: &Counts, mut reports: Vec<P
 
 /// Returns the windows of `range` that can have a report.
 pub(super) fn windows(frames: &Frames, range: AuditRange) -> Vec<Window> {
-    let oldest = frames.first().map(|first| first.beat_index).unwrap_or_default();
-    let from = range.from.map_or(oldest, |from| from.max(oldest));
-    let mut next = frames.window_of(from);
-    let mut windows = Vec::new();
-    while let Some(window) = next.filter(|window| range.to.is_none_or(|to| window.from <= to)) {
-        if frames.get(window.closing).is_none() {
-            break;
-        }
-        windows.push(window);
-        next = frames.window_of(window.end);
-    }
-    windows
+    frames.windows(range.from, range.to).take_while(|window| frames.get(window.closing).is_some()).collect()
 }
 
 /// Reads all reports from that of `first` on, by their windows' downbeats.

@@ -1,4 +1,4 @@
-//! What reports would say if the claims that came late until now had come in time. Nothing is written.
+//! Reports corrected for the claims that came late until now. Nothing is written.
 
 use backbeat_broker::{Broker, Registry, SubjectSchemas, TopicName};
 use backbeat_schemas::BarReport;
@@ -8,7 +8,7 @@ use tokio::runtime::Handle;
 use super::audit::{AuditRange, MAX_WINDOWS_PER_PASS, read_reports, windows};
 use super::frame_table::FrameTable;
 use super::recompute::Recompute;
-use crate::core::{Corrector, bar_report};
+use crate::core::{Corrector, bar_report, is_retained};
 
 /// A window's report, and what it would be.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,17 +39,14 @@ pub fn corrections(
     let ids: Vec<i32> = (0..partitions).collect();
     for chunk in windows.chunks(MAX_WINDOWS_PER_PASS) {
         let log_starts = recompute.log_starts(&ids)?;
-        let is_retained = |frame: &backbeat_schemas::BeatFrame| {
-            log_starts.iter().all(|(partition, log_start)| frame.boundary(*partition) >= *log_start)
-        };
         let mut corrector = Corrector::new(&frames, chunk, partitions);
         let keep_going = &mut || !stop.is_cancelled();
-        recompute.claims_since(&frames, chunk[0].from, &ids, keep_going, |partition, offset, claim| {
+        recompute.claims_since(&frames, chunk[0].from, &log_starts, keep_going, |partition, offset, claim| {
             corrector.process(partition, offset, claim);
         })?;
         for window in chunk {
             let published = published.remove(&window.from).and_then(|mut reports| reports.pop());
-            if !frames.get(window.from).is_some_and(is_retained) {
+            if !frames.get(window.from).is_some_and(|opening| is_retained(opening, &log_starts)) {
                 continue;
             }
             if let Some(corrected) = bar_report(&frames, window, &corrector.counts(window)) {

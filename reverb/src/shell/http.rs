@@ -137,7 +137,7 @@ struct Bars {
     last: Option<usize>,
 }
 
-/// What one agent claimed, bar by bar, and what became of each claim.
+/// The claims of one agent, bar by bar, with the outcome of each.
 ///
 /// Reads the log: only the partition of the agent's key, at most 2,000,000 records of it, and for one request at a time.
 #[utoipa::path(get, path = "/api/v1/agents/{id}/claims",

@@ -418,7 +418,9 @@ impl Member {
                 self.group.set_committable(partition.id, position);
             }
         }
-        self.wake_fetcher(&resumed);
+        if !resumed.is_empty() {
+            self.wake_fetcher(&resumed);
+        }
     }
 
     /// Makes librdkafka fetch partitions that were resumed. It does not wake the thread of their broker, which sleeps for up to

@@ -174,38 +174,37 @@ impl Recompute {
         Ok((found, records))
     }
 
-    /// Calls `on_claim` with the records from the boundaries of the beat `start` on, up to the last stable offsets, of each of
-    /// `partitions`.
+    /// Calls `on_claim` with the records from the boundaries of the beat `start` on, up to the last stable offsets, of the
+    /// partitions whose `log_starts` are given.
     pub(crate) fn claims_since(
         &mut self,
         frames: &Frames,
         start: BeatIndex,
-        partitions: &[i32],
+        log_starts: &BTreeMap<i32, i64>,
         keep_going: &mut dyn FnMut() -> bool,
-        mut on_claim: impl FnMut(i32, i64, &DecodedClaim<'_>),
+        mut on_claim: impl FnMut(i32, i64, DecodedClaim<'_>),
     ) -> Result<(), RecomputeError> {
-        let mut ranges = self.ranges(frames, start, None, partitions)?;
-        self.read(&mut ranges, keep_going, |partition, offset, decoded, _| on_claim(partition, offset, &decoded))
+        let mut ranges = self.ranges(frames, start, None, log_starts)?;
+        self.read(&mut ranges, keep_going, |partition, offset, decoded, _| on_claim(partition, offset, decoded))
     }
 
-    /// Returns the retained ranges of `partitions` from the boundary of the beat `start` to that of `end`, or to the last stable
-    /// offset.
+    /// Returns the ranges, as far as `log_starts` says that they are retained, of the partitions that it has: from the boundary of
+    /// the beat `start` to that of `end`, or to the last stable offset.
     pub(crate) fn ranges(
         &self,
         frames: &Frames,
         start: BeatIndex,
         end: Option<BeatIndex>,
-        partitions: &[i32],
+        log_starts: &BTreeMap<i32, i64>,
     ) -> Result<BTreeMap<i32, RangeReader>, KafkaError> {
-        let log_starts = self.list_offsets(partitions, Offset::Beginning)?;
-        let log_ends = self.list_offsets(partitions, Offset::End)?;
+        let partitions: Vec<i32> = log_starts.keys().copied().collect();
         let mut ranges = BTreeMap::new();
-        for partition in partitions {
-            let boundary = |beat| frames.get(beat).map(|frame| frame.boundary(*partition));
-            let start = boundary(start).unwrap_or(0).max(log_starts[partition]);
-            let end = end.and_then(boundary).unwrap_or(log_ends[partition]);
+        for (partition, log_end) in self.list_offsets(&partitions, Offset::End)? {
+            let boundary = |beat| frames.get(beat).map(|frame| frame.boundary(partition));
+            let start = boundary(start).unwrap_or(0).max(log_starts[&partition]);
+            let end = end.and_then(boundary).unwrap_or(log_end);
             if start < end {
-                ranges.insert(*partition, RangeReader::new(start..end));
+                ranges.insert(partition, RangeReader::new(start..end));
             }
         }
         Ok(ranges)

@@ -24,13 +24,14 @@ pub(crate) struct Chart {
 }
 
 /// Draws rows of charts to a file in `target`; a row ends where the label of the horizontal axis changes.
-pub(crate) fn draw(charts: &[Chart], rows: usize, file: &str) {
+pub(crate) fn draw(charts: &[Chart], file: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target").join(file);
-    try_draw(charts, rows, &path).unwrap_or_else(|error| panic!("cannot draw {}: {error}", path.display()));
+    try_draw(charts, &path).unwrap_or_else(|error| panic!("cannot draw {}: {error}", path.display()));
 }
 
-fn try_draw(charts: &[Chart], rows: usize, path: &Path) -> Result<(), DrawingAreaErrorKind<std::io::Error>> {
+fn try_draw(charts: &[Chart], path: &Path) -> Result<(), DrawingAreaErrorKind<std::io::Error>> {
     let rows_of_charts: Vec<&[Chart]> = charts.chunk_by(|a, b| a.x_label == b.x_label).collect();
+    let rows = rows_of_charts.len();
     let columns = rows_of_charts.iter().map(|row| row.len()).max().unwrap_or(0);
     let root = SVGBackend::new(path, (WIDTH * columns as u32, HEIGHT * rows as u32)).into_drawing_area();
     root.fill(&WHITE)?;

@@ -47,7 +47,7 @@ impl<R: Record> RecordSource<R> {
     }
 }
 
-/// What a fleet sends.
+/// The claims of a fleet.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Load {
     pub(crate) agents: u64,

@@ -35,7 +35,7 @@ struct Deployment {
 const BASE: Deployment =
     Deployment { load: Load { agents: 20_000, claims_per_second: 150_000 }, partitions: 12, bar_length: 4, members: 1 };
 
-/// What changes.
+/// The property that changes.
 struct Dimension {
     /// Its part in the names of the figures.
     name: &'static str,
@@ -113,7 +113,7 @@ pub(crate) fn run(table: &mut Table) {
             });
         }
     }
-    draw(&charts, DIMENSIONS.len(), "scale.svg");
+    draw(&charts, "scale.svg");
 }
 
 /// Measures reverb and Kafka under a constant load, over some windows.
@@ -169,7 +169,7 @@ fn measure(Deployment { load, partitions, bar_length, members }: Deployment) -> 
     ]
 }
 
-/// What was used so far.
+/// The CPU time used, and the claims processed, so far.
 struct Usage {
     /// The CPU seconds of all members.
     reverb: f64,
