@@ -4,7 +4,7 @@ use std::fmt;
 use std::process::ExitCode;
 
 use backbeat_broker::{Broker, KafkaArgs, Registry, SubjectStatus, TopicName};
-use backbeat_schemas::{BarPartial, BarReport, BeatFrame, Record, StatusClaim};
+use backbeat_schemas::{BarPartial, BarReport, BarRoster, BeatFrame, Record, StatusClaim};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
@@ -53,6 +53,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             check::<BeatFrame>(&registry, subject(TopicName::BeatFrames)).await?,
             check::<StatusClaim>(&registry, subject(TopicName::StatusClaims)).await?,
             check::<BarReport>(&registry, subject(TopicName::BarReports)).await?,
+            check::<BarRoster>(&registry, subject(TopicName::BarRosters)).await?,
             check::<BarPartial>(&registry, subject(TopicName::BarPartials)).await?,
         ])
     })?;

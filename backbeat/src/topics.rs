@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use backbeat_broker::{Broker, KafkaArgs, Registry, TopicError, TopicName, check_log, ensure_topics};
-use backbeat_schemas::{BarPartial, BarReport, BeatFrame, StatusClaim};
+use backbeat_schemas::{BarPartial, BarReport, BarRoster, BeatFrame, StatusClaim};
 use indicatif::ProgressBar;
 use serde_json::json;
 
@@ -73,6 +73,7 @@ pub(crate) async fn ensure(args: &TopicSettings) -> anyhow::Result<Vec<String>> 
     registry.register::<BeatFrame>(&topics.subject(TopicName::BeatFrames)).await?;
     registry.register::<StatusClaim>(&topics.subject(TopicName::StatusClaims)).await?;
     registry.register::<BarReport>(&topics.subject(TopicName::BarReports)).await?;
+    registry.register::<BarRoster>(&topics.subject(TopicName::BarRosters)).await?;
     registry.register::<BarPartial>(&topics.subject(TopicName::BarPartials)).await?;
     Ok(created)
 }

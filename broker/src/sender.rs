@@ -70,6 +70,8 @@ pub struct ProducerRecord<'a> {
     pub value: &'a [u8],
     /// The headers, as (name, value).
     pub headers: &'a [(&'a str, String)],
+    /// The record's timestamp in a topic with `CreateTime`, in milliseconds; by default the time of sending.
+    pub timestamp_ms: Option<i64>,
 }
 
 /// The idempotent producer's local queue is full: retry when some of its records were delivered.
@@ -122,6 +124,7 @@ struct OwnedRecord {
     topic: String,
     key: Option<Vec<u8>>,
     value: Vec<u8>,
+    timestamp_ms: Option<i64>,
     headers: Option<OwnedHeaders>,
     in_flight: Box<InFlight>,
 }
@@ -152,6 +155,7 @@ impl ProducerContext for DeliveryContext {
                 topic: record.topic().to_owned(),
                 key: record.key().map(<[u8]>::to_vec),
                 value: record.payload().unwrap_or_default().to_vec(),
+                timestamp_ms: record.timestamp().to_millis(),
                 headers: record.headers().map(BorrowedHeaders::detach),
                 in_flight,
             }),
@@ -229,9 +233,7 @@ impl Shared {
 /// Queues a record with `producer`.
 fn enqueue(
     producer: &Producer,
-    topic: &str,
-    key: Option<&[u8]>,
-    value: &[u8],
+    ProducerRecord { topic, key, value, timestamp_ms, .. }: ProducerRecord<'_>,
     headers: Option<OwnedHeaders>,
     in_flight: Box<InFlight>,
 ) -> Result<(), KafkaError> {
@@ -239,16 +241,20 @@ fn enqueue(
     if let Some(key) = key {
         record = record.key(key);
     }
+    if let Some(timestamp_ms) = timestamp_ms {
+        record = record.timestamp(timestamp_ms);
+    }
     if let Some(headers) = headers {
         record = record.headers(headers);
     }
     producer.send(record).map_err(|(error, _)| error)
 }
 
-fn resend(producer: &Producer, OwnedRecord { topic, key, value, headers, in_flight }: OwnedRecord) {
+fn resend(producer: &Producer, OwnedRecord { topic, key, value, timestamp_ms, headers, in_flight }: OwnedRecord) {
     let deliveries = Arc::clone(&in_flight.deliveries);
     // The successor's queue is as long as the lost client's.
-    if let Err(error) = enqueue(producer, &topic, key.as_deref(), &value, headers, in_flight) {
+    let record = ProducerRecord { topic: &topic, key: key.as_deref(), value: &value, timestamp_ms, headers: &[] };
+    if let Err(error) = enqueue(producer, record, headers, in_flight) {
         tracing::error!(%error, topic, "a record cannot be sent again");
         deliveries.record_failure();
     }
@@ -281,7 +287,7 @@ impl Sender {
                 .fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(value.as_bytes()) }))
         });
         deliveries.outstanding.fetch_add(1, Ordering::AcqRel);
-        let Err(error) = enqueue(&producer, record.topic, record.key, record.value, headers, in_flight) else {
+        let Err(error) = enqueue(&producer, record, headers, in_flight) else {
             return Ok(());
         };
         if error.rdkafka_error_code() == Some(RDKafkaErrorCode::QueueFull) {

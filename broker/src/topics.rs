@@ -39,14 +39,22 @@ pub enum TopicName {
     BarReports,
     /// Reverb's internal records: partials, which carry shares of windows, and done records of finished windows.
     BarPartials,
+    /// Rosters: who needs attention in each window, by name, written by reverb.
+    BarRosters,
     /// Invalid records of `statusclaims`, written by reverb.
     DeadLetters,
 }
 
 impl TopicName {
     /// All topics.
-    pub const ALL: [Self; 5] =
-        [Self::BeatFrames, Self::StatusClaims, Self::BarReports, Self::BarPartials, Self::DeadLetters];
+    pub const ALL: [Self; 6] = [
+        Self::BeatFrames,
+        Self::StatusClaims,
+        Self::BarReports,
+        Self::BarPartials,
+        Self::BarRosters,
+        Self::DeadLetters,
+    ];
 
     /// Returns the name without prefix.
     pub fn as_str(self) -> &'static str {
@@ -55,6 +63,7 @@ impl TopicName {
             Self::StatusClaims => "statusclaims",
             Self::BarReports => "barreports",
             Self::BarPartials => "barpartials",
+            Self::BarRosters => "barrosters",
             Self::DeadLetters => "statusclaims.dlq",
         }
     }
@@ -89,7 +98,15 @@ impl TopicName {
             ("message.timestamp.type", "LogAppendTime"),
             ("unclean.leader.election.enable", "false"),
         ];
+        // A replay writes the same rosters again.
+        const ROSTERS: &[(&str, &str)] = &[
+            ("cleanup.policy", "compact,delete"),
+            ("message.timestamp.type", "CreateTime"),
+            ("message.timestamp.after.max.ms", "9223372036854775807"),
+            ("unclean.leader.election.enable", "false"),
+        ];
         match self {
+            Self::BarRosters => ROSTERS,
             Self::BeatFrames | Self::BarReports => CREATE_TIME,
             Self::StatusClaims => CLAIMS,
             Self::BarPartials => LOG_APPEND_TIME,
@@ -107,6 +124,9 @@ impl TopicName {
                 vec![("retention.ms", (7 * DAY_MS).to_string()), ("retention.bytes", (6 * GIB).to_string())]
             }
             Self::BarPartials => vec![("retention.ms", DAY_MS.to_string())],
+            Self::BarRosters => {
+                vec![("retention.ms", (30 * DAY_MS).to_string()), ("retention.bytes", (10 * GIB).to_string())]
+            }
             Self::DeadLetters => vec![
                 ("max.message.bytes", MAX_RECORD_BYTES.to_string()),
                 ("retention.ms", (30 * DAY_MS).to_string()),

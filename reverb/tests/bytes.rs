@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use backbeat_reverb::core::{
-    CommittedOffset, Completion, DecodedClaim, Frames, Merge, MergeSession, Output, PartitionAggregator, RawRecord,
-    bar_report, verdict,
+    CommittedOffset, Completion, DecodedClaim, Frames, LOGIC, Merge, MergeSession, Output, PartitionAggregator,
+    RawRecord, bar_report, verdict,
 };
 use backbeat_schemas::{
     BarPartial, BeatFrame, BeatIndex, Counts, Done, Header, InvalidClaim, Partial, PartialBody, Record, Timestamp,
@@ -67,14 +67,14 @@ fn work(frames: &Frames, committed: CommittedOffset, merge: &Merge) {
         aggregator.advance(frames, &mut outputs);
         for output in outputs {
             if let Output::WindowClosed(closed) = output {
-                let report = bar_report(frames, &closed.window, &closed.counts);
+                let report = bar_report(frames, &closed.window, &closed.counts, LOGIC);
                 assert!(report.is_some(), "a window closes only if its closing frame is in the table");
             }
         }
     }
     for (window, completion) in merge.completions(frames, 100) {
-        if let Completion::Sum(counts) = completion {
-            let report = bar_report(frames, &window, &counts).expect("the closing frame is in the table");
+        if let Completion::Sum(counts, logic) = completion {
+            let report = bar_report(frames, &window, &counts, logic).expect("the closing frame is in the table");
             assert_eq!(verdict(Some(&report), &report, false), (Verdict::Verified, false));
         }
     }
@@ -151,7 +151,7 @@ fn beat_emitted_at_the_earliest_instant_has_the_largest_drift() {
         table.push(frame).expect("the frames are consecutive");
     }
     let window = table.window_of(BeatIndex::ZERO).expect("the window is in the table");
-    let report = bar_report(&table, &window, &Counts::default()).expect("the closing frame is in the table");
+    let report = bar_report(&table, &window, &Counts::default(), LOGIC).expect("the closing frame is in the table");
     assert_eq!(report.tempo_drift_ms, i64::MAX);
 }
 
@@ -163,6 +163,6 @@ fn counts_added_past_the_maximum_saturate() {
         counts.add(&Counts { claims: i64::MAX, ..partial(0).counts() });
     }
     assert_eq!(counts.claims, i64::MAX);
-    let aggregator = PartitionAggregator::new(0, BeatIndex::ZERO, i64::MAX, i64::MAX);
+    let aggregator = PartitionAggregator::new(0, BeatIndex::ZERO, &Frames::default(), i64::MAX);
     assert_eq!(aggregator.next_offset(), i64::MAX);
 }

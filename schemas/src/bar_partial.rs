@@ -174,6 +174,12 @@ counters! {
     /// Agents with a counted claim in another partition than the one in which murmur2 places them. As many agents at most count
     /// twice.
     misplaced_agents,
+    /// Agents with an open task in the window before, and no claim in this one.
+    silent_agents,
+    /// Tasks in the same state as in the window before, without progress.
+    stalled_tasks,
+    /// Open tasks whose beat budget is overdrawn.
+    overdrawn_tasks,
 }
 
 /// The content of a done record, which marks a window as finished.
@@ -206,7 +212,7 @@ pub enum Verdict {
     Rewritten,
     /// The last report has the same Avro body.
     Verified,
-    /// The set of partials could not complete, and the report exists.
+    /// The set of partials could not complete, or is of an earlier `logic` than the report, which exists.
     Dropped,
     /// The window's claims are no longer all retained, so no report was written.
     Skipped,

@@ -71,6 +71,15 @@ pub struct BarReport {
     /// The version of the rules by which the report was computed.
     #[serde(default = "first_logic")]
     pub logic: i32,
+    /// The number of agents with an open task in the window before, and no claim in this one. 0 before logic 2.
+    #[serde(default)]
+    pub agents_fell_silent: i64,
+    /// The number of tasks in the same state as in the window before, without progress. 0 before logic 2.
+    #[serde(default)]
+    pub tasks_stalled: i64,
+    /// The number of open tasks whose beat budget is overdrawn. 0 before logic 2.
+    #[serde(default)]
+    pub tasks_overdrawn: i64,
 }
 
 fn first_logic() -> i32 {

@@ -5,6 +5,7 @@
 //!   partition of `statusclaims`, its last stable offset just before that beat.
 //! - [`StatusClaim`]: an agent's status of one task on one beat (a *claim*).
 //! - [`BarReport`]: the report of one *window*, which is the claims' offset range of one bar.
+//! - [`BarRoster`]: who needs attention in one window, by name, in one partition.
 //! - [`BarPartial`]: internal to reverb: a partial, which carries one partition's *share* of a window; a done
 //!   record, which marks a window as finished; or a merging record, which names the member that runs the merge.
 //!
@@ -13,6 +14,7 @@
 
 mod bar_partial;
 mod bar_report;
+mod bar_roster;
 mod beat_frame;
 mod beat_index;
 mod codec;
@@ -30,6 +32,7 @@ mod window_id;
 
 pub use bar_partial::{BarPartial, Counts, Done, Merging, Partial, PartialBody, Verdict};
 pub use bar_report::BarReport;
+pub use bar_roster::{BarRoster, RosterEntry, RosterKind};
 pub use beat_frame::{BeatFrame, Phase};
 pub use beat_index::BeatIndex;
 pub use codec::{DecodeError, Header, HeaderError, Record, RecordSchema, WriterSchema, wire};

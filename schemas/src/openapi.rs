@@ -5,7 +5,10 @@ use serde_json::{Map, Value, json};
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-use crate::{BarReport, BeatFrame, BeatIndex, Record, StatusClaim, Tempo, Timestamp, Verdict, WindowId};
+use crate::{
+    BarReport, BarRoster, BeatFrame, BeatIndex, Record, RosterEntry, RosterKind, StatusClaim, Tempo, Timestamp,
+    Verdict, WindowId,
+};
 
 fn schema(json: Value) -> RefOr<Schema> {
     RefOr::T(serde_json::from_value(json).expect("what is built here is a JSON schema"))
@@ -14,6 +17,13 @@ fn schema(json: Value) -> RefOr<Schema> {
 fn record<R: Record>() -> RefOr<Schema> {
     let avro = serde_json::from_str(R::schema().text()).expect("an Avro schema is JSON");
     schema(json_schema(&avro))
+}
+
+/// The items of the first list of a roster.
+fn roster_entry() -> RefOr<Schema> {
+    let avro: Value = serde_json::from_str(BarRoster::schema().text()).expect("an Avro schema is JSON");
+    let lists = avro["fields"].as_array().into_iter().flatten().map(|field| &field["type"]["items"]);
+    schema(json_schema(lists.into_iter().find(|items| items.is_object()).expect("a roster has lists of entries")))
 }
 
 /// Translates those Avro types that the records shown over HTTP use.
@@ -63,6 +73,9 @@ to_schema! {
     BarReport: record::<Self>(),
     BeatFrame: record::<Self>(),
     BeatIndex: schema(json!({ "type": "integer", "format": "int64", "minimum": 0, "description": "A beat, from 0." })),
+    RosterEntry: roster_entry(),
+    RosterKind: schema(json!({ "type": "string", "enum": RosterKind::ALL.map(RosterKind::as_str),
+        "description": "A reason to be on a roster." })),
     StatusClaim: record::<Self>(),
     Tempo: schema(json!({ "type": "number", "format": "double", "exclusiveMinimum": 0, "description": "Beats per minute." })),
     Timestamp: schema(json!({ "type": "string", "format": "date-time" })),

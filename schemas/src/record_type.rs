@@ -39,3 +39,4 @@ macro_rules! record_type {
 record_type!(BeatFrameType, "backbeat.beatframe.v1");
 record_type!(StatusClaimType, "backbeat.statusclaim.v1");
 record_type!(BarReportType, "backbeat.barreport.v1");
+record_type!(BarRosterType, "backbeat.barroster.v1");

@@ -79,5 +79,8 @@ pub fn report(from: u32, bar_length: u16) -> BarReport {
         from_offsets: Vec::new(),
         to_offsets: Vec::new(),
         logic: 1,
+        agents_fell_silent: 0,
+        tasks_stalled: 0,
+        tasks_overdrawn: 0,
     }
 }

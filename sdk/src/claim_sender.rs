@@ -102,7 +102,7 @@ impl ClaimSender {
     ///
     /// Fails with [`QueueFull`] if the local queue is full; then the record is not sent.
     pub fn send_record(&self, key: Option<&[u8]>, value: &[u8]) -> Result<(), QueueFull> {
-        self.sender.send(ProducerRecord { topic: &self.topic, key, value, headers: &[] }, &self.deliveries)
+        self.sender.send(ProducerRecord { topic: &self.topic, key, value, ..Default::default() }, &self.deliveries)
     }
 
     /// Returns the counts of claims outstanding, acknowledged and failed.

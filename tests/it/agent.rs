@@ -114,7 +114,7 @@ fn each_claim_of_an_agent_is_shown_with_its_outcome() {
     let (topic, deliveries) = (cluster.broker().topics().name(TopicName::StatusClaims), Arc::<Deliveries>::default());
     let send = |key: &str, claim: &StatusClaim| {
         let value = wire(schema, claim);
-        let record = ProducerRecord { topic: &topic, key: Some(key.as_bytes()), value: &value, headers: &[] };
+        let record = ProducerRecord { topic: &topic, key: Some(key.as_bytes()), value: &value, ..Default::default() };
         sender.send(record, &deliveries).expect("the queue has room");
     };
     // A claim of the first bar counts until its grace of one beat is over.

@@ -79,7 +79,7 @@ fn invalid_claims_become_dead_letters_with_their_reason() {
     let send = |(key, value): &Record| {
         let topic = topics.name(TopicName::StatusClaims);
         sender
-            .send(ProducerRecord { topic: &topic, key: *key, value, headers: &[] }, &deliveries)
+            .send(ProducerRecord { topic: &topic, key: *key, value, ..Default::default() }, &deliveries)
             .expect("the queue has room");
     };
     let beat = cluster.frames().last().map(|frame| frame.beat_index.get()).expect("there are frames");

@@ -186,8 +186,12 @@ impl Records {
     fn send(&mut self, count: i64) {
         for _ in 0..count {
             let text = format!("record {}", self.sent);
-            let record =
-                ProducerRecord { topic: &self.topic, key: Some(text.as_bytes()), value: text.as_bytes(), headers: &[] };
+            let record = ProducerRecord {
+                topic: &self.topic,
+                key: Some(text.as_bytes()),
+                value: text.as_bytes(),
+                ..Default::default()
+            };
             self.sender.send(record, &self.deliveries).expect("a place in the queue");
             self.sent += 1;
         }

@@ -19,7 +19,7 @@ pub(crate) fn check_reports(cluster: &Cluster) -> Oracle {
     let oracle = Oracle::read(cluster);
     let expected = oracle.reports();
     wait_for_reports(cluster, expected.len());
-    assert_reports_equal(cluster, &expected);
+    assert_reports_equal(cluster, &expected, &oracle.rosters());
     oracle
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use backbeat_broker::TopicName;
-use backbeat_schemas::{BarPartial, BarReport, BeatFrame, Record, StatusClaim};
+use backbeat_schemas::{BarPartial, BarReport, BarRoster, BeatFrame, Record, StatusClaim};
 use backbeat_tests::{Cluster, runtime};
 use reqwest::blocking::Client;
 use serde_json::{Value, json};
@@ -76,6 +76,7 @@ fn schemas_are_compatible_with_every_released_version() {
     check::<BeatFrame>(&cluster, "beat_frame");
     check::<StatusClaim>(&cluster, "status_claim");
     check::<BarReport>(&cluster, "bar_report");
+    check::<BarRoster>(&cluster, "bar_roster");
     check::<BarPartial>(&cluster, "bar_partial");
 }
 
@@ -89,7 +90,7 @@ fn schemas_check_with_an_incompatible_subject_exits_with_3() {
         printed.lines().map(|line| serde_json::from_str(line).expect("valid JSON")).collect::<Vec<Value>>()
     };
     let before = check(0);
-    assert!(before.len() == 4 && before.iter().all(|one| one["versions"] == 0 && one["registered"] == false));
+    assert!(before.len() == 5 && before.iter().all(|one| one["versions"] == 0 && one["registered"] == false));
     let topics = cluster.backbeat(&["topics", "--replication-factor", "1"]);
     assert!(topics.status.success());
     assert!(check(0).iter().all(|one| one["registered"] == true && one["compatibility"] == "FULL_TRANSITIVE"));

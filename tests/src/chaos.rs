@@ -424,7 +424,7 @@ impl Scenario<'_> {
             assert!(Instant::now() < deadline, "{}", self.missing(&expected));
             thread::sleep(Duration::from_millis(50));
         }
-        let reports = assert_reports_equal(self.cluster, &expected);
+        let reports = assert_reports_equal(self.cluster, &expected, &oracle.rosters());
         let in_reports: i64 = reports.iter().map(|r| r.claims + r.late_claims + r.invalid_claims).sum();
         assert_eq!(in_reports, oracle.claims() as i64, "a claim is in no report or in two");
         for member in &mut self.members {

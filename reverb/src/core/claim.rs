@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use backbeat_schemas::{
-    BorrowedClaim, Header, InvalidClaim, MAX_CLAIM_BYTES, SecretRotation, StatusClaim, WriterSchema, check_claim,
+    BorrowedClaim, Header, InvalidClaim, MAX_CLAIM_BYTES, SecretRotation, State, StatusClaim, WriterSchema, check_claim,
 };
 use sha2::{Digest, Sha256};
 
@@ -13,7 +13,7 @@ use super::TaskFacts;
 const MAX_KEY_BYTES: usize = 1_024;
 
 /// The fields of a valid claim that reports need. Kept small, because up to a beat's worth of claims is held in memory.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Claim<'r> {
     /// The agent's id.
     pub agent: Cow<'r, str>,
@@ -21,6 +21,12 @@ pub struct Claim<'r> {
     pub task: Cow<'r, str>,
     /// The beat that the claim names. Only the aggregator knows whether it had been published when the claim arrived.
     pub beat: i64,
+    /// The task's state.
+    pub state: State,
+    /// The rest of the task's beat budget, in beats; negative once overdrawn.
+    pub beats_left: i32,
+    /// The completed part of the task, 0 to 1.
+    pub progress: f64,
     /// The facts about its task that the claim states.
     pub facts: TaskFacts,
     /// True if a secret rotation failed.
@@ -58,6 +64,9 @@ impl<'r> From<BorrowedClaim<'r>> for Claim<'r> {
     fn from(claim: BorrowedClaim<'r>) -> Self {
         Self {
             beat: claim.beat_index,
+            state: claim.state,
+            beats_left: claim.beats_left,
+            progress: claim.progress,
             facts: TaskFacts::of(&claim),
             rotation_failed: claim.secret_rotation == Some(SecretRotation::Failed),
             degraded: claim.degraded,

@@ -21,7 +21,7 @@ impl<'f> Corrector<'f> {
     /// Creates the corrector of `windows` for `partitions` partitions.
     pub fn new(frames: &'f Frames, windows: &[Window], partitions: i32) -> Self {
         let keys = windows.iter().flat_map(|window| (0..partitions).map(|partition| (window.from, partition)));
-        Self { frames, tallies: keys.map(|key| (key, Tally::default())).collect() }
+        Self { frames, tallies: keys.map(|key| (key, Tally::new(key.0, None))).collect() }
     }
 
     /// Processes the record at `offset`. One whose arrival beat is not known yet, or that belongs to another window, is ignored.
@@ -39,7 +39,7 @@ impl<'f> Corrector<'f> {
                         tally.count(&claim);
                     }
                     if let (None, Some(tally)) = (counting, self.tally(owner, partition)) {
-                        tally.count_late();
+                        tally.count_late(&claim.agent);
                     }
                     None
                 }

@@ -39,11 +39,11 @@ struct Share {
 /// The way to finish a window.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Completion {
-    /// Every partition's share is there: report the sum of their counts.
-    Sum(Counts),
+    /// Every partition's share is there: report the sum of their counts, by the lowest `logic` among them.
+    Sum(Counts, i32),
     /// A share's claims are no longer wholly retained: finish the window without a report.
     Skip,
-    /// A share has another `logic`: read the claims again.
+    /// A share has a `logic` that this version does not know: read the claims again.
     Recompute,
     /// The missing shares will not come: drop the window if its report exists, and read the claims again otherwise.
     RecomputeUnlessReported,
@@ -133,12 +133,13 @@ impl Merge {
         if partials().any(|partial| !partial.retained) {
             return Some(Completion::Skip);
         }
-        if partials().any(|partial| partial.logic != LOGIC) {
+        let logic = partials().map(|partial| partial.logic).min().unwrap_or(LOGIC);
+        if partials().any(|partial| !(1..=LOGIC).contains(&partial.logic)) {
             return Some(Completion::Recompute);
         }
         let mut counts = Counts::default();
         partials().for_each(|partial| counts.add(&partial.counts()));
-        Some(Completion::Sum(counts))
+        Some(Completion::Sum(counts, logic))
     }
 
     /// Returns the partitions whose shares of a window this merge read itself.
@@ -197,6 +198,13 @@ impl PartialSet {
     }
 }
 
+/// Returns the version of the rules for the report of a window whose shares are of `logic`, and whose last report is of
+/// `published`: a report stays of its version. `None` if the shares cannot tell whether a report of a later version is right, so
+/// that it stays as it is.
+pub fn report_logic(published: Option<i32>, logic: i32) -> Option<i32> {
+    published.map_or(Some(logic), |published| (published <= logic).then_some(published))
+}
+
 /// Returns the verdict on a window whose last report is `published` and whose correct report is `computed`, and true
 /// if `computed` must be written. `always` writes it even if the two are equal.
 pub fn verdict<T: PartialEq>(published: Option<&T>, computed: &T, always: bool) -> (Verdict, bool) {
@@ -226,7 +234,10 @@ mod tests {
         merge.add_partial(0, beat(0), partial(0, 3), NOW);
         assert_eq!(completions(&merge), []);
         merge.add_partial(1, beat(0), partial(1, 4), NOW);
-        assert_eq!(completions(&merge), [(0, Completion::Sum(Counts { agents: 7, claims: 7, ..Counts::default() }))]);
+        assert_eq!(
+            completions(&merge),
+            [(0, Completion::Sum(Counts { agents: 7, claims: 7, ..Counts::default() }, LOGIC))]
+        );
     }
 
     #[test]
@@ -235,7 +246,10 @@ mod tests {
         for (offset, partition) in [(0, 0), (1, 0), (2, 1)] {
             merge.add_partial(offset, beat(0), partial(partition, 3), NOW);
         }
-        assert_eq!(completions(&merge), [(0, Completion::Sum(Counts { agents: 6, claims: 6, ..Counts::default() }))]);
+        assert_eq!(
+            completions(&merge),
+            [(0, Completion::Sum(Counts { agents: 6, claims: 6, ..Counts::default() }, LOGIC))]
+        );
     }
 
     #[test]
@@ -247,11 +261,22 @@ mod tests {
     }
 
     #[test]
-    fn share_of_another_logic_is_recomputed() {
+    fn share_of_a_newer_logic_is_recomputed() {
         let mut merge = Merge::default();
         merge.add_partial(0, beat(0), Partial { logic: LOGIC + 1, ..partial(0, 1) }, NOW);
         merge.add_partial(1, beat(0), partial(1, 1), NOW);
         assert_eq!(completions(&merge), [(0, Completion::Recompute)]);
+    }
+
+    #[test]
+    fn shares_of_known_logics_are_summed_by_the_lowest() {
+        let mut merge = Merge::default();
+        merge.add_partial(0, beat(0), Partial { logic: 1, ..partial(0, 1) }, NOW);
+        merge.add_partial(1, beat(0), partial(1, 1), NOW);
+        assert_eq!(
+            completions(&merge),
+            [(0, Completion::Sum(Counts { agents: 2, claims: 2, ..Counts::default() }, 1))]
+        );
     }
 
     #[test]
@@ -281,7 +306,10 @@ mod tests {
         merge.add_rescued(beat(0), partial(0, 3), NOW);
         merge.add_rescued(beat(0), partial(1, 4), NOW);
         assert_eq!(merge.rescued(beat(0)), [0, 1]);
-        assert_eq!(completions(&merge), [(0, Completion::Sum(Counts { agents: 7, claims: 7, ..Counts::default() }))]);
+        assert_eq!(
+            completions(&merge),
+            [(0, Completion::Sum(Counts { agents: 7, claims: 7, ..Counts::default() }, LOGIC))]
+        );
         merge.add_partial(8, beat(0), partial(1, 4), NOW);
         merge.add_rescued(beat(0), partial(1, 5), NOW);
         assert_eq!(merge.rescued(beat(0)), [0]);
@@ -299,6 +327,14 @@ mod tests {
         assert_eq!(completions(&merge), []);
         merge.add_done(Some(3), beat(2), &[0]);
         assert_eq!(completions(&merge), [(0, Completion::RecomputeUnlessReported)], "its later share was rescued");
+    }
+
+    #[test]
+    fn report_stays_of_its_logic() {
+        assert_eq!(
+            [None, Some(1), Some(2), Some(3)].map(|published| report_logic(published, 2)),
+            [Some(2), Some(1), Some(2), None]
+        );
     }
 
     #[test]

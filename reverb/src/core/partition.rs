@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use backbeat_schemas::{BarPartial, BeatIndex, InvalidClaim, Partial, PartialBody};
+use backbeat_schemas::{BarPartial, BarRoster, BeatIndex, InvalidClaim, Partial, PartialBody};
 
 use super::{
     ClosedWindow, CommitTracker, CommittedOffset, DecodedClaim, Frames, LOGIC, Output, PartitionAggregator, RawRecord,
@@ -20,8 +20,8 @@ pub const RESEND_AFTER: Duration = Duration::from_hours(1);
 
 /// The state of one owned partition of `statusclaims` whose start position is known.
 ///
-/// The aggregator turns claims into shares of windows. The outbox holds the dead letters and partials that must be
-/// sent, in order. The commit tracker knows which windows are done, and so which offset may be committed.
+/// The aggregator turns claims into shares of windows. The outbox holds the dead letters, rosters and partials that must
+/// be sent, in order. The commit tracker knows which windows are done, and so which offset may be committed.
 #[derive(Debug)]
 pub struct Partition {
     id: i32,
@@ -49,6 +49,8 @@ pub enum OutboxRecord {
         /// The record as it was read.
         raw: Box<RawRecord>,
     },
+    /// A record for `barrosters`.
+    Roster(Box<BarRoster>),
     /// A record for `barpartials`. The sender adds its name and counter.
     Partial(Box<BarPartial>),
 }
@@ -107,7 +109,7 @@ impl Partition {
                     self.outbox_bytes += raw.bytes();
                     self.outbox.push_back(OutboxRecord::DeadLetter { offset, reason, raw });
                 }
-                Output::WindowClosed(closed) => {
+                Output::WindowClosed(mut closed) => {
                     let frame = |beat| frames.get(beat).expect("the table reaches back to every window that closes");
                     self.commit_tracker.add_window(closed.window.from, frame(closed.window.from).boundary(self.id));
                     let partitions = frame(closed.window.closing).claim_offsets.len();
@@ -116,6 +118,7 @@ impl Partition {
                         self.commit_tracker.mark_not_needed(closed.window.from);
                         continue;
                     }
+                    self.outbox.extend(closed.roster.take().map(OutboxRecord::Roster));
                     let body = PartialBody::Partial(share(self.id, &closed));
                     let record = BarPartial::new(closed.window.id, closed.window.from, body);
                     self.outbox.push_back(OutboxRecord::Partial(Box::new(record)));
@@ -130,11 +133,11 @@ impl Partition {
         self.outbox.range(queued_before..)
     }
 
-    /// Returns the next record to send. Partials wait while dead letters, maybe of their window, are unacknowledged, so
-    /// that no report counts an invalid claim whose record could still be lost.
-    pub fn next_record(&self, dead_letters_in_flight: bool) -> Option<&OutboxRecord> {
+    /// Returns the next record to send. Partials wait while dead letters or rosters, maybe of their window, are
+    /// unacknowledged, so that no report counts what has a record that could still be lost.
+    pub fn next_record(&self, is_unacknowledged: bool) -> Option<&OutboxRecord> {
         let next = self.outbox.front()?;
-        (matches!(next, OutboxRecord::DeadLetter { .. }) || !dead_letters_in_flight).then_some(next)
+        (!matches!(next, OutboxRecord::Partial(_)) || !is_unacknowledged).then_some(next)
     }
 
     /// Removes the next record from the outbox, after it was sent at `now`. `counter` numbers the member's partials.
@@ -142,6 +145,7 @@ impl Partition {
         let record = self.outbox.pop_front()?;
         match &record {
             OutboxRecord::DeadLetter { raw, .. } => self.outbox_bytes -= raw.bytes(),
+            OutboxRecord::Roster(_) => {}
             OutboxRecord::Partial(partial) => {
                 self.commit_tracker.mark_sent(partial.from_beat, counter);
                 self.unfinished.insert(partial.from_beat, (now, (**partial).clone()));
@@ -186,7 +190,7 @@ impl Partition {
 
 /// Returns the share of `partition` in a closed window, without the name and the counter of a member.
 pub fn share(partition: i32, closed: &ClosedWindow) -> Partial {
-    Partial::new(partition, LOGIC, closed.retained, &closed.counts)
+    Partial::new(partition, LOGIC, closed.is_retained(LOGIC), &closed.counts)
 }
 
 #[cfg(test)]
@@ -198,7 +202,7 @@ mod tests {
 
     /// Returns a partition that has closed window 0, of two beats, with an invalid claim and a valid one.
     fn closed() -> Partition {
-        let mut partition = Partition::new(0, PartitionAggregator::new(0, beat(0), 0, 0));
+        let mut partition = Partition::new(0, PartitionAggregator::new(0, beat(0), &Frames::default(), 0));
         let table = frames(2, 0, &[0, 1, 2]);
         let reason = InvalidClaim::NoValue;
         partition.process(0, DecodedClaim::Invalid(reason), &table, RawRecord::default);
@@ -253,7 +257,7 @@ mod tests {
 
     #[test]
     fn window_from_before_the_partition_was_added_has_no_share_of_it() {
-        let mut partition = Partition::new(1, PartitionAggregator::new(1, beat(0), 0, 0));
+        let mut partition = Partition::new(1, PartitionAggregator::new(1, beat(0), &Frames::default(), 0));
         assert_eq!(partition.advance(&frames(2, 0, &[0, 0, 0])).count(), 0);
         assert_eq!(partition.committable(), Some(committed(0, 2)));
     }

@@ -3,19 +3,25 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
-use backbeat_schemas::{BeatIndex, Counts, InvalidClaim};
+use backbeat_schemas::{BarRoster, BeatIndex, Counts, InvalidClaim};
 
-use super::{Claim, DecodedClaim, Frames, RawRecord, Tally, Window};
+use super::roster::roster;
+use super::{Claim, DecodedClaim, Frames, LOGIC_WITH_ROSTERS, OpenTasks, RawRecord, Tally, Window};
 
 /// The aggregator of one partition of `statusclaims`.
 ///
 /// A claim at offset o arrived on beat n when boundary(n) <= o < boundary(n+1). A claim at or past the newest boundary
 /// is kept as pending until the next frame gives its arrival beat. The arrival beat advances as each boundary is
 /// reached, and a window closes when the boundary of its closing beat is reached.
+///
+/// Who needs attention in a window follows from its claims and from those of the window before. So the aggregator begins one
+/// window early: nothing of that window leaves it.
 #[derive(Debug)]
 pub struct PartitionAggregator {
     partition: i32,
-    /// The downbeat of the first window that is aggregated. The last owner finished the earlier ones.
+    /// The downbeat of the first window that is aggregated, for the roster of the next one or for itself.
+    first: BeatIndex,
+    /// The downbeat of the first window whose share is computed. The last owner finished the earlier ones.
     start: BeatIndex,
     /// The beat on which the next claim arrives, as far as boundaries were reached.
     arrival_beat: BeatIndex,
@@ -26,6 +32,8 @@ pub struct PartitionAggregator {
     pending_bytes: usize,
     /// Windows that were opened and not closed, oldest first.
     open_windows: VecDeque<(Window, Tally)>,
+    /// The last window that was closed, for the roster of the next one.
+    previous: Option<(Window, OpenTasks)>,
     /// Offset ranges that retention deleted before they were read.
     expired: Vec<Range<i64>>,
     /// The boundary of the beat after `arrival_beat`, once known. A claim below it needs no waiting.
@@ -80,22 +88,46 @@ pub struct ClosedWindow {
     pub window: Window,
     /// The partition's counts.
     pub counts: Counts,
+    /// The partition's roster, if somebody needs attention.
+    pub roster: Option<Box<BarRoster>>,
     /// False if retention deleted some of the window's claims before they were read.
     pub retained: bool,
+    /// False if retention deleted some of the claims of the window before: then the roster cannot be computed.
+    pub previous_retained: bool,
+}
+
+impl ClosedWindow {
+    /// Removes the roster if claims are missing that it needs.
+    #[must_use]
+    pub fn without_unfounded_roster(mut self) -> Self {
+        self.roster = self.roster.take().filter(|_| self.is_retained(LOGIC_WITH_ROSTERS));
+        self
+    }
+
+    /// Returns true if the claims that a report of `logic` needs were all there.
+    pub fn is_retained(&self, logic: i32) -> bool {
+        self.retained && (self.previous_retained || logic < LOGIC_WITH_ROSTERS)
+    }
 }
 
 impl PartitionAggregator {
-    /// Creates the aggregator of `partition`, starting with the window that opens at `start` and whose boundary is
-    /// `offset`. `log_start` is the partition's log start offset.
-    pub fn new(partition: i32, start: BeatIndex, offset: i64, log_start: i64) -> Self {
+    /// Creates the aggregator of `partition` for the windows from that which opens at `start` on, beginning with the window
+    /// before it. `log_start` is the partition's log start offset. `frames` must have both windows' downbeats; without that of
+    /// the window before, its claims count as deleted.
+    pub fn new(partition: i32, start: BeatIndex, frames: &Frames, log_start: i64) -> Self {
+        let previous = start.previous().and_then(|beat| frames.window_of(beat));
+        let first = previous.map_or(start, |window| window.from);
+        let offset = frames.get(first).map_or(0, |frame| frame.boundary(partition));
         let mut aggregator = Self {
             partition,
+            first,
             start,
-            arrival_beat: start,
+            arrival_beat: first,
             next_offset: offset,
             pending: VecDeque::new(),
             pending_bytes: 0,
             open_windows: VecDeque::new(),
+            previous: None,
             expired: Vec::new(),
             next_boundary: None,
         };
@@ -103,7 +135,7 @@ impl PartitionAggregator {
         aggregator
     }
 
-    /// Returns the oldest beat whose frame is still needed.
+    /// Returns the oldest beat whose frame is still needed, besides those of the window before.
     pub fn oldest_beat(&self) -> BeatIndex {
         self.open_windows.front().map_or(self.arrival_beat, |(window, _)| window.from)
     }
@@ -136,7 +168,8 @@ impl PartitionAggregator {
 
     /// Returns the open windows, with the claims counted so far.
     pub fn open_windows(&self) -> impl Iterator<Item = (&Window, i64)> {
-        self.open_windows.iter().map(|(window, tally)| (window, tally.claims()))
+        let shares = self.open_windows.iter().filter(|(window, _)| window.from >= self.start);
+        shares.map(|(window, tally)| (window, tally.claims()))
     }
 
     /// Processes the record at `offset`, after advancing over the boundaries before it. `raw` is called only if the
@@ -217,27 +250,43 @@ impl PartitionAggregator {
         };
         let known = self.open_windows.back().is_some_and(|(last, _)| last.from >= window.from);
         if !known {
-            self.open_windows.push_back((window, Tally::default()));
+            let like = self.previous.as_ref().map(|(_, open_tasks)| open_tasks);
+            self.open_windows.push_back((window, Tally::new(window.from, like)));
         }
     }
 
     fn close_windows(&mut self, frames: &Frames, outputs: &mut Vec<Output>) {
         while self.open_windows.front().is_some_and(|(window, _)| window.closing == self.arrival_beat) {
             let (window, tally) = self.open_windows.pop_front().expect("the loop condition found a front element");
-            let retained = self.is_retained(&window, frames);
-            let partitions = frames.get(window.closing).map_or(0, |frame| frame.claim_offsets.len());
-            let counts = tally.counts(self.partition, partitions);
-            outputs.push(Output::WindowClosed(Box::new(ClosedWindow { window, counts, retained })));
-        }
-        let oldest = self.open_windows.front().and_then(|(window, _)| frames.get(window.from));
-        if let Some(start) = oldest.map(|frame| frame.boundary(self.partition)) {
+            if window.from >= self.start {
+                outputs.push(Output::WindowClosed(Box::new(self.share(window, &tally, frames))));
+            }
+            let start = frames.get(window.from).map_or(0, |frame| frame.boundary(self.partition));
             self.expired.retain(|expired| expired.end > start);
+            self.previous = Some((window, OpenTasks::from(&tally)));
         }
     }
 
-    fn is_retained(&self, window: &Window, frames: &Frames) -> bool {
+    /// Returns the partition's share of a window that closes on the current arrival beat.
+    fn share(&self, window: Window, tally: &Tally, frames: &Frames) -> ClosedWindow {
+        let frame =
+            |beat| frames.get(beat).expect("the table reaches back to the window before each window that closes");
+        let closing = frame(window.closing);
+        let mut counts = tally.counts(self.partition, closing.claim_offsets.len());
+        let previous = self.previous.as_ref().map(|(previous, open_tasks)| (open_tasks, frame(previous.from)));
+        let roster = roster(self.partition, &window, tally, previous, [frame(window.end), closing], &mut counts);
+        let previous_retained = match &self.previous {
+            Some((previous, _)) => self.is_retained(previous.from, window.from, frames),
+            None => window.from == BeatIndex::ZERO,
+        };
+        let retained = self.is_retained(window.from, window.closing, frames);
+        ClosedWindow { window, counts, roster, retained, previous_retained }.without_unfounded_roster()
+    }
+
+    /// Returns true if retention deleted no claim of those that arrived in `[from, end)` before it was read.
+    fn is_retained(&self, from: BeatIndex, end: BeatIndex, frames: &Frames) -> bool {
         let boundary = |beat| frames.get(beat).map_or(0, |frame| frame.boundary(self.partition));
-        let (start, end) = (boundary(window.from), boundary(window.closing));
+        let (start, end) = (boundary(from), boundary(end));
         !self.expired.iter().any(|expired| expired.start < end && start < expired.end)
     }
 
@@ -257,9 +306,9 @@ impl PartitionAggregator {
         };
         match frames.window_counting(claim.beat, arrival) {
             Err(reason) => self.reject(offset, reason, raw(), frames, outputs),
-            Ok(Some(window)) if window.from < self.start => {} // counted by the partition's last owner
+            Ok(Some(window)) if window.from < self.first => {} // counted by the partition's last owner
             Ok(Some(window)) => self.tally_mut(window.from).count(&claim),
-            Ok(None) => self.owner_tally(frames).count_late(),
+            Ok(None) => self.owner_tally(frames).count_late(&claim.agent),
         }
     }
 
@@ -272,7 +321,9 @@ impl PartitionAggregator {
         outputs: &mut Vec<Output>,
     ) {
         self.owner_tally(frames).count_invalid(matches!(reason, InvalidClaim::UnknownSchema(_)));
-        outputs.push(Output::DeadLetter { offset, reason, raw });
+        if self.arrival_beat >= self.start {
+            outputs.push(Output::DeadLetter { offset, reason, raw });
+        }
     }
 
     /// Returns the tally of the window that owns the offsets of the current arrival beat.
@@ -333,7 +384,7 @@ mod tests {
 
     #[test]
     fn claim_in_time_counts_in_the_window_of_its_beat() {
-        let mut aggregator = PartitionAggregator::new(0, beat(0), 0, 0);
+        let mut aggregator = PartitionAggregator::new(0, beat(0), &Frames::default(), 0);
         // Bars of 2: windows [0, 2) and [2, 4); the boundaries of beats 0 to 2 are 0, 3 and 5.
         let table = frames(2, 0, &[0, 3, 5]);
         for (offset, beat_index) in [(0, 0), (1, 0), (2, 0), (3, 1), (4, 0)] {
@@ -344,7 +395,7 @@ mod tests {
 
     #[test]
     fn window_closes_only_when_its_closing_boundary_is_reached() {
-        let mut aggregator = PartitionAggregator::new(0, beat(0), 0, 0);
+        let mut aggregator = PartitionAggregator::new(0, beat(0), &Frames::default(), 0);
         let table = frames(2, 0, &[0, 3, 5]);
         for offset in 0..4 {
             process(&mut aggregator, offset, "a", 0);
@@ -357,13 +408,13 @@ mod tests {
 
     #[test]
     fn partition_without_claims_closes_its_windows() {
-        let mut aggregator = PartitionAggregator::new(0, beat(0), 0, 0);
+        let mut aggregator = PartitionAggregator::new(0, beat(0), &Frames::default(), 0);
         assert_eq!(closed(&advance(&mut aggregator, &frames(2, 0, &[0, 0, 0, 0, 0]))), [(0, 0, 0, 0), (2, 0, 0, 0)]);
     }
 
     #[test]
     fn claim_past_the_newest_boundary_waits_for_the_next_frame() {
-        let mut aggregator = PartitionAggregator::new(0, beat(0), 0, 0);
+        let mut aggregator = PartitionAggregator::new(0, beat(0), &Frames::default(), 0);
         process(&mut aggregator, 0, "a", 0);
         assert!(advance(&mut aggregator, &frames(2, 0, &[0])).is_empty());
         assert_eq!(aggregator.pending(), 1);
@@ -373,7 +424,7 @@ mod tests {
 
     #[test]
     fn claim_after_the_grace_is_late_in_the_window_that_owns_its_offset() {
-        let mut aggregator = PartitionAggregator::new(0, beat(0), 0, 0);
+        let mut aggregator = PartitionAggregator::new(0, beat(0), &Frames::default(), 0);
         let table = frames(2, 0, &[0, 0, 0, 1, 1]);
         process(&mut aggregator, 0, "a", 1);
         assert_eq!(closed(&advance(&mut aggregator, &table)), [(0, 0, 0, 0), (2, 0, 1, 0)]);
@@ -381,7 +432,7 @@ mod tests {
 
     #[test]
     fn claim_within_the_grace_counts() {
-        let mut aggregator = PartitionAggregator::new(0, beat(0), 0, 0);
+        let mut aggregator = PartitionAggregator::new(0, beat(0), &Frames::default(), 0);
         // Window [0, 2) closes at the boundary of beat 3; the claim arrives on beat 2.
         let table = frames(2, 1, &[0, 0, 0, 1, 1, 1]);
         process(&mut aggregator, 0, "a", 1);
@@ -391,7 +442,7 @@ mod tests {
     #[test]
     fn claim_for_a_beat_not_published_on_its_arrival_is_a_dead_letter() {
         for beat_index in [1, -1, i64::MAX] {
-            let mut aggregator = PartitionAggregator::new(0, beat(0), 0, 0);
+            let mut aggregator = PartitionAggregator::new(0, beat(0), &Frames::default(), 0);
             // Read when beat 0 was the newest, the claim is classified once its arrival beat is known.
             process_with(&mut aggregator, 0, claim("a", beat_index), &frames(2, 0, &[0]));
             let outputs = advance(&mut aggregator, &frames(2, 0, &[0, 1, 1]));
@@ -406,7 +457,7 @@ mod tests {
 
     #[test]
     fn claim_for_a_future_beat_keeps_its_bytes_in_a_replay() {
-        let mut aggregator = PartitionAggregator::new(0, beat(0), 0, 0);
+        let mut aggregator = PartitionAggregator::new(0, beat(0), &Frames::default(), 0);
         // Beat 3 is published when the log is read again, but was not when the claim arrived.
         let table = frames(2, 0, &[0, 1, 1, 1, 1]);
         process_with(&mut aggregator, 0, claim("a", 3), &table);
@@ -417,7 +468,7 @@ mod tests {
 
     #[test]
     fn record_processed_before_is_ignored() {
-        let mut aggregator = PartitionAggregator::new(0, beat(0), 0, 0);
+        let mut aggregator = PartitionAggregator::new(0, beat(0), &Frames::default(), 0);
         process(&mut aggregator, 0, "a", 0);
         process(&mut aggregator, 0, "a", 0);
         assert_eq!(closed(&advance(&mut aggregator, &frames(2, 0, &[0, 1, 1]))), [(0, 1, 0, 0)]);
@@ -426,7 +477,7 @@ mod tests {
     #[test]
     fn claim_of_a_window_before_the_start_position_is_not_counted() {
         let table = frames(2, 2, &[0, 1, 2, 4, 5, 6, 7]);
-        let mut aggregator = PartitionAggregator::new(0, beat(2), 2, 0);
+        let mut aggregator = PartitionAggregator::new(0, beat(2), &table, 0);
         // Offsets 2 and 3 arrive on beat 2: one is for the window before, within its grace.
         process(&mut aggregator, 2, "a", 1);
         process(&mut aggregator, 3, "b", 2);
@@ -437,7 +488,7 @@ mod tests {
     #[test]
     fn window_with_expired_claims_is_not_retained_but_an_empty_range_is() {
         let retained = |boundaries: &[i64], log_start| {
-            let mut aggregator = PartitionAggregator::new(0, beat(0), boundaries[0], log_start);
+            let mut aggregator = PartitionAggregator::new(0, beat(0), &frames(2, 0, boundaries), log_start);
             aggregator.skip_to(boundaries[boundaries.len() - 1], log_start);
             let outputs = advance(&mut aggregator, &frames(2, 0, boundaries));
             let [Output::WindowClosed(closed)] = &outputs[..] else { panic!("{outputs:?}") };
@@ -451,7 +502,7 @@ mod tests {
 
     #[test]
     fn claim_processed_while_the_table_is_read_anew_counts_once_it_is_there() {
-        let mut aggregator = PartitionAggregator::new(0, beat(0), 0, 0);
+        let mut aggregator = PartitionAggregator::new(0, beat(0), &Frames::default(), 0);
         let table = frames(2, 0, &[0, 4, 4]);
         process_with(&mut aggregator, 0, claim("a", 0), &table);
         assert!(advance(&mut aggregator, &table).is_empty());
@@ -467,7 +518,7 @@ mod tests {
 
     #[test]
     fn repeated_agents_and_tasks_count_once() {
-        let mut aggregator = PartitionAggregator::new(0, beat(0), 0, 0);
+        let mut aggregator = PartitionAggregator::new(0, beat(0), &Frames::default(), 0);
         for (offset, agent, task) in [(0, "a", "t"), (1, "a", "t"), (2, "a", "u"), (3, "b", "t")] {
             let claim =
                 Claim { task: task.into(), facts: TaskFacts::DONE | TaskFacts::ON_TIME_REVIEW, ..claim(agent, 0) };
@@ -482,7 +533,7 @@ mod tests {
     fn agents_that_murmur2_places_elsewhere_are_misplaced() {
         // Of two partitions, the window's number when it closes.
         let frames = frames_of_partitions(2, 0, &[&[0, 8, 8], &[0, 0, 0]]);
-        let mut aggregator = PartitionAggregator::new(0, beat(0), 0, 0);
+        let mut aggregator = PartitionAggregator::new(0, beat(0), &Frames::default(), 0);
         let agents = ["a", "b", "c", "d", "e", "f", "g", "h"];
         for (offset, agent) in (0..).zip(agents) {
             process(&mut aggregator, offset, agent, 0);

@@ -2,10 +2,11 @@
 
 use backbeat_schemas::{BarReport, BeatFrame, Counts};
 
-use super::{Frames, LOGIC, Window};
+use super::{Frames, LOGIC_WITH_ROSTERS, Window};
 
-/// Returns the report of `window`, or `None` if the frame of its closing beat is not in the table.
-pub fn bar_report(frames: &Frames, window: &Window, counts: &Counts) -> Option<BarReport> {
+/// Returns the report of `window` by the rules of version `logic`, or `None` if the frame of its closing beat is not in the table.
+pub fn bar_report(frames: &Frames, window: &Window, counts: &Counts, logic: i32) -> Option<BarReport> {
+    let since_rosters = |count| if logic < LOGIC_WITH_ROSTERS { 0 } else { count };
     let opening = frames.get(window.from)?;
     let next = frames.get(window.end)?;
     let partitions = frames.get(window.closing)?.claim_offsets.len() as i32;
@@ -37,7 +38,10 @@ pub fn bar_report(frames: &Frames, window: &Window, counts: &Counts) -> Option<B
         grace_beats: opening.grace_beats,
         from_offsets: boundary(opening),
         to_offsets: boundary(next),
-        logic: LOGIC,
+        logic,
+        agents_fell_silent: since_rosters(counts.silent_agents),
+        tasks_stalled: since_rosters(counts.stalled_tasks),
+        tasks_overdrawn: since_rosters(counts.overdrawn_tasks),
     })
 }
 
@@ -69,6 +73,7 @@ fn issues<'f>(beats: impl Iterator<Item = &'f BeatFrame>, degraded_beats: i64, c
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::LOGIC;
     use crate::core::testing::{beat, frames_of_partitions};
 
     #[test]
@@ -86,7 +91,7 @@ mod tests {
             rotation_failed_agents: 1,
             ..Counts::default()
         };
-        let report = bar_report(&frames, &window, &counts).expect("the closing frame is there");
+        let report = bar_report(&frames, &window, &counts, LOGIC).expect("the closing frame is there");
         assert_eq!((report.from_beat, report.to_beat, report.agents_reporting), (beat(0), beat(1), 3));
         assert_eq!((report.opened_at.millis(), report.closed_at.millis()), (0, 2_000));
         assert_eq!((report.from_offsets, report.to_offsets), (vec![0, 0], vec![4, 2]));
@@ -101,14 +106,14 @@ mod tests {
         ];
         assert_eq!(report.issues, issues);
         frames = frames_of_partitions(2, 0, &[&[0, 1]]);
-        assert_eq!(bar_report(&frames, &window, &counts), None);
+        assert_eq!(bar_report(&frames, &window, &counts, LOGIC), None);
     }
 
     #[test]
     fn each_counter_is_in_the_report() {
         let frames = frames_of_partitions(2, 0, &[&[0, 0, 0]]);
         let window = frames.window_of(beat(0)).expect("the window is in the table");
-        let report = |counts| bar_report(&frames, &window, &counts).expect("the closing frame is there");
+        let report = |counts| bar_report(&frames, &window, &counts, LOGIC).expect("the closing frame is there");
         let none = report(Counts::default());
         for (index, name) in Counts::NAMES.iter().enumerate() {
             let one = Counts::from_values((0..).map(|at| i64::from(at == index)));
@@ -131,7 +136,7 @@ mod tests {
             late.push(frame).expect("the frames are consecutive");
         }
         let window = late.window_of(beat(0)).expect("the window is in the table");
-        let report = bar_report(&late, &window, &Counts::default()).expect("the closing frame is in the table");
+        let report = bar_report(&late, &window, &Counts::default(), LOGIC).expect("the closing frame is in the table");
         assert_eq!((report.tempo_drift_ms, report.degraded_beats), (7_000, 1));
         assert_eq!(report.issues, ["1 degraded beats", "pulse outage of 7000 ms before beat 1"]);
     }

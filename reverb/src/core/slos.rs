@@ -120,6 +120,7 @@ mod tests {
     use backbeat_schemas::Counts;
 
     use super::*;
+    use crate::core::LOGIC;
     use crate::core::bar_report;
     use crate::core::testing::{beat, frames};
 
@@ -160,7 +161,7 @@ mod tests {
             assert_eq!(slos.observe_frame(frame, frame.emitted_at), Some(0));
         }
         let window = table.window_of(beat(0)).expect("the window is in the table");
-        let report = bar_report(&table, &window, &Counts::default()).expect("the closing frame is in the table");
+        let report = bar_report(&table, &window, &Counts::default(), LOGIC).expect("the closing frame is in the table");
         slos.observe_report(&report, at(3_070));
         slos.observe_report(&report, at(5_000));
         let [rollup, ..] = slos.snapshot();

@@ -36,12 +36,12 @@ impl CommittedOffset {
     }
 
     /// Creates the aggregator of `partition` at its start position, or returns `None` if `frames` does not reach that
-    /// far yet. `frames` must begin no later than the first frame for which [`Self::starts_by`] is true. `log_starts`
+    /// far yet. `frames` must reach back to the window before that of the first frame for which [`Self::starts_by`] is true. `log_starts`
     /// has the log start offsets of all partitions.
     ///
     /// The start position is the committed downbeat if its boundary equals the committed offset. Otherwise the offset
     /// was reset or never committed, and the start position is the first downbeat at or after the offset whose window
-    /// is retained in every partition.
+    /// and the window before it are retained in every partition.
     pub fn start_aggregator(
         &self,
         partition: i32,
@@ -49,8 +49,7 @@ impl CommittedOffset {
         log_starts: &BTreeMap<i32, i64>,
     ) -> Option<PartitionAggregator> {
         let start = self.start(partition, frames, log_starts)?;
-        let boundary = frames.get(start)?.boundary(partition);
-        Some(PartitionAggregator::new(partition, start, boundary, log_starts.get(&partition).copied().unwrap_or(0)))
+        Some(PartitionAggregator::new(partition, start, frames, log_starts.get(&partition).copied().unwrap_or(0)))
     }
 
     fn start(&self, partition: i32, frames: &Frames, log_starts: &BTreeMap<i32, i64>) -> Option<BeatIndex> {
@@ -63,7 +62,14 @@ impl CommittedOffset {
             return Some(downbeat);
         }
         let after = frames.range(first, last.plus(1)).find(|frame| self.allows_start(frame, partition, log_starts))?;
-        frames.downbeat_from(after.beat_index)
+        let downbeat = frames.downbeat_from(after.beat_index)?;
+        let Some(before) = downbeat.previous() else { return Some(downbeat) };
+        let previous = frames.window_of(before).and_then(|previous| frames.get(previous.from));
+        if previous.is_some_and(|opening| is_retained(opening, log_starts)) {
+            Some(downbeat)
+        } else {
+            frames.downbeat_from(downbeat.plus(1))
+        }
     }
 
     /// Returns the committed downbeat if its frame is in `frames` and its boundary equals the committed offset: then it is
@@ -117,8 +123,9 @@ mod tests {
     fn offset_without_metadata_starts_at_the_first_retained_window_after_it() {
         assert_eq!(start(0, None, [0, 0]), Some(beat(0)));
         assert_eq!(start(1, None, [0, 0]), Some(beat(2)));
-        assert_eq!(start(0, None, [0, 11]), Some(beat(2)));
-        assert_eq!(start(0, None, [0, 21]), Some(beat(4)));
+        assert_eq!(start(0, None, [0, 11]), Some(beat(4)), "the window before beat 2 is not retained");
+        assert_eq!(start(0, None, [0, 21]), Some(beat(6)));
+        assert_eq!(start(0, None, [0, 20]), Some(beat(4)));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::hash::BuildHasher;
 
-use backbeat_schemas::Counts;
+use backbeat_schemas::{BeatIndex, Counts, RosterEntry, State};
 use hashbrown::{DefaultHashBuilder, HashTable};
 
 use super::{Claim, TaskFacts, partition_of};
@@ -17,17 +17,16 @@ pub const MAX_TASKS_PER_AGENT: usize = 10_000;
 
 /// A partition's counts of a window while they are collected, with the sets of agents and tasks that they are distinct over.
 ///
-/// Whoever writes claims chooses the ids, and so the sizes of the sets: a task takes some 50 bytes besides its name and its
-/// agent's. Only the sizes leave this type, so the iteration order of hash tables cannot reach a report.
-#[derive(Debug, Clone, Default)]
+/// Whoever writes claims chooses the ids, and so the sizes of the sets: a task takes some 60 bytes besides its name and its
+/// agent's. The iteration order of hash tables reaches neither a report nor a roster.
+#[derive(Debug, Clone)]
 pub struct Tally {
-    /// The names of agents and tasks, one after another.
-    names: String,
-    agents: Vec<Agent>,
-    tasks: Vec<Task>,
-    /// The positions in `agents`, by name.
+    /// The window's downbeat.
+    from: BeatIndex,
+    tasks: TaskTable,
+    /// The positions in the table of agents, by name.
     agent_index: HashTable<u32>,
-    /// The positions in `tasks`, by agent and name.
+    /// The positions in the table of tasks, by agent and name.
     task_index: HashTable<u32>,
     hasher: DefaultHashBuilder,
     claims: i64,
@@ -36,9 +35,20 @@ pub struct Tally {
     invalid_claims: i64,
     unknown_schema_claims: i64,
     excess_claims: i64,
+    /// True if an agent claimed that found no place within the limits.
+    has_unknown_agents: bool,
 }
 
-/// A name's place in [`Tally::names`].
+/// Agents and tasks with what their last counted claims say.
+#[derive(Debug, Clone, Default)]
+struct TaskTable {
+    /// The names of agents and tasks, one after another.
+    names: String,
+    agents: Vec<Agent>,
+    tasks: Vec<Task>,
+}
+
+/// A name's place in [`TaskTable::names`].
 #[derive(Debug, Clone, Copy)]
 struct Name {
     start: u32,
@@ -47,34 +57,139 @@ struct Name {
 
 #[derive(Debug, Clone, Copy)]
 struct Agent {
-    name: Name,
-    /// The number of its tasks.
-    tasks: u32,
+    name_start: u32,
+    name_bytes: u16,
+    /// The number of its tasks: 0 if only late claims of it arrived, which no count of agents includes.
+    tasks: u16,
     rotation_failed: bool,
 }
 
+/// A task of an agent. Its fields are small, because there may be many.
 #[derive(Debug, Clone, Copy)]
 struct Task {
     /// The position of its agent.
     agent: u32,
-    name: Name,
+    name_start: u32,
+    name_bytes: u16,
     facts: TaskFacts,
+    last: LastClaim,
 }
 
-impl Name {
-    fn push(names: &mut String, name: &str) -> Self {
-        let start = u32::try_from(names.len()).expect("the names of a window have less than 4 GiB");
-        names.push_str(name);
-        Self { start, bytes: u16::try_from(name.len()).expect("an id has at most 256 bytes") }
+/// What a task's last counted claim says: of those that name the newest beat, the one with the highest offset.
+#[derive(Debug, Clone, Copy)]
+struct LastClaim {
+    /// The claim's beat, counted from the window's downbeat.
+    beat: u16,
+    state: State,
+    beats_left: i32,
+    /// The bytes of the progress, which need no alignment.
+    progress: [u8; 8],
+}
+
+impl LastClaim {
+    fn of(claim: &Claim<'_>, from: BeatIndex) -> Self {
+        Self {
+            beat: u16::try_from(claim.beat - from.get()).expect("a claim counts in the bar of its beat"),
+            state: claim.state,
+            beats_left: claim.beats_left,
+            progress: claim.progress.to_ne_bytes(),
+        }
     }
 
-    fn of(self, names: &str) -> &str {
-        let start = self.start as usize;
-        &names[start..start + usize::from(self.bytes)]
+    fn progress(self) -> f64 {
+        f64::from_ne_bytes(self.progress)
+    }
+
+    fn is_open(self) -> bool {
+        !matches!(self.state, State::Done | State::Failed)
+    }
+}
+
+impl Agent {
+    fn name(self) -> Name {
+        Name { start: self.name_start, bytes: self.name_bytes }
+    }
+}
+
+impl Task {
+    fn name(self) -> Name {
+        Name { start: self.name_start, bytes: self.name_bytes }
+    }
+
+    /// Returns true if a claim has said that the task is done, or that it failed.
+    fn has_ended(self) -> bool {
+        self.facts.intersects(TaskFacts::DONE | TaskFacts::FAILED)
+    }
+}
+
+impl TaskTable {
+    fn push_name(&mut self, name: &str) -> Name {
+        let start = u32::try_from(self.names.len()).expect("the names of a window have less than 4 GiB");
+        self.names.push_str(name);
+        Name { start, bytes: u16::try_from(name.len()).expect("an id has at most 256 bytes") }
+    }
+
+    fn push_agent(&mut self, name: &str) -> u32 {
+        let position = u32::try_from(self.agents.len()).expect("there are fewer agents than bytes of names");
+        let name = self.push_name(name);
+        self.agents.push(Agent { name_start: name.start, name_bytes: name.bytes, tasks: 0, rotation_failed: false });
+        position
+    }
+
+    fn push_task(&mut self, agent: u32, name: &str, facts: TaskFacts, last: LastClaim) -> u32 {
+        let position = u32::try_from(self.tasks.len()).expect("there are fewer tasks than bytes of names");
+        let name = self.push_name(name);
+        self.agents[agent as usize].tasks += 1;
+        self.tasks.push(Task { agent, name_start: name.start, name_bytes: name.bytes, facts, last });
+        position
+    }
+
+    fn text(&self, name: Name) -> &str {
+        let start = name.start as usize;
+        &self.names[start..start + usize::from(name.bytes)]
+    }
+
+    fn agent_name(&self, position: u32) -> &str {
+        self.text(self.agents[position as usize].name())
+    }
+
+    fn is_task(&self, position: u32, agent: u32, name: &str) -> bool {
+        let task = &self.tasks[position as usize];
+        task.agent == agent && self.text(task.name()) == name
+    }
+
+    /// Makes room for as many names, agents and tasks as `other` has.
+    fn reserve_like(&mut self, other: &Self) {
+        self.names.reserve_exact(other.names.len());
+        self.agents.reserve_exact(other.agents.len());
+        self.tasks.reserve_exact(other.tasks.len());
     }
 }
 
 impl Tally {
+    /// Creates the counts of the window that opens at `from`, with room for as many tasks as `previous` has: the window before,
+    /// in which mostly the same ones claimed.
+    pub fn new(from: BeatIndex, previous: Option<&OpenTasks>) -> Self {
+        let mut tasks = TaskTable::default();
+        if let Some(previous) = previous {
+            tasks.reserve_like(&previous.tasks);
+        }
+        Self {
+            from,
+            tasks,
+            agent_index: HashTable::new(),
+            task_index: HashTable::new(),
+            hasher: DefaultHashBuilder::default(),
+            claims: 0,
+            degraded_claims: 0,
+            late_claims: 0,
+            invalid_claims: 0,
+            unknown_schema_claims: 0,
+            excess_claims: 0,
+            has_unknown_agents: false,
+        }
+    }
+
     /// Counts a claim.
     pub fn count(&mut self, claim: &Claim<'_>) {
         self.claims += 1;
@@ -83,9 +198,16 @@ impl Tally {
         self.excess_claims += i64::from(!is_counted);
     }
 
-    /// Counts a late claim.
-    pub fn count_late(&mut self) {
+    /// Counts a late claim of `agent`, which is not silent.
+    pub fn count_late(&mut self, agent: &str) {
         self.late_claims += 1;
+        if self.find_agent(agent).is_none() {
+            if self.tasks.agents.len() < MAX_TASKS && self.tasks.names.len() + agent.len() <= MAX_NAME_BYTES {
+                self.add_agent(agent);
+            } else {
+                self.has_unknown_agents = true;
+            }
+        }
     }
 
     /// Counts an invalid claim.
@@ -94,46 +216,56 @@ impl Tally {
         self.unknown_schema_claims += i64::from(unknown_schema);
     }
 
+    fn find_agent(&self, name: &str) -> Option<u32> {
+        let hash = self.hasher.hash_one(name);
+        self.agent_index.find(hash, |position| self.tasks.agent_name(*position) == name).copied()
+    }
+
+    fn find_task(&self, agent: u32, name: &str) -> Option<&Task> {
+        let hash = self.hasher.hash_one((agent, name));
+        let position = self.task_index.find(hash, |position| self.tasks.is_task(*position, agent, name))?;
+        Some(&self.tasks.tasks[*position as usize])
+    }
+
+    fn add_agent(&mut self, name: &str) -> u32 {
+        let Self { tasks, agent_index, hasher, .. } = self;
+        let position = tasks.push_agent(name);
+        let hash_of = |position: &u32| hasher.hash_one(tasks.agent_name(*position));
+        agent_index.insert_unique(hasher.hash_one(name), position, hash_of);
+        position
+    }
+
     /// Adds what a claim says of its task and agent. Returns false if the task is new and beyond a limit.
     fn add_task(&mut self, claim: &Claim<'_>) -> bool {
-        let Claim { rotation_failed, facts, .. } = *claim;
         let (agent_name, task_name) = (&*claim.agent, &*claim.task);
-        let Self { names, agents, tasks, agent_index, task_index, hasher, .. } = self;
-        let agent_hash = hasher.hash_one(agent_name);
-        let found_agent =
-            agent_index.find(agent_hash, |position| agents[*position as usize].name.of(names) == agent_name);
-        let found_agent = found_agent.copied();
-        let found_task = found_agent.and_then(|agent| {
-            task_index.find(hasher.hash_one((agent, task_name)), |position| {
-                let task = &tasks[*position as usize];
-                task.agent == agent && task.name.of(names) == task_name
-            })
-        });
-        if let (Some(agent), Some(task)) = (found_agent, found_task) {
-            agents[agent as usize].rotation_failed |= rotation_failed;
-            tasks[*task as usize].facts |= facts;
-            return true;
+        let last = LastClaim::of(claim, self.from);
+        let found_agent = self.find_agent(agent_name);
+        if let Some(agent) = found_agent {
+            let hash = self.hasher.hash_one((agent, task_name));
+            let found = self.task_index.find(hash, |position| self.tasks.is_task(*position, agent, task_name));
+            if let Some(position) = found {
+                self.tasks.agents[agent as usize].rotation_failed |= claim.rotation_failed;
+                let task = &mut self.tasks.tasks[*position as usize];
+                task.facts |= claim.facts;
+                if last.beat >= task.last.beat {
+                    task.last = last;
+                }
+                return true;
+            }
         }
-        let new_names = task_name.len() + if found_agent.is_none() { agent_name.len() } else { 0 };
-        let tasks_of_agent = found_agent.map_or(0, |agent| agents[agent as usize].tasks as usize);
-        if tasks.len() >= MAX_TASKS || tasks_of_agent >= MAX_TASKS_PER_AGENT || names.len() + new_names > MAX_NAME_BYTES
-        {
+        let names = self.tasks.names.len() + task_name.len() + found_agent.map_or(agent_name.len(), |_| 0);
+        let tasks_of_agent = found_agent.map_or(0, |agent| usize::from(self.tasks.agents[agent as usize].tasks));
+        if self.tasks.tasks.len() >= MAX_TASKS || tasks_of_agent >= MAX_TASKS_PER_AGENT || names > MAX_NAME_BYTES {
+            self.has_unknown_agents |= found_agent.is_none();
             return false;
         }
-        let agent = found_agent.unwrap_or_else(|| {
-            let position = u32::try_from(agents.len()).expect("there are fewer agents than bytes of names");
-            agents.push(Agent { name: Name::push(names, agent_name), tasks: 0, rotation_failed });
-            let hash_of = |position: &u32| hasher.hash_one(agents[*position as usize].name.of(names));
-            agent_index.insert_unique(agent_hash, position, hash_of);
-            position
-        });
-        agents[agent as usize].tasks += 1;
-        agents[agent as usize].rotation_failed |= rotation_failed;
-        let position = u32::try_from(tasks.len()).expect("there are fewer tasks than bytes of names");
-        tasks.push(Task { agent, name: Name::push(names, task_name), facts });
+        let agent = found_agent.unwrap_or_else(|| self.add_agent(agent_name));
+        let Self { tasks, task_index, hasher, .. } = self;
+        tasks.agents[agent as usize].rotation_failed |= claim.rotation_failed;
+        let position = tasks.push_task(agent, task_name, claim.facts, last);
         let hash_of = |position: &u32| {
-            let task = &tasks[*position as usize];
-            hasher.hash_one((task.agent, task.name.of(names)))
+            let task = tasks.tasks[*position as usize];
+            hasher.hash_one((task.agent, tasks.text(task.name())))
         };
         task_index.insert_unique(hasher.hash_one((agent, task_name)), position, hash_of);
         true
@@ -144,46 +276,149 @@ impl Tally {
         self.claims
     }
 
-    /// Returns the counts of `partition`, one of the window's `partitions`.
+    /// Returns the counts of `partition`, one of the window's `partitions`, without those of its roster.
     pub fn counts(&self, partition: i32, partitions: usize) -> Counts {
-        let is_misplaced = |agent: &&Agent| {
-            partition_of(agent.name.of(&self.names).as_bytes(), partitions) as i64 != i64::from(partition)
+        let agents = || (0..).zip(&self.tasks.agents).filter(|(_, agent)| agent.tasks > 0);
+        let is_misplaced = |(position, _): &(u32, &Agent)| {
+            partition_of(self.tasks.agent_name(*position).as_bytes(), partitions) as i64 != i64::from(partition)
         };
         let mut counts = Counts {
-            agents: self.agents.len() as i64,
+            agents: agents().count() as i64,
             claims: self.claims,
             degraded_claims: self.degraded_claims,
             late_claims: self.late_claims,
             invalid_claims: self.invalid_claims,
             unknown_schema_claims: self.unknown_schema_claims,
             excess_claims: self.excess_claims,
-            misplaced_agents: self.agents.iter().filter(is_misplaced).count() as i64,
+            misplaced_agents: agents().filter(is_misplaced).count() as i64,
+            rotation_failed_agents: agents().filter(|(_, agent)| agent.rotation_failed).count() as i64,
             ..Counts::default()
         };
-        for agent in &self.agents {
-            counts.rotation_failed_agents += i64::from(agent.rotation_failed);
-        }
-        self.tasks.iter().for_each(|task| task.facts.count(&mut counts));
+        self.tasks.tasks.iter().for_each(|task| task.facts.count(&mut counts));
         counts
+    }
+
+    /// Returns the tasks that are open, overdrawn, and by their last claim.
+    pub(crate) fn overdrawn(&self) -> impl Iterator<Item = Entry<'_>> {
+        let overdrawn = |task: &&Task| task.last.is_open() && task.last.beats_left < 0;
+        self.tasks.tasks.iter().filter(overdrawn).map(|task| Entry::new(self.from, &self.tasks, *task))
+    }
+
+    /// Returns the tasks that are in the same state as in the window before, without progress, and that no claim of the two
+    /// windows ended.
+    pub(crate) fn stalled(&self, previous: &OpenTasks) -> impl Iterator<Item = Entry<'_>> {
+        let before = previous.tasks.tasks.iter().filter(|task| !task.has_ended());
+        before.filter_map(|before| {
+            let agent = self.find_agent(previous.tasks.agent_name(before.agent))?;
+            let task = *self.find_task(agent, previous.tasks.text(before.name()))?;
+            let is_stalled = !task.has_ended()
+                && task.last.state == before.last.state
+                && task.last.progress() <= before.last.progress();
+            is_stalled.then(|| Entry::new(self.from, &self.tasks, task))
+        })
+    }
+
+    /// Returns the agents that had an open task in the window before, and have no claim in this one, not even a late one; each
+    /// with the open task that it claimed last, the first of these by name. Nobody fell silent if agents claimed that found no
+    /// place within the limits, because it may be they.
+    pub(crate) fn fell_silent<'p>(&self, previous: &'p OpenTasks) -> impl Iterator<Item = Entry<'p>> {
+        let OpenTasks { from, tasks } = previous;
+        let agents = (0..).zip(&tasks.agents).map(|(position, _)| position);
+        let silent = move |agent: &u32| !self.has_unknown_agents && self.find_agent(tasks.agent_name(*agent)).is_none();
+        // The tasks of an agent follow each other.
+        agents.filter(silent).map(|agent| {
+            let first = tasks.tasks.partition_point(|task| task.agent < agent);
+            let of_agent = tasks.tasks[first..].iter().take_while(|task| task.agent == agent);
+            let entries = of_agent.map(|task| Entry::new(*from, tasks, *task));
+            entries.min_by_key(|entry| (std::cmp::Reverse(entry.last.beat), entry.task)).expect("it has an open task")
+        })
     }
 }
 
+/// The tasks of a window that are open at its end, for the roster of the next window. No larger than it must be, because it is
+/// kept that long.
+#[derive(Debug, Clone)]
+pub struct OpenTasks {
+    /// The window's downbeat.
+    from: BeatIndex,
+    /// In the order of their agents.
+    tasks: TaskTable,
+}
+
+impl From<&Tally> for OpenTasks {
+    fn from(tally: &Tally) -> Self {
+        let mut open: Vec<&Task> = tally.tasks.tasks.iter().filter(|task| task.last.is_open()).collect();
+        open.sort_by_key(|task| task.agent);
+        let mut tasks = TaskTable::default();
+        let mut agents = 0;
+        let mut names = 0;
+        for (position, task) in open.iter().enumerate() {
+            let is_new = position == 0 || open[position - 1].agent != task.agent;
+            agents += usize::from(is_new);
+            names += usize::from(task.name_bytes) + if is_new { tally.tasks.agent_name(task.agent).len() } else { 0 };
+        }
+        tasks.names.reserve_exact(names);
+        tasks.agents.reserve_exact(agents);
+        tasks.tasks.reserve_exact(open.len());
+        let mut last_agent = None;
+        for task in open {
+            if last_agent != Some(task.agent) {
+                tasks.push_agent(tally.tasks.agent_name(task.agent));
+                last_agent = Some(task.agent);
+            }
+            let agent = tasks.agents.len() as u32 - 1;
+            tasks.push_task(agent, tally.tasks.text(task.name()), task.facts, task.last);
+        }
+        Self { from: tally.from, tasks }
+    }
+}
+
+/// An entry of a roster.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Entry<'t> {
+    pub(crate) agent: &'t str,
+    pub(crate) task: &'t str,
+    /// The downbeat of the window of the claim.
+    from: BeatIndex,
+    last: LastClaim,
+}
+
+impl<'t> Entry<'t> {
+    fn new(from: BeatIndex, tasks: &'t TaskTable, task: Task) -> Self {
+        Self { agent: tasks.agent_name(task.agent), task: tasks.text(task.name()), from, last: task.last }
+    }
+}
+
+impl From<&Entry<'_>> for RosterEntry {
+    fn from(entry: &Entry<'_>) -> Self {
+        Self {
+            agent_id: entry.agent.to_owned(),
+            task_id: entry.task.to_owned(),
+            beat_index: entry.from.plus(entry.last.beat.into()),
+            state: entry.last.state,
+            progress: entry.last.progress(),
+            beats_left: entry.last.beats_left,
+        }
+    }
+}
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::testing::claim;
+    use crate::core::testing::{beat, claim};
+
+    fn table_bytes(tasks: &TaskTable) -> usize {
+        tasks.names.capacity()
+            + tasks.agents.capacity() * size_of::<Agent>()
+            + tasks.tasks.capacity() * size_of::<Task>()
+    }
 
     fn bytes(tally: &Tally) -> usize {
-        tally.names.capacity()
-            + tally.agents.capacity() * size_of::<Agent>()
-            + tally.tasks.capacity() * size_of::<Task>()
-            + tally.agent_index.allocation_size()
-            + tally.task_index.allocation_size()
+        table_bytes(&tally.tasks) + tally.agent_index.allocation_size() + tally.task_index.allocation_size()
     }
 
     #[test]
     fn tasks_beyond_the_limit_are_counted_as_excess() {
-        let mut tally = Tally::default();
+        let mut tally = Tally::new(beat(0), None);
         let mut names = 0;
         for number in 0..MAX_TASKS {
             let claim = claim(&format!("agent-{number}"), 0);
@@ -202,7 +437,7 @@ mod tests {
         assert_eq!((counts.agents, counts.tasks_done, counts.rotation_failed_agents), (limit, 1, 0));
         assert_eq!((counts.claims, counts.excess_claims), (limit + 3, 2));
         // Names have a limit of their own.
-        let mut long = Tally::default();
+        let mut long = Tally::new(beat(0), None);
         let pairs = MAX_NAME_BYTES / 512;
         for number in 0..=pairs {
             long.count(&Claim { task: format!("{number:0256}").into(), ..claim(&format!("{number:0256}"), 0) });
@@ -215,7 +450,7 @@ mod tests {
 
     #[test]
     fn tasks_of_an_agent_beyond_its_limit_take_no_place_of_others() {
-        let mut tally = Tally::default();
+        let mut tally = Tally::new(beat(0), None);
         for number in 0..=MAX_TASKS_PER_AGENT {
             tally.count(&Claim { task: number.to_string().into(), facts: TaskFacts::DONE, ..claim("greedy", 0) });
         }

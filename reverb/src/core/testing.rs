@@ -1,6 +1,6 @@
 //! Frames and claims for the tests of the core.
 
-use backbeat_schemas::{BeatFrame, BeatIndex, Counts, Partial, testing};
+use backbeat_schemas::{BeatFrame, BeatIndex, Counts, Partial, State, testing};
 
 use super::{Claim, Frames, LOGIC, TaskFacts};
 
@@ -13,6 +13,9 @@ pub(crate) fn claim(agent: &str, beat: i64) -> Claim<'static> {
         agent: agent.to_owned().into(),
         task: "t".into(),
         beat,
+        state: State::Executing,
+        beats_left: 1,
+        progress: 0.5,
         facts: TaskFacts::default(),
         rotation_failed: false,
         degraded: false,

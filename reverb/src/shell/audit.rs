@@ -15,9 +15,9 @@ use backbeat_service::Shutdown;
 use tokio::runtime::Handle;
 
 use super::frame_table::FrameTable;
-use super::merger::avro_body;
 use super::recompute::Recompute;
-use crate::core::{ClosedWindow, Frames, Window, bar_report};
+use super::report_index::{avro_body, published_body};
+use crate::core::{Frames, LOGIC, Window, bar_report};
 
 /// The maximum number of windows recomputed together.
 pub(super) const MAX_WINDOWS_PER_PASS: usize = 32;
@@ -84,10 +84,15 @@ pub fn audit(
     let reader = |_| Recompute::new(broker, schemas.clone());
     let mut readers = (0..MAX_READERS).map(reader).collect::<Result<Vec<_>, _>>()?;
     for chunk in windows.chunks(MAX_WINDOWS_PER_PASS) {
-        let counted = count_claims(&mut readers, &frames, chunk, stop)?;
-        for (window, counts) in chunk.iter().zip(counted) {
-            let reports = published.remove(&window.from).unwrap_or_default();
-            let finding = counts.map_or(Finding::NotRetained, |counts| compare(&frames, window, &counts, reports));
+        // A report is compared with one by the version of the rules that it carries.
+        let reports = chunk.iter().map(|window| published.remove(&window.from).unwrap_or_default());
+        let reports: Vec<Vec<Published>> = reports.collect();
+        let logic_of = |reports: &Vec<Published>| reports.last().map_or(LOGIC, |(report, _)| report.logic.min(LOGIC));
+        let logics: Vec<i32> = reports.iter().map(logic_of).collect();
+        let counted = count_claims(&mut readers, &frames, chunk, &logics, stop)?;
+        for (((window, counts), reports), logic) in chunk.iter().zip(counted).zip(reports).zip(logics) {
+            let compare = |counts| compare(&frames, window, &counts, logic, reports);
+            let finding = counts.map_or(Finding::NotRetained, compare);
             on_audited(AuditedWindow { window_id: window.id, from_beat: window.from, finding }, windows.len());
         }
     }
@@ -97,8 +102,8 @@ pub fn audit(
 /// A published report and its Avro body.
 pub(super) type Published = (BarReport, Vec<u8>);
 
-fn compare(frames: &Frames, window: &Window, counts: &Counts, mut reports: Vec<Published>) -> Finding {
-    let computed = bar_report(frames, window, counts).expect("the closing frame is in the table");
+fn compare(frames: &Frames, window: &Window, counts: &Counts, logic: i32, mut reports: Vec<Published>) -> Finding {
+    let computed = bar_report(frames, window, counts, logic).expect("the closing frame is in the table");
     let count = reports.len();
     match reports.pop() {
         None => Finding::Missing,
@@ -129,16 +134,19 @@ pub(super) fn read_reports(
     let (start, end) = (reader.offset_at(closed_at.millis())?, reader.end_offset()?);
     let mut reports = BTreeMap::<_, Vec<_>>::new();
     reader.read(start, end, |entry| {
-        reports.entry(entry.record.from_beat).or_default().push((entry.record, entry.body));
+        let body = published_body(&entry);
+        reports.entry(entry.record.from_beat).or_default().push((entry.record, body));
     })?;
     Ok(reports)
 }
 
-/// Counts the claims of `windows`, in all partitions. A window whose claims are not wholly retained has no counts.
+/// Counts the claims of `windows`, in all partitions. A window whose claims are not wholly retained, as its report's version of
+/// the rules in `logics` needs them, has no counts.
 fn count_claims(
     readers: &mut [Recompute],
     frames: &Frames,
     windows: &[Window],
+    logics: &[i32],
     stop: &Shutdown,
 ) -> anyhow::Result<Vec<Option<Counts>>> {
     let (first, last) = (windows[0], windows[windows.len() - 1]);
@@ -157,15 +165,17 @@ fn count_claims(
             let mut shares = recompute.shares(frames, &first, &last, &[partition], keep_going, &mut |_| {})?;
             let shares = shares.remove(&partition).unwrap_or_default();
             let mut sums = sums.lock().map_err(|_| anyhow!("another reader panicked"))?;
-            for ClosedWindow { window, counts, retained } in shares {
+            for closed in shares {
+                let window = closed.window;
                 if partition >= partitions_of(&window) {
                     // The partition was added after this window closed, so the window has no share of it.
                     continue;
                 }
                 let place = windows.iter().position(|known| known.from == window.from);
-                let sum = &mut sums[place.context("an aggregator closes only the windows that it was given")?];
+                let place = place.context("an aggregator closes only the windows that it was given")?;
+                let sum = &mut sums[place];
                 match sum {
-                    Some(sum) if retained => sum.add(&counts),
+                    Some(sum) if closed.is_retained(logics[place]) => sum.add(&closed.counts),
                     _ => *sum = None,
                 }
             }

@@ -8,14 +8,15 @@ use tokio::runtime::Handle;
 use super::audit::{AuditRange, MAX_WINDOWS_PER_PASS, read_reports, windows};
 use super::frame_table::FrameTable;
 use super::recompute::Recompute;
-use crate::core::{Corrector, bar_report, is_retained};
+use crate::core::{Corrector, LOGIC, bar_report, is_retained};
 
 /// A window's report, and what it would be.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Correction {
     /// The newest published report; `None` if there is none.
     pub published: Option<BarReport>,
-    /// The report that counts what came late until now. Its `late_claims` are those that came while the window was open.
+    /// The report that counts what came late until now. Its `late_claims` are those that came while the window was open, and the
+    /// counts of its roster those that were published.
     pub corrected: BarReport,
 }
 
@@ -49,9 +50,15 @@ pub fn corrections(
             if !frames.get(window.from).is_some_and(|opening| is_retained(opening, &log_starts)) {
                 continue;
             }
-            if let Some(corrected) = bar_report(&frames, window, &corrector.counts(window)) {
-                on_correction(Correction { published: published.map(|(report, _)| report), corrected });
+            let published = published.map(|(report, _)| report);
+            let logic = published.as_ref().map_or(LOGIC, |published| published.logic);
+            let Some(mut corrected) = bar_report(&frames, window, &corrector.counts(window), logic) else { continue };
+            if let Some(published) = &published {
+                corrected.agents_fell_silent = published.agents_fell_silent;
+                corrected.tasks_stalled = published.tasks_stalled;
+                corrected.tasks_overdrawn = published.tasks_overdrawn;
             }
+            on_correction(Correction { published, corrected });
         }
     }
     Ok(())

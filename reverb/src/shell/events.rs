@@ -116,17 +116,20 @@ impl DeadLetterSent<'_> {
     }
 }
 
-/// Kafka has refused dead letters for good.
-pub(crate) struct DeadLettersLost {
-    pub(crate) count: u64,
+/// Kafka has refused dead letters or rosters for good.
+pub(crate) struct RecordsLost {
+    pub(crate) dead_letters: u64,
+    pub(crate) rosters: u64,
 }
 
-impl DeadLettersLost {
-    /// Does nothing if the count is 0.
+impl RecordsLost {
+    /// Does nothing if both are 0.
     pub(crate) fn emit(self, metrics: &Metrics) {
-        if self.count > 0 {
-            metrics.claims.lost_dead_letters.inc_by(self.count);
-            tracing::warn!(dead_letters = self.count, "kafka has refused dead letters: they are lost");
+        let Self { dead_letters, rosters } = self;
+        if dead_letters + rosters > 0 {
+            metrics.claims.lost_dead_letters.inc_by(dead_letters);
+            metrics.claims.lost_rosters.inc_by(rosters);
+            tracing::warn!(dead_letters, rosters, "kafka has refused dead letters or rosters: they are lost");
         }
     }
 }

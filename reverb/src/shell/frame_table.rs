@@ -13,6 +13,9 @@ use crate::core::{FrameError, Frames};
 /// The maximum number of frames read per poll, so that catching up on a long log does not block the caller.
 const MAX_FRAMES_PER_POLL: usize = 10_000;
 
+/// The bars before a beat that claims which arrive on it need: that in which they may count, and the one before.
+const BARS_BACK: usize = 2;
+
 const POLL: Duration = Duration::from_millis(100);
 
 /// A table of frames and the reader of `beatframes` that extends it.
@@ -24,6 +27,8 @@ pub(crate) struct FrameTable {
     next_offset: Option<i64>,
     /// The newest beat of the log when the table was started.
     newest: Option<BeatIndex>,
+    /// True if the log has no older frames than the table.
+    reaches_log_start: bool,
 }
 
 /// An error of the table.
@@ -38,7 +43,14 @@ pub(crate) enum TableError {
 
 impl FrameTable {
     pub(crate) fn new(reader: LogReader<BeatFrame>, cluster_id: String) -> Self {
-        Self { reader, frames: Frames::default(), cluster_id, next_offset: None, newest: None }
+        Self {
+            reader,
+            frames: Frames::default(),
+            cluster_id,
+            next_offset: None,
+            newest: None,
+            reaches_log_start: false,
+        }
     }
 
     /// Reads frames. `range` chooses, by the newest one, the beat of the first and that whose window the last one closes, by default
@@ -116,28 +128,33 @@ impl FrameTable {
         Ok(found?)
     }
 
-    /// Makes the table reach back to every window in which a claim that arrives on `beat` may count.
-    /// The next calls of [`FrameTable::poll`] read the missing frames.
+    /// Makes the table reach back to every window in which a claim that arrives on `beat` may count, and to the window before
+    /// them. The next calls of [`FrameTable::poll`] read the missing frames.
     pub(crate) fn ensure_covers(&mut self, beat: BeatIndex) -> Result<(), TableError> {
         let reaches = |first: &BeatFrame| {
-            first.beat_index == BeatIndex::ZERO || beat.since(first.beat_index) >= i64::from(first.grace_beats)
+            let one_bar = i64::from(first.grace_beats) + i64::from(first.bar_length);
+            self.reaches_log_start || beat.since(first.beat_index) >= one_bar
         };
         if self.next_offset.is_some() && self.frames.first().is_none_or(reaches) {
             return Ok(());
         }
-        let (start, newest) = self.search(|reader| {
-            let Some(newest) = reader.last()? else { return Ok((reader.log_start()?, None)) };
-            let known = Some(newest.record.beat_index);
-            let oldest = beat.get() - i64::from(newest.record.grace_beats);
-            // The bar's downbeat is less than this bar's length back. Other bars may have other lengths.
-            let within = reader.first_where(|frame| frame.beat_index.get() >= oldest)?.unwrap_or(newest).record;
-            let target = within.beat_index.get() - i64::from(within.bar_length);
-            let start = match reader.first_where(|frame| frame.beat_index.get() >= target)? {
-                Some(entry) => entry.offset,
-                None => reader.log_start()?,
-            };
-            Ok((start, known))
+        let (start, log_start, newest) = self.search(|reader| {
+            let log_start = reader.log_start()?;
+            let Some(mut entry) = reader.last()? else { return Ok((log_start, log_start, None)) };
+            let newest = entry.record.beat_index;
+            let mut target = beat.get() - i64::from(entry.record.grace_beats);
+            // A bar's downbeat is less than this bar's length back, and what is so far back lies in a bar before. Other bars may
+            // have other lengths.
+            for _ in 0..BARS_BACK {
+                let Some(found) = reader.first_where(|frame| frame.beat_index.get() >= target)? else { break };
+                entry = found;
+                target = entry.record.beat_index.get() - i64::from(entry.record.bar_length);
+            }
+            let start =
+                reader.first_where(|frame| frame.beat_index.get() >= target)?.map_or(log_start, |entry| entry.offset);
+            Ok((start, log_start, Some(newest)))
         })?;
+        self.reaches_log_start = start == log_start;
         self.frames = Frames::default();
         self.newest = newest;
         self.next_offset = Some(start);
@@ -150,11 +167,15 @@ impl FrameTable {
         self.next_offset = None;
     }
 
-    /// Removes the windows in which no claim that arrives on `beat` or later can count.
+    /// Removes the windows in which no claim that arrives on `beat` or later can count, but for the last of them.
     pub(crate) fn drop_before(&mut self, beat: BeatIndex) {
         let grace = self.frames.first().map_or(0, |first| first.grace_beats);
-        if let Ok(oldest) = BeatIndex::try_from(beat.get() - i64::from(grace)) {
-            self.frames.drop_before(oldest);
+        let oldest = BeatIndex::try_from(beat.get() - i64::from(grace)).ok();
+        let before = oldest.and_then(|oldest| self.frames.window_of(oldest)?.from.previous());
+        if let Some(before) = before {
+            let first = self.frames.first().map(|first| first.beat_index);
+            self.frames.drop_before(before);
+            self.reaches_log_start &= self.frames.first().map(|first| first.beat_index) == first;
         }
     }
 }

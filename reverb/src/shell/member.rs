@@ -14,7 +14,6 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::args::Args;
 use super::claim_decoder::ClaimDecoder;
-use super::dead_letters::DeadLetterProducer;
 use super::events::AssignmentChanged;
 use super::frame_table::{FrameTable, TableError};
 use super::group::{AssignmentChange, Group, GroupConsumer, commit_offsets};
@@ -22,6 +21,7 @@ use super::merge_context::{MergeContext, Reached};
 use super::merge_thread::MergeThread;
 use super::metrics::Metrics;
 use super::owned_partition::{OwnedPartition, PartialProducer};
+use super::share_records::ShareRecordProducer;
 use super::start_positions::StartPositions;
 use super::status::{SharedStatus, partition_status, share_status};
 use super::timeouts::QUERY_TIMEOUT;
@@ -140,10 +140,14 @@ impl Member {
             reports: LogReader::new(broker, registry, runtime, TopicName::BarReports)?,
             decoder: ClaimDecoder::new(merge_context.claim_schemas.clone()),
             producer: PartialProducer {
-                dead_letters: DeadLetterProducer { sender: sender.clone(), topics: broker.topics().clone() },
+                share_records: ShareRecordProducer {
+                    sender: sender.clone(),
+                    topics: broker.topics().clone(),
+                    roster_schema: merge_context.schemas.roster,
+                },
                 sender,
                 topics: broker.topics().clone(),
-                partial_schema: merge_context.partial_schema,
+                partial_schema: merge_context.schemas.partial,
                 member: name.to_owned(),
                 counter: 0,
                 partial_deliveries: Arc::default(),
@@ -167,7 +171,7 @@ impl Member {
         let merge_thread = MergeThread::start(
             self.merge_context.clone(),
             self.producer.member.clone(),
-            self.producer.dead_letters.clone(),
+            self.producer.share_records.clone(),
             self.reached.clone(),
         )?;
         let outcome = self.work(&merge_thread, shutdown);

@@ -12,6 +12,14 @@ use super::args::Reemit;
 use super::metrics::Metrics;
 use super::status::SharedStatus;
 
+/// The registry's ids of the schemas that reverb writes with.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SchemaIds {
+    pub(crate) report: u32,
+    pub(crate) partial: u32,
+    pub(crate) roster: u32,
+}
+
 /// The clients and settings of the merge.
 #[derive(Clone)]
 pub(crate) struct MergeContext {
@@ -21,8 +29,7 @@ pub(crate) struct MergeContext {
     /// The schemas of claims, for members and merges.
     pub(crate) claim_schemas: SubjectSchemas<StatusClaim>,
     pub(crate) cluster_id: String,
-    pub(crate) report_schema: u32,
-    pub(crate) partial_schema: u32,
+    pub(crate) schemas: SchemaIds,
     pub(crate) reemit: Reemit,
     pub(crate) takeover_after: Duration,
     pub(crate) metrics: Arc<Metrics>,

@@ -72,12 +72,12 @@ impl<'c> MergeProducer<'c> {
             for WindowOutcome { window, verdict, report, .. } in outcomes {
                 let key = window.id.to_string();
                 if let Some((report, _)) = report {
-                    let value = wire(context.report_schema, report);
+                    let value = wire(context.schemas.report, report);
                     transaction.send(&reports, &key, &value, report.closed_at.millis())?;
                 }
                 let done = Done { verdict: *verdict, low: restart_offset, rescued: rescued(window.from) };
                 let record = BarPartial::new(window.id, window.from, PartialBody::Done(done));
-                transaction.send(&partials, &key, &wire(context.partial_schema, &record), now)?;
+                transaction.send(&partials, &key, &wire(context.schemas.partial, &record), now)?;
             }
             Ok(())
         })
@@ -94,7 +94,7 @@ impl<'c> MergeProducer<'c> {
         let topic = context.broker.topics().name(TopicName::BarPartials);
         let now = chrono::Utc::now().timestamp_millis();
         self.write(|transaction| {
-            transaction.send(&topic, &window.id.to_string(), &wire(context.partial_schema, &record), now)
+            transaction.send(&topic, &window.id.to_string(), &wire(context.schemas.partial, &record), now)
         })
     }
 

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 
 use backbeat_service::Shutdown;
 
-use super::dead_letters::DeadLetterProducer;
 use super::events::MergeFailed;
 use super::frame_table::TableError;
 use super::merge_context::{MergeContext, Reached};
 use super::merger::{MergeError, MergeLoop};
+use super::share_records::ShareRecordProducer;
 
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 /// The interval at which the end of a pause is checked.
@@ -24,11 +24,11 @@ pub(crate) struct MergeThread {
 }
 
 impl MergeThread {
-    /// Starts the merge of the member `name`, which sends dead letters of rescued shares with `dead_letters`.
+    /// Starts the merge of the member `name`, which sends dead letters and rosters of rescued shares with `share_records`.
     pub(crate) fn start(
         context: MergeContext,
         name: String,
-        dead_letters: DeadLetterProducer,
+        share_records: ShareRecordProducer,
         reached: Reached,
     ) -> std::io::Result<Self> {
         let stop = Shutdown::new();
@@ -36,7 +36,7 @@ impl MergeThread {
         let thread = std::thread::Builder::new().name("merge".into()).spawn({
             let stop = stop.clone();
             move || {
-                if let Err(error) = run(&context, &name, &dead_letters, &reached, &stop) {
+                if let Err(error) = run(&context, &name, &share_records, &reached, &stop) {
                     // Fails only if the receiver was dropped.
                     let _ = sender.send(error);
                 }
@@ -65,12 +65,12 @@ impl Drop for MergeThread {
 fn run(
     context: &MergeContext,
     name: &str,
-    dead_letters: &DeadLetterProducer,
+    share_records: &ShareRecordProducer,
     reached: &Reached,
     stop: &Shutdown,
 ) -> anyhow::Result<()> {
     while !stop.is_cancelled() {
-        let started = MergeLoop::start(context, name, dead_letters.clone(), reached.clone());
+        let started = MergeLoop::start(context, name, share_records.clone(), reached.clone());
         let error = match started.and_then(|mut merge| merge.run(stop)) {
             Ok(()) => return Ok(()),
             Err(MergeError::Table(TableError::Frame(error))) => return Err(error.into()),

@@ -7,18 +7,18 @@
 use std::time::{Duration, Instant};
 
 use backbeat_broker::{LogReader, TopicName, TransactionError};
-use backbeat_schemas::{BarPartial, BarReport, BeatIndex, Counts, Merging, PartialBody, Verdict, wire};
+use backbeat_schemas::{BarPartial, BeatIndex, Counts, Merging, PartialBody, Verdict};
 use backbeat_service::Shutdown;
 
 use super::args::Reemit;
-use super::dead_letters::{DeadLetterProducer, DeadLetters, Unacknowledged};
 use super::events::{MergeFailed, MergeTakenOver, SharesRescued, WindowFinished};
 use super::frame_table::{FrameTable, TableError};
 use super::merge_context::{MergeContext, Reached};
 use super::merge_producer::{MergeProducer, TRANSACTION_TIMEOUT, WindowOutcome};
 use super::recompute::{Recompute, RecomputeError};
-use super::report_index::{Fingerprint, ReportIndex};
-use crate::core::{Completion, LOGIC, MergeCommand, MergeSession, Window, bar_report, share, verdict};
+use super::report_index::{Fingerprint, ReportIndex, avro_body};
+use super::share_records::{ShareRecordProducer, ShareRecords, Unacknowledged};
+use crate::core::{Completion, LOGIC, MergeCommand, MergeSession, Window, bar_report, report_logic, share, verdict};
 
 /// The maximum number of records read before the sets of partials are checked again.
 const MAX_RECORDS_PER_POLL: usize = 10_000;
@@ -43,7 +43,7 @@ pub(super) enum MergeError {
     #[error(transparent)]
     Recompute(#[from] RecomputeError),
     #[error(transparent)]
-    DeadLetters(#[from] Unacknowledged),
+    ShareRecords(#[from] Unacknowledged),
     #[error("the member stood still for {0:?}, and what it has not read may have expired")]
     StoodStill(Duration),
     #[error("cannot create a reader of claims: {0}")]
@@ -60,7 +60,7 @@ pub(super) struct MergeLoop<'c> {
     table: FrameTable,
     reports: ReportIndex,
     recompute: Recompute,
-    dead_letters: DeadLetterProducer,
+    share_records: ShareRecordProducer,
     reached: Reached,
 }
 
@@ -69,7 +69,7 @@ impl<'c> MergeLoop<'c> {
     pub(super) fn start(
         context: &'c MergeContext,
         name: &str,
-        dead_letters: DeadLetterProducer,
+        share_records: ShareRecordProducer,
         reached: Reached,
     ) -> Result<Self, MergeError> {
         let MergeContext { broker, registry, runtime, .. } = context;
@@ -83,7 +83,7 @@ impl<'c> MergeLoop<'c> {
             table: FrameTable::new(frames, context.cluster_id.clone()),
             reports: ReportIndex::new(LogReader::new(broker, registry, runtime, TopicName::BarReports)?),
             recompute: Recompute::new(broker, context.claim_schemas.clone())?,
-            dead_letters,
+            share_records,
             reached,
         };
         merge.catch_up()?;
@@ -235,15 +235,20 @@ impl<'c> MergeLoop<'c> {
     fn rescue(&mut self, window: &Window, partitions: &[i32], stop: &Shutdown) -> Result<(), MergeError> {
         self.renew()?;
         let (began, deadline) = (self.now(), Instant::now() + self.context.takeover_after * MAX_RESCUE_TIMEOUTS);
-        let Self { context, core, producer, table, recompute, dead_letters, .. } = self;
-        let mut letters = DeadLetters::new(dead_letters, context.takeover_after);
+        let Self { context, core, producer, table, recompute, share_records, .. } = self;
+        let mut records = ShareRecords::new(share_records, context.takeover_after);
         let mut lease = LeaseKeeper { core, producer, table, started_at: self.started_at, error: None };
         let mut keep_going = || !stop.is_cancelled() && Instant::now() < deadline && lease.renew_if_due();
-        let (frames, on_invalid) = (table.frames(), &mut |record| letters.send(&record));
+        let (frames, on_invalid) = (table.frames(), &mut |record| records.send_dead_letter(&record));
         let read = recompute.shares(frames, window, window, partitions, &mut keep_going, on_invalid);
         let mut shares = match read {
             Ok(read) => {
-                read.iter().filter_map(|(partition, closed)| Some(share(*partition, closed.first()?))).collect()
+                let closed = read.iter().filter_map(|(partition, closed)| Some((*partition, closed.first()?)));
+                let shares = closed.map(|(partition, closed)| {
+                    closed.roster.iter().for_each(|roster| records.send_roster(roster));
+                    share(partition, closed)
+                });
+                shares.collect()
             }
             Err(error) => {
                 tracing::warn!(%error, window_id = %window.id, ?partitions, "cannot read the shares that are overdue");
@@ -251,7 +256,7 @@ impl<'c> MergeLoop<'c> {
             }
         };
         lease.error.map_or(Ok(()), Err)?;
-        if let Err(error) = letters.finish(&context.metrics) {
+        if let Err(error) = records.finish(&context.metrics) {
             tracing::warn!(%error, window_id = %window.id, "cannot use the shares that were overdue");
             shares.clear();
         }
@@ -289,11 +294,13 @@ impl<'c> MergeLoop<'c> {
             return Ok(WindowOutcome::without_report(window, Verdict::Dropped));
         }
         let counts = match completion {
-            Completion::Sum(counts) => Some(*counts),
+            Completion::Sum(counts, logic) => Some((*counts, *logic)),
             Completion::Skip => None,
-            Completion::Recompute | Completion::RecomputeUnlessReported => self.recompute(&window, stop)?,
+            Completion::Recompute | Completion::RecomputeUnlessReported => {
+                self.recompute(&window, stop)?.map(|counts| (counts, LOGIC))
+            }
         };
-        let Some(counts) = counts else {
+        let Some((counts, logic)) = counts else {
             let cause =
                 if *completion == Completion::Skip { "expired_before_read" } else { "expired_before_recompute" };
             return Ok(WindowOutcome {
@@ -301,26 +308,36 @@ impl<'c> MergeLoop<'c> {
                 ..WindowOutcome::without_report(window, Verdict::Skipped)
             });
         };
-        self.compare_with_published(window, &counts)
+        self.compare_with_published(window, &counts, logic)
     }
 
     fn recompute(&mut self, window: &Window, stop: &Shutdown) -> Result<Option<Counts>, MergeError> {
-        let Self { context, core, producer, table, recompute, dead_letters, .. } = self;
+        let Self { context, core, producer, table, recompute, share_records, .. } = self;
         let mut lease = LeaseKeeper { core, producer, table, started_at: self.started_at, error: None };
-        let mut letters = DeadLetters::new(dead_letters, TRANSACTION_TIMEOUT);
+        let mut records = ShareRecords::new(share_records, TRANSACTION_TIMEOUT);
         let mut keep_going = || !stop.is_cancelled() && lease.renew_if_due();
-        let counts = recompute.window(table.frames(), window, &mut keep_going, &mut |record| letters.send(&record));
+        let on_invalid = &mut |record| records.send_dead_letter(&record);
+        let share = recompute.window(table.frames(), window, &mut keep_going, on_invalid);
         lease.error.map_or(Ok(()), Err)?;
-        let counts = counts?;
-        letters.finish(&context.metrics)?;
-        Ok(counts)
+        let Some((counts, rosters)) = share? else { return Ok(None) };
+        rosters.iter().for_each(|roster| records.send_roster(roster));
+        records.finish(&context.metrics)?;
+        Ok(Some(counts))
     }
 
-    fn compare_with_published(&mut self, window: Window, counts: &Counts) -> Result<WindowOutcome, MergeError> {
-        let report = bar_report(self.table.frames(), &window, counts)
-            .expect("a window is finished only if its closing frame is there");
-        let computed = ReportIndex::fingerprint(&avro_body(&report));
+    fn compare_with_published(
+        &mut self,
+        window: Window,
+        counts: &Counts,
+        logic: i32,
+    ) -> Result<WindowOutcome, MergeError> {
         let published = self.last_report(&window)?;
+        let Some(logic) = report_logic(published.map(|published| published.logic), logic) else {
+            return Ok(WindowOutcome::without_report(window, Verdict::Dropped));
+        };
+        let report = bar_report(self.table.frames(), &window, counts, logic)
+            .expect("a window is finished only if its closing frame is there");
+        let computed = ReportIndex::fingerprint(&report, &avro_body(&report));
         let (verdict, write) = verdict(published.as_ref(), &computed, self.context.reemit == Reemit::Always);
         let reemitted = write && published == Some(computed);
         Ok(WindowOutcome { window, verdict, report: write.then_some((report, computed)), reemitted, skip_cause: None })
@@ -379,9 +396,4 @@ fn record(core: &mut MergeSession, offset: i64, record: BarPartial, now: Duratio
 /// Returns true if a merge wrote the record.
 fn is_of_merge(record: &BarPartial) -> bool {
     record.partial().is_none()
-}
-
-/// Returns a report's Avro body, which is the same on every replay. The schema id before it depends on the registry.
-pub(crate) fn avro_body(report: &BarReport) -> Vec<u8> {
-    wire(0, report).split_off(5)
 }

@@ -47,6 +47,7 @@ pub(super) struct ClaimMetrics {
     invalid: IntCounterVec,
     pub(super) dead_letters: IntCounterVec,
     pub(super) lost_dead_letters: IntCounter,
+    pub(super) lost_rosters: IntCounter,
 }
 
 /// Metrics of the merge.
@@ -94,6 +95,11 @@ impl ClaimMetrics {
             lost_dead_letters: int_counter!(
                 "backbeat_reverb_lost_dead_letters_total",
                 "Invalid claims that Kafka refused in the dead-letter topic",
+                registry
+            )?,
+            lost_rosters: int_counter!(
+                "backbeat_reverb_lost_rosters_total",
+                "Rosters that Kafka refused in barrosters",
                 registry
             )?,
         })

@@ -8,17 +8,17 @@ use backbeat_broker::{Deliveries, ProducerRecord, QueueFull, Sender, TopicName, 
 use backbeat_schemas::{BarPartial, wire};
 
 use super::claim_decoder::ClaimDecoder;
-use super::dead_letters::DeadLetterProducer;
-use super::events::{DeadLetterSent, DeadLettersLost};
+use super::events::DeadLetterSent;
 use super::metrics::Metrics;
+use super::share_records::{ShareDeliveries, ShareRecordProducer};
 use super::status::{SharedStatus, share_status};
 use crate::core::{FetchStart, Frames, OutboxRecord, Partition, PartitionAggregator, RawRecord, StallDetector};
 
-/// The producer of partials and dead letters, with the member's name and counter.
+/// The producer of partials, dead letters and rosters, with the member's name and counter.
 pub(crate) struct PartialProducer {
     pub(crate) sender: Sender,
     pub(crate) topics: Topics,
-    pub(crate) dead_letters: DeadLetterProducer,
+    pub(crate) share_records: ShareRecordProducer,
     pub(crate) partial_schema: u32,
     pub(crate) member: String,
     /// The number of partials that this member has sent.
@@ -37,9 +37,7 @@ pub(crate) struct OwnedPartition {
     fetch_start: Option<FetchStart>,
     /// Records polled while their schema is being fetched, in order.
     deferred: VecDeque<(i64, RawRecord)>,
-    dead_letters: Arc<Deliveries>,
-    /// The number of dead letters that were counted as lost.
-    lost_dead_letters: u64,
+    share_records: ShareDeliveries,
     pub(crate) paused: bool,
     pub(crate) stall_detector: StallDetector,
 }
@@ -52,8 +50,7 @@ impl OwnedPartition {
             core: None,
             fetch_start: None,
             deferred: VecDeque::new(),
-            dead_letters: Arc::default(),
-            lost_dead_letters: 0,
+            share_records: ShareDeliveries::default(),
             paused: true,
             stall_detector: StallDetector::default(),
         }
@@ -137,7 +134,7 @@ impl OwnedPartition {
         }
     }
 
-    /// Advances as far as the boundaries allow, and sends the resulting dead letters and partials.
+    /// Advances as far as the boundaries allow, and sends the resulting dead letters, rosters and partials.
     pub(crate) fn advance(
         &mut self,
         frames: &Frames,
@@ -149,6 +146,7 @@ impl OwnedPartition {
         for outbox_record in core.advance(frames) {
             match outbox_record {
                 OutboxRecord::DeadLetter { reason, .. } => metrics.record_invalid_claim(reason.reason()),
+                OutboxRecord::Roster(_) => {}
                 OutboxRecord::Partial(record) => {
                     let Some(partial) = record.partial() else { continue };
                     metrics.record_closed_share(partial);
@@ -168,14 +166,13 @@ impl OwnedPartition {
     /// Sends the records of the outbox that can be sent now, in order.
     pub(crate) fn send(&mut self, producer: &mut PartialProducer, metrics: &Metrics) {
         let Some(core) = &mut self.core else { return };
-        let lost = self.dead_letters.failed();
-        DeadLettersLost { count: lost - self.lost_dead_letters }.emit(metrics);
-        self.lost_dead_letters = lost;
-        while let Some(record) = core.next_record(self.dead_letters.outstanding() > 0) {
+        self.share_records.count_lost(metrics);
+        while let Some(record) = core.next_record(self.share_records.are_outstanding()) {
             let sent = match record {
                 OutboxRecord::DeadLetter { offset, reason, raw } => {
-                    producer.dead_letters.send(self.id, *offset, reason, raw, &self.dead_letters)
+                    producer.share_records.send_dead_letter(self.id, *offset, reason, raw, &self.share_records)
                 }
+                OutboxRecord::Roster(roster) => producer.share_records.send_roster(roster, &self.share_records),
                 OutboxRecord::Partial(partial) => producer.send_partial(partial),
             };
             if sent.is_err() {
@@ -209,7 +206,7 @@ impl PartialProducer {
         let topic = self.topics.name(TopicName::BarPartials);
         let key = named.window_id.to_string();
         let value = wire(self.partial_schema, &named);
-        let record = ProducerRecord { topic: &topic, key: Some(key.as_bytes()), value: &value, headers: &[] };
+        let record = ProducerRecord { topic: &topic, key: Some(key.as_bytes()), value: &value, ..Default::default() };
         self.sender.send(record, &self.partial_deliveries)?;
         self.counter += 1;
         Ok(())

@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use backbeat_broker::{Broker, SubjectSchemas, TopicName, WatchedReader, assign, is_transient, list_offsets};
-use backbeat_schemas::{BeatIndex, Counts, InvalidClaim, StatusClaim};
+use backbeat_schemas::{BarRoster, BeatIndex, Counts, InvalidClaim, StatusClaim};
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
@@ -13,7 +13,7 @@ use rdkafka::{Offset, TopicPartitionList};
 
 use super::claim_decoder::ClaimDecoder;
 use super::timeouts::QUERY_TIMEOUT;
-use crate::core::{ClosedWindow, DecodedClaim, Frames, Output, PartitionAggregator, RawRecord, Window};
+use crate::core::{ClosedWindow, DecodedClaim, Frames, LOGIC, Output, PartitionAggregator, RawRecord, Window};
 
 const POLL: Duration = Duration::from_millis(100);
 const SCHEMA_POLL: Duration = Duration::from_millis(10);
@@ -69,8 +69,8 @@ impl Recompute {
         })
     }
 
-    /// Returns the counts of `window`, whose closing frame is in `frames`, or `None` if its claims are no longer wholly
-    /// retained. `keep_going` is called all the while; false stops the recomputation. `on_invalid` is called with each
+    /// Returns the counts of `window`, whose closing frame is in `frames`, and its rosters, or `None` if its claims, or those of
+    /// the window before it, are no longer wholly retained. `keep_going` is called all the while; false stops the recomputation. `on_invalid` is called with each
     /// invalid record.
     pub(crate) fn window(
         &mut self,
@@ -78,17 +78,20 @@ impl Recompute {
         window: &Window,
         keep_going: &mut dyn FnMut() -> bool,
         on_invalid: &mut dyn FnMut(InvalidRecord),
-    ) -> Result<Option<Counts>, RecomputeError> {
+    ) -> Result<Option<(Counts, Vec<Box<BarRoster>>)>, RecomputeError> {
         let partitions = frames.get(window.closing).map_or(0, |frame| frame.claim_offsets.len());
         let partitions: Vec<i32> = (0..partitions as i32).collect();
-        let mut sum = Counts::default();
+        let (mut sum, mut rosters) = (Counts::default(), Vec::new());
         for (_, mut shares) in self.shares(frames, window, window, &partitions, keep_going, on_invalid)? {
             match shares.pop() {
-                Some(ClosedWindow { counts, retained: true, .. }) => sum.add(&counts),
+                Some(closed) if closed.is_retained(LOGIC) => {
+                    sum.add(&closed.counts);
+                    rosters.extend(closed.roster);
+                }
                 _ => return Ok(None),
             }
         }
-        Ok(Some(sum))
+        Ok(Some((sum, rosters)))
     }
 
     /// Returns the shares of each of `partitions` in the windows from `first` to `last`, in order. Reads all ranges at the
@@ -107,12 +110,13 @@ impl Recompute {
         let mut shares = BTreeMap::new();
         let mut ranges = BTreeMap::new();
         for partition in partitions {
-            let (start, end) = (boundary(*partition, first.from), boundary(*partition, last.closing));
+            let end = boundary(*partition, last.closing);
             let log_start = log_starts.get(partition).copied().unwrap_or(0);
-            let aggregator = PartitionAggregator::new(*partition, first.from, start, log_start);
+            let aggregator = PartitionAggregator::new(*partition, first.from, frames, log_start);
+            let start = aggregator.next_offset();
             shares.insert(*partition, Share { aggregator, closed: Vec::new() });
-            if start.max(log_start) < end {
-                ranges.insert(*partition, RangeReader::new(start.max(log_start)..end));
+            if start < end {
+                ranges.insert(*partition, RangeReader::new(start..end));
             }
         }
         let mut outputs = Vec::new();
@@ -130,12 +134,21 @@ impl Recompute {
             share.aggregator.skip_to(end, log_start.min(end));
             share.aggregator.advance(frames, &mut outputs);
             share.take(partition, &mut outputs, on_invalid);
-            let (from, to) = (|w: &Window| boundary(partition, w.from), |w: &Window| boundary(partition, w.closing));
-            let expired_during_read = |window: &Window| from(window) < log_start && from(window) < to(window);
+            let expired_during_read = |from: BeatIndex, to: BeatIndex| {
+                let from = boundary(partition, from);
+                from < log_start && from < boundary(partition, to)
+            };
             let closed = share.closed.into_iter().filter(|closed| closed.window.from <= last.from);
-            let closed = closed.map(|closed| ClosedWindow {
-                retained: closed.retained && !expired_during_read(&closed.window),
-                ..closed
+            let closed = closed.map(|closed| {
+                let window = closed.window;
+                let previous = window.from.previous().and_then(|beat| frames.window_of(beat));
+                ClosedWindow {
+                    retained: closed.retained && !expired_during_read(window.from, window.closing),
+                    previous_retained: closed.previous_retained
+                        && !previous.is_some_and(|previous| expired_during_read(previous.from, window.from)),
+                    ..closed
+                }
+                .without_unfounded_roster()
             });
             (partition, closed.collect())
         });

@@ -79,16 +79,24 @@ pub fn plan_replay(
     })?;
     let opening = if to == ReplayTarget::Earliest {
         // Only from its downbeat on is a window wholly retained, so the window of this frame itself may not be.
-        next_downbeat(&mut frames, &within)?
+        match next_downbeat(&mut frames, &within)? {
+            Some(opening) if previous_opening(&mut frames, &opening)?.is_some_and(|previous| !is_whole(&previous)) => {
+                let second =
+                    frames.first_where(|frame| frame.beat_index > opening.beat_index)?.map(|entry| entry.record);
+                second.map(|second| next_downbeat(&mut frames, &second)).transpose()?.flatten()
+            }
+            opening => opening,
+        }
     } else {
         let (beat, window) = (within.beat_index, within.window_id);
         let first = frames.first_where(|frame| frame.beat_index >= beat || frame.window_id == window)?;
         first.map(|entry| entry.record).filter(|frame| frame.downbeat)
     };
     let opening = opening.context("the window's downbeat is not in beatframes")?;
+    let previous = previous_opening(&mut frames, &opening)?;
     ensure!(
-        is_whole(&opening),
-        "claims of window {} are no longer retained, so it cannot be recomputed; `--to-earliest` starts at the oldest that can",
+        previous.as_ref().is_none_or(is_whole) && is_whole(&opening),
+        "claims of window {}, or of the window before it, are no longer retained, so it cannot be recomputed; `--to-earliest` starts at the oldest that can",
         opening.window_id
     );
     let offsets: BTreeMap<i32, i64> =
@@ -127,6 +135,15 @@ pub fn execute_replay(broker: &Broker, plan: &ReplayPlan) -> anyhow::Result<()> 
 /// Creates a consumer with the group's id that never joins the group.
 fn group_consumer(broker: &Broker) -> KafkaResult<GroupConsumer> {
     broker.group_member(GroupProtocol::Classic, QUERY_TIMEOUT).create_with_context(Group::default())
+}
+
+/// Returns the downbeat of the window before that of `opening`, which its roster needs; `None` if it is the log's first.
+fn previous_opening(frames: &mut LogReader<BeatFrame>, opening: &BeatFrame) -> anyhow::Result<Option<BeatFrame>> {
+    let Some(beat) = opening.beat_index.previous() else { return Ok(None) };
+    let last = frames.first_where(|frame| frame.beat_index >= beat)?.map(|entry| entry.record);
+    let Some(window) = last.filter(|last| last.beat_index == beat).map(|last| last.window_id) else { return Ok(None) };
+    let first = frames.first_where(|frame| frame.beat_index >= beat || frame.window_id == window)?;
+    Ok(first.map(|entry| entry.record).filter(|frame| frame.downbeat))
 }
 
 /// Returns `frame` if it is a downbeat, otherwise the next downbeat.

@@ -2,15 +2,23 @@
 
 use std::collections::BTreeMap;
 
-use backbeat_broker::{LogReader, ReadError};
-use backbeat_schemas::{BarReport, BeatIndex, Timestamp};
+use backbeat_broker::{Entry, LogReader, ReadError};
+use backbeat_schemas::{BarReport, BeatIndex, Timestamp, wire};
 use sha2::{Digest, Sha256};
+
+use crate::core::LOGIC;
 
 /// Reports of finished windows that are kept in memory, beyond those that the merge still needs.
 const MAX_REMEMBERED: usize = 10_000;
 
-/// The SHA-256 digest of a report's Avro body.
-pub(crate) type Fingerprint = [u8; 32];
+/// What is remembered of a report.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Fingerprint {
+    /// The version of the rules by which it was computed.
+    pub(crate) logic: i32,
+    /// The SHA-256 digest of its Avro body.
+    digest: [u8; 32],
+}
 
 /// The last report of each window, back to the oldest window that was looked up.
 ///
@@ -33,8 +41,9 @@ impl ReportIndex {
         self.reports.clear();
     }
 
-    pub(crate) fn fingerprint(body: &[u8]) -> Fingerprint {
-        Sha256::digest(body).into()
+    /// Returns the fingerprint of a report that has this Avro body.
+    pub(crate) fn fingerprint(report: &BarReport, body: &[u8]) -> Fingerprint {
+        Fingerprint { logic: report.logic, digest: Sha256::digest(body).into() }
     }
 
     /// Returns the fingerprint of the last report of the window that opened at `from`.
@@ -44,7 +53,7 @@ impl ReportIndex {
             self.reports.clear();
             let reports = &mut self.reports;
             self.reader.read(start, end, |entry| {
-                reports.insert(entry.record.from_beat, Self::fingerprint(&entry.body));
+                reports.insert(entry.record.from_beat, Self::fingerprint(&entry.record, &published_body(&entry)));
             })?;
             self.since = Some(closed_at);
         }
@@ -67,4 +76,15 @@ impl ReportIndex {
             self.since = self.since.max(Some(opened_at.plus_millis(1)));
         }
     }
+}
+
+/// Returns a report's Avro body, which is the same on every replay. The schema id before it depends on the registry.
+pub(crate) fn avro_body(report: &BarReport) -> Vec<u8> {
+    wire(0, report).split_off(5)
+}
+
+/// Returns the Avro body of a published report as this version writes it: the schema of an earlier version of the rules lacked
+/// fields.
+pub(crate) fn published_body(entry: &Entry<BarReport>) -> Vec<u8> {
+    if entry.record.logic < LOGIC { avro_body(&entry.record) } else { entry.body.clone() }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use backbeat_broker::{Broker, GroupProtocol, Registry, SubjectSchemas, TopicName, check_log, wait_for_topics};
-use backbeat_schemas::{BarPartial, BarReport};
+use backbeat_schemas::{BarPartial, BarReport, BarRoster};
 use backbeat_service::{Shutdown, serve};
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 
 use super::http::Histories;
 use super::member::{Member, MemberExit};
-use super::merge_context::MergeContext;
+use super::merge_context::{MergeContext, SchemaIds};
 use super::metrics::Metrics;
 use super::status::SharedStatus;
 use super::{Args, http};
@@ -50,7 +50,7 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
     };
     let outcome = match prepared {
         None => Ok(()),
-        Some((report_schema, partial_schema)) => {
+        Some(schemas) => {
             let (runtime, stopped) = (Handle::current(), shutdown.clone());
             let claims = TopicName::StatusClaims;
             let merge_context = MergeContext {
@@ -59,8 +59,7 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
                 registry,
                 runtime,
                 cluster_id: args.cluster.clone(),
-                report_schema,
-                partial_schema,
+                schemas,
                 reemit: args.reemit,
                 takeover_after: Duration::from_millis(args.takeover_after),
                 metrics: Arc::clone(&metrics),
@@ -98,12 +97,13 @@ fn member_name(args: &Args) -> String {
     format!("{}-{:08x}", args.node, rand::random::<u32>())
 }
 
-/// Waits for Kafka, the topics and the registry, and returns the schema ids of reports and partials.
-async fn prepare(broker: &Broker, registry: &Registry) -> anyhow::Result<(u32, u32)> {
+/// Waits for Kafka, the topics and the registry, and returns the schema ids.
+async fn prepare(broker: &Broker, registry: &Registry) -> anyhow::Result<SchemaIds> {
     wait_for_topics(broker, &TopicName::ALL).await?;
     let topics = broker.topics();
     check_log(broker, registry).await?;
     let report = registry.register::<BarReport>(&topics.subject(TopicName::BarReports)).await?;
     let partial = registry.register::<BarPartial>(&topics.subject(TopicName::BarPartials)).await?;
-    Ok((report, partial))
+    let roster = registry.register::<BarRoster>(&topics.subject(TopicName::BarRosters)).await?;
+    Ok(SchemaIds { report, partial, roster })
 }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use backbeat_reverb::core::{Claim, CommittedOffset};
-use backbeat_schemas::{BarPartial, BarReport, BeatFrame};
+use backbeat_schemas::{BarPartial, BarReport, BarRoster, BeatFrame, BeatIndex};
 
 /// A record of `statusclaims`.
 #[derive(Debug, Clone)]
@@ -73,6 +73,8 @@ pub(crate) struct Kafka {
     pub(crate) partials: Log<BarPartial>,
     pub(crate) reports: Log<BarReport>,
     pub(crate) dead_letters: BTreeSet<(i32, i64)>,
+    /// By downbeat and partition, all rosters that were ever written.
+    pub(crate) rosters: BTreeMap<(BeatIndex, i32), Vec<BarRoster>>,
     transactions: Vec<Transaction>,
     /// The epoch of the transactional id.
     epoch: u64,
@@ -104,6 +106,11 @@ impl Kafka {
     /// Appends a partial outside of a transaction.
     pub(crate) fn append(&mut self, partial: BarPartial) {
         self.partials.slots.push((Some(partial), None));
+    }
+
+    /// Writes a roster.
+    pub(crate) fn write_roster(&mut self, roster: BarRoster) {
+        self.rosters.entry((roster.from_beat, roster.partition)).or_default().push(roster);
     }
 
     /// Returns the next record at or after `offset` that a `read_committed` reader sees, with its offset.

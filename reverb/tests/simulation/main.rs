@@ -21,8 +21,18 @@ use world::{Sabotage, World};
 const SEEDS: u64 = 300;
 
 /// Rare paths, each of which must be taken in the seeds of `make test`.
-const RARE_PATHS: [&str; 8] =
-    ["taken over", "fenced", "in doubt", "rescued share", "recomputed", "dropped", "skipped", "verified"];
+const RARE_PATHS: [&str; 10] = [
+    "taken over",
+    "fenced",
+    "in doubt",
+    "rescued share",
+    "recomputed",
+    "dropped",
+    "skipped",
+    "verified",
+    "of an earlier logic",
+    "of a later logic",
+];
 
 /// Runs the simulation of one seed.
 fn run(seed: u64, sabotage: Option<Sabotage>) -> SeedResult {

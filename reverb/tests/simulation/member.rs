@@ -7,7 +7,7 @@ use backbeat_reverb::core::{
     ClosedWindow, CommittedOffset, DecodedClaim, Frames, OutboxRecord, Output, Partition, PartitionAggregator,
     RawRecord, Window,
 };
-use backbeat_schemas::{BarPartial, BeatIndex, InvalidClaim, PartialBody};
+use backbeat_schemas::{BarPartial, BarRoster, BeatIndex, InvalidClaim, Partial, PartialBody};
 use backbeat_simulation::{Violation, ensure};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -32,6 +32,7 @@ pub(crate) enum AssignmentChange {
 #[derive(Debug)]
 enum InFlight {
     DeadLetter(i32, i64),
+    Roster(Box<BarRoster>),
     Partial(Box<BarPartial>),
 }
 
@@ -135,7 +136,7 @@ pub(crate) struct Member {
     in_flight: VecDeque<(Duration, InFlight)>,
     /// The time from sending a record until it is in the log.
     pub(crate) slow_by: Duration,
-    /// True for a member of the version before the lease.
+    /// True for a member of the version before the lease and the rosters.
     pub(crate) is_old: bool,
     merger: Merger,
 }
@@ -157,22 +158,23 @@ impl Table {
         *next = kafka.frames.len();
     }
 
-    /// Makes the table reach back to every window in which a claim that arrives on `beat` may count.
+    /// Makes the table reach back to every window in which a claim that arrives on `beat` may count, and to the window before.
     pub(crate) fn ensure_covers(&mut self, beat: BeatIndex, kafka: &Kafka) {
         let grace = kafka.frames.first().map_or(0, |frame| i64::from(frame.grace_beats));
-        let oldest = (beat.get() - grace).max(0);
-        let reaches = self.frames.first().is_none_or(|first| first.beat_index.get() <= oldest);
+        let downbeat = |beat: usize| kafka.frames.iter().take(beat + 1).rposition(|frame| frame.downbeat).unwrap_or(0);
+        let oldest = downbeat(downbeat((beat.get() - grace).max(0) as usize).saturating_sub(1));
+        let reaches = self.frames.first().is_none_or(|first| first.beat_index.get() <= oldest as i64);
         if self.next.is_none() || !reaches {
             self.frames = Frames::default();
-            let before = kafka.frames.iter().take(oldest as usize + 1);
-            self.next = Some(before.collect::<Vec<_>>().iter().rposition(|frame| frame.downbeat).unwrap_or(0));
+            self.next = Some(oldest);
         }
     }
 
     pub(crate) fn drop_before(&mut self, beat: BeatIndex) {
         let grace = self.frames.first().map_or(0, |first| i64::from(first.grace_beats));
-        if let Ok(oldest) = BeatIndex::try_from(beat.get() - grace) {
-            self.frames.drop_before(oldest);
+        let oldest = BeatIndex::try_from(beat.get() - grace).ok();
+        if let Some(before) = oldest.and_then(|oldest| self.frames.window_of(oldest)?.from.previous()) {
+            self.frames.drop_before(before);
         }
     }
 
@@ -327,7 +329,7 @@ impl Member {
             }
             self.table.poll(context.kafka);
             if let Some(aggregator) = committed.start_aggregator(*partition, &self.table.frames, &owned.log_starts) {
-                owned.position = Some(committed.offset);
+                owned.position = Some(aggregator.next_offset());
                 owned.core = Some(Partition::new(*partition, aggregator));
             }
         }
@@ -349,7 +351,8 @@ impl Member {
             if !context.is(Sabotage::TableNotTruncated) {
                 self.table.drop_before(oldest);
             }
-            let (rows, needed) = (self.table.len(), newest.since(oldest));
+            let before = self.table.frames.first().map_or(0, |first| i64::from(first.bar_length));
+            let (rows, needed) = (self.table.len(), newest.since(oldest) + before);
             ensure(rows <= needed + 2 * grace + 20, MEMORY, || format!("{rows} frames for {needed} beats"))?;
         }
         Ok(())
@@ -357,18 +360,27 @@ impl Member {
 
     fn send(&mut self, context: &mut Context<'_>) {
         let uptime = context.now.saturating_sub(self.started);
-        let (name, waiting) = (self.name.to_string(), &mut self.in_flight);
+        let (name, is_old, waiting) = (self.name.to_string(), self.is_old, &mut self.in_flight);
         for (partition, owned) in &mut self.owned {
             let Some(core) = &mut owned.core else { continue };
             core.resend_overdue(uptime);
-            let letters =
-                waiting.iter().any(|(_, sent)| matches!(sent, InFlight::DeadLetter(of, _) if of == partition));
-            let sent = match core.next_record(letters) {
+            let is_unacknowledged = waiting.iter().any(|(_, sent)| match sent {
+                InFlight::DeadLetter(of, _) => of == partition,
+                InFlight::Roster(roster) => roster.partition == *partition,
+                InFlight::Partial(_) => false,
+            });
+            let sent = match core.next_record(is_unacknowledged) {
                 None => continue,
                 Some(OutboxRecord::DeadLetter { offset, .. }) => InFlight::DeadLetter(*partition, *offset),
+                Some(OutboxRecord::Roster(_)) if is_old => {
+                    core.mark_sent(self.counter, uptime);
+                    continue;
+                }
+                Some(OutboxRecord::Roster(roster)) => InFlight::Roster(roster.clone()),
                 Some(OutboxRecord::Partial(partial)) => {
                     self.counter += 1;
-                    InFlight::Partial(Box::new(partial.as_ref().clone().sent_by(&name, self.counter)))
+                    let partial = if is_old { of_old_member(partial) } else { partial.as_ref().clone() };
+                    InFlight::Partial(Box::new(partial.sent_by(&name, self.counter)))
                 }
             };
             core.mark_sent(self.counter, uptime);
@@ -386,6 +398,8 @@ impl Member {
             InFlight::DeadLetter(partition, offset) => {
                 context.kafka.dead_letters.insert((partition, offset));
             }
+            InFlight::Roster(_) if context.is(Sabotage::RostersLost) && context.rng.random_bool(0.5) => {}
+            InFlight::Roster(roster) => context.kafka.write_roster(*roster),
             InFlight::Partial(partial) => {
                 let of = partial.partial().map(|share| share.partition);
                 if context.is(Sabotage::PartialsLost) && of == Some(1) {
@@ -470,6 +484,13 @@ impl Member {
     }
 }
 
+/// Returns a partial as a member of the version before the rosters sends it.
+pub(crate) fn of_old_member(partial: &BarPartial) -> BarPartial {
+    let Some(PartialBody::Partial(share)) = partial.clone().into_body() else { return partial.clone() };
+    let share = Partial { logic: 1, silent_agents: 0, stalled_tasks: 0, overdrawn_tasks: 0, ..share };
+    BarPartial::new(partial.window_id, partial.from_beat, PartialBody::Partial(share))
+}
+
 /// Recomputes the share of `partition` in a window from the log. Returns it with the offsets of its invalid claims.
 pub(crate) fn recompute_share(
     context: &Context<'_>,
@@ -477,10 +498,10 @@ pub(crate) fn recompute_share(
     window: &Window,
     partition: i32,
 ) -> Option<(ClosedWindow, Vec<i64>)> {
-    let boundary = |beat| frames.get(beat).map_or(0, |frame| frame.boundary(partition));
     let log_start = context.log_starts()[&partition];
-    let (start, end) = (boundary(window.from), boundary(window.closing));
-    let mut aggregator = PartitionAggregator::new(partition, window.from, start, log_start);
+    let end = frames.get(window.closing).map_or(0, |frame| frame.boundary(partition));
+    let mut aggregator = PartitionAggregator::new(partition, window.from, frames, log_start);
+    let start = aggregator.next_offset();
     let mut outputs = Vec::new();
     for (offset, record) in context.kafka.claims[partition as usize].read(start).take_while(|(offset, _)| *offset < end)
     {

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use backbeat_reverb::core::{Completion, LOGIC, MergeCommand, MergeSession, Window, bar_report, share, verdict};
+use backbeat_reverb::core::{
+    Completion, LOGIC, MergeCommand, MergeSession, Window, bar_report, report_logic, share, verdict,
+};
 use backbeat_schemas::{
     BarPartial, BarReport, BeatIndex, Counts, Done, Merging, Partial, PartialBody, Timestamp, Verdict, WindowId,
 };
@@ -247,6 +249,9 @@ impl Merger {
         }
         let (closed, dead_letters) = recompute_share(context, &self.table.frames, window, partition)?;
         let mut share = share(partition, &closed);
+        if let Some(roster) = closed.roster.filter(|_| !context.is(Sabotage::RescueWithoutRosters)) {
+            context.kafka.write_roster(*roster);
+        }
         if context.is(Sabotage::RescueShort) {
             share.claims -= share.claims.min(1);
         }
@@ -299,18 +304,27 @@ impl Merger {
                 context.count("dropped");
                 return WindowOutcome { window, verdict: Verdict::Dropped, report: None };
             }
-            Completion::Sum(counts) => Some(*counts),
+            Completion::Sum(counts, logic) => Some((*counts, *logic)),
             Completion::Skip => None,
             Completion::Recompute | Completion::RecomputeUnlessReported => {
                 context.count("recomputed");
-                self.recompute(&window, context)
+                self.recompute(&window, context).map(|counts| (counts, if self.is_old { 1 } else { LOGIC }))
             }
         };
-        let Some(counts) = counts else {
+        let Some((counts, logic)) = counts else {
             context.count("skipped");
             return WindowOutcome { window, verdict: Verdict::Skipped, report: None };
         };
-        let report = bar_report(&self.table.frames, &window, &counts).expect("the closing frame is in the table");
+        let published_logic = published.as_ref().map(|published| published.logic);
+        let Some(logic) = report_logic(published_logic, logic) else {
+            context.count("of a later logic");
+            return WindowOutcome { window, verdict: Verdict::Dropped, report: None };
+        };
+        if logic < LOGIC {
+            context.count("of an earlier logic");
+        }
+        let report =
+            bar_report(&self.table.frames, &window, &counts, logic).expect("the closing frame is in the table");
         let (verdict, write) = verdict(published.as_ref(), &report, false);
         context.count(verdict.as_str());
         WindowOutcome { window, verdict, report: write.then_some(report) }
@@ -322,7 +336,10 @@ impl Merger {
         for partition in 0..partitions {
             let (closed, dead_letters) = recompute_share(context, &self.table.frames, window, partition)?;
             context.kafka.dead_letters.extend(dead_letters.iter().map(|offset| (partition, *offset)));
-            whole.add(&closed.retained.then_some(closed.counts)?);
+            whole.add(&closed.is_retained(LOGIC).then_some(closed.counts)?);
+            if let Some(roster) = closed.roster.filter(|_| !self.is_old) {
+                context.kafka.write_roster(*roster);
+            }
         }
         Some(whole)
     }

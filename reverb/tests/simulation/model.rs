@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use backbeat_reverb::core::{Claim, LOGIC, TaskFacts, partition_of};
-use backbeat_schemas::{BarReport, BeatFrame, BeatIndex};
+use backbeat_schemas::{BarReport, BarRoster, BeatFrame, BeatIndex, RosterEntry, State};
 
 use crate::kafka::{ClaimLog, Record};
 
@@ -13,6 +13,7 @@ pub(crate) const WHOLE: &str = "no report of a window whose claims are not wholl
 pub(crate) const COMPLETE: &str = "every wholly retained window has a report";
 pub(crate) const CONSERVED: &str = "every claim is in one report, once";
 pub(crate) const DEAD_LETTERS: &str = "no partial without its dead letters";
+pub(crate) const ROSTERS: &str = "each roster equals that of the log, and no report without its rosters";
 pub(crate) const MEMORY: &str = "memory within its bound";
 pub(crate) const CLOSED: &str = "every window is done soon after faults end";
 pub(crate) const QUIET: &str = "no takeover once faults have ended";
@@ -22,9 +23,12 @@ pub(crate) const COMMITTED: &str = "every done window is committed soon after fa
 enum Classification<'l> {
     /// In this partition.
     Counted(usize, &'l Claim<'static>),
-    Late,
+    Late(usize, &'l Claim<'static>),
     Invalid,
 }
+
+/// A partition, an agent and a task.
+type TaskKey<'l> = (usize, &'l str, &'l str);
 
 /// The windows and their claims.
 pub(crate) struct Model<'l> {
@@ -56,7 +60,7 @@ impl<'l> Model<'l> {
                         if arrival as i64 <= end + i64::from(opening.grace_beats) {
                             (opening.beat_index.get(), Classification::Counted(partition, claim))
                         } else {
-                            (owner, Classification::Late)
+                            (owner, Classification::Late(partition, claim))
                         }
                     }
                     Record::Claim(_) | Record::Broken => {
@@ -84,9 +88,99 @@ impl<'l> Model<'l> {
         self.frames.get(beat as usize)
     }
 
-    /// Returns true if all claims of the window's range are retained, given the log start offsets.
-    pub(crate) fn is_whole(opening: &BeatFrame, log_starts: &BTreeMap<i32, i64>) -> bool {
-        log_starts.iter().all(|(partition, log_start)| boundary(opening, *partition as usize) >= *log_start)
+    /// Returns true if all claims of the window's range and of the window before it are retained, given the log start offsets.
+    pub(crate) fn is_whole(&self, opening: &BeatFrame, log_starts: &BTreeMap<i32, i64>) -> bool {
+        let first = self.previous(opening).unwrap_or(opening);
+        log_starts.iter().all(|(partition, log_start)| boundary(first, *partition as usize) >= *log_start)
+    }
+
+    /// Returns the downbeat of the window before.
+    fn previous(&self, opening: &BeatFrame) -> Option<&'l BeatFrame> {
+        Some(self.opening(opening.beat_index.previous()?.get()))
+    }
+
+    fn classifications(&self, opening: &BeatFrame) -> &[Classification<'l>] {
+        self.classifications.get(&opening.beat_index.get()).map_or(&[][..], Vec::as_slice)
+    }
+
+    /// Returns the counted claims of a window, by task and in the order of their offsets.
+    fn tasks(&self, opening: &BeatFrame) -> BTreeMap<TaskKey<'l>, Vec<&'l Claim<'static>>> {
+        let mut tasks = BTreeMap::<_, Vec<_>>::new();
+        for classification in self.classifications(opening) {
+            if let Classification::Counted(partition, claim) = classification {
+                tasks.entry((*partition, &*claim.agent, &*claim.task)).or_default().push(*claim);
+            }
+        }
+        tasks
+    }
+
+    /// Returns the rosters of the window that opens with `opening`, of the partitions in which somebody needs attention.
+    pub(crate) fn rosters(&self, opening: &BeatFrame) -> Vec<BarRoster> {
+        let closing = self.closing(opening).expect("the closing frame was published");
+        let next = &self.frames[opening.beat_index.get() as usize + usize::from(opening.bar_length)];
+        let partitions = closing.claim_offsets.len();
+        let tasks = self.tasks(opening);
+        let before = self.previous(opening);
+        let tasks_before = before.map(|before| self.tasks(before)).unwrap_or_default();
+        let last = |claims: &[&'l Claim<'static>]| {
+            *claims.iter().enumerate().max_by_key(|(place, claim)| (claim.beat, *place)).expect("a task has claims").1
+        };
+        let is_ended = |claim: &Claim<'_>| matches!(claim.state, State::Done | State::Failed);
+        let mut heard: BTreeSet<(usize, &str)> =
+            tasks.keys().map(|(partition, agent, _)| (*partition, *agent)).collect();
+        for classification in self.classifications(opening) {
+            if let Classification::Late(partition, claim) = classification {
+                heard.insert((*partition, &*claim.agent));
+            }
+        }
+        let moves = before.is_some_and(|before| before.claim_offsets.len() != partitions);
+        let mut silent = BTreeMap::<(usize, &str), &Claim<'_>>::new();
+        for ((partition, agent, _), claims) in &tasks_before {
+            let claim = last(claims);
+            let is_judged = !moves || partition_of(agent.as_bytes(), partitions) == *partition;
+            if !is_ended(claim) && is_judged && !heard.contains(&(*partition, *agent)) {
+                // Tasks come in the order of their names.
+                let newest = silent.entry((*partition, *agent)).or_insert(claim);
+                if claim.beat > newest.beat {
+                    *newest = claim;
+                }
+            }
+        }
+        let is_stalled = |(key, claims): &(&TaskKey<'l>, &Vec<&'l Claim<'static>>)| {
+            let Some(earlier) = tasks_before.get(*key) else { return false };
+            let (was, is) = (last(earlier), last(claims));
+            let ended = earlier.iter().chain(*claims).any(|claim| is_ended(claim));
+            !ended && was.state == is.state && is.progress <= was.progress
+        };
+        let stalled: Vec<_> = tasks.iter().filter(is_stalled).map(|(key, claims)| (key.0, last(claims))).collect();
+        let overdrawn: Vec<_> = tasks.iter().map(|(key, claims)| (key.0, last(claims))).collect();
+        let overdrawn = overdrawn.into_iter().filter(|(_, claim)| !is_ended(claim) && claim.beats_left < 0);
+        let overdrawn: Vec<_> = overdrawn.collect();
+        let silent: Vec<_> = silent.into_iter().map(|((partition, _), claim)| (partition, claim)).collect();
+        let roster = |partition: usize| {
+            let of = |claims: &[(usize, &Claim<'_>)]| {
+                let of_partition = claims.iter().filter(|(of, _)| *of == partition);
+                of_partition.map(|(_, claim)| entry(claim)).collect::<Vec<RosterEntry>>()
+            };
+            let (silent, stalled, overdrawn) = (of(&silent), of(&stalled), of(&overdrawn));
+            BarRoster {
+                r#type: Default::default(),
+                window_id: opening.window_id,
+                from_beat: opening.beat_index,
+                cluster_id: opening.cluster_id.clone(),
+                closed_at: next.scheduled_at,
+                partition: partition as i32,
+                logic: LOGIC,
+                agents_fell_silent: silent.len() as i64,
+                tasks_stalled: stalled.len() as i64,
+                tasks_overdrawn: overdrawn.len() as i64,
+                silent,
+                stalled,
+                overdrawn,
+            }
+        };
+        let rosters = (0..partitions).map(roster);
+        rosters.filter(|r| r.agents_fell_silent + r.tasks_stalled + r.tasks_overdrawn > 0).collect()
     }
 
     /// Returns the number of records below the boundary of `frame`.
@@ -98,13 +192,14 @@ impl<'l> Model<'l> {
         claims.iter().enumerate().map(below).sum()
     }
 
-    /// Returns the report of the window that opens with `opening`.
-    pub(crate) fn report(&self, opening: &BeatFrame) -> BarReport {
+    /// Returns the report of the window that opens with `opening`, by the rules of version `logic`.
+    pub(crate) fn report(&self, opening: &BeatFrame, logic: i32) -> BarReport {
+        let rosters = if logic == 1 { Vec::new() } else { self.rosters(opening) };
         let from = opening.beat_index.get();
         let end = from + i64::from(opening.bar_length);
         let (bar, next) = (&self.frames[from as usize..end as usize], &self.frames[end as usize]);
         let partitions = self.closing(opening).expect("the closing frame was published").claim_offsets.len();
-        let classifications = self.classifications.get(&from).map_or(&[][..], Vec::as_slice);
+        let classifications = self.classifications(opening);
         let counted = || {
             classifications.iter().filter_map(|classification| {
                 if let Classification::Counted(partition, claim) = classification {
@@ -126,7 +221,7 @@ impl<'l> Model<'l> {
         };
         let misplaced = agents(&|partition, claim| partition_of(claim.agent.as_bytes(), partitions) != partition);
         let late =
-            classifications.iter().filter(|classification| matches!(classification, Classification::Late)).count();
+            classifications.iter().filter(|classification| matches!(classification, Classification::Late(..))).count();
         let invalid =
             classifications.iter().filter(|classification| matches!(classification, Classification::Invalid)).count();
         let degraded_beats = bar.iter().filter(|frame| frame.degraded).count();
@@ -169,7 +264,21 @@ impl<'l> Model<'l> {
             grace_beats: opening.grace_beats,
             from_offsets: (0..partitions).map(|partition| boundary(opening, partition)).collect(),
             to_offsets: (0..partitions).map(|partition| boundary(next, partition)).collect(),
-            logic: LOGIC,
+            logic,
+            agents_fell_silent: rosters.iter().map(|roster| roster.agents_fell_silent).sum(),
+            tasks_stalled: rosters.iter().map(|roster| roster.tasks_stalled).sum(),
+            tasks_overdrawn: rosters.iter().map(|roster| roster.tasks_overdrawn).sum(),
         }
+    }
+}
+
+fn entry(claim: &Claim<'_>) -> RosterEntry {
+    RosterEntry {
+        agent_id: claim.agent.to_string(),
+        task_id: claim.task.to_string(),
+        beat_index: BeatIndex::try_from(claim.beat).expect("a counted claim names a beat"),
+        state: claim.state,
+        progress: claim.progress,
+        beats_left: claim.beats_left,
     }
 }

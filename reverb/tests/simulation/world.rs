@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use backbeat_reverb::core::{Claim, CommittedOffset, RESEND_AFTER, TaskFacts, partition_of};
-use backbeat_schemas::{BarReport, BeatFrame, BeatIndex, HlcClock, Phase, Timestamp, WindowId, testing};
+use backbeat_reverb::core::{Claim, CommittedOffset, LOGIC, RESEND_AFTER, TaskFacts, partition_of};
+use backbeat_schemas::{BarReport, BeatFrame, BeatIndex, HlcClock, Phase, State, Timestamp, WindowId, testing};
 use backbeat_simulation::{Violation, ensure};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -36,6 +36,10 @@ const DELAYS: Delays = Delays {
     read: Duration::from_secs(1),
 };
 
+/// Some states, the open ones more often.
+const STATES: [State; 6] =
+    [State::Executing, State::Executing, State::Waiting, State::Review, State::Done, State::Failed];
+
 /// An invariant to break on purpose.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Sabotage {
@@ -51,12 +55,14 @@ pub(crate) enum Sabotage {
     ClaimsCountedTwice,
     RescueShort,
     RescueWithoutDeadLetters,
+    RostersLost,
+    RescueWithoutRosters,
     TakesOverAlways,
     NeverTakesOver,
 }
 
 impl Sabotage {
-    pub(crate) const ALL: [Self; 14] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::ReportsIgnored,
         Self::NoFence,
         Self::ClaimLost,
@@ -69,6 +75,8 @@ impl Sabotage {
         Self::ClaimsCountedTwice,
         Self::RescueShort,
         Self::RescueWithoutDeadLetters,
+        Self::RostersLost,
+        Self::RescueWithoutRosters,
         Self::TakesOverAlways,
         Self::NeverTakesOver,
     ];
@@ -83,6 +91,7 @@ impl Sabotage {
             Self::PartialsLost | Self::DoneRecordsIgnored => model::COMMITTED,
             Self::TableNotTruncated => model::MEMORY,
             Self::DeadLettersLost | Self::RescueWithoutDeadLetters => model::DEAD_LETTERS,
+            Self::RostersLost | Self::RescueWithoutRosters => model::ROSTERS,
             Self::TakesOverAlways => model::QUIET,
             Self::ClaimsCountedTwice => model::CONSERVED,
         }
@@ -140,6 +149,8 @@ pub(crate) struct World {
     hlc: HlcClock,
     bar_length: u16,
     partials_were_lost: bool,
+    /// True if a member of the version before the rosters was ever started.
+    had_old_members: bool,
     pub(crate) is_calm: bool,
     /// Until then, Kafka answers nothing.
     pub(crate) hung_until: Duration,
@@ -169,6 +180,7 @@ impl World {
             hlc: HlcClock::new(1),
             bar_length: setup.bar_length,
             partials_were_lost: false,
+            had_old_members: false,
             is_calm: false,
             hung_until: Duration::ZERO,
             counts: Counts::default(),
@@ -353,8 +365,14 @@ impl World {
                 2..6 => newest - rng.random_range(0..3),
                 _ => newest,
             };
-            let facts: TaskFacts = TaskFacts::all().iter().filter(|_| rng.random_bool(0.3)).collect();
+            let state = STATES[rng.random_range(0..STATES.len())];
+            let mut facts: TaskFacts = TaskFacts::all().iter().filter(|_| rng.random_bool(0.3)).collect();
+            facts.set(TaskFacts::DONE, state == State::Done);
+            facts.set(TaskFacts::FAILED, state == State::Failed);
             let claim = Claim {
+                state,
+                beats_left: rng.random_range(-1..3),
+                progress: f64::from(rng.random_range(0..3)) / 2.0,
                 facts,
                 rotation_failed: rng.random_bool(0.3),
                 degraded: rng.random_bool(0.3),
@@ -425,6 +443,7 @@ impl World {
     pub(crate) fn add_member(&mut self, is_old: bool) {
         if self.members.len() < self.setup.members {
             self.names += 1;
+            self.had_old_members |= is_old;
             let name = self.names;
             let (members, context) = self.parts();
             members.push(Member::new(name, is_old, &context));
@@ -622,17 +641,30 @@ impl World {
         }
         for (from, reports) in &reports {
             let opening = &frames[from.get() as usize];
-            let expected = model.report(opening);
             for report in reports {
-                let check = if Model::is_whole(opening, &log_starts) { model::BYTES } else { model::WHOLE };
+                // The version before rosters is that of old members.
+                ensure(report.logic == LOGIC || self.had_old_members, model::BYTES, || format!("{report:?}"))?;
+                let expected = model.report(opening, report.logic);
+                let check = if model.is_whole(opening, &log_starts) { model::BYTES } else { model::WHOLE };
                 ensure(*report == expected, check, || format!("{report:?}\nnot {expected:?}"))?;
             }
             ensure(reports.len() == 1, model::ONE_REPORT, || format!("{} of window {from}", reports.len()))?;
         }
+        for opening in &windows {
+            let expected = model.rosters(opening);
+            let is_written_by_all = reports.get(&opening.beat_index).is_some_and(|reports| reports[0].logic == LOGIC);
+            for roster in expected {
+                let written = self.kafka.rosters.get(&(roster.from_beat, roster.partition));
+                let are_equal = written.is_some_and(|written| written.iter().all(|written| *written == roster));
+                ensure(are_equal || (written.is_none() && !is_written_by_all), model::ROSTERS, || {
+                    format!("{written:?}\nnot {roster:?}")
+                })?;
+            }
+        }
         let (done, partials) = (self.done(), self.partials());
         for opening in &windows {
             let from = opening.beat_index;
-            let may_be_missing = !Model::is_whole(opening, &log_starts);
+            let may_be_missing = !model.is_whole(opening, &log_starts);
             let has_partial = partials.iter().any(|(_, window)| *window == from.get());
             ensure(!has_partial || reports.contains_key(&from) || done.contains(&from), model::CLOSED, || {
                 format!("window {from} of {} beats", frames.len())

@@ -34,7 +34,8 @@ impl<R: Record> RecordSource<R> {
     /// Sends a record; waits while the producer's queue is full.
     pub(crate) fn send(&self, key: &str, record: &R) {
         let value = wire(self.schema, record);
-        let record = ProducerRecord { topic: &self.topic, key: Some(key.as_bytes()), value: &value, headers: &[] };
+        let record =
+            ProducerRecord { topic: &self.topic, key: Some(key.as_bytes()), value: &value, ..Default::default() };
         while self.sender.send(record, &self.deliveries).is_err() {
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -3,6 +3,8 @@
 //! It shares no code with reverb: claims are decoded generically with the schema that the registry returns, and each
 //! KPI is a set built from all claims of its window.
 
+mod rosters;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
@@ -10,7 +12,7 @@ use apache_avro::Schema;
 use apache_avro::reader::datum::GenericDatumReader;
 use apache_avro::types::Value;
 use backbeat_broker::TopicName;
-use backbeat_schemas::{BarReport, BeatFrame, WindowId};
+use backbeat_schemas::{BarReport, BarRoster, BeatFrame, BeatIndex, WindowId};
 use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
@@ -49,23 +51,45 @@ enum Classification {
         claim: HashMap<String, Value>,
         /// True if its task is beyond the limit of the partition.
         excess: bool,
+        /// True if its agent is beyond the limit, too.
+        unknown_agent: bool,
     },
-    Late,
+    Late {
+        partition: i32,
+        agent: String,
+        unknown_agent: bool,
+    },
     Invalid {
         unknown_schema: bool,
     },
 }
 
+/// By their windows' downbeats, the records that count in a report, those of a partition in the order of their offsets.
+type ByWindow = BTreeMap<i64, Vec<Classification>>;
+
 /// The agents and tasks of a partition in a window that distinct counts include.
 #[derive(Default)]
 struct Names {
-    /// The number of tasks of each agent.
+    /// The number of tasks of each agent, 0 if it has only late claims.
     agents: BTreeMap<String, usize>,
     tasks: BTreeSet<(String, String)>,
     bytes: usize,
 }
 
 impl Names {
+    /// Adds the agent of a late claim. Returns false if it is new and beyond a limit.
+    fn add_late(&mut self, agent: &str) -> bool {
+        if self.agents.contains_key(agent) {
+            return true;
+        }
+        if self.agents.len() == MAX_TASKS || self.bytes + agent.len() > MAX_NAME_BYTES {
+            return false;
+        }
+        self.bytes += agent.len();
+        self.agents.insert(agent.to_owned(), 0);
+        true
+    }
+
     /// Adds a task. Returns false if it is new and beyond a limit.
     fn add(&mut self, agent: String, task: String) -> bool {
         let new = task.len() + if self.agents.contains_key(&agent) { 0 } else { agent.len() };
@@ -111,25 +135,35 @@ impl Oracle {
 
     /// Computes the report of every window that can be closed.
     pub fn reports(&self) -> Vec<BarReport> {
-        let mut by_window = BTreeMap::<i64, Vec<Classification>>::new();
+        let by_window = self.classify_all();
+        let downbeats = self.frames.iter().filter(|frame| frame.downbeat);
+        downbeats.filter_map(|opening| self.report(opening, &by_window)).collect()
+    }
+
+    fn classify_all(&self) -> ByWindow {
+        let mut by_window = ByWindow::new();
         let mut names = HashMap::<(i64, i32), Names>::new();
         for raw in &self.claims {
             let Some(arrival) = self.arrival(raw) else { continue };
+            let owner = self.window_from(arrival).expect("a claim arrives on a beat");
             let mut classification = self.classify(raw, arrival);
             let window = match &mut classification {
-                Classification::Counted { from, claim, excess, .. } => {
+                Classification::Counted { from, claim, excess, unknown_agent, .. } => {
                     let names = names.entry((*from, raw.partition)).or_default();
-                    *excess = !names.add(text(claim, "agent_id"), text(claim, "task_id"));
+                    let agent = text(claim, "agent_id");
+                    *excess = !names.add(agent.clone(), text(claim, "task_id"));
+                    *unknown_agent = *excess && !names.agents.contains_key(&agent);
                     *from
                 }
-                Classification::Late | Classification::Invalid { .. } => {
-                    self.window_from(arrival).expect("a claim arrives on a beat")
+                Classification::Late { agent, unknown_agent, .. } => {
+                    *unknown_agent = !names.entry((owner, raw.partition)).or_default().add_late(agent);
+                    owner
                 }
+                Classification::Invalid { .. } => owner,
             };
             by_window.entry(window).or_default().push(classification);
         }
-        let downbeats = self.frames.iter().filter(|frame| frame.downbeat);
-        downbeats.filter_map(|opening| self.report(opening, &by_window)).collect()
+        by_window
     }
 
     /// The beat on which a record arrived: the last one whose boundary is at or below the record's offset. `None`
@@ -168,19 +202,22 @@ impl Oracle {
         let Some(Value::Long(beat)) = claim.get("beat_index") else {
             return invalid;
         };
+        let late =
+            Classification::Late { partition: raw.partition, agent: text(&claim, "agent_id"), unknown_agent: false };
         let Some(from) = self.window_from(*beat) else {
-            return Classification::Late;
+            return late;
         };
         let opening = self.frame(from).expect("it has its downbeat");
         let end = from + i64::from(opening.bar_length) - 1;
         if arrival <= end + i64::from(opening.grace_beats) {
-            Classification::Counted { from, partition: raw.partition, claim, excess: false }
+            Classification::Counted { from, partition: raw.partition, claim, excess: false, unknown_agent: false }
         } else {
-            Classification::Late
+            late
         }
     }
 
-    fn report(&self, opening: &BeatFrame, by_window: &BTreeMap<i64, Vec<Classification>>) -> Option<BarReport> {
+    fn report(&self, opening: &BeatFrame, by_window: &ByWindow) -> Option<BarReport> {
+        let rosters = self.rosters_of(opening, by_window)?;
         let from = opening.beat_index.get();
         let end = from + i64::from(opening.bar_length) - 1;
         let closing = self.frame(end + 1 + i64::from(opening.grace_beats))?;
@@ -188,7 +225,7 @@ impl Oracle {
 
         let all = by_window.get(&from).map_or(&[][..], Vec::as_slice);
         let (counted, within_limit) = (counted(all, true), counted(all, false));
-        let late = all.iter().filter(|classification| matches!(classification, Classification::Late)).count();
+        let late = all.iter().filter(|classification| matches!(classification, Classification::Late { .. })).count();
         let invalid =
             all.iter().filter(|classification| matches!(classification, Classification::Invalid { .. })).count();
         let unknown = all
@@ -208,10 +245,8 @@ impl Oracle {
             ids.collect::<BTreeSet<_>>().len() as i64
         };
         let partitions = closing.claim_offsets.len();
-        let misplaced = agents(&|partition, claim| {
-            let hash = murmur2::murmur2(text(claim, "agent_id").as_bytes(), murmur2::KAFKA_SEED) & 0x7fff_ffff;
-            hash as usize % partitions != partition as usize
-        });
+        let misplaced =
+            agents(&|partition, claim| !is_in_place(&text(claim, "agent_id"), partition as usize, partitions));
         let in_time =
             |claim: &HashMap<String, Value>| matches!(claim.get("beats_left"), Some(Value::Int(left)) if *left >= 0);
         let state = |claim: &HashMap<String, Value>, names: &[&str]| names.contains(&text(claim, "state").as_str());
@@ -274,13 +309,23 @@ impl Oracle {
             grace_beats: opening.grace_beats,
             from_offsets: offsets(opening),
             to_offsets: offsets(next),
-            logic: 1,
+            logic: 2,
+            agents_fell_silent: rosters.iter().map(|roster| roster.agents_fell_silent).sum(),
+            tasks_stalled: rosters.iter().map(|roster| roster.tasks_stalled).sum(),
+            tasks_overdrawn: rosters.iter().map(|roster| roster.tasks_overdrawn).sum(),
         })
     }
 }
 
-/// Asserts that `cluster` has exactly the `expected` reports, field by field. Returns them by their windows' downbeats.
-pub fn assert_reports_equal(cluster: &Cluster, expected: &[BarReport]) -> Vec<BarReport> {
+/// Returns true if murmur2 places `agent` in `partition`.
+fn is_in_place(agent: &str, partition: usize, partitions: usize) -> bool {
+    let hash = murmur2::murmur2(agent.as_bytes(), murmur2::KAFKA_SEED) & 0x7fff_ffff;
+    hash as usize % partitions == partition
+}
+
+/// Asserts that `cluster` has exactly the `expected` reports, field by field, and the `rosters`, each of which may have been
+/// written several times. Returns the reports by their windows' downbeats.
+pub fn assert_reports_equal(cluster: &Cluster, expected: &[BarReport], rosters: &[BarRoster]) -> Vec<BarReport> {
     let mut reports: Vec<BarReport> = cluster.reports().into_iter().map(|entry| entry.record).collect();
     // A window may be finished before an older one that waits for a share.
     reports.sort_by_key(|report| report.from_beat);
@@ -288,6 +333,22 @@ pub fn assert_reports_equal(cluster: &Cluster, expected: &[BarReport]) -> Vec<Ba
     for (report, expected) in reports.iter().zip(expected) {
         assert_eq!(report, expected);
     }
+    let rosters: BTreeMap<_, _> = rosters.iter().map(|roster| ((roster.from_beat, roster.partition), roster)).collect();
+    let mut found = BTreeSet::new();
+    for entry in cluster.read_all::<BarRoster>(TopicName::BarRosters) {
+        let key = (entry.record.from_beat, entry.record.partition);
+        // Windows that the oracle does not expect may have been closed since.
+        let is_expected = key.0 <= expected.last().map_or(BeatIndex::ZERO, |last| last.from_beat);
+        assert!(
+            !is_expected || rosters.get(&key) == Some(&&entry.record),
+            "{:?}\nnot {:?}",
+            entry.record,
+            rosters.get(&key)
+        );
+        found.insert(key);
+    }
+    let missing: Vec<_> = rosters.keys().filter(|key| !found.contains(key)).collect();
+    assert!(missing.is_empty(), "rosters are missing: {missing:?}");
     reports
 }
 
