@@ -43,6 +43,18 @@ pub struct Args {
     #[arg(long, default_value_t = 0.0, value_parser = parse_fraction)]
     pub malformed_rate: f64,
 
+    /// Fraction of tasks in the middle of which the agent sends nothing for three bars of four beats.
+    #[arg(long, default_value_t = 0.0, value_parser = parse_fraction)]
+    pub silent_task_rate: f64,
+
+    /// Fraction of tasks in the middle of which nothing moves for as long.
+    #[arg(long, default_value_t = 0.0, value_parser = parse_fraction)]
+    pub stalled_task_rate: f64,
+
+    /// Fraction of tasks whose beat budget is half of what they need.
+    #[arg(long, default_value_t = 0.0, value_parser = parse_fraction)]
+    pub overdrawn_task_rate: f64,
+
     /// The load shape: steady (all agents on every beat), ramp[:BEATS] (from a few agents to all in 16 beats),
     /// spike[:FRACTION] (all agents on downbeats, 10 % of them on other beats) or churn[:FRACTION] (on each beat 5 % of
     /// the agents are replaced by new ones).
@@ -59,8 +71,8 @@ pub struct Args {
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
     pub trace_seconds_per_beat: u64,
 
-    /// After the run, wait for the reports and check that each agent's claims are in the log and that the reports count
-    /// them correctly. Needs reverb, memory for each claim, and up to two more bars of time.
+    /// After the run, wait for the reports and check that each agent's claims are in the log, that the reports count
+    /// them correctly, and that the rosters name those agents that need attention, and no others. Needs reverb, memory for each claim, and up to two more bars of time.
     #[arg(long)]
     pub verify: bool,
 
@@ -94,6 +106,9 @@ impl Args {
             silence: self.silence_rate,
             late: self.late_rate,
             malformed: self.malformed_rate,
+            silent_tasks: self.silent_task_rate,
+            stalled_tasks: self.stalled_task_rate,
+            overdrawn_tasks: self.overdrawn_task_rate,
         }
     }
 }

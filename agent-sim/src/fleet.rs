@@ -16,6 +16,9 @@ const HELP_REQUEST_PROBABILITY: f64 = 0.06;
 /// The probability that an agent rotates its secrets on a downbeat.
 const ROTATION_PROBABILITY: f64 = 0.05;
 
+/// The beats for which a troubled task is stuck: three bars of four beats.
+const STUCK_BEATS: u8 = 12;
+
 /// Rates at which tasks and claims go wrong, each from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Rates {
@@ -27,6 +30,21 @@ pub struct Rates {
     pub late: f64,
     /// The fraction of claims that are made invalid on purpose.
     pub malformed: f64,
+    /// The fraction of tasks in the middle of which the agent sends nothing for three bars of four beats.
+    pub silent_tasks: f64,
+    /// The fraction of tasks in the middle of which nothing moves for as long.
+    pub stalled_tasks: f64,
+    /// The fraction of tasks whose beat budget is half of what they need.
+    pub overdrawn_tasks: f64,
+}
+
+/// The trouble that an agent has with its task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    None,
+    Silent,
+    Stalled,
+    Overdrawn,
 }
 
 /// A fleet of agents.
@@ -55,13 +73,16 @@ struct Agent {
     /// The rest of its beat budget.
     beats_left: i32,
     help: Option<Help>,
+    trouble: Trouble,
+    /// The beats for which its task was stuck.
+    stuck_beats: u8,
 }
 
 impl Fleet {
     /// Creates `count` agents whose ids are `prefix` and a number; `seed` determines all their claims.
     pub fn new(prefix: &str, count: u32, seed: u64, rates: Rates, shape: Shape) -> Self {
         let mut seeds = Pcg64::seed_from_u64(seed);
-        let agents = (0..count).map(|_| Agent::new(Pcg32::from_rng(&mut seeds), 0)).collect();
+        let agents = (0..count).map(|_| Agent::new(Pcg32::from_rng(&mut seeds), 0, rates)).collect();
         Self { prefix: prefix.to_owned(), agents, rates, shape, beat: 0 }
     }
 
@@ -73,7 +94,7 @@ impl Fleet {
         *beat += 1;
         let claim = move |(index, agent): (usize, &mut Agent)| {
             if agent.rng.random_bool(shape.churn_rate()) {
-                *agent = Agent::new(Pcg32::from_rng(&mut agent.rng), agent.generation + 1);
+                *agent = Agent::new(Pcg32::from_rng(&mut agent.rng), agent.generation + 1, *rates);
             }
             let id = |generation| match generation {
                 0 => format!("{prefix}{index:05}"),
@@ -86,15 +107,25 @@ impl Fleet {
 }
 
 impl Agent {
-    fn new(rng: Pcg32, generation: u32) -> Self {
-        let state = State::Done;
-        let mut agent =
-            Self { rng, generation, task: 0, state, beats_in_state: 0, work: 0, worked: 0, beats_left: 0, help: None };
-        agent.begin_task();
+    fn new(rng: Pcg32, generation: u32, rates: Rates) -> Self {
+        let mut agent = Self {
+            rng,
+            generation,
+            task: 0,
+            state: State::Done,
+            beats_in_state: 0,
+            work: 0,
+            worked: 0,
+            beats_left: 0,
+            help: None,
+            trouble: Trouble::None,
+            stuck_beats: 0,
+        };
+        agent.begin_task(rates);
         agent
     }
 
-    fn begin_task(&mut self) {
+    fn begin_task(&mut self, rates: Rates) {
         self.task += 1;
         self.state = State::Planning;
         self.beats_in_state = self.rng.random_range(1..=2);
@@ -103,17 +134,47 @@ impl Agent {
         // Some budgets are too small, so that some tasks overdraw theirs.
         self.beats_left = self.work + self.rng.random_range(0..=8);
         self.help = None;
+        let mut chance = self.rng.random_range(0.0..1.0);
+        let troubles = [
+            (Trouble::Silent, rates.silent_tasks),
+            (Trouble::Stalled, rates.stalled_tasks),
+            (Trouble::Overdrawn, rates.overdrawn_tasks),
+        ];
+        let trouble = troubles.into_iter().find(|(_, rate)| {
+            chance -= rate;
+            chance < 0.0
+        });
+        self.trouble = trouble.map_or(Trouble::None, |(trouble, _)| trouble);
+        self.stuck_beats = 0;
+        if self.trouble == Trouble::Overdrawn {
+            self.beats_left = self.work / 2;
+        }
+    }
+
+    /// Returns true while its task is stuck.
+    fn is_stuck(&self) -> bool {
+        matches!(self.trouble, Trouble::Silent | Trouble::Stalled)
+            && self.state == State::Executing
+            && self.worked >= self.work / 2
+            && self.stuck_beats < STUCK_BEATS
     }
 
     /// Advances the task by one beat and returns the claim, unless the agent is silent on this beat.
     fn next_claim(&mut self, id: impl FnOnce(u32) -> String, downbeat: bool, rates: Rates) -> Option<ClaimPlan> {
-        self.advance_task(rates.failure);
+        let is_stuck = self.is_stuck();
+        if is_stuck {
+            self.stuck_beats += 1;
+            self.beats_left -= 1;
+        } else {
+            self.advance_task(rates);
+        }
         let rotates = downbeat && self.rng.random_bool(ROTATION_PROBABILITY);
         let rotation_fails = self.rng.random_bool(rates.failure);
         let secret_rotation =
             rotates.then_some(if rotation_fails { SecretRotation::Failed } else { SecretRotation::Ok });
         let delivery = self.delivery(rates);
-        if self.rng.random_bool(rates.silence) {
+        let is_silent = is_stuck && self.trouble == Trouble::Silent;
+        if self.rng.random_bool(rates.silence) || is_silent {
             return None;
         }
         let agent_id = id(self.generation);
@@ -131,7 +192,7 @@ impl Agent {
     }
 
     /// Advances the task by one beat: planning → executing ↔ waiting → review → done or failed → the next task.
-    fn advance_task(&mut self, failure_rate: f64) {
+    fn advance_task(&mut self, rates: Rates) {
         self.beats_left -= 1;
         self.help = match self.help {
             Some(Help::Requested) => Some(Help::Promised),
@@ -164,10 +225,10 @@ impl Agent {
             State::Review => {
                 self.beats_in_state -= 1;
                 if self.beats_in_state <= 0 {
-                    self.state = if self.rng.random_bool(failure_rate) { State::Failed } else { State::Done };
+                    self.state = if self.rng.random_bool(rates.failure) { State::Failed } else { State::Done };
                 }
             }
-            State::Done | State::Failed | State::Unknown => self.begin_task(),
+            State::Done | State::Failed | State::Unknown => self.begin_task(rates),
         }
     }
 
@@ -189,7 +250,15 @@ mod tests {
 
     use super::*;
 
-    const RATES: Rates = Rates { failure: 0.1, silence: 0.05, late: 0.05, malformed: 0.05 };
+    const RATES: Rates = Rates {
+        failure: 0.1,
+        silence: 0.05,
+        late: 0.05,
+        malformed: 0.05,
+        silent_tasks: 0.0,
+        stalled_tasks: 0.0,
+        overdrawn_tasks: 0.0,
+    };
 
     fn plans(seed: u64, beats: u32) -> Vec<ClaimPlan> {
         plans_of(Shape::Steady, seed, beats)
@@ -207,6 +276,26 @@ mod tests {
     #[test]
     fn agent_fits_into_56_bytes() {
         assert!(size_of::<Agent>() <= 56, "{} bytes", size_of::<Agent>());
+    }
+
+    #[test]
+    fn troubled_tasks_are_silent_stalled_or_overdrawn() {
+        let calm = Rates { failure: 0.0, silence: 0.0, late: 0.0, malformed: 0.0, ..RATES };
+        let plans = |rates: Rates| {
+            let mut fleet = Fleet::new("a-", 10, 1, rates, Shape::Steady);
+            (0..40).map(|beat| fleet.claims_for_next_beat(beat % 4 == 0).collect()).collect::<Vec<Vec<ClaimPlan>>>()
+        };
+        let silent = plans(Rates { silent_tasks: 1.0, ..calm });
+        assert!(silent.iter().any(|plans| plans.len() < 10) && silent.iter().any(|plans| !plans.is_empty()));
+        let claims_of_a_task = |beats: Vec<Vec<ClaimPlan>>| {
+            let claims = beats.into_iter().flatten().map(|plan| plan.status);
+            claims.filter(|status| status.task_id == "a-00000-task-1").collect::<Vec<_>>()
+        };
+        let stalled = claims_of_a_task(plans(Rates { stalled_tasks: 1.0, ..calm }));
+        let longest = stalled.chunk_by(|a, b| (a.state, a.progress) == (b.state, b.progress)).map(<[_]>::len).max();
+        assert!(longest >= Some(usize::from(STUCK_BEATS)), "{longest:?}");
+        let overdrawn = claims_of_a_task(plans(Rates { overdrawn_tasks: 1.0, ..calm }));
+        assert!(overdrawn.iter().any(|status| status.beats_left < 0 && status.state != State::Done));
     }
 
     #[test]

@@ -8,9 +8,12 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 
 use backbeat_broker::TopicRecord;
-use backbeat_schemas::{BarReport, BeatFrame, BeatIndex, BorrowedClaim, StatusClaim, WindowId, check_claim};
+use backbeat_schemas::{
+    BarReport, BarRoster, BeatFrame, BeatIndex, BorrowedClaim, RosterKind, StatusClaim, WindowId, check_claim,
+};
 use serde::Serialize;
 
+use crate::expected_rosters::{RosterClaims, RosterDifference};
 use crate::{ClaimPlan, Delivery};
 
 /// The claims and reports of a run, as sent and as found in the log.
@@ -34,6 +37,9 @@ struct Window {
     in_the_log: Counts,
     /// The numbers of the agents with a counted claim.
     agents: HashSet<usize>,
+    rosters: RosterClaims,
+    /// True if partitions were added since the window before opened: then who is silent is not checked.
+    has_new_partitions: bool,
     report: Option<BarReport>,
 }
 
@@ -71,6 +77,8 @@ pub(crate) struct VerificationResult {
     claims_invalid: i64,
     /// Claims of agents outside the run.
     claims_of_others: u64,
+    /// Agents and tasks that the rosters had to name.
+    named: u64,
     #[serde(rename = "disagreements")]
     pub(crate) mismatches: Vec<Mismatch>,
 }
@@ -91,6 +99,16 @@ pub(crate) enum Mismatch {
     },
     /// A report differs from the log.
     Report { window_id: WindowId, from_beat: i64, field: &'static str, reported: i64, in_the_log: i64 },
+    /// A roster does not name those that need attention in the log.
+    Roster {
+        window_id: WindowId,
+        from_beat: i64,
+        roster: &'static str,
+        /// Agents that must be named and are not; the first ten.
+        missing: Vec<String>,
+        /// Agents that must not be named; the first ten.
+        unexpected: Vec<String>,
+    },
     /// A report is missing.
     NoReport { window_id: WindowId, from_beat: i64 },
 }
@@ -100,14 +118,26 @@ impl Ledger {
     /// begin with a downbeat.
     pub(crate) fn new(first_beat: BeatIndex, frames: Vec<BeatFrame>) -> Self {
         let newest = frames.last().map_or(0, |frame| frame.beat_index.get());
+        let partitions_at = |beat: i64| {
+            let place = frames.first().map_or(0, |first| beat - first.beat_index.get());
+            usize::try_from(place).ok().and_then(|place| frames.get(place)).map(|frame| frame.claim_offsets.len())
+        };
+        let mut before = None;
         let windows = frames.iter().filter(|frame| frame.downbeat).map(|frame| {
             let end = frame.beat_index.get() + i64::from(frame.bar_length);
             let closing_beat = end + i64::from(frame.grace_beats);
-            let (in_the_log, agents) = (Counts::default(), HashSet::new());
-            (
-                frame.beat_index.get(),
-                Window { id: frame.window_id, end, closing_beat, in_the_log, agents, report: None },
-            )
+            let previous = before.replace(frame.claim_offsets.len());
+            let window = Window {
+                id: frame.window_id,
+                end,
+                closing_beat,
+                in_the_log: Counts::default(),
+                agents: HashSet::new(),
+                rosters: RosterClaims::default(),
+                has_new_partitions: previous != partitions_at(closing_beat),
+                report: None,
+            };
+            (frame.beat_index.get(), window)
         });
         let windows = windows.filter(|(_, window)| window.closing_beat <= newest).collect();
         Self { first_beat, frames, windows, agents: HashMap::new() }
@@ -139,7 +169,8 @@ impl Ledger {
         let is_of_this_run = arrival >= self.first_beat.get();
         let claims = self.claims_of(&agent);
         let number = claims.number;
-        let beat = claim.filter(|_| valid).map(|claim| claim.beat_index);
+        let claim = claim.filter(|_| valid);
+        let beat = claim.as_ref().map(|claim| claim.beat_index);
         if is_of_this_run {
             match beat {
                 Some(beat) => claims.found.push(beat),
@@ -152,12 +183,18 @@ impl Ledger {
             (Some(_), Some(window)) => {
                 window.in_the_log.claims += 1;
                 window.agents.insert(number);
+                if let Some(claim) = &claim {
+                    window.rosters.record_counted(partition, claim);
+                }
             }
             (beat, _) => {
                 // There is no owner if the window is still open: its report is not checked.
                 let owner = self.window_of(arrival).and_then(|downbeat| self.windows.get_mut(&downbeat));
                 if let Some(owner) = owner {
                     owner.in_the_log.late += i64::from(beat.is_some());
+                    if beat.is_some() {
+                        owner.rosters.record_late(partition, &agent);
+                    }
                     owner.in_the_log.invalid += i64::from(beat.is_none());
                 }
             }
@@ -168,6 +205,13 @@ impl Ledger {
     pub(crate) fn record_report(&mut self, report: BarReport) {
         if let Some(window) = self.windows.get_mut(&report.from_beat.get()) {
             window.report = Some(report);
+        }
+    }
+
+    /// Records a roster.
+    pub(crate) fn record_roster(&mut self, roster: BarRoster) {
+        if let Some(window) = self.windows.get_mut(&roster.from_beat.get()) {
+            window.rosters.record_roster(roster);
         }
     }
 
@@ -207,8 +251,18 @@ impl Ledger {
             claims_late: reports().map(|report| report.late_claims).sum(),
             claims_invalid: reports().map(|report| report.invalid_claims).sum(),
             claims_of_others: 0,
+            named: 0,
             mismatches: self.windows_of_the_run().flat_map(|(from, window)| window.mismatches(*from)).collect(),
         };
+        for (from, window) in self.windows_of_the_run() {
+            // The log was read from the window before the first one of the run on, if there is one.
+            let previous = self.windows.range(..*from).next_back().map(|(_, previous)| &previous.rosters);
+            if window.report.is_some() && (previous.is_some() || *from == 0) {
+                let (named, mismatches) = window.roster_mismatches(*from, previous);
+                result.named += named;
+                result.mismatches.extend(mismatches);
+            }
+        }
         let mut agents: Vec<(String, AgentClaims)> = self.agents.into_iter().collect();
         agents.sort_by(|(one, _), (other, _)| one.cmp(other));
         for (agent, claims) in agents {
@@ -241,6 +295,25 @@ impl Window {
             |(field, reported, in_the_log)| Mismatch::Report { window_id, from_beat, field, reported, in_the_log };
         differing.map(mismatch).collect()
     }
+
+    /// Compares the rosters with the log, and returns how many agents and tasks had to be named.
+    fn roster_mismatches(&self, from_beat: i64, previous: Option<&RosterClaims>) -> (u64, Vec<Mismatch>) {
+        let nobody = RosterClaims::default();
+        let previous = previous.unwrap_or(&nobody);
+        let (mut named, mut mismatches) = (0, Vec::new());
+        for kind in RosterKind::ALL {
+            if kind == RosterKind::Silent && self.has_new_partitions {
+                continue;
+            }
+            let expected = self.rosters.expected(kind, previous);
+            named += expected.len() as u64;
+            if let Some(RosterDifference { missing, unexpected }) = self.rosters.difference(kind, &expected) {
+                let (window_id, roster) = (self.id, kind.as_str());
+                mismatches.push(Mismatch::Roster { window_id, from_beat, roster, missing, unexpected });
+            }
+        }
+        (named, mismatches)
+    }
 }
 
 impl AgentClaims {
@@ -271,10 +344,14 @@ fn without(beats: &[i64], others: &[i64]) -> Vec<i64> {
 
 impl fmt::Display for VerificationResult {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { windows, claims_sent, claims_counted, claims_late, claims_invalid, claims_of_others, .. } = self;
+        let Self { windows, claims_sent, claims_counted, claims_late, claims_invalid, claims_of_others, named, .. } =
+            self;
         let comparison = if self.mismatches.is_empty() { "match" } else { "DO NOT MATCH" };
         write!(f, "{claims_sent} claims sent and {windows} reports {comparison}: ")?;
         write!(f, "{claims_counted} counted, {claims_late} late, {claims_invalid} invalid")?;
+        if *named > 0 {
+            write!(f, ", {named} named in rosters")?;
+        }
         if *claims_of_others > 0 { write!(f, ", {claims_of_others} of them other agents'") } else { Ok(()) }
     }
 }
@@ -294,6 +371,10 @@ impl fmt::Display for Mismatch {
             Self::Report { window_id, from_beat, field, reported, in_the_log } => write!(
                 f,
                 "window {window_id} from beat {from_beat}: {field} {reported} in the report, {in_the_log} in the log; see backbeat audit --from {from_beat} --to {from_beat}"
+            ),
+            Self::Roster { window_id, from_beat, roster, missing, unexpected } => write!(
+                f,
+                "window {window_id} from beat {from_beat}: the roster of {roster} must name {missing:?} and must not name {unexpected:?}; see backbeat roster --beat {from_beat}"
             ),
             Self::NoReport { window_id, from_beat } => {
                 write!(f, "window {window_id} from beat {from_beat}: no report")
@@ -322,7 +403,10 @@ mod tests {
     }
 
     fn claim(offset: i64, agent: &str, beat_index: i64) -> TopicRecord<StatusClaim> {
-        let record = Ok(testing::claim(agent, beat_index));
+        // Whoever is not in the next window is done, and the others get on.
+        let state = if agent == "other" { State::Done } else { State::Executing };
+        let progress = beat_index as f64 / 10.0;
+        let record = Ok(StatusClaim { state, progress, ..testing::claim(agent, beat_index) });
         TopicRecord { partition: 0, offset, key: Some(agent.into()), record }
     }
 
@@ -393,6 +477,18 @@ mod tests {
         let shown: Vec<String> =
             verify(without_c, correct_reports()).mismatches.iter().map(ToString::to_string).collect();
         assert!(shown.contains(&"agent c: 1 claims sent, 0 in the log".to_owned()), "{shown:?}");
+    }
+
+    #[test]
+    fn verification_of_wrong_rosters_names_the_agents() {
+        // Agent a says the same in both windows, and nobody's roster says so.
+        let mut log = log();
+        for record in log.iter_mut().filter(|record| record.key.as_deref() == Some(b"a")) {
+            record.record.as_mut().expect("a claim").progress = 0.5;
+        }
+        let shown: Vec<String> = verify(log, correct_reports()).mismatches.iter().map(ToString::to_string).collect();
+        assert_eq!(shown.len(), 2, "{shown:?}");
+        assert!(shown[0].contains(r#"the roster of stalled must name ["a"] and must not name []"#), "{shown:?}");
     }
 
     #[test]

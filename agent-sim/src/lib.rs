@@ -5,6 +5,7 @@ mod agents;
 mod args;
 mod claim_plan;
 mod drive;
+mod expected_rosters;
 mod fleet;
 mod ledger;
 mod progress;

@@ -6,7 +6,7 @@ use anyhow::{Context, bail};
 use backbeat_broker::{
     Broker, ClaimEnds, KafkaArgs, LogReader, ReadFrom, Registry, TopicEvent, TopicName, TopicReader,
 };
-use backbeat_schemas::{BarReport, BeatFrame, BeatIndex};
+use backbeat_schemas::{BarReport, BarRoster, BeatFrame, BeatIndex};
 use backbeat_service::Shutdown;
 use tokio::runtime::Handle;
 
@@ -57,6 +57,11 @@ pub(crate) fn verify(
             ledger.record_report(entry.record);
         }
     }
+
+    // Rosters are written before the reports that count them.
+    let mut rosters = LogReader::<BarRoster>::for_random_access(&broker, &registry, runtime, TopicName::BarRosters)?;
+    let (start, end) = (rosters.offset_at(closed_at.unwrap_or_default())?, rosters.end_offset()?);
+    rosters.read(start, end, |entry| ledger.record_roster(entry.record))?;
 
     for ReceivedBeat { beat, downbeat } in received {
         agents.claims_for_next_beat(*downbeat).for_each(|plan| ledger.record_sent(*beat, &plan));

@@ -12,6 +12,7 @@ mod kafka_tool;
 mod output;
 mod overview;
 mod replay;
+mod roster;
 mod run;
 mod schemas;
 mod sinks;
@@ -67,6 +68,8 @@ enum Command {
     Audit(audit::Args),
     /// Shows what reports would say if the claims that came late until now had come in time. Writes nothing.
     Corrections(corrections::Args),
+    /// Shows who needs attention, by name: agents that fell silent, tasks that stalled, tasks that are overdrawn.
+    Roster(roster::Args),
     /// Shows what one agent claimed, bar by bar, and what became of each claim: counted, late or invalid.
     Agent(agent::Args),
     /// Says in words why an agent's claim for a beat counted or did not.
@@ -113,6 +116,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Run(args) => run::run(&args),
         Command::Audit(args) => audit::run(&args),
         Command::Corrections(args) => corrections::run(&args),
+        Command::Roster(args) => roster::run(&args),
         Command::Agent(args) => agent::run(&args),
         Command::Explain(args) => agent::explain(&args),
         Command::Replay(args) => replay::run(&args),

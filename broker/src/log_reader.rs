@@ -245,7 +245,7 @@ impl<R: Record + 'static> LogReader<R> {
     }
 
     /// Reads as [`LogReader::read`] does, until `on_entry` breaks.
-    fn read_until(
+    pub fn read_until(
         &mut self,
         start: i64,
         end: i64,

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use backbeat_schemas::{BarReport, BeatIndex, StatusClaim, Verdict, WindowId};
+use backbeat_schemas::{BarReport, BeatIndex, RosterEntry, RosterKind, StatusClaim, Verdict, WindowId};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -125,6 +125,40 @@ pub struct Windows {
     pub windows: Vec<WindowStatus>,
     /// The value of `before` for the next page, if there is one.
     pub next_before: Option<BeatIndex>,
+}
+
+/// The body of `/api/v1/windows/{id}/roster`: who needs attention in a window.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct Roster {
+    /// The window's id.
+    pub window_id: WindowId,
+    /// The window's downbeat.
+    pub from_beat: BeatIndex,
+    /// The window's last beat.
+    pub to_beat: BeatIndex,
+    /// The number of agents with an open task in the window before, and no claim in this one.
+    pub agents_fell_silent: i64,
+    /// The number of tasks in the same state as in the window before, without progress.
+    pub tasks_stalled: i64,
+    /// The number of open tasks whose beat budget is overdrawn.
+    pub tasks_overdrawn: i64,
+    /// The entries by kind, agent and task. Fewer than those numbers if a partition has more than fit into its roster, or if
+    /// rosters have expired.
+    pub entries: Vec<RosterItem>,
+    /// The value of `after` for the next page, if there is one.
+    pub next_after: Option<usize>,
+}
+
+/// An entry of a roster.
+#[derive(Debug, Clone, Serialize, Deserialize, ToSchema)]
+pub struct RosterItem {
+    /// The reason why it is there.
+    pub kind: RosterKind,
+    /// The partition of `statusclaims`.
+    pub partition: i32,
+    /// The task's last counted claim.
+    #[serde(flatten)]
+    pub entry: RosterEntry,
 }
 
 /// The body of `/api/v1/agents/{id}/claims`: an agent's claims, bar by bar.

@@ -13,4 +13,4 @@
 pub mod core;
 mod shell;
 
-pub use shell::{Args, Reemit, agent_history, audit, corrections, replay, run};
+pub use shell::{Args, Reemit, agent_history, audit, corrections, replay, rosters, run};

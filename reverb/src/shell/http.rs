@@ -1,4 +1,5 @@
-//! The HTTP API: `/ready`, `/api/v1/status`, `/api/v1/windows`, `/api/v1/windows/{id}` and `/api/v1/agents/{id}/claims`.
+//! The HTTP API: `/ready`, `/api/v1/status`, `/api/v1/windows`, `/api/v1/windows/{id}`, `/api/v1/windows/{id}/roster` and
+//! `/api/v1/agents/{id}/claims`.
 
 use std::sync::Arc;
 
@@ -7,8 +8,8 @@ use axum::extract::{Path, Query, State};
 use axum::{Json, Router};
 use backbeat_broker::{Broker, Registry, check_clients};
 use backbeat_http_api::ErrorBody;
-use backbeat_http_api::reverb::{AgentHistory, Ready, StatusBody, WindowStatus, Windows};
-use backbeat_schemas::{BeatIndex, MAX_ID_BYTES, WindowId};
+use backbeat_http_api::reverb::{AgentHistory, Ready, Roster, RosterItem, StatusBody, WindowStatus, Windows};
+use backbeat_schemas::{BarReport, BeatIndex, MAX_ID_BYTES, RosterEntry, RosterKind, WindowId, WindowIdError};
 use backbeat_service::{ApiError, Shutdown, base_routes, router_with_openapi};
 use serde::Deserialize;
 use tokio::runtime::Handle;
@@ -19,9 +20,12 @@ use utoipa_axum::routes;
 
 use super::agent_history::{HistoryError, HistoryRange, agent_history};
 use super::metrics::Metrics;
+use super::rosters::RosterReader;
 use super::status::{MAX_LISTED_WINDOWS, SharedStatus};
 
 const DEFAULT_LIMIT: usize = 100;
+/// The largest number of entries of a roster in one page.
+const MAX_LISTED_ENTRIES: usize = 1_000;
 
 /// The largest number of bars of a history.
 const MAX_HISTORY_BARS: usize = 100;
@@ -29,25 +33,26 @@ const DEFAULT_HISTORY_BARS: usize = 10;
 /// The largest number of records that are read for a history.
 const MAX_HISTORY_RECORDS: u64 = 2_000_000;
 
-/// Reads the histories of agents, one at a time.
+/// Reads the histories of agents and the rosters of windows from the log, one at a time.
 #[derive(Clone)]
-pub(crate) struct Histories {
+pub(crate) struct LogQueries {
+    pub(crate) status: SharedStatus,
     pub(crate) broker: Broker,
     pub(crate) registry: Registry,
     pub(crate) stop: Shutdown,
     pub(crate) permit: Arc<Semaphore>,
 }
 
-pub(crate) fn routes(metrics: &Metrics, status: SharedStatus, histories: Histories) -> Router {
+pub(crate) fn routes(metrics: &Metrics, status: SharedStatus, queries: LogQueries) -> Router {
     let own = OpenApiRouter::new()
         .routes(routes!(ready))
         .routes(routes!(get_status))
         .routes(routes!(windows))
         .routes(routes!(window))
         .with_state(status);
-    let agents = OpenApiRouter::new().routes(routes!(agent_claims)).with_state(histories);
+    let logs = OpenApiRouter::new().routes(routes!(agent_claims)).routes(routes!(window_roster)).with_state(queries);
     let base = base_routes(metrics.registry.clone(), check_clients);
-    router_with_openapi("BACKBEAT reverb", base.merge(own).merge(agents))
+    router_with_openapi("BACKBEAT reverb", base.merge(own).merge(logs))
 }
 
 /// Readiness.
@@ -114,8 +119,7 @@ async fn windows(
         (status = 404, description = "This member does not know the window.", body = ErrorBody),
     ))]
 async fn window(State(status): State<SharedStatus>, Path(id): Path<String>) -> Result<Json<WindowStatus>, ApiError> {
-    let id: WindowId =
-        id.parse().map_err(|error: backbeat_schemas::WindowIdError| ApiError::bad_request(error.to_string()))?;
+    let id = parse_window_id(&id)?;
     let found = status.window(id).ok_or_else(|| {
         ApiError::not_found(format!(
             "window {id} is not among the newest {MAX_LISTED_WINDOWS} windows that this member knows; older reports are in barreports"
@@ -145,10 +149,10 @@ struct Bars {
     responses(
         (status = 200, description = "The bars, oldest first.", body = AgentHistory),
         (status = 400, description = "A parameter is invalid, or the bars have too many records.", body = ErrorBody),
-        (status = 503, description = "Kafka does not answer, or another history is being read.", body = ErrorBody),
+        (status = 503, description = "Kafka does not answer, or another request reads the log.", body = ErrorBody),
     ))]
 async fn agent_claims(
-    State(histories): State<Histories>,
+    State(queries): State<LogQueries>,
     Path(id): Path<String>,
     bars: Result<Query<Bars>, QueryRejection>,
 ) -> Result<Json<AgentHistory>, ApiError> {
@@ -164,21 +168,109 @@ async fn agent_claims(
         let bytes = id.len();
         return Err(ApiError::bad_request(format!("the id has {bytes} bytes; allowed are 1 to {MAX_ID_BYTES}")));
     }
-    let Histories { broker, registry, stop, permit } = histories;
-    let Ok(permit) = permit.try_acquire_owned() else {
-        return Err(ApiError::unavailable("another history is being read; try again in a second"));
-    };
     let range = HistoryRange { from: None, to, bars, all_partitions: false, max_records: MAX_HISTORY_RECORDS };
-    let runtime = Handle::current();
-    let read = tokio::task::spawn_blocking(move || {
-        let history = agent_history(&broker, &registry, &runtime, &id, range, &stop);
-        drop(permit);
-        history
-    });
-    match read.await {
-        Ok(Ok(history)) => Ok(Json(history)),
-        Ok(Err(HistoryError::Read(error))) => Err(ApiError::unavailable(format!("{error:#}"))),
-        Ok(Err(error)) => Err(ApiError::bad_request(error.to_string())),
-        Err(error) => Err(ApiError::unavailable(format!("the reader of histories has failed: {error}"))),
+    let read = move |queries: &LogQueries, runtime: &Handle| {
+        agent_history(&queries.broker, &queries.registry, runtime, &id, range, &queries.stop)
+    };
+    match queries.run(read).await? {
+        Ok(history) => Ok(Json(history)),
+        Err(HistoryError::Read(error)) => Err(ApiError::unavailable(format!("{error:#}"))),
+        Err(error) => Err(ApiError::bad_request(error.to_string())),
     }
+}
+
+impl LogQueries {
+    /// Runs `query` on a thread of its own, unless another one runs.
+    async fn run<T: Send + 'static>(
+        self,
+        query: impl FnOnce(&Self, &Handle) -> T + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let Ok(permit) = Arc::clone(&self.permit).try_acquire_owned() else {
+            return Err(ApiError::unavailable("another request reads the log; try again in a second"));
+        };
+        let runtime = Handle::current();
+        let read = tokio::task::spawn_blocking(move || {
+            let result = query(&self, &runtime);
+            drop(permit);
+            result
+        });
+        read.await.map_err(|error| ApiError::unavailable(format!("the reader of the log has failed: {error}")))
+    }
+}
+
+/// The query of `/api/v1/windows/{id}/roster`.
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+struct RosterPage {
+    /// The kind of the returned entries; without it, all kinds are returned.
+    kind: Option<RosterKind>,
+    /// The number of entries to leave out: `next_after` of the page before.
+    #[param(minimum = 0)]
+    after: Option<usize>,
+    /// The maximum number of entries to return; 100 by default.
+    #[param(minimum = 1, maximum = 1000)]
+    limit: Option<usize>,
+}
+
+/// Who needs attention in one window, by name.
+///
+/// Reads the log, for one request at a time.
+#[utoipa::path(get, path = "/api/v1/windows/{id}/roster",
+    params(("id" = WindowId, Path, description = "The window's id: 32 hex digits."), RosterPage),
+    responses(
+        (status = 200, description = "A page of the roster.", body = Roster),
+        (status = 400, description = "A parameter is invalid.", body = ErrorBody),
+        (status = 404, description = "This member knows no report of the window.", body = ErrorBody),
+        (status = 503, description = "Kafka does not answer, or another request reads the log.", body = ErrorBody),
+    ))]
+async fn window_roster(
+    State(queries): State<LogQueries>,
+    Path(id): Path<String>,
+    page: Result<Query<RosterPage>, QueryRejection>,
+) -> Result<Json<Roster>, ApiError> {
+    let Query(RosterPage { kind, after, limit }) = page.map_err(|error| {
+        let reason = error.body_text();
+        ApiError::bad_request(format!(
+            "{reason}; the parameters are `kind` (silent, stalled or overdrawn), `after` and `limit`"
+        ))
+    })?;
+    let id = parse_window_id(&id)?;
+    let (after, limit) = (after.unwrap_or(0), limit.unwrap_or(DEFAULT_LIMIT));
+    if !(1..=MAX_LISTED_ENTRIES).contains(&limit) {
+        return Err(ApiError::bad_request(format!("limit is {limit}; must be 1 to {MAX_LISTED_ENTRIES}")));
+    }
+    let report = queries.status.window(id).and_then(|window| window.report);
+    let report = report.ok_or_else(|| ApiError::not_found(format!("this member knows no report of window {id}")))?;
+    let read = move |queries: &LogQueries, runtime: &Handle| {
+        RosterReader::new(&queries.broker, &queries.registry, runtime)?.read(report)
+    };
+    let window = queries.run(read).await?.map_err(|error| ApiError::unavailable(error.to_string()))?;
+    let kinds = RosterKind::ALL.into_iter().filter(|of| kind.is_none_or(|kind| kind == *of));
+    let of_kind = |kind| window.entries(kind).into_iter().map(move |(partition, entry)| (kind, partition, entry));
+    let mut rest = kinds.flat_map(of_kind).skip(after);
+    let page = rest.by_ref().take(limit);
+    let item = |(kind, partition, entry): (RosterKind, i32, &RosterEntry)| RosterItem {
+        kind,
+        partition,
+        entry: entry.clone(),
+    };
+    let entries: Vec<RosterItem> = page.map(item).collect();
+    let next_after = rest.next().map(|_| after + entries.len());
+    let BarReport { window_id, from_beat, to_beat, agents_fell_silent, tasks_stalled, tasks_overdrawn, .. } =
+        window.report;
+    Ok(Json(Roster {
+        window_id,
+        from_beat,
+        to_beat,
+        agents_fell_silent,
+        tasks_stalled,
+        tasks_overdrawn,
+        entries,
+        next_after,
+    }))
+}
+
+fn parse_window_id(text: &str) -> Result<WindowId, ApiError> {
+    text.parse().map_err(|error: WindowIdError| ApiError::bad_request(error.to_string()))
 }

@@ -23,6 +23,9 @@ pub(crate) struct Metrics {
     pub(crate) registry: Registry,
     agents_reporting: IntGauge,
     on_time_reviews: IntGauge,
+    agents_fell_silent: IntGauge,
+    tasks_stalled: IntGauge,
+    tasks_overdrawn: IntGauge,
     window_processing: Histogram,
     pub(super) claims: ClaimMetrics,
     pub(super) merge: MergeMetrics,
@@ -173,6 +176,17 @@ impl Metrics {
                 "on_time_reviews of the last report",
                 registry
             )?,
+            agents_fell_silent: int_gauge!(
+                "backbeat_reverb_agents_fell_silent",
+                "agents_fell_silent of the last report",
+                registry
+            )?,
+            tasks_stalled: int_gauge!("backbeat_reverb_tasks_stalled", "tasks_stalled of the last report", registry)?,
+            tasks_overdrawn: int_gauge!(
+                "backbeat_reverb_tasks_overdrawn",
+                "tasks_overdrawn of the last report",
+                registry
+            )?,
             window_processing: histogram!(
                 "backbeat_reverb_window_processing_seconds",
                 "Seconds from a window's closed_at, which is before its grace, to its committed report; replayed windows are not observed",
@@ -287,6 +301,9 @@ impl Metrics {
     pub(crate) fn set_last_report(&self, report: &BarReport) {
         self.agents_reporting.set(report.agents_reporting);
         self.on_time_reviews.set(report.on_time_reviews);
+        self.agents_fell_silent.set(report.agents_fell_silent);
+        self.tasks_stalled.set(report.tasks_stalled);
+        self.tasks_overdrawn.set(report.tasks_overdrawn);
     }
 
     pub(super) fn count_finished_window(&self, verdict: Verdict, report: Option<&BarReport>, reemitted: bool) {

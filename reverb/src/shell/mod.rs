@@ -22,6 +22,7 @@ mod owned_partition;
 mod recompute;
 pub mod replay;
 mod report_index;
+pub mod rosters;
 mod run;
 mod share_records;
 mod start_positions;

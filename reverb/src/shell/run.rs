@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use super::http::Histories;
+use super::http::LogQueries;
 use super::member::{Member, MemberExit};
 use super::merge_context::{MergeContext, SchemaIds};
 use super::metrics::Metrics;
@@ -30,13 +30,14 @@ pub async fn run(args: Args, listener: TcpListener, shutdown: Shutdown) -> anyho
     let broker = Broker::new(&args.kafka, &name)?;
     let registry = Registry::new(&args.kafka)?;
     let stop_serving = shutdown.child_token();
-    let histories = Histories {
+    let queries = LogQueries {
+        status: status.clone(),
         broker: broker.clone(),
         registry: registry.clone(),
         stop: stop_serving.clone(),
         permit: Arc::new(Semaphore::new(1)),
     };
-    let routes = http::routes(&metrics, status.clone(), histories);
+    let routes = http::routes(&metrics, status.clone(), queries);
     let server = tokio::spawn(serve(listener, routes, stop_serving.clone()));
 
     if args.group_protocol == GroupProtocol::Consumer {
