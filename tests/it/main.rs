@@ -27,6 +27,7 @@ mod record_queue;
 mod reports;
 mod reverb_api;
 mod reverb_faults;
+mod rosters;
 mod run;
 mod schemas;
 mod sdk;

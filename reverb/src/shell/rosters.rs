@@ -171,11 +171,14 @@ pub fn silent_still(
     Ok((silent, records))
 }
 
-/// Returns true if a claim of the agent for `beat` at `offset` was made after it fell silent. A claim for the window before may
-/// have come within its grace.
+/// Returns true if a claim of the agent for `beat` at `offset` was made after it fell silent, and is valid. A claim for the window
+/// before may have come within its grace.
 fn is_after(beat: i64, offset: i64, agent: &SilentAgent, frames: &Frames) -> bool {
-    let closing = frames.window_of(agent.from_beat).and_then(|window| frames.get(window.closing));
-    beat >= agent.from_beat.get() || closing.is_some_and(|closing| offset >= closing.boundary(agent.partition))
+    let newest = frames.last().map_or(BeatIndex::ZERO, |last| last.beat_index);
+    let arrival = frames.arrival_beat(agent.partition, offset).unwrap_or(newest);
+    let closing = frames.window_of(agent.from_beat).map(|window| window.closing);
+    let is_published = (0..=arrival.get()).contains(&beat);
+    is_published && (beat >= agent.from_beat.get() || closing.is_some_and(|closing| arrival >= closing))
 }
 
 /// Returns the reports of the window of `beat`, or of the newest `bars` windows that have one, in order; and the frames from them
