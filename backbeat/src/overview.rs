@@ -234,8 +234,12 @@ fn report_line(report: &BarReport) -> String {
     let now = Timestamp::from_millis(chrono::Utc::now().timestamp_millis());
     let age = now.millis_since(report.closed_at) / 1_000;
     let issues = if report.issues.is_empty() { String::new() } else { format!("\n  {}", report.issues.join("; ")) };
+    let attention = format!(
+        "\n  {} agents fell silent, {} tasks stalled, {} overdrawn",
+        report.agents_fell_silent, report.tasks_stalled, report.tasks_overdrawn
+    );
     format!(
-        "  beats {}-{}, closed {age} s ago: {} agents, {} claims, {} late, {} invalid, {} tasks done, {} failed{issues}",
+        "  beats {}-{}, closed {age} s ago: {} agents, {} claims, {} late, {} invalid, {} tasks done, {} failed{attention}{issues}",
         report.from_beat,
         report.to_beat,
         report.agents_reporting,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use backbeat_broker::{Broker, KafkaArgs, ReadFrom, Registry, TopicEvent, TopicName, TopicReader, TopicRecord};
-use backbeat_schemas::{BarReport, BeatFrame, Record, StatusClaim};
+use backbeat_schemas::{BarReport, BarRoster, BeatFrame, Record, StatusClaim};
 use tokio::runtime::Runtime;
 
 use crate::output::print_line;
@@ -43,6 +43,7 @@ enum Topic {
     Beatframes,
     Statusclaims,
     Barreports,
+    Barrosters,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -50,6 +51,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Topic::Beatframes => print_records::<BeatFrame>(args, TopicName::BeatFrames),
         Topic::Statusclaims => print_records::<StatusClaim>(args, TopicName::StatusClaims),
         Topic::Barreports => print_records::<BarReport>(args, TopicName::BarReports),
+        Topic::Barrosters => print_records::<BarRoster>(args, TopicName::BarRosters),
     }
 }
 

@@ -29,8 +29,15 @@ create table if not exists bar_reports (
     grace_beats integer not null default 0,
     from_offsets bigint[] not null default '{}',
     to_offsets bigint[] not null default '{}',
-    logic integer not null default 1
+    logic integer not null default 1,
+    agents_fell_silent bigint not null default 0,
+    tasks_stalled bigint not null default 0,
+    tasks_overdrawn bigint not null default 0
 );
+alter table bar_reports
+    add column if not exists agents_fell_silent bigint not null default 0,
+    add column if not exists tasks_stalled bigint not null default 0,
+    add column if not exists tasks_overdrawn bigint not null default 0;
 create index if not exists bar_reports_closed_at on bar_reports (closed_at);
 
 -- Windows with late or invalid claims, the newest first.
@@ -66,6 +73,14 @@ select cluster_id, (closed_at at time zone 'UTC')::date as day, sum(tasks_done) 
 from bar_reports
 group by cluster_id, day
 order by day desc, cluster_id;
+
+-- Windows in which somebody needs attention, the newest first. The topic barrosters has their names.
+create or replace view windows_with_attention as
+select cluster_id, window_id, from_beat, to_beat, closed_at, agents_reporting, agents_fell_silent, tasks_stalled,
+       tasks_overdrawn
+from bar_reports
+where agents_fell_silent > 0 or tasks_stalled > 0 or tasks_overdrawn > 0
+order by closed_at desc;
 
 -- Issues of reports, one row per issue.
 create or replace view issues as

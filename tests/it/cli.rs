@@ -24,7 +24,7 @@ fn topics_run_twice_creates_them_once() {
     let cluster = Cluster::without_topics();
     let first = cluster.backbeat(TOPICS);
     assert!(first.status.success(), "{}", text(&first.stderr));
-    assert_eq!(text(&first.stdout).matches("created ").count(), 5, "{}", text(&first.stdout));
+    assert_eq!(text(&first.stdout).matches("created ").count(), 6, "{}", text(&first.stdout));
     let again = cluster.backbeat(TOPICS);
     assert!(again.status.success() && !text(&again.stdout).contains("created "));
 }
@@ -163,7 +163,7 @@ fn subcommands_with_output_json_print_json() {
     let cluster = Cluster::without_topics();
     let printed = |args: &[&str]| printed(&cluster, args);
     let created: Value = serde_json::from_str(&printed(&[TOPICS, &["--output", "json"]].concat())).expect("valid JSON");
-    assert!(created["created"].as_array().is_some_and(|names| names.len() == 5) && created["topics"] == 5, "{created}");
+    assert!(created["created"].as_array().is_some_and(|names| names.len() == 6) && created["topics"] == 6, "{created}");
     let pulse = cluster.serve("pulse", &["--cluster", "it", "--bpm", "1200", "--max-bpm", "1200", "--bar", "4"]);
     pulse.wait_ready();
     let url = pulse.url().expect("pulse listens");

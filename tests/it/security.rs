@@ -32,7 +32,7 @@ fn add_minimal_acls(kafka: &SecuredKafka, prefix: &str) {
         let resources: Vec<(&str, &str)> = names.iter().map(|one| (flag, one.as_str())).collect();
         kafka.allow(user, operations, &resources);
     };
-    let all = ["beatframes", "statusclaims", "barreports", "barpartials", "statusclaims.dlq"];
+    let all = ["beatframes", "statusclaims", "barreports", "barpartials", "barrosters", "statusclaims.dlq"];
     allow("topics", &["Create", "Describe", "DescribeConfigs"], "--topic", &all);
     allow("pulse", &["Read"], "--topic", &["beatframes", "barreports"]);
     allow("pulse", &["Write"], "--topic", &["beatframes"]);
@@ -44,8 +44,8 @@ fn add_minimal_acls(kafka: &SecuredKafka, prefix: &str) {
     allow("intruder", &["Write"], "--topic", &["beatframes"]);
     allow("intruder", &["Describe"], "--topic", &["statusclaims"]);
     allow("intruder", &["Read"], "--group", &["readers"]);
-    allow("reverb", &["Read"], "--topic", &["beatframes", "statusclaims", "barpartials", "barreports"]);
-    allow("reverb", &["Write"], "--topic", &["barpartials", "barreports", "statusclaims.dlq"]);
+    allow("reverb", &["Read"], "--topic", &["beatframes", "statusclaims", "barpartials", "barreports", "barrosters"]);
+    allow("reverb", &["Write"], "--topic", &["barpartials", "barreports", "barrosters", "statusclaims.dlq"]);
     allow("reverb", &["Read"], "--group", &["reverb", "readers"]);
     allow("reverb", &["Write"], "--transactional-id", &["reverb-merge"]);
     allow("agent", &["Read"], "--topic", &["beatframes"]);

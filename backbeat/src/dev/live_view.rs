@@ -84,7 +84,7 @@ fn beat_line(frame: &BeatFrame) -> String {
 
 fn report_line(report: &BarReport) -> String {
     format!(
-        "  ▣ report beats {}-{}: {} agents, {} claims, {} reviews on time, {} done, {} failed, {} helped, rotations {}{}",
+        "  ▣ report beats {}-{}: {} agents, {} claims, {} reviews on time, {} done, {} failed, {} helped, {} silent, {} stalled, {} overdrawn, rotations {}{}",
         report.from_beat,
         report.to_beat,
         report.agents_reporting,
@@ -93,6 +93,9 @@ fn report_line(report: &BarReport) -> String {
         report.tasks_done,
         report.tasks_failed,
         report.help_promises_fulfilled,
+        report.agents_fell_silent,
+        report.tasks_stalled,
+        report.tasks_overdrawn,
         if report.secret_rotations_ok { "ok" } else { "failed" },
         if report.issues.is_empty() { String::new() } else { format!("; {}", report.issues.join("; ")) },
     )

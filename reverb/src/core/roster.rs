@@ -59,10 +59,10 @@ pub(super) fn roster(
 
 /// Returns the first entries by agent and task, as many as fit.
 fn first_by_name(mut entries: Vec<Entry<'_>>) -> Vec<RosterEntry> {
-    const MAX_BYTES: usize = MAX_ROSTER_BYTES / 3;
+    const LIST_BYTES: usize = MAX_ROSTER_BYTES / 3;
     let by_name = |a: &Entry<'_>, b: &Entry<'_>| (a.agent, a.task).cmp(&(b.agent, b.task));
     // So many fit at most: the rest need not be sorted.
-    let most = MAX_BYTES / ENTRY_BYTES;
+    let most = LIST_BYTES / ENTRY_BYTES;
     if entries.len() > most {
         entries.select_nth_unstable_by(most, by_name);
         entries.truncate(most);
@@ -71,7 +71,7 @@ fn first_by_name(mut entries: Vec<Entry<'_>>) -> Vec<RosterEntry> {
     let mut bytes = 0;
     let fit = entries.iter().take_while(|entry| {
         bytes += entry.agent.len() + entry.task.len() + ENTRY_BYTES;
-        bytes <= MAX_BYTES
+        bytes <= LIST_BYTES
     });
     fit.map(RosterEntry::from).collect()
 }
