@@ -114,16 +114,16 @@ impl RosterClaims {
         sort(&mut named);
         let counted: i64 = self.published.values().map(|roster| roster.count(kind)).sum();
         let is_cut = self.published.values().any(|roster| roster.entries(kind).len() as i64 != roster.count(kind));
-        let names = |entries: &[RosterEntry], others: &[RosterEntry]| {
+        let differing = |entries: &[RosterEntry], others: &[RosterEntry]| {
             let is_other = |entry: &&RosterEntry| {
                 let key = |entry: &RosterEntry| (entry.agent_id.clone(), entry.task_id.clone());
                 others.binary_search_by_key(&key(entry), key).map_or(true, |place| others[place] != **entry)
             };
-            let differing = entries.iter().filter(is_other).take(MAX_SHOWN);
-            differing.map(|entry| entry.agent_id.clone()).collect::<Vec<_>>()
+            let shown = entries.iter().filter(is_other).take(MAX_SHOWN);
+            shown.map(|entry| entry.agent_id.clone()).collect::<Vec<_>>()
         };
-        let missing = if is_cut { Vec::new() } else { names(expected, &named) };
-        let unexpected = names(&named, expected);
+        let missing = if is_cut { Vec::new() } else { differing(expected, &named) };
+        let unexpected = differing(&named, expected);
         let is_equal = missing.is_empty() && unexpected.is_empty() && counted == expected.len() as i64;
         (!is_equal).then_some(RosterDifference { missing, unexpected })
     }

@@ -205,7 +205,9 @@ fn reports_of_the_version_before_rosters_stay_as_they_are() {
         ..report.clone()
     };
     let (old, new) = expected.split_at(expected.len() / 2);
-    old.iter().for_each(|report| publish_first_logic(&cluster, schema, &of_first_logic(report)));
+    for report in old {
+        publish_first_logic(&cluster, schema, &of_first_logic(report));
+    }
 
     cluster.reset_to_earliest();
     let member = reverb(&cluster, &[]);

@@ -317,12 +317,14 @@ impl<'c> MergeLoop<'c> {
         let mut records = ShareRecords::new(share_records, TRANSACTION_TIMEOUT);
         let mut keep_going = || !stop.is_cancelled() && lease.renew_if_due();
         let on_invalid = &mut |record| records.send_dead_letter(&record);
-        let share = recompute.window(table.frames(), window, &mut keep_going, on_invalid);
+        let recomputed = recompute.window(table.frames(), window, &mut keep_going, on_invalid);
         lease.error.map_or(Ok(()), Err)?;
-        let Some((counts, rosters)) = share? else { return Ok(None) };
-        rosters.iter().for_each(|roster| records.send_roster(roster));
+        let Some(recomputed) = recomputed? else { return Ok(None) };
+        for roster in &recomputed.rosters {
+            records.send_roster(roster);
+        }
         records.finish(&context.metrics)?;
-        Ok(Some(counts))
+        Ok(Some(recomputed.counts))
     }
 
     fn compare_with_published(

@@ -42,6 +42,13 @@ pub(crate) struct InvalidRecord {
     pub(crate) raw: RawRecord,
 }
 
+/// The counts of a window over all partitions, and its rosters.
+#[derive(Default)]
+pub(crate) struct RecomputedWindow {
+    pub(crate) counts: Counts,
+    pub(crate) rosters: Vec<BarRoster>,
+}
+
 /// A record of `statusclaims`.
 pub(crate) struct ClaimRecord {
     pub(crate) partition: i32,
@@ -78,20 +85,20 @@ impl Recompute {
         window: &Window,
         keep_going: &mut dyn FnMut() -> bool,
         on_invalid: &mut dyn FnMut(InvalidRecord),
-    ) -> Result<Option<(Counts, Vec<Box<BarRoster>>)>, RecomputeError> {
+    ) -> Result<Option<RecomputedWindow>, RecomputeError> {
         let partitions = frames.get(window.closing).map_or(0, |frame| frame.claim_offsets.len());
         let partitions: Vec<i32> = (0..partitions as i32).collect();
-        let (mut sum, mut rosters) = (Counts::default(), Vec::new());
+        let mut recomputed = RecomputedWindow::default();
         for (_, mut shares) in self.shares(frames, window, window, &partitions, keep_going, on_invalid)? {
             match shares.pop() {
                 Some(closed) if closed.is_retained(LOGIC) => {
-                    sum.add(&closed.counts);
-                    rosters.extend(closed.roster);
+                    recomputed.counts.add(&closed.counts);
+                    recomputed.rosters.extend(closed.roster.map(|roster| *roster));
                 }
                 _ => return Ok(None),
             }
         }
-        Ok(Some((sum, rosters)))
+        Ok(Some(recomputed))
     }
 
     /// Returns the shares of each of `partitions` in the windows from `first` to `last`, in order. Reads all ranges at the
