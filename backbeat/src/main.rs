@@ -9,6 +9,7 @@ mod dev;
 mod dev_state;
 mod generate;
 mod kafka_tool;
+mod notify;
 mod output;
 mod overview;
 mod replay;
@@ -82,6 +83,11 @@ enum Command {
     Console(console::Args),
     /// Checks schema compatibility with the registry.
     Schemas(schemas::Args),
+    /// Posts a notification for each bar that has something to say, and a heartbeat for each report.
+    ///
+    /// Its position is the committed offset of the consumer group `notify`. It begins with the next report when it is started
+    /// for the first time. Run one.
+    Notify(notify::Args),
     /// Shows the state of a Connect worker's sinks; creates or updates those whose files are given.
     ///
     /// Exits with 0 if all are running, with 3 if one is not.
@@ -130,6 +136,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Tail(args) => tail::run(&args),
         Command::Console(args) => console::run(&args),
         Command::Schemas(args) => schemas::run(&args),
+        Command::Notify(args) => notify::run(&args),
         Command::Sinks(args) => sinks::run(&args),
     }
 }

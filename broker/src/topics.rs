@@ -161,6 +161,11 @@ impl Topics {
         format!("{}reverb", self.prefix)
     }
 
+    /// Returns the consumer group whose committed offset is the position of `backbeat notify`.
+    pub fn notify_group(&self) -> String {
+        format!("{}notify", self.prefix)
+    }
+
     /// Returns the transactional id of the pulse leader, by which a new leader fences earlier ones.
     pub fn pulse_transactional_id(&self) -> String {
         format!("{}pulse", self.prefix)

@@ -19,6 +19,7 @@ mod invalid_claims;
 mod log_reader;
 mod lost_clients;
 mod members;
+mod notify;
 mod pipeline;
 mod pulse;
 mod pulse_faults;

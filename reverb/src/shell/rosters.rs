@@ -77,15 +77,16 @@ impl WindowRoster {
 }
 
 /// A reader of `barrosters`.
-pub(crate) struct RosterReader(LogReader<BarRoster>);
+pub struct RosterReader(LogReader<BarRoster>);
 
 impl RosterReader {
-    pub(crate) fn new(broker: &Broker, registry: &Registry, runtime: &Handle) -> Result<Self, ReadError> {
+    /// Creates the reader.
+    pub fn new(broker: &Broker, registry: &Registry, runtime: &Handle) -> Result<Self, ReadError> {
         Ok(Self(LogReader::for_random_access(broker, registry, runtime, TopicName::BarRosters)?))
     }
 
-    /// Reads the rosters of the window that `report` is of.
-    pub(crate) fn read(&mut self, report: BarReport) -> Result<WindowRoster, ReadError> {
+    /// Reads the rosters of the window that `report` is of. Blocks.
+    pub fn read(&mut self, report: BarReport) -> Result<WindowRoster, ReadError> {
         let mut window = WindowRoster { report, partitions: BTreeMap::new() };
         if window.is_complete() {
             return Ok(window);
