@@ -58,10 +58,11 @@ struct Name {
 #[derive(Debug, Clone, Copy)]
 struct Agent {
     name_start: u32,
-    name_bytes: u16,
+    /// The last byte of its name, from 0: names have 1 to 256 bytes.
+    last_name_byte: u8,
+    rotation_failed: bool,
     /// The number of its tasks: 0 if only late claims of it arrived, which no count of agents includes.
     tasks: u16,
-    rotation_failed: bool,
 }
 
 /// A task of an agent. Its fields are small, because there may be many.
@@ -107,18 +108,13 @@ impl LastClaim {
 
 impl Agent {
     fn name(self) -> Name {
-        Name { start: self.name_start, bytes: self.name_bytes }
+        Name { start: self.name_start, bytes: u16::from(self.last_name_byte) + 1 }
     }
 }
 
 impl Task {
     fn name(self) -> Name {
         Name { start: self.name_start, bytes: self.name_bytes }
-    }
-
-    /// Returns true if a claim has said that the task is done, or that it failed.
-    fn has_ended(self) -> bool {
-        self.facts.intersects(TaskFacts::DONE | TaskFacts::FAILED)
     }
 }
 
@@ -132,7 +128,8 @@ impl TaskTable {
     fn push_agent(&mut self, name: &str) -> u32 {
         let position = u32::try_from(self.agents.len()).expect("there are fewer agents than bytes of names");
         let name = self.push_name(name);
-        self.agents.push(Agent { name_start: name.start, name_bytes: name.bytes, tasks: 0, rotation_failed: false });
+        let last_name_byte = u8::try_from(name.bytes.saturating_sub(1)).expect("an id has at most 256 bytes");
+        self.agents.push(Agent { name_start: name.start, last_name_byte, rotation_failed: false, tasks: 0 });
         position
     }
 
@@ -158,11 +155,11 @@ impl TaskTable {
         task.agent == agent && self.text(task.name()) == name
     }
 
-    /// Makes room for as many names, agents and tasks as `other` has.
-    fn reserve_like(&mut self, other: &Self) {
-        self.names.reserve_exact(other.names.len());
-        self.agents.reserve_exact(other.agents.len());
-        self.tasks.reserve_exact(other.tasks.len());
+    /// Makes room for as many names, agents and tasks as `open` has.
+    fn reserve_like(&mut self, open: &OpenTasks) {
+        self.names.reserve_exact(open.names.len());
+        self.agents.reserve_exact(open.agents.len());
+        self.tasks.reserve_exact(open.tasks.len());
     }
 }
 
@@ -172,7 +169,7 @@ impl Tally {
     pub fn new(from: BeatIndex, previous: Option<&OpenTasks>) -> Self {
         let mut tasks = TaskTable::default();
         if let Some(previous) = previous {
-            tasks.reserve_like(&previous.tasks);
+            tasks.reserve_like(previous);
         }
         Self {
             from,
@@ -298,78 +295,132 @@ impl Tally {
         counts
     }
 
-    /// Returns the tasks that are open, overdrawn, and by their last claim.
+    /// Returns the tasks that are open and whose budget is overdrawn.
     pub(crate) fn overdrawn(&self) -> impl Iterator<Item = Entry<'_>> {
         let overdrawn = |task: &&Task| task.last.is_open() && task.last.beats_left < 0;
-        self.tasks.tasks.iter().filter(overdrawn).map(|task| Entry::new(self.from, &self.tasks, *task))
+        self.tasks.tasks.iter().filter(overdrawn).map(|task| self.entry(task))
     }
 
     /// Returns the tasks that are in the same state as in the window before, without progress, and that no claim of the two
     /// windows ended.
     pub(crate) fn stalled(&self, previous: &OpenTasks) -> impl Iterator<Item = Entry<'_>> {
-        let before = previous.tasks.tasks.iter().filter(|task| !task.has_ended());
-        before.filter_map(|before| {
-            let agent = self.find_agent(previous.tasks.agent_name(before.agent))?;
-            let task = *self.find_task(agent, previous.tasks.text(before.name()))?;
-            let is_stalled = !task.has_ended()
+        let before = previous.iter().filter(|before| !before.task.has_ended);
+        before.filter_map(|OpenEntry { entry: before, .. }| {
+            let task = self.find_task(self.find_agent(before.agent)?, before.task)?;
+            let is_stalled = !task.facts.intersects(TaskFacts::DONE | TaskFacts::FAILED)
                 && task.last.state == before.last.state
                 && task.last.progress() <= before.last.progress();
-            is_stalled.then(|| Entry::new(self.from, &self.tasks, task))
+            is_stalled.then(|| self.entry(task))
         })
     }
 
     /// Returns the agents that had an open task in the window before, and have no claim in this one, not even a late one; each
     /// with the open task that it claimed last, the first of these by name. Nobody fell silent if agents claimed that found no
     /// place within the limits, because it may be they.
-    pub(crate) fn fell_silent<'p>(&self, previous: &'p OpenTasks) -> impl Iterator<Item = Entry<'p>> {
-        let OpenTasks { from, tasks } = previous;
-        let agents = (0..).zip(&tasks.agents).map(|(position, _)| position);
-        let silent = move |agent: &u32| !self.has_unknown_agents && self.find_agent(tasks.agent_name(*agent)).is_none();
-        // The tasks of an agent follow each other.
-        agents.filter(silent).map(|agent| {
-            let first = tasks.tasks.partition_point(|task| task.agent < agent);
-            let of_agent = tasks.tasks[first..].iter().take_while(|task| task.agent == agent);
-            let entries = of_agent.map(|task| Entry::new(*from, tasks, *task));
-            entries.min_by_key(|entry| (std::cmp::Reverse(entry.last.beat), entry.task)).expect("it has an open task")
-        })
+    pub(crate) fn fell_silent<'p>(&self, previous: &'p OpenTasks) -> Vec<Entry<'p>> {
+        let mut silent: Vec<Entry<'p>> = Vec::new();
+        let mut is_silent = false;
+        for OpenEntry { entry, is_first_of_agent, .. } in previous.iter() {
+            if is_first_of_agent {
+                is_silent = !self.has_unknown_agents && self.find_agent(entry.agent).is_none();
+                silent.extend(is_silent.then_some(entry));
+            } else if let Some(shown) = silent.last_mut().filter(|_| is_silent)
+                && (entry.last.beat, shown.task) > (shown.last.beat, entry.task)
+            {
+                *shown = entry;
+            }
+        }
+        silent
+    }
+
+    fn entry(&self, task: &Task) -> Entry<'_> {
+        let (agent, name) = (self.tasks.agent_name(task.agent), self.tasks.text(task.name()));
+        Entry { agent, task: name, from: self.from, last: task.last }
     }
 }
 
-/// The tasks of a window that are open at its end, for the roster of the next window. No larger than it must be, because it is
-/// kept that long.
+/// The tasks of a window that are open at its end, for the roster of the next window. They are read in order only, and no larger
+/// than they must be, because they are kept that long.
 #[derive(Debug, Clone)]
 pub struct OpenTasks {
     /// The window's downbeat.
     from: BeatIndex,
+    /// The name of each agent, followed by those of its tasks.
+    names: String,
+    agents: Vec<OpenAgent>,
     /// In the order of their agents.
-    tasks: TaskTable,
+    tasks: Vec<OpenTask>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct OpenAgent {
+    name_bytes: u16,
+    /// The number of its tasks.
+    tasks: u16,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct OpenTask {
+    name_bytes: u16,
+    /// True if a claim has said that the task is done, or that it failed, before another one opened it again.
+    has_ended: bool,
+    last: LastClaim,
+}
+
+/// A task of [`OpenTasks`].
+struct OpenEntry<'t> {
+    entry: Entry<'t>,
+    task: &'t OpenTask,
+    is_first_of_agent: bool,
 }
 
 impl From<&Tally> for OpenTasks {
     fn from(tally: &Tally) -> Self {
-        let mut open: Vec<&Task> = tally.tasks.tasks.iter().filter(|task| task.last.is_open()).collect();
+        let table = &tally.tasks;
+        let mut open: Vec<&Task> = table.tasks.iter().filter(|task| task.last.is_open()).collect();
         open.sort_by_key(|task| task.agent);
-        let mut tasks = TaskTable::default();
-        let mut agents = 0;
-        let mut names = 0;
-        for (position, task) in open.iter().enumerate() {
-            let is_new = position == 0 || open[position - 1].agent != task.agent;
-            agents += usize::from(is_new);
-            names += usize::from(task.name_bytes) + if is_new { tally.tasks.agent_name(task.agent).len() } else { 0 };
+        let by_agent = || open.chunk_by(|a, b| a.agent == b.agent);
+        let names = |tasks: &[&Task]| {
+            let of_tasks: usize = tasks.iter().map(|task| usize::from(task.name_bytes)).sum();
+            table.agent_name(tasks[0].agent).len() + of_tasks
+        };
+        let mut names = String::with_capacity(by_agent().map(names).sum());
+        let mut agents = Vec::with_capacity(by_agent().count());
+        for tasks in by_agent() {
+            let agent = table.agents[tasks[0].agent as usize];
+            names.push_str(table.text(agent.name()));
+            tasks.iter().for_each(|task| names.push_str(table.text(task.name())));
+            agents.push(OpenAgent { name_bytes: agent.name().bytes, tasks: tasks.len() as u16 });
         }
-        tasks.names.reserve_exact(names);
-        tasks.agents.reserve_exact(agents);
-        tasks.tasks.reserve_exact(open.len());
-        let mut last_agent = None;
-        for task in open {
-            if last_agent != Some(task.agent) {
-                tasks.push_agent(tally.tasks.agent_name(task.agent));
-                last_agent = Some(task.agent);
+        let task = |task: &&Task| OpenTask {
+            name_bytes: task.name_bytes,
+            has_ended: task.facts.intersects(TaskFacts::DONE | TaskFacts::FAILED),
+            last: task.last,
+        };
+        Self { from: tally.from, names, agents, tasks: open.iter().map(task).collect() }
+    }
+}
+
+impl OpenTasks {
+    fn iter(&self) -> impl Iterator<Item = OpenEntry<'_>> {
+        let (mut names, mut agents, mut tasks) = (&*self.names, self.agents.iter(), self.tasks.iter());
+        let mut take = move |bytes: u16| {
+            let (name, rest) = names.split_at(bytes.into());
+            names = rest;
+            name
+        };
+        let (mut agent, mut tasks_left) = ("", 0);
+        std::iter::from_fn(move || {
+            let is_first_of_agent = tasks_left == 0;
+            if is_first_of_agent {
+                let next = agents.next()?;
+                (agent, tasks_left) = (take(next.name_bytes), next.tasks);
             }
-            let agent = tasks.agents.len() as u32 - 1;
-            tasks.push_task(agent, tally.tasks.text(task.name()), task.facts, task.last);
-        }
-        Self { from: tally.from, tasks }
+            tasks_left -= 1;
+            let task = tasks.next()?;
+            let entry = Entry { agent, task: take(task.name_bytes), from: self.from, last: task.last };
+            Some(OpenEntry { entry, task, is_first_of_agent })
+        })
     }
 }
 
@@ -381,12 +432,6 @@ pub(crate) struct Entry<'t> {
     /// The downbeat of the window of the claim.
     from: BeatIndex,
     last: LastClaim,
-}
-
-impl<'t> Entry<'t> {
-    fn new(from: BeatIndex, tasks: &'t TaskTable, task: Task) -> Self {
-        Self { agent: tasks.agent_name(task.agent), task: tasks.text(task.name()), from, last: task.last }
-    }
 }
 
 impl From<&Entry<'_>> for RosterEntry {
@@ -410,6 +455,12 @@ mod tests {
         tasks.names.capacity()
             + tasks.agents.capacity() * size_of::<Agent>()
             + tasks.tasks.capacity() * size_of::<Task>()
+    }
+
+    fn open_bytes(open: &OpenTasks) -> usize {
+        open.names.capacity()
+            + open.agents.capacity() * size_of::<OpenAgent>()
+            + open.tasks.capacity() * size_of::<OpenTask>()
     }
 
     fn bytes(tally: &Tally) -> usize {
@@ -458,5 +509,37 @@ mod tests {
         let counts = tally.counts(0, 1);
         assert_eq!((counts.agents, counts.excess_claims), (2, 1));
         assert_eq!(counts.tasks_done, MAX_TASKS_PER_AGENT as i64 + 1);
+    }
+
+    /// The bytes of a window's aggregate with that of the window before, beside those of the aggregate that had no rosters, for
+    /// `agents` agents of one task.
+    fn bytes_beside_those_without_rosters(agents: usize) -> (usize, usize) {
+        /// What the aggregate kept of an agent and of a task.
+        const AGENT: usize = 16;
+        const TASK: usize = 16;
+        let claims = || {
+            (0..agents).map(|number| Claim {
+                task: format!("task-{number}").into(),
+                ..claim(&format!("agent-{number:06}"), 0)
+            })
+        };
+        let mut previous = Tally::new(beat(0), None);
+        claims().for_each(|claim| previous.count(&claim));
+        let (agents, tasks) = (previous.tasks.agents.capacity(), previous.tasks.tasks.capacity());
+        let indexes = previous.agent_index.allocation_size() + previous.task_index.allocation_size();
+        let without = previous.tasks.names.capacity() + agents * AGENT + tasks * TASK + indexes;
+        let previous = OpenTasks::from(&previous);
+        let mut tally = Tally::new(beat(0), Some(&previous));
+        claims().for_each(|claim| tally.count(&claim));
+        (bytes(&tally) + open_bytes(&previous), without)
+    }
+
+    #[test]
+    fn aggregate_with_the_window_before_takes_little_more_than_without_rosters() {
+        for agents in [1_000, 8_333, 20_000, 100_000, MAX_TASKS] {
+            let (with, without) = bytes_beside_those_without_rosters(agents);
+            eprintln!("{agents} agents: {with} bytes, {without} without rosters: {:.2}", with as f64 / without as f64);
+            assert!(with * 10 <= without * 16, "{agents} agents: {with} bytes, {without} without rosters");
+        }
     }
 }
