@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import yaml
@@ -63,6 +64,22 @@ def test_manifests_are_valid_for_kubernetes(overlay, tmp_path):
     file = tmp_path / f"{overlay}.yaml"
     file.write_text(built)
     run("kubernetes-validate", "--kubernetes-version", KUBERNETES, "--strict", file)
+
+
+def test_notify_component_is_valid_in_the_production_overlay(tmp_path):
+    k8s = tmp_path / "k8s"
+    shutil.copytree(ROOT / "k8s", k8s)
+    with (k8s / "overlays" / "production" / "kustomization.yaml").open("a") as file:
+        file.write("components: [../../components/notify]\n")
+    built = run("kustomize", "build", k8s / "overlays" / "production").stdout
+    (tmp_path / "notify.yaml").write_text(built)
+    run("kubernetes-validate", "--kubernetes-version", KUBERNETES, "--strict", tmp_path / "notify.yaml")
+    deployment, = [document for document in yaml.safe_load_all(built)
+                   if document and document["metadata"]["name"] == "backbeat-notify"]
+    container, = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == "registry.example/backbeat:0.1.0"
+    volumes = {volume["name"] for volume in deployment["spec"]["template"]["spec"]["volumes"]}
+    assert {mount["name"] for mount in container["volumeMounts"]} == volumes
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
