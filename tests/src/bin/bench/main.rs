@@ -15,6 +15,7 @@ mod peers;
 mod perf_test;
 mod reports;
 mod reverb_takeover;
+mod rosters;
 mod scale;
 mod startup;
 mod table;
@@ -26,7 +27,7 @@ use table::Table;
 type Benchmark = (&'static str, fn(&mut Table));
 
 fn main() {
-    let benchmarks: [Benchmark; 12] = [
+    let benchmarks: [Benchmark; 13] = [
         ("takeover", takeover::run),
         ("beats", beats::run),
         ("claims", claims_per_second::run),
@@ -38,6 +39,7 @@ fn main() {
         ("agents", agents::run),
         ("peers", peers::run),
         ("startup", startup::run),
+        ("rosters", rosters::run),
         ("scale", scale::run),
     ];
     let chosen: Vec<String> = std::env::args().skip(1).collect();
