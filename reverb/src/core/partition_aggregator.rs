@@ -112,8 +112,8 @@ impl ClosedWindow {
 
 impl PartitionAggregator {
     /// Creates the aggregator of `partition` for the windows from that which opens at `start` on, beginning with the window
-    /// before it. `log_start` is the partition's log start offset. `frames` must have both windows' downbeats; without that of
-    /// the window before, its claims count as deleted.
+    /// before it. `log_start` is the partition's log start offset. `frames` must reach back to that window, unless the log has
+    /// none: then there was none.
     pub fn new(partition: i32, start: BeatIndex, frames: &Frames, log_start: i64) -> Self {
         let previous = start.previous().and_then(|beat| frames.window_of(beat));
         let first = previous.map_or(start, |window| window.from);
@@ -275,10 +275,9 @@ impl PartitionAggregator {
         let mut counts = tally.counts(self.partition, closing.claim_offsets.len());
         let previous = self.previous.as_ref().map(|(previous, open_tasks)| (open_tasks, frame(previous.from)));
         let roster = roster(self.partition, &window, tally, previous, [frame(window.end), closing], &mut counts);
-        let previous_retained = match &self.previous {
-            Some((previous, _)) => self.is_retained(previous.from, window.from, frames),
-            None => window.from == BeatIndex::ZERO,
-        };
+        // The log's first window has none before it.
+        let previous_retained =
+            self.previous.as_ref().is_none_or(|(previous, _)| self.is_retained(previous.from, window.from, frames));
         let retained = self.is_retained(window.from, window.closing, frames);
         ClosedWindow { window, counts, roster, retained, previous_retained }.without_unfounded_roster()
     }

@@ -238,6 +238,17 @@ mod tests {
     }
 
     #[test]
+    fn first_window_of_a_log_that_begins_later_has_none_before_it() {
+        let whole = frames(2, 0, &[0, 2, 4, 6, 8]);
+        let mut later = Frames::default();
+        for index in 2..5 {
+            later.push(whole.get(beat(index)).expect("a frame").clone()).expect("the frames are consistent");
+        }
+        let closed = closed_from(2, &later, 0, Vec::new());
+        assert!(matches!(&closed[..], [only] if only.is_retained(2)), "{closed:?}");
+    }
+
+    #[test]
     fn agent_that_moved_to_a_new_partition_is_not_silent() {
         let partitions = |agent: &str| partition_of(agent.as_bytes(), 2);
         let (stays, moves) = ("abcdefgh".split("").filter(|agent| !agent.is_empty()))

@@ -65,7 +65,8 @@ impl CommittedOffset {
         let downbeat = frames.downbeat_from(after.beat_index)?;
         let Some(before) = downbeat.previous() else { return Some(downbeat) };
         let previous = frames.window_of(before).and_then(|previous| frames.get(previous.from));
-        if previous.is_some_and(|opening| is_retained(opening, log_starts)) {
+        // The log's first window has none before it.
+        if previous.is_none_or(|opening| is_retained(opening, log_starts)) {
             Some(downbeat)
         } else {
             frames.downbeat_from(downbeat.plus(1))
