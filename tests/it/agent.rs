@@ -17,7 +17,7 @@ const AGENTS: usize = 8;
 const BAR: i64 = 4;
 
 /// Runs `backbeat` and returns the JSON objects that it prints.
-fn lines(cluster: &Cluster, args: &[&str]) -> Vec<Value> {
+pub(crate) fn lines(cluster: &Cluster, args: &[&str]) -> Vec<Value> {
     let output = cluster.backbeat(&[args, &["--output", "json"]].concat());
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{args:?}: {stderr}");

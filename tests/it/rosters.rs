@@ -10,6 +10,7 @@ use reqwest::blocking::Client;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
+use crate::agent::lines;
 use crate::reports::{check_reports, count, reverb, verdicts};
 
 const LIMIT: Duration = Duration::from_mins(2);
@@ -17,14 +18,6 @@ const LIMIT: Duration = Duration::from_mins(2);
 const FIRST_REPORT_SCHEMA: &str = include_str!("../../schemas/history/bar_report/1.avsc");
 const TROUBLE: [&str; 8] =
     ["--silence-rate", "0", "--silent-task-rate", "0.2", "--stalled-task-rate", "0.2", "--overdrawn-task-rate", "0.2"];
-
-/// Runs `backbeat` and returns the JSON objects that it prints.
-fn lines(cluster: &Cluster, args: &[&str]) -> Vec<Value> {
-    let output = cluster.backbeat(&[args, &["--output", "json"]].concat());
-    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    let stdout = String::from_utf8(output.stdout).expect("the output is UTF-8");
-    stdout.lines().map(|line| serde_json::from_str(line).expect("valid JSON")).collect()
-}
 
 /// Stops pulse after the window of the last claims was closed.
 fn close_last_window(cluster: &Cluster, pulse: Program) {

@@ -10,11 +10,12 @@ pub const MAX_ROSTER_BYTES: usize = 256 * 1024;
 /// The most that an entry takes besides its names: their lengths, beat, state, progress and budget, in Avro.
 const ENTRY_BYTES: usize = 28;
 
-/// The roster of `partition` in `window`, whose claims `tally` has; `previous` are the open tasks of the window before, if there
-/// is one. `opening` and `closing` are the frames that the window before opened with, and that this one closes with.
+/// Returns the roster of `partition` in `window`, or `None` if nobody needs attention, and sets its counts. `tally` has the
+/// window's claims, and `previous` the open tasks of the window before, with the frame that it opened with. `next` is the next
+/// window's first frame, and `closing` that of this window's closing beat.
 ///
 /// An agent whose place is another partition is not silent if the number of partitions has changed since the window before
-/// opened: it claims elsewhere now. Returns `None` if nobody needs attention; sets the roster's counts otherwise.
+/// opened: it claims elsewhere now.
 pub(super) fn roster(
     partition: i32,
     window: &Window,
@@ -308,8 +309,8 @@ mod tests {
         assert_eq!((roster.tasks_overdrawn, closed[0].counts.overdrawn_tasks), (agents, agents));
         let named = roster.overdrawn.len();
         assert_eq!(named, MAX_ROSTER_BYTES / 3 / (11 + 1 + ENTRY_BYTES));
-        let names = roster.overdrawn.iter().map(|entry| entry.agent_id.clone());
-        assert!(names.eq((0..named).map(|number| format!("agent-{number:05}"))));
+        let agents_named = roster.overdrawn.iter().map(|entry| entry.agent_id.clone());
+        assert!(agents_named.eq((0..named).map(|number| format!("agent-{number:05}"))));
         assert!(backbeat_schemas::wire(1, &**roster).len() <= MAX_ROSTER_BYTES);
     }
 }

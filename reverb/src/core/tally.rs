@@ -389,7 +389,9 @@ impl From<&Tally> for OpenTasks {
         for tasks in by_agent() {
             let agent = table.agents[tasks[0].agent as usize];
             names.push_str(table.text(agent.name()));
-            tasks.iter().for_each(|task| names.push_str(table.text(task.name())));
+            for task in tasks {
+                names.push_str(table.text(task.name()));
+            }
             agents.push(OpenAgent { name_bytes: agent.name().bytes, tasks: tasks.len() as u16 });
         }
         let task = |task: &&Task| OpenTask {
