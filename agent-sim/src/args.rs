@@ -72,7 +72,8 @@ pub struct Args {
     pub trace_seconds_per_beat: u64,
 
     /// After the run, wait for the reports and check that each agent's claims are in the log, that the reports count
-    /// them correctly, and that the rosters name those agents that need attention, and no others. Needs reverb, memory for each claim, and up to two more bars of time.
+    /// them correctly, and that the rosters name those agents that need attention, and no others. Needs reverb, memory
+    /// for each claim, and up to two more bars of time.
     #[arg(long)]
     pub verify: bool,
 

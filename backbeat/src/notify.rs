@@ -38,15 +38,15 @@ pub(crate) struct Args {
     #[arg(long, env = "BACKBEAT_NOTIFY_SECRET_FILE", value_name = "FILE", requires = "url")]
     secret_file: Option<PathBuf>,
 
-    /// What to tell of.
+    /// The findings to notify of.
     #[arg(long, value_enum, value_delimiter = ',', default_value = "silent,overdrawn,rotation-failed")]
     on: Vec<Finding>,
 
-    /// Also tell of bars with a greater share of late claims than this, from 0 to 1.
+    /// Also notify of bars with a greater share of late claims than this, from 0 to 1.
     #[arg(long, value_name = "SHARE")]
     late_share: Option<f64>,
 
-    /// Also tell if a report is overdue by this many beats.
+    /// Also notify if a report is overdue by this many beats.
     #[arg(long, value_name = "BEATS", value_parser = clap::value_parser!(u32).range(1..))]
     no_report_beats: Option<u32>,
 
@@ -66,23 +66,20 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         let text = fs::read_to_string(file).with_context(|| format!("cannot read the secret in {}", file.display()))?;
         let secret = text.trim().as_bytes().to_vec();
         ensure!(!secret.is_empty(), "{} has no secret", file.display());
-        Ok(secret)
+        anyhow::Ok(secret)
     });
+    let secret = secret.transpose()?;
     let runtime = Runtime::new()?;
     let stop = backbeat_service::on_signals_in(runtime.handle())?;
     let broker = Broker::new(&args.kafka, "backbeat-notify")?;
     let mut notifier = Notifier {
         rules: Rules { on: args.on.clone(), late_share: args.late_share },
         no_report_beats: args.no_report_beats,
-        webhook: args
-            .url
-            .clone()
-            .map(|url| Webhook::new(url, secret.transpose()?).map_err(anyhow::Error::from))
-            .transpose()?,
+        webhook: args.url.clone().map(|url| Webhook::new(url, secret)).transpose()?,
         heartbeat: args.heartbeat_url.clone().map(|url| Webhook::new(url, None)).transpose()?,
         position: GroupPosition::new(&broker, TopicName::BarReports, broker.topics().notify_group()),
         last: None,
-        is_missing_told: false,
+        is_missing_notified: false,
         stop,
     };
     let registry = Registry::new(&args.kafka)?;
@@ -104,8 +101,8 @@ struct Notifier {
     position: GroupPosition,
     /// The newest report that was read.
     last: Option<BarReport>,
-    /// True if the absence of the one after it was told.
-    is_missing_told: bool,
+    /// True if a notification said that the one after it is missing.
+    is_missing_notified: bool,
     stop: Shutdown,
 }
 
@@ -121,7 +118,7 @@ impl Notifier {
             committed
         } else {
             let end = reports.end_offset()?;
-            // What comes from now on is told, whatever happens to this process.
+            // Later reports are not missed, whatever happens to this process.
             self.position.commit(end)?;
             end
         };
@@ -131,12 +128,12 @@ impl Notifier {
         tracing::info!(start, "waiting for reports");
         while !self.stop.is_cancelled() {
             if let Some(entry) = reports.poll(POLL)? {
-                if !self.tell(&entry.record, &mut rosters)? {
+                if !self.notify(&entry.record, &mut rosters)? {
                     return Ok(());
                 }
                 self.position.commit(entry.offset + 1)?;
                 if self.last.as_ref().is_none_or(|last| last.from_beat < entry.record.from_beat) {
-                    (self.last, self.is_missing_told) = (Some(entry.record), false);
+                    (self.last, self.is_missing_notified) = (Some(entry.record), false);
                 }
             }
             let mut newest = None;
@@ -144,14 +141,14 @@ impl Notifier {
                 newest = Some(entry.record);
             }
             if let Some(frame) = newest {
-                self.tell_if_missing(&frame);
+                self.notify_if_missing(&frame);
             }
         }
         Ok(())
     }
 
     /// Delivers the notification about `report`, if it has findings. Returns false if the program is to stop before that is done.
-    fn tell(&self, report: &BarReport, rosters: &mut RosterReader) -> anyhow::Result<bool> {
+    fn notify(&self, report: &BarReport, rosters: &mut RosterReader) -> anyhow::Result<bool> {
         let findings = self.rules.findings(report);
         if let (Some(webhook), false) = (&self.webhook, findings.is_empty()) {
             let roster = rosters.read(report.clone())?;
@@ -173,19 +170,19 @@ impl Notifier {
         Ok(true)
     }
 
-    /// Tells once if the report after the last one is overdue at the newest `frame`.
-    fn tell_if_missing(&mut self, frame: &BeatFrame) {
+    /// Notifies once if the report after the last one is overdue at the newest `frame`.
+    fn notify_if_missing(&mut self, frame: &BeatFrame) {
         let (Some(webhook), Some(beats), Some(last)) = (&self.webhook, self.no_report_beats, &self.last) else {
             return;
         };
         let due = last.to_beat.plus(1 + u32::from(frame.bar_length) + u32::from(frame.grace_beats));
-        if self.is_missing_told || frame.beat_index.since(due) < i64::from(beats) {
+        if self.is_missing_notified || frame.beat_index.since(due) < i64::from(beats) {
             return;
         }
         let body = body(last, &[Finding::NoReport], None);
         let key = idempotency_key(last, &body);
         let delivery = webhook.deliver(&key, &body, &self.stop);
         tracing::warn!(last_beat = %last.to_beat, newest_beat = %frame.beat_index, key, ?delivery, "no report has come");
-        self.is_missing_told = delivery != Delivery::Stopped;
+        self.is_missing_notified = delivery != Delivery::Stopped;
     }
 }

@@ -3,8 +3,10 @@
 use std::process::ExitCode;
 
 use backbeat_broker::{Broker, KafkaArgs, Registry};
+use backbeat_http_api::reverb::RosterItem;
 use backbeat_reverb::rosters::{RosterWindow, SilentAgent, WindowRoster, roster, silent_still};
 use backbeat_schemas::{BeatIndex, RosterEntry, RosterKind, WindowId};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::{Value, json};
 use tokio::runtime::Runtime;
 
@@ -32,8 +34,8 @@ pub(crate) struct Args {
     last: Option<u32>,
 
     /// Show only these: agents that fell silent, tasks that stalled, or tasks that are overdrawn.
-    #[arg(long)]
-    kind: Option<Kind>,
+    #[arg(long, value_parser = kind_parser())]
+    kind: Option<RosterKind>,
 
     #[command(flatten)]
     output: OutputArgs,
@@ -42,21 +44,11 @@ pub(crate) struct Args {
     kafka: KafkaArgs,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Kind {
-    Silent,
-    Stalled,
-    Overdrawn,
-}
-
-impl From<Kind> for RosterKind {
-    fn from(kind: Kind) -> Self {
-        match kind {
-            Kind::Silent => Self::Silent,
-            Kind::Stalled => Self::Stalled,
-            Kind::Overdrawn => Self::Overdrawn,
-        }
-    }
+/// Returns the parser of a roster's kind.
+fn kind_parser() -> impl TypedValueParser<Value = RosterKind> {
+    let parse = |name: String| RosterKind::ALL.into_iter().find(|kind| kind.as_str() == name);
+    PossibleValuesParser::new(RosterKind::ALL.map(RosterKind::as_str))
+        .map(move |name| parse(name).expect("a possible value"))
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -82,7 +74,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     };
     let window = roster(&broker, &registry, runtime.handle(), which, &stop)?;
     args.output.print_summary(&summary(&window));
-    for kind in RosterKind::ALL.into_iter().filter(|kind| args.kind.is_none_or(|wanted| *kind == wanted.into())) {
+    for kind in RosterKind::ALL.into_iter().filter(|kind| args.kind.is_none_or(|wanted| *kind == wanted)) {
         let entries = window.entries(kind);
         for (partition, entry) in &entries {
             let as_text = || format!("{:<9}  {}", kind.as_str(), entry_as_text(entry));
@@ -120,23 +112,19 @@ fn entry_as_text(entry: &RosterEntry) -> String {
     format!("{agent_id}  {task_id}  last claim on beat {beat_index}: {state}, {progress:.0} %, {beats_left} beats left")
 }
 
-fn entry_as_json(window: &WindowRoster, kind: RosterKind, partition: i32, entry: &RosterEntry) -> Value {
-    let mut object = json!(entry);
-    object["kind"] = json!(kind);
-    object["partition"] = partition.into();
-    object["window_id"] = json!(window.report.window_id);
-    object["from_beat"] = json!(window.report.from_beat);
-    object
-}
-
 fn silent_as_text(agent: &SilentAgent) -> String {
     format!("{}; silent since the bar of beat {}", entry_as_text(&agent.entry), agent.from_beat)
 }
 
-fn silent_as_json(agent: &SilentAgent) -> Value {
-    let mut object = json!(agent.entry);
-    object["kind"] = json!(RosterKind::Silent);
-    object["partition"] = agent.partition.into();
-    object["from_beat"] = json!(agent.from_beat);
+fn silent_as_json(SilentAgent { entry, from_beat, partition }: &SilentAgent) -> Value {
+    let mut object = json!(RosterItem { kind: RosterKind::Silent, partition: *partition, entry: entry.clone() });
+    object["from_beat"] = json!(from_beat);
+    object
+}
+
+fn entry_as_json(window: &WindowRoster, kind: RosterKind, partition: i32, entry: &RosterEntry) -> Value {
+    let mut object = json!(RosterItem { kind, partition, entry: entry.clone() });
+    object["window_id"] = json!(window.report.window_id);
+    object["from_beat"] = json!(window.report.from_beat);
     object
 }

@@ -1,4 +1,4 @@
-//! What a notification says: pure functions of a report and its roster.
+//! The content of notifications: pure functions of a report and its roster.
 
 use backbeat_reverb::rosters::WindowRoster;
 use backbeat_schemas::{BarReport, RosterEntry, RosterKind};
@@ -6,7 +6,7 @@ use hmac::{Hmac, Mac};
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-/// Something that an operator wants to be told of.
+/// A reason for a notification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Finding {
@@ -26,16 +26,16 @@ pub(crate) enum Finding {
     NoReport,
 }
 
-/// What is to be told.
+/// The findings to notify of.
 #[derive(Debug, Clone)]
 pub(crate) struct Rules {
     pub(crate) on: Vec<Finding>,
-    /// The share of late claims, 0 to 1, above which a report is to be told of.
+    /// The share of late claims, 0 to 1, above which they are a finding.
     pub(crate) late_share: Option<f64>,
 }
 
 impl Rules {
-    /// Returns what is to be told of `report`.
+    /// Returns the findings in `report`.
     pub(crate) fn findings(&self, report: &BarReport) -> Vec<Finding> {
         let is_found = |finding: &Finding| match finding {
             Finding::Silent => report.agents_fell_silent > 0,
@@ -82,15 +82,17 @@ struct Roster<'e> {
     overdrawn: Vec<&'e RosterEntry>,
 }
 
+impl<'e> From<&'e WindowRoster> for Roster<'e> {
+    fn from(window: &'e WindowRoster) -> Self {
+        let entries = |kind| window.entries(kind).into_iter().map(|(_, entry)| entry).collect();
+        let [silent, stalled, overdrawn] = RosterKind::ALL.map(entries);
+        Self { silent, stalled, overdrawn }
+    }
+}
+
 /// Returns the body of the notification about a window. The same window gives the same bytes.
 pub(crate) fn body(report: &BarReport, findings: &[Finding], roster: Option<&WindowRoster>) -> Vec<u8> {
     let is_missing = findings.contains(&Finding::NoReport);
-    let kinds = |roster: &'_ WindowRoster| {
-        let of =
-            |kind| -> Vec<RosterEntry> { roster.entries(kind).into_iter().map(|(_, entry)| entry.clone()).collect() };
-        RosterKind::ALL.map(of)
-    };
-    let entries = roster.map(kinds);
     let event = CloudEvent {
         specversion: "1.0",
         id: format!("{}{}", report.window_id, if is_missing { "/no-report-after" } else { "" }),
@@ -99,15 +101,7 @@ pub(crate) fn body(report: &BarReport, findings: &[Finding], roster: Option<&Win
         subject: report.window_id.to_string(),
         time: report.closed_at.to_string(),
         datacontenttype: "application/json",
-        data: Data {
-            findings,
-            report,
-            roster: entries.as_ref().map(|[silent, stalled, overdrawn]| Roster {
-                silent: silent.iter().collect(),
-                stalled: stalled.iter().collect(),
-                overdrawn: overdrawn.iter().collect(),
-            }),
-        },
+        data: Data { findings, report, roster: roster.map(Roster::from) },
     };
     serde_json::to_vec(&event).expect("an event serializes as JSON")
 }

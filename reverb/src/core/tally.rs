@@ -39,7 +39,7 @@ pub struct Tally {
     has_unknown_agents: bool,
 }
 
-/// Agents and tasks with what their last counted claims say.
+/// Agents and tasks, each with the content of its last counted claim.
 #[derive(Debug, Clone, Default)]
 struct TaskTable {
     /// The names of agents and tasks, one after another.
@@ -76,7 +76,7 @@ struct Task {
     last: LastClaim,
 }
 
-/// What a task's last counted claim says: of those that name the newest beat, the one with the highest offset.
+/// The content of a task's last counted claim: of those that name the newest beat, the one with the highest offset.
 #[derive(Debug, Clone, Copy)]
 struct LastClaim {
     /// The claim's beat, counted from the window's downbeat.
@@ -307,7 +307,7 @@ impl Tally {
         let before = previous.iter().filter(|before| !before.task.has_ended);
         before.filter_map(|OpenEntry { entry: before, .. }| {
             let task = self.find_task(self.find_agent(before.agent)?, before.task)?;
-            let is_stalled = !task.facts.intersects(TaskFacts::DONE | TaskFacts::FAILED)
+            let is_stalled = !task.facts.has_ended()
                 && task.last.state == before.last.state
                 && task.last.progress() <= before.last.progress();
             is_stalled.then(|| self.entry(task))
@@ -394,11 +394,8 @@ impl From<&Tally> for OpenTasks {
             }
             agents.push(OpenAgent { name_bytes: agent.name().bytes, tasks: tasks.len() as u16 });
         }
-        let task = |task: &&Task| OpenTask {
-            name_bytes: task.name_bytes,
-            has_ended: task.facts.intersects(TaskFacts::DONE | TaskFacts::FAILED),
-            last: task.last,
-        };
+        let task =
+            |task: &&Task| OpenTask { name_bytes: task.name_bytes, has_ended: task.facts.has_ended(), last: task.last };
         Self { from: tally.from, names, agents, tasks: open.iter().map(task).collect() }
     }
 }
@@ -448,6 +445,7 @@ impl From<&Entry<'_>> for RosterEntry {
         }
     }
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -516,7 +514,7 @@ mod tests {
     /// The bytes of a window's aggregate with that of the window before, beside those of the aggregate that had no rosters, for
     /// `agents` agents of one task.
     fn bytes_beside_those_without_rosters(agents: usize) -> (usize, usize) {
-        /// What the aggregate kept of an agent and of a task.
+        /// The bytes that the aggregate kept of an agent and of a task.
         const AGENT: usize = 16;
         const TASK: usize = 16;
         let claims = || {

@@ -29,6 +29,11 @@ impl TaskFacts {
         facts
     }
 
+    /// Returns true if the task was done or failed, even if a later claim opened it again.
+    pub(crate) fn has_ended(self) -> bool {
+        self.intersects(Self::DONE | Self::FAILED)
+    }
+
     /// Counts a task of which these facts are known.
     pub fn count(self, counts: &mut Counts) {
         counts.on_time_reviews += i64::from(self.contains(Self::ON_TIME_REVIEW));

@@ -101,10 +101,7 @@ async fn windows(
     let Query(Page { before, limit }) = page.map_err(|error| {
         ApiError::bad_request(format!("{}; the parameters are `before` (a beat index) and `limit`", error.body_text()))
     })?;
-    let limit = limit.unwrap_or(DEFAULT_LIMIT);
-    if !(1..=MAX_LISTED_WINDOWS).contains(&limit) {
-        return Err(ApiError::bad_request(format!("limit is {limit}; must be 1 to {MAX_LISTED_WINDOWS}")));
-    }
+    let limit = checked("limit", limit.unwrap_or(DEFAULT_LIMIT), MAX_LISTED_WINDOWS)?;
     let (windows, more) = status.windows(before, limit);
     let next_before = windows.last().map(|last| last.from_beat).filter(|_| more);
     Ok(Json(Windows { windows, next_before }))
@@ -160,10 +157,7 @@ async fn agent_claims(
         let reason = error.body_text();
         ApiError::bad_request(format!("{reason}; the parameters are `to` (a beat index) and `last` (a number of bars)"))
     })?;
-    let bars = last.unwrap_or(DEFAULT_HISTORY_BARS);
-    if !(1..=MAX_HISTORY_BARS).contains(&bars) {
-        return Err(ApiError::bad_request(format!("last is {bars}; must be 1 to {MAX_HISTORY_BARS}")));
-    }
+    let bars = checked("last", last.unwrap_or(DEFAULT_HISTORY_BARS), MAX_HISTORY_BARS)?;
     if !(1..=MAX_ID_BYTES).contains(&id.len()) {
         let bytes = id.len();
         return Err(ApiError::bad_request(format!("the id has {bytes} bytes; allowed are 1 to {MAX_ID_BYTES}")));
@@ -236,10 +230,8 @@ async fn window_roster(
         ))
     })?;
     let id = parse_window_id(&id)?;
-    let (after, limit) = (after.unwrap_or(0), limit.unwrap_or(DEFAULT_LIMIT));
-    if !(1..=MAX_LISTED_ENTRIES).contains(&limit) {
-        return Err(ApiError::bad_request(format!("limit is {limit}; must be 1 to {MAX_LISTED_ENTRIES}")));
-    }
+    let limit = checked("limit", limit.unwrap_or(DEFAULT_LIMIT), MAX_LISTED_ENTRIES)?;
+    let after = after.unwrap_or(0);
     let report = queries.status.window(id).and_then(|window| window.report);
     let report = report.ok_or_else(|| ApiError::not_found(format!("this member knows no report of window {id}")))?;
     let read = move |queries: &LogQueries, runtime: &Handle| {
@@ -269,6 +261,14 @@ async fn window_roster(
         entries,
         next_after,
     }))
+}
+
+/// Returns the value of a query parameter that counts, if it is 1 to `most`.
+fn checked(parameter: &str, value: usize, most: usize) -> Result<usize, ApiError> {
+    let is_allowed = (1..=most).contains(&value);
+    is_allowed
+        .then_some(value)
+        .ok_or_else(|| ApiError::bad_request(format!("{parameter} is {value}; must be 1 to {most}")))
 }
 
 fn parse_window_id(text: &str) -> Result<WindowId, ApiError> {

@@ -11,7 +11,7 @@ use crate::core::LOGIC;
 /// Reports of finished windows that are kept in memory, beyond those that the merge still needs.
 const MAX_REMEMBERED: usize = 10_000;
 
-/// What is remembered of a report.
+/// The version and the digest of a report, by which it is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Fingerprint {
     /// The version of the rules by which it was computed.

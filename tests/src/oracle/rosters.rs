@@ -13,7 +13,7 @@ const MAX_LIST_BYTES: usize = 256 * 1024 / 3;
 /// The size of an entry besides its names.
 const ENTRY_BYTES: usize = 28;
 
-/// What a claim says of its task.
+/// The status of a task that a claim states.
 #[derive(Clone)]
 struct Said {
     beat: i64,
