@@ -122,20 +122,23 @@ pub(crate) fn explain(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Returns which partitions were read, and how many records.
-fn extent(history: &AgentHistory) -> String {
+pub(crate) fn extent(history: &AgentHistory) -> String {
     let partitions: Vec<String> = history.partitions.iter().map(ToString::to_string).collect();
     format!("{} records read in partition {}", history.records, partitions.join(", "))
 }
 
-fn bar_as_text(bar: &AgentBar) -> String {
-    let (from, to, counted) = (bar.from_beat, bar.to_beat, bar.counted);
-    let counted = match (counted, bar.closed, bar.retained) {
+/// Returns what counted in a bar.
+pub(crate) fn bar_outcome(bar: &AgentBar) -> String {
+    match (bar.counted, bar.closed, bar.retained) {
         (_, _, false) => "not retained".to_owned(),
         (0, true, true) => "silent".to_owned(),
         (counted, true, true) => format!("{counted} counted"),
         (counted, false, true) => format!("open, {counted} counted so far"),
-    };
-    let head = format!("beats {from}-{to}  window {}  {counted}", bar.window_id);
+    }
+}
+
+fn bar_as_text(bar: &AgentBar) -> String {
+    let head = format!("beats {}-{}  window {}  {}", bar.from_beat, bar.to_beat, bar.window_id, bar_outcome(bar));
     let claims = bar.claims.iter().map(|claim| format!("\n  {}", claim_as_text(claim)));
     claims.fold(head, |text, claim| text + &claim)
 }
@@ -162,7 +165,7 @@ fn misplaced(record: &AgentClaim) -> String {
     if record.misplaced { format!("; misplaced, in partition {}", record.partition) } else { String::new() }
 }
 
-fn outcome_as_text(outcome: &ClaimOutcome) -> String {
+pub(crate) fn outcome_as_text(outcome: &ClaimOutcome) -> String {
     match outcome {
         ClaimOutcome::Counted => "counted".to_owned(),
         ClaimOutcome::Late { late_by_beats: Some(beats) } => format!("late by {beats} beats"),

@@ -27,7 +27,7 @@ const POLL_TIMEOUT: Duration = Duration::from_millis(20);
 #[command(after_help = "Examples:
   backbeat dev --bpm 120 --bar 8 --agents 200
   backbeat dev --connect                         also writes reports to PostgreSQL
-  backbeat dev --kafka-port 0 --registry-port 0 --pulse-port 0 --reverb-port 0 --dir /tmp/second")]
+  backbeat dev --kafka-port 0 --registry-port 0 --pulse-port 0 --reverb-port 0 --ui-port 0 --dir /tmp/second")]
 pub(crate) struct Args {
     /// The cluster's name.
     #[arg(long, default_value = "dev")]
@@ -48,6 +48,11 @@ pub(crate) struct Args {
     /// Number of agents.
     #[arg(long, default_value_t = 20)]
     agents: u32,
+
+    /// Simulate agents without trouble. By default some fall silent, stall, spend their budgets, or send claims that are late or
+    /// invalid.
+    #[arg(long)]
+    no_trouble: bool,
 
     /// The random seed of the agents.
     #[arg(long, default_value_t = 1)]
@@ -80,6 +85,10 @@ pub(crate) struct Args {
     /// HTTP port of the first reverb member; each further member uses the port two above. 0 chooses free ones.
     #[arg(long, default_value_t = 8082)]
     reverb_port: u16,
+
+    /// Port of the page, see `backbeat ui`; 0 chooses a free one.
+    #[arg(long, default_value_t = 8086)]
+    ui_port: u16,
 
     /// Also start PostgreSQL and a Connect worker that writes each report to it.
     #[arg(long)]

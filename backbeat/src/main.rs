@@ -22,12 +22,13 @@ mod status_file;
 mod tail;
 mod tempo;
 mod topics;
+mod ui;
 mod warehouse;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use backbeat_service::LogArgs;
+use backbeat_service::{Environment, LogArgs};
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser};
 
@@ -61,6 +62,8 @@ enum Command {
     Top(status::TopArgs),
     /// Shows or changes the tempo.
     Tempo(tempo::Args),
+    /// Serves the cluster's page, for browsers: beats, windows, reports, who needs attention, and the programs, as they change.
+    Ui(ui::Args),
     /// Creates missing topics, checks the settings of existing ones, and registers the schemas.
     Topics(topics::Args),
     /// Recomputes reports from the log and compares them with the published ones.
@@ -103,7 +106,7 @@ enum Command {
 fn main() -> ExitCode {
     let args = parse(backbeat_service::command_line()).unwrap_or_else(|error| error.exit());
     args.log.init();
-    backbeat_service::exit_code(run(args.command))
+    backbeat_service::exit_code(run(args.command, args.log.environment))
 }
 
 /// Parses a command line. The default log level of `run` is error: the terminal belongs to the program that is run.
@@ -116,7 +119,7 @@ fn parse(command_line: impl Iterator<Item = OsString>) -> Result<Args, clap::Err
     Ok(args)
 }
 
-fn run(command: Command) -> anyhow::Result<ExitCode> {
+fn run(command: Command, environment: Environment) -> anyhow::Result<ExitCode> {
     match command {
         Command::Dev(args) => dev::run(&args),
         Command::Run(args) => run::run(&args),
@@ -129,6 +132,7 @@ fn run(command: Command) -> anyhow::Result<ExitCode> {
         Command::Tempo(args) => tempo::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Top(args) => status::top(&args),
+        Command::Ui(args) => ui::run(args, environment),
         Command::Kafka(args) => kafka_tool::run(&args),
         Command::Completions(args) => Ok(generate::completions(&args, &mut Args::command())),
         Command::Man(args) => generate::man(&args, Args::command()),

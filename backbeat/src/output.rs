@@ -50,7 +50,7 @@ pub(crate) fn print_line(text: &str) {
     print_bytes(format!("{}\n", inert(text)).as_bytes());
 }
 
-fn inert(text: &str) -> Cow<'_, str> {
+pub(crate) fn inert(text: &str) -> Cow<'_, str> {
     // Control characters, and those that change the direction of text (Unicode's Bidi_Control).
     let is_active = |char: char| {
         (char.is_control() && char != '\n')

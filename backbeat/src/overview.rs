@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::dev_state::DevState;
 
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// The addresses in the compose file and of programs started with default flags.
 const DEFAULT_PULSE_URLS: [&str; 3] = ["http://localhost:8080", "http://localhost:8081", "http://localhost:8083"];
 const DEFAULT_REVERB_URLS: [&str; 2] = ["http://localhost:8082", "http://localhost:8084"];
@@ -45,17 +45,18 @@ pub(crate) struct Overview {
 }
 
 /// The status of one program.
-struct ProgramStatus<S> {
-    url: String,
+#[derive(Debug)]
+pub(crate) struct ProgramStatus<S> {
+    pub(crate) url: String,
     /// The reason why it is not ready.
-    problem: Option<String>,
+    pub(crate) problem: Option<String>,
     /// The response of `/api/v1/status`.
-    status: Option<S>,
+    pub(crate) status: Option<S>,
 }
 
 impl ProgramArgs {
     /// Returns the URLs of the pulse nodes and of the reverb members.
-    fn urls(&self) -> anyhow::Result<(Vec<String>, Vec<String>)> {
+    pub(crate) fn urls(&self) -> anyhow::Result<(Vec<String>, Vec<String>)> {
         if !self.pulse.is_empty() || !self.reverb.is_empty() {
             return Ok((self.pulse.clone(), self.reverb.clone()));
         }
@@ -93,12 +94,12 @@ impl ProgramArgs {
     }
 }
 
-fn join_all<T>(threads: Vec<thread::ScopedJoinHandle<'_, T>>) -> Vec<T> {
+pub(crate) fn join_all<T>(threads: Vec<thread::ScopedJoinHandle<'_, T>>) -> Vec<T> {
     threads.into_iter().map(|thread| thread.join().expect("fetching does not panic")).collect()
 }
 
 impl<S: Serialize + DeserializeOwned> ProgramStatus<S> {
-    fn fetch(http: &Client, url: &str) -> Self {
+    pub(crate) fn fetch(http: &Client, url: &str) -> Self {
         let url = url.trim_end_matches('/').to_owned();
         let problem = match http.get(format!("{url}/ready")).send() {
             Err(error) if error.is_timeout() => Some("timeout".to_owned()),

@@ -6,6 +6,7 @@ mod http;
 mod logging;
 mod openapi;
 mod outcome;
+mod secret;
 mod server;
 mod shutdown;
 
@@ -15,5 +16,6 @@ pub use http::{ApiError, HttpArgs, base_routes, write_atomically};
 pub use logging::{Environment, LogArgs};
 pub use openapi::router_with_openapi;
 pub use outcome::{block_on, exit_code};
-pub use server::serve;
+pub use secret::{Secret, SecretFile};
+pub use server::{serve, serve_at_most};
 pub use shutdown::{Shutdown, on_signals, on_signals_in};

@@ -38,6 +38,11 @@ struct Connection {
 
 /// Serves `routes` until `shutdown`, then finishes the requests in progress, within three seconds.
 pub async fn serve(listener: TcpListener, routes: Router, shutdown: Shutdown) -> io::Result<()> {
+    serve_at_most(MAX_CONNECTIONS, listener, routes, shutdown).await
+}
+
+/// Serves as [`serve`] does, with at most `limit` connections.
+pub async fn serve_at_most(limit: usize, listener: TcpListener, routes: Router, shutdown: Shutdown) -> io::Result<()> {
     let graceful = GracefulShutdown::new();
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT).max_buf_size(MAX_HEAD_BYTES);
@@ -55,7 +60,7 @@ pub async fn serve(listener: TcpListener, routes: Router, shutdown: Shutdown) ->
                 continue;
             }
         };
-        make_room(&mut connections);
+        make_room(&mut connections, limit);
         let has_sent_request = Arc::<AtomicBool>::default();
         let (routes, sent) = (TowerToHyperService::new(routes.clone()), Arc::clone(&has_sent_request));
         let service = service_fn(move |request| {
@@ -77,13 +82,13 @@ pub async fn serve(listener: TcpListener, routes: Router, shutdown: Shutdown) ->
     Ok(())
 }
 
-/// Closes a connection if there are too many.
-fn make_room(connections: &mut VecDeque<Connection>) {
-    if connections.len() < MAX_CONNECTIONS {
+/// Closes a connection if there are `limit`.
+fn make_room(connections: &mut VecDeque<Connection>, limit: usize) {
+    if connections.len() < limit {
         return;
     }
     connections.retain(|connection| !connection.task.is_finished());
-    if connections.len() >= MAX_CONNECTIONS {
+    if connections.len() >= limit {
         let is_idle = |connection: &Connection| !connection.has_sent_request.load(Ordering::Relaxed);
         let closed = connections.iter().position(is_idle).unwrap_or(0);
         if let Some(closed) = connections.remove(closed) {

@@ -29,6 +29,24 @@ const UNSET: [&str; 7] = [
     "BACKBEAT_ADMIN_TOKEN_FILE",
 ];
 
+/// The trouble of the simulated agents, as flags of agent-sim.
+const TROUBLE: [(&str, &str); 5] = [
+    ("--late-rate", "0.02"),
+    ("--malformed-rate", "0.01"),
+    ("--silent-task-rate", "0.15"),
+    ("--stalled-task-rate", "0.15"),
+    ("--overdrawn-task-rate", "0.1"),
+];
+
+/// Returns a sentence about the agents.
+fn notice(args: &Args) -> &'static str {
+    if args.no_trouble {
+        "This is a demonstration: its agents are simulated."
+    } else {
+        "This is a demonstration: its agents are simulated, and some fall silent, stall, or send late and invalid claims on purpose."
+    }
+}
+
 /// The programs that run, in the order in which they were started.
 pub(super) struct Programs {
     env: Vec<(&'static str, String)>,
@@ -55,14 +73,40 @@ impl Programs {
     pub(super) fn start_all(&mut self, args: &Args) -> anyhow::Result<()> {
         let mut starting = self.start_pulse(args)?;
         starting.extend(self.start_reverb(args)?);
-        let agents = flags([("--agents", args.agents.to_string()), ("--seed", args.seed.to_string())]);
+        let mut agents = flags([("--agents", args.agents.to_string()), ("--seed", args.seed.to_string())]);
+        if !args.no_trouble {
+            agents.extend(flags(TROUBLE.map(|(flag, rate)| (flag, rate.to_owned()))));
+        }
         self.start("agent-sim", "agent-sim", &agents)?;
 
         let services = starting.into_iter().map(|service| service.wait(self)).collect::<anyhow::Result<Vec<_>>>()?;
-        for service in &services {
+        let token = hex::encode(rand::random::<[u8; 16]>());
+        let page = self.start_ui(args, &services, &token)?.wait(self)?;
+        print_line(&format!("page      {}/#token={token}", page.url))?;
+        print_line(notice(args))?;
+        for service in services.iter().chain([&page]) {
             print_line(&format!("{:<9} {}  log {}", service.name, service.url, service.log.display()))?;
         }
         DevState { services }.write(&self.dir)
+    }
+
+    /// Starts the page. Changes of the tempo need `token`: web pages from elsewhere do not know it.
+    fn start_ui(&mut self, args: &Args, services: &[Service], token: &str) -> anyhow::Result<StartingService> {
+        let token_file = self.dir.join("ui-token");
+        fs::write(&token_file, token).with_context(|| format!("cannot write {}", token_file.display()))?;
+        let urls = |program: &str| {
+            let matching = services.iter().filter(|service| service.name.starts_with(program));
+            matching.map(|service| service.url.as_str()).collect::<Vec<_>>().join(",")
+        };
+        let mut command = vec!["ui".to_owned()];
+        command.extend(flags([
+            ("--port", args.ui_port.to_string()),
+            ("--pulse", urls("pulse")),
+            ("--reverb", urls("reverb")),
+            ("--admin-token-file", token_file.display().to_string()),
+            ("--notice", notice(args).to_owned()),
+        ]));
+        self.start_service("ui".to_owned(), "backbeat", command)
     }
 
     fn start_pulse(&mut self, args: &Args) -> anyhow::Result<Vec<StartingService>> {

@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use backbeat_broker::KafkaArgs;
 use backbeat_schemas::{BeatIndex, Tempo};
-use backbeat_service::{Environment, HttpArgs, LogArgs};
+use backbeat_service::{Environment, HttpArgs, LogArgs, SecretFile};
 
 use super::control::WriteAuthorization;
 use super::raft::{NodeInfo, NodeName, is_host_and_port};
-use super::secret::SecretFile;
 use crate::core::{InitialConfig, MAX_BAR_LENGTH, RaftTimeouts, TempoBounds};
 
 /// The cluster's metronome: publishes one `BeatFrame` per beat.

@@ -9,14 +9,13 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 use axum::{Json, Router};
 use backbeat_http_api::pulse::{CommittedPlan, Nodes, TempoChange};
-use backbeat_service::ApiError;
+use backbeat_service::{ApiError, Secret, SecretFile};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use super::conductor::ConductorInput;
 use super::raft::{AUTHORIZATION, Call, Client, MembershipError, NodeError, NodeInfo, NodeName, RaftNode};
-use super::secret::{Secret, SecretFile};
 use crate::core::{Event, Plan, PlanRequest, Refusal};
 
 /// The path on the leader for commands that other nodes forward. Nodes of different versions use it, so it keeps its

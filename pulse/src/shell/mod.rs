@@ -11,7 +11,6 @@ mod newest_beat;
 mod publisher;
 mod raft;
 mod run;
-mod secret;
 mod status;
 mod watcher;
 

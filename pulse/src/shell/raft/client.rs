@@ -1,5 +1,6 @@
 //! The HTTP client for calls to other nodes.
 
+use backbeat_service::{Secret, SecretFile};
 use std::time::Duration;
 
 use openraft::error::{InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Timeout, Unreachable};
@@ -16,7 +17,6 @@ use serde::de::DeserializeOwned;
 use super::server;
 use super::signature::{self, Call};
 use super::types::{NodeInfo, NodeName, Types};
-use crate::shell::secret::{Secret, SecretFile};
 
 /// The backoff for a node that could not be reached; shorter than an election takes.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);

@@ -10,14 +10,13 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::post;
 use axum::{Json, Router};
-use backbeat_service::ApiError;
+use backbeat_service::{ApiError, SecretFile};
 use openraft::Raft;
 use tokio::time::timeout;
 
 use super::node::RaftNode;
 use super::signature::{self, Call, Verifier, sign_response};
 use super::types::{NodeName, Types};
-use crate::shell::secret::SecretFile;
 
 pub(crate) const APPEND: &str = "/raft/append";
 pub(crate) const VOTE: &str = "/raft/vote";

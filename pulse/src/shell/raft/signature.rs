@@ -8,11 +8,10 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderValue};
+use backbeat_service::{Secret, SecretFile};
 use chrono::Utc;
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
-
-use crate::shell::secret::{Secret, SecretFile};
 
 /// The header that names the caller's cluster.
 pub(crate) const CLUSTER: &str = "x-backbeat-cluster";

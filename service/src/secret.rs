@@ -1,4 +1,4 @@
-//! Secrets in files, which may change while pulse runs.
+//! Secrets in files, which may change while a program runs.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -6,9 +6,10 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
-use backbeat_service::Environment;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
+
+use crate::Environment;
 
 /// The shortest secret in production. Whoever records signed calls can try secrets as fast as a computer hashes: 24 random
 /// characters of base64 are 144 bits.
@@ -20,11 +21,11 @@ const RELOAD_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A secret. It implements neither `Debug` nor `Display`, so that no log shows it.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct Secret(Vec<u8>);
+pub struct Secret(Vec<u8>);
 
 impl Secret {
     /// The secret's bytes.
-    pub(crate) fn expose(&self) -> &[u8] {
+    pub fn expose(&self) -> &[u8] {
         &self.0
     }
 }
@@ -34,7 +35,7 @@ impl Secret {
 /// It has one secret a line: the first is used, and all are accepted. So a secret is replaced node by node, without a moment
 /// in which nodes refuse each other.
 #[derive(Clone)]
-pub(crate) struct SecretFile {
+pub struct SecretFile {
     path: PathBuf,
     environment: Environment,
     secrets: Arc<RwLock<Arc<[Secret]>>>,
@@ -42,18 +43,18 @@ pub(crate) struct SecretFile {
 
 impl SecretFile {
     /// Reads the secrets in `path`. In production an error if one is short, or an example.
-    pub(crate) fn open(path: &Path, environment: Environment) -> anyhow::Result<Self> {
+    pub fn open(path: &Path, environment: Environment) -> anyhow::Result<Self> {
         let secrets = read(path, environment)?;
         Ok(Self { path: path.to_owned(), environment, secrets: Arc::new(RwLock::new(secrets)) })
     }
 
     /// Returns the accepted secrets; the first is the one to use.
-    pub(crate) fn secrets(&self) -> Arc<[Secret]> {
+    pub fn secrets(&self) -> Arc<[Secret]> {
         Arc::clone(&self.secrets.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Reads the file again whenever it has changed. While it has an error, the secrets stay, and the error is logged once.
-    pub(crate) async fn follow(self) {
+    pub async fn follow(self) {
         let mut last_error = None;
         loop {
             tokio::time::sleep(RELOAD_INTERVAL).await;
@@ -78,7 +79,7 @@ impl SecretFile {
     }
 
     /// Returns the secret that `authorization`, a header's value, carries as a bearer token. The comparison takes constant time.
-    pub(crate) fn bearer(&self, authorization: Option<&[u8]>) -> Option<Secret> {
+    pub fn bearer(&self, authorization: Option<&[u8]>) -> Option<Secret> {
         let token = authorization.and_then(|header| header.strip_prefix(b"Bearer ")).unwrap_or_default();
         // Digests have one length, so that the time does not reveal the length of the secret.
         let digest = Sha256::digest(token);

@@ -1,0 +1,197 @@
+// Keeps the page as the server has it: the server renders elements, and this module puts them in place of those with the same
+// ids. It animates the beat, shows ages and what is late, and sends changes of the tempo.
+
+const TICK_MS = 100;
+const RETRY_MS = 1000;
+/** A beat counts as late on the page when it is this long overdue: reading Kafka and the way to the page take some of it. */
+const LATE_MS = 250;
+
+const main = document.querySelector("main");
+const connection = document.getElementById("connection");
+/** The server's clock minus this machine's, in milliseconds. */
+let clockOffset = main.dataset.now ? Number(main.dataset.now) - Date.now() : 0;
+let lastEventId = main.dataset.after;
+let stream;
+let lostAt;
+
+const serverNow = () => Date.now() + clockOffset;
+
+/** Changes `old` into `wanted` in place, so that focus, selection and scroll positions stay. */
+function morph(old, wanted) {
+  if (old.nodeName !== wanted.nodeName) {
+    old.replaceWith(wanted);
+    return;
+  }
+  if (old.nodeType !== Node.ELEMENT_NODE) {
+    if (old.data !== wanted.data) old.data = wanted.data;
+    return;
+  }
+  for (const { name } of [...old.attributes]) {
+    // Scripts of this module set styles, the server sets none.
+    if (name !== "style" && !wanted.hasAttribute(name)) old.removeAttribute(name);
+  }
+  for (const { name, value } of wanted.attributes) {
+    if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+  }
+  morphChildren(old, [...wanted.childNodes]);
+}
+
+/** Children with ids keep their elements wherever they move; the others are matched by their position. */
+function morphChildren(parent, wanted) {
+  const byId = new Map([...parent.children].filter((child) => child.id).map((child) => [child.id, child]));
+  let at = parent.firstChild;
+  for (const child of wanted) {
+    const same = child.id ? byId.get(child.id) : undefined;
+    if (same && same !== at) parent.insertBefore(same, at);
+    if (same) {
+      at = same.nextSibling;
+      morph(same, child);
+    } else if (at && !at.id && !child.id) {
+      const next = at.nextSibling;
+      morph(at, child);
+      at = next;
+    } else {
+      parent.insertBefore(child, at);
+    }
+  }
+  while (at) {
+    const next = at.nextSibling;
+    at.remove();
+    at = next;
+  }
+}
+
+function apply({ data, lastEventId: id }) {
+  const { now, module, html } = JSON.parse(data);
+  if (!import.meta.url.endsWith(module)) {
+    location.reload();
+    return;
+  }
+  clockOffset = now - Date.now();
+  lastEventId = id;
+  for (const text of html) {
+    const template = document.createElement("template");
+    template.innerHTML = text;
+    const wanted = template.content.firstElementChild;
+    const old = document.getElementById(wanted.id);
+    if (old) morph(old, wanted);
+  }
+  tick();
+}
+
+function connect() {
+  stream?.close();
+  stream = new EventSource(`${main.dataset.live}?after=${encodeURIComponent(lastEventId ?? "")}`);
+  stream.onopen = () => { lostAt = undefined; tick(); };
+  stream.onmessage = apply;
+  stream.onerror = () => {
+    lostAt ??= Date.now();
+    tick();
+    // A refused stream does not try again by itself.
+    const refused = stream;
+    if (refused.readyState === EventSource.CLOSED) setTimeout(() => stream === refused && connect(), RETRY_MS);
+  };
+}
+
+/** A page that nobody sees needs no stream: a browser has few connections to one server. */
+function followVisibility() {
+  if (document.hidden) {
+    stream?.close();
+    stream = undefined;
+  } else {
+    connect();
+  }
+}
+
+function age(ms) {
+  const seconds = Math.max(0, Math.round(ms / 1000));
+  if (seconds < 120) return `${seconds} s`;
+  return seconds < 7200 ? `${Math.floor(seconds / 60)} min` : `${Math.floor(seconds / 3600)} h`;
+}
+
+function setText(element, text) {
+  if (element && element.textContent !== text) element.textContent = text;
+}
+
+function tick() {
+  for (const time of document.querySelectorAll("time[data-at]")) {
+    setText(time, `${time.dateTime.slice(11, 19)} (${age(serverNow() - Number(time.dataset.at))} ago)`);
+  }
+  setText(connection, lostAt
+    ? `✕ No connection to backbeat ui since ${new Date(lostAt).toISOString().slice(11, 19)}. Trying again.`
+    : "● live");
+  connection.className = lostAt ? "alarm" : "";
+  document.body.classList.toggle("stale", lostAt !== undefined);
+  const beat = document.getElementById("beat");
+  if (!beat?.dataset.deadline) return;
+  const state = document.getElementById("beat-state");
+  const overdue = serverNow() - Number(beat.dataset.deadline);
+  const isLate = overdue > LATE_MS;
+  setText(state, isLate ? `▲ beat ${Number(beat.dataset.beat) + 1} is late by ${(overdue / 1000).toFixed(1)} s` : state.dataset.text);
+  state.classList.toggle("alarm", isLate);
+  swing(beat, -overdue);
+}
+
+/** The arm reaches its side when the next beat is due, and stays there until that beat has come. */
+function swing(beat, due) {
+  const arm = document.getElementById("arm");
+  if (!arm || arm.dataset.beat === beat.dataset.beat) return;
+  arm.dataset.beat = beat.dataset.beat;
+  arm.style.transitionDuration = `${Math.max(0, due)}ms`;
+}
+
+function followTempoForm() {
+  const form = document.getElementById("tempo-form");
+  if (!form) return;
+  const result = document.getElementById("tempo-result");
+  const fields = form.elements;
+  // A link with the token is handed out by `backbeat dev`. It must not stay in the history.
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (token) {
+    fields.token.value = token;
+    history.replaceState(null, "", location.pathname);
+  }
+  async function send(method, body) {
+    result.className = "";
+    result.textContent = "…";
+    try {
+      const headers = { Authorization: `Bearer ${fields.token.value}`, "Content-Type": "application/json" };
+      const response = await fetch("/api/v1/tempo", { method, headers, body: body && JSON.stringify(body) });
+      const answer = await response.json();
+      if (!response.ok) throw new Error(answer.error);
+      result.textContent = `● ${answer.tempo_bpm} BPM in bars of ${answer.bar_length}, from beat ${answer.from_beat}`;
+    } catch (error) {
+      result.className = "alarm";
+      result.textContent = `✕ ${error.message}`;
+    }
+  }
+  const number = (field) => (field.value.trim() === "" ? undefined : Number(field.value));
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    send("POST", { tempo_bpm: number(fields.tempo_bpm), bar_length: number(fields.bar_length), ramp: fields.ramp.checked });
+  });
+  document.getElementById("tempo-cancel").addEventListener("click", () => send("DELETE"));
+}
+
+/** Loads a page again until it asks for that no more. */
+async function reloadMain() {
+  try {
+    const response = await fetch(location.href);
+    const fresh = new DOMParser().parseFromString(await response.text(), "text/html").querySelector("main");
+    if (response.ok && fresh) morph(main, fresh);
+  } catch {
+    // The next attempt may succeed.
+  }
+  if (main.dataset.reload) setTimeout(reloadMain, Number(main.dataset.reload));
+}
+
+if (main.dataset.live) {
+  followTempoForm();
+  document.addEventListener("visibilitychange", followVisibility);
+  followVisibility();
+  tick();
+  setInterval(tick, TICK_MS);
+} else {
+  connection.textContent = "";
+  if (main.dataset.reload) setTimeout(reloadMain, Number(main.dataset.reload));
+}

@@ -1,0 +1,218 @@
+//! Threads that read Kafka and ask the programs, and send what they find as events. They end with the process.
+
+use std::collections::BTreeSet;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use backbeat_broker::{Broker, DeadLetterReader, KafkaProbe, LogReader, Registry, TopicName};
+use backbeat_http_api::{pulse, reverb};
+use backbeat_schemas::{BarReport, BeatFrame};
+use reqwest::Url;
+use reqwest::blocking::Client;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::Sender;
+
+use super::board::{Event, MAX_DEAD_LETTERS, MAX_WINDOWS, Member};
+use crate::overview::{ProgramStatus, REQUEST_TIMEOUT, join_all};
+
+/// The interval at which programs are asked.
+const ASK_INTERVAL: Duration = Duration::from_millis(500);
+/// The interval at which Kafka is probed, and the longest wait for its answer: an outage shows within their sum.
+const PROBE_INTERVAL: Duration = Duration::from_millis(500);
+const PROBE_TIMEOUT: Duration = Duration::from_millis(1_500);
+const POLL_TIMEOUT: Duration = Duration::from_millis(500);
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// The number of a member's newest windows that are asked for: those that are open, and some that have just closed.
+const ASKED_WINDOWS: usize = 8;
+/// Offsets of `barreports` to go back for a shown window: the report, the end of its transaction, and replays.
+const OFFSETS_PER_REPORT: i64 = 4;
+/// Dead letters may come in any number. At most this many are read at once, the others are skipped.
+const DEAD_LETTER_BATCH: usize = 100;
+const DEAD_LETTER_INTERVAL: Duration = Duration::from_millis(250);
+
+/// The receiver of events has ended, and so does the thread.
+#[derive(Debug, thiserror::Error)]
+#[error("the page has stopped")]
+struct Stopped;
+
+/// What every thread has.
+#[derive(Clone)]
+pub(crate) struct Sources {
+    pub(crate) broker: Broker,
+    pub(crate) registry: Registry,
+    pub(crate) runtime: Handle,
+    pub(crate) events: Sender<Event>,
+}
+
+impl Sources {
+    /// Starts the threads.
+    pub(crate) fn start(self, pulse: Vec<String>, reverb: Vec<String>) -> std::io::Result<()> {
+        self.spawn("frames", Self::follow_frames)?;
+        self.spawn("reports", Self::follow_reports)?;
+        self.spawn("dead-letters", Self::follow_dead_letters)?;
+        self.spawn("kafka-probe", Self::probe_kafka)?;
+        for (number, url) in pulse.into_iter().enumerate() {
+            self.spawn("ask-pulse", move |sources| sources.ask_pulse(number, &url))?;
+        }
+        for (number, url) in reverb.into_iter().enumerate() {
+            self.spawn("ask-reverb", move |sources| sources.ask_reverb(number, &url))?;
+        }
+        Ok(())
+    }
+
+    /// Starts a thread that does `work`, again whenever it fails.
+    fn spawn(
+        &self,
+        name: &'static str,
+        work: impl Fn(&Self) -> anyhow::Result<()> + Send + 'static,
+    ) -> std::io::Result<()> {
+        let sources = self.clone();
+        let run = move || {
+            while let Err(error) = work(&sources) {
+                if error.is::<Stopped>() {
+                    break;
+                }
+                tracing::warn!(source = name, error = format!("{error:#}"), "cannot read; trying again");
+                thread::sleep(RETRY_PAUSE);
+            }
+        };
+        thread::Builder::new().name(name.to_owned()).spawn(run).map(drop)
+    }
+
+    fn send(&self, event: Event) -> Result<(), Stopped> {
+        self.events.blocking_send(event).map_err(|_| Stopped)
+    }
+
+    /// Follows `beatframes`, from the bar before the newest beat on.
+    fn follow_frames(&self) -> anyhow::Result<()> {
+        let mut frames =
+            LogReader::<BeatFrame>::new(&self.broker, &self.registry, &self.runtime, TopicName::BeatFrames)?;
+        let start = match frames.last()? {
+            // Each frame has the end of its transaction behind it.
+            Some(last) => last.offset - 4 * i64::from(last.record.bar_length),
+            None => 0,
+        };
+        let start = start.max(frames.log_start()?);
+        frames.seek(start)?;
+        loop {
+            if let Some(entry) = frames.poll(POLL_TIMEOUT)? {
+                self.send(Event::Frame(entry.record))?;
+            }
+        }
+    }
+
+    /// Follows `barreports`, from the oldest shown window on.
+    fn follow_reports(&self) -> anyhow::Result<()> {
+        let mut reports =
+            LogReader::<BarReport>::new(&self.broker, &self.registry, &self.runtime, TopicName::BarReports)?;
+        let start = reports.end_offset()? - OFFSETS_PER_REPORT * MAX_WINDOWS as i64;
+        let start = start.max(reports.log_start()?);
+        reports.seek(start)?;
+        loop {
+            if let Some(entry) = reports.poll(POLL_TIMEOUT)? {
+                self.send(Event::Report(entry.record))?;
+            }
+        }
+    }
+
+    /// Follows the dead letters, in batches.
+    fn follow_dead_letters(&self) -> anyhow::Result<()> {
+        let shown = MAX_DEAD_LETTERS as i64;
+        let mut reader = DeadLetterReader::new(&self.broker, shown)?;
+        loop {
+            let mut batch = Vec::new();
+            let mut timeout = POLL_TIMEOUT;
+            while batch.len() < DEAD_LETTER_BATCH
+                && let Some(letter) = reader.poll(timeout)?
+            {
+                batch.push(letter);
+                timeout = Duration::ZERO;
+            }
+            if batch.len() == DEAD_LETTER_BATCH {
+                reader.skip_to_last(shown)?;
+            }
+            if batch.is_empty() {
+                continue;
+            }
+            self.send(Event::DeadLetters(batch))?;
+            thread::sleep(DEAD_LETTER_INTERVAL);
+        }
+    }
+
+    fn probe_kafka(&self) -> anyhow::Result<()> {
+        let mut probe = KafkaProbe::new(&self.broker);
+        loop {
+            self.send(Event::Kafka(probe.check(PROBE_TIMEOUT)))?;
+            thread::sleep(PROBE_INTERVAL);
+        }
+    }
+
+    fn ask_pulse(&self, number: usize, url: &str) -> anyhow::Result<()> {
+        ask(url, ProgramStatus::<pulse::StatusBody>::fetch, |programs| self.send(Event::Pulse(number, programs)))
+    }
+
+    fn ask_reverb(&self, number: usize, url: &str) -> anyhow::Result<()> {
+        let fetch = |http: &Client, url: &str| {
+            let program = ProgramStatus::<reverb::StatusBody>::fetch(http, url);
+            let windows = program.status.as_ref().and_then(|_| windows(http, url)).unwrap_or_default();
+            Member { program, windows }
+        };
+        ask(url, fetch, |members| self.send(Event::Reverb(number, members)))
+    }
+}
+
+fn windows(http: &Client, url: &str) -> Option<Vec<reverb::WindowStatus>> {
+    let url = format!("{}/api/v1/windows?limit={ASKED_WINDOWS}", url.trim_end_matches('/'));
+    let body: reverb::Windows = http.get(url).send().ok()?.json().ok()?;
+    Some(body.windows)
+}
+
+/// Asks all programs at `url` at intervals.
+fn ask<T: Send>(
+    url: &str,
+    fetch: impl Fn(&Client, &str) -> T + Sync,
+    send: impl Fn(Vec<T>) -> Result<(), Stopped>,
+) -> anyhow::Result<()> {
+    let parsed = Url::parse(url).with_context(|| format!("{url} is not a URL"))?;
+    let http = Client::builder().timeout(REQUEST_TIMEOUT).no_proxy().build()?;
+    loop {
+        let asked = Instant::now();
+        let urls = addresses(&parsed);
+        let answers = thread::scope(|scope| {
+            let threads = urls.iter().map(|url| scope.spawn(|| fetch(&http, url)));
+            join_all(threads.collect())
+        });
+        send(answers)?;
+        thread::sleep(ASK_INTERVAL.saturating_sub(asked.elapsed()));
+    }
+}
+
+/// Returns `url`, or a URL for each address of its host if there are several: the name of a service whose instances come and go
+/// (a headless service of Kubernetes, `tasks.NAME` of a swarm).
+fn addresses(url: &Url) -> Vec<String> {
+    let own = vec![url.as_str().trim_end_matches('/').to_owned()];
+    let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else { return own };
+    // A certificate is for the name.
+    if url.scheme() != "http" {
+        return own;
+    }
+    let found: BTreeSet<SocketAddr> = (host, port).to_socket_addrs().map(Iterator::collect).unwrap_or_default();
+    if found.len() < 2 || found.iter().any(|address| address.ip().is_loopback()) {
+        return own;
+    }
+    found.into_iter().map(|address| format!("http://{address}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn url_whose_host_has_one_address_is_asked_as_it_is() {
+        for url in ["http://127.0.0.1:8080", "http://localhost:8080", "https://localhost:8080", "http://[::1]:1"] {
+            assert_eq!(addresses(&Url::parse(url).expect("a URL")), [url]);
+        }
+    }
+}
