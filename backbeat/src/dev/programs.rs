@@ -154,7 +154,7 @@ impl Programs {
         for name in UNSET {
             command.env_remove(name);
         }
-        command.args(args).args(["--env", "development"]).envs(self.env.iter().map(|(name, value)| (*name, value)));
+        command.args(args).env("BACKBEAT_ENV", "development").envs(self.env.iter().map(|(name, value)| (*name, value)));
         let log = self.dir.join(format!("{name}.log"));
         let process = Supervised::spawn(&command, &log, STOP_TIMEOUT)
             .with_context(|| format!("cannot start {}", executable.display()))?;

@@ -20,6 +20,9 @@ const LATE_MS: i64 = 20;
 /// The height of a window's column, and that of the chart of beats, in units of their drawings.
 const HEIGHT: f64 = 40.0;
 
+/// The key of a dead letter whose record had none.
+const NO_KEY: &str = "null";
+
 /// A part of the page that changes as a whole, or by rows.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Section {
@@ -183,7 +186,7 @@ fn raw(section: &Section) -> PreEscaped<&str> {
 fn table(id: &str, caption: &str, section: &Section, columns: &[&str]) -> Markup {
     html! {
         div.scroll role="region" tabindex="0" aria-label=(caption) {
-            table.(format!("t-{id}")) {
+            table.short.(format!("t-{id}")) {
                 caption.hidden { (caption) }
                 thead { tr { @for column in columns { th scope="col" { (column) } } } }
                 (raw(section))
@@ -433,7 +436,7 @@ fn windows(board: &Board) -> Vec<(String, Markup)> {
                 td { (text) }
                 @if let Some(report) = &window.report {
                     td { (report.agents_reporting) } td { (report.claims) } td { (report.late_claims) } td { (report.invalid_claims) }
-                    td { (report.tasks_done) } td { (report.tasks_failed) } td { (needs_attention(report)) }
+                    td { (report.tasks_done) } td { (report.tasks_failed) } td.text { (needs_attention(report)) }
                 } @else {
                     td { "–" } td { (window.claims()) " so far" } td { "–" } td { "–" } td { "–" } td { "–" } td { "–" }
                 }
@@ -474,9 +477,9 @@ fn pulse_rows(board: &Board) -> Vec<(String, Markup)> {
         let jitter = status.and_then(|status| status.jitter_ms.as_ref());
         let row = html! {
             tr #(id).(if is_well { "well" } else { "unwell" }) {
-                th scope="row" { (status.map_or_else(|| html! { "?" }, |status| name(&status.node))) }
+                th.text scope="row" { (status.map_or_else(|| html! { "?" }, |status| name(&status.node))) }
                 td { (status.map_or_else(|| "?".to_owned(), |status| role(status, is_well))) }
-                td { (program_state(known)) }
+                td.text { (program_state(known)) }
                 td { (jitter.map_or_else(|| "–".to_owned(), |jitter| format!("{} ms", jitter.p95))) }
                 td { (known.program.url) }
             }
@@ -510,7 +513,7 @@ fn reverb_rows(board: &Board) -> Vec<(String, Markup)> {
                     Some(_) => "aggregates",
                     None => "?",
                 } }
-                td { (program_state(known)) }
+                td.text { (program_state(known)) }
                 @match member.filter(|_| is_well) {
                     Some(member) => {
                         td { (partitions(member)) }
@@ -552,7 +555,7 @@ fn slo_rows(board: &Board) -> Vec<(String, Markup)> {
         let row = html! {
             tr #(id).(class) {
                 th scope="row" { (slo.name.replace('_', " ")) }
-                td { (state) } td { (ms(slo.p95_ms)) } td { (ms(slo.limit_ms)) } td { (slo.requirement) }
+                td { (state) } td { (ms(slo.p95_ms)) } td { (ms(slo.limit_ms)) } td.text { (slo.requirement) }
             }
         };
         (id, row)
@@ -566,8 +569,8 @@ fn dead_letter_rows(board: &Board) -> Vec<(String, Markup)> {
         let row = html! {
             tr #(id) {
                 td { (instant(Timestamp::from_millis(letter.written_at_ms))) }
-                td { a href=(agent_path(&letter.key)) { (name(&letter.key)) } }
-                td { b { (letter.reason.replace('_', " ")) } ": " (inert(&letter.detail)) }
+                td.key-of { @if letter.key == NO_KEY { "none" } @else { a href=(agent_path(&letter.key)) { (name(&letter.key)) } } }
+                td.text { b { (letter.reason.replace('_', " ")) } ": " (inert(&letter.detail)) }
                 td { (letter.source_partition) "/" (letter.source_offset) }
             }
         };
