@@ -206,6 +206,13 @@ fn has_version(program: &str, accepts: impl Fn(&str) -> bool) -> bool {
     output.is_ok_and(|output| accepts(&String::from_utf8_lossy(&[output.stdout, output.stderr].concat())))
 }
 
+/// Ensures that `program` can be run: installs the Debian `package` if this is root on Debian, and otherwise returns an error
+/// that names it.
+pub fn require_program(program: &'static str, package: &str) -> Result<(), DevstackError> {
+    let present = || Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
+    require(program, present, package, &format!("install {package}"))
+}
+
 /// Ensures that `program` is `present`: installs the Debian `package` if this is root on Debian, and otherwise returns
 /// an error with the `hint`.
 fn require(program: &'static str, present: impl Fn() -> bool, package: &str, hint: &str) -> Result<(), DevstackError> {

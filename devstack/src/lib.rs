@@ -22,6 +22,7 @@ use std::thread;
 
 use rustix::process::Signal;
 
+pub use artifacts::require_program;
 pub use connect::Connect;
 pub use error::DevstackError;
 pub use port::free_port;

@@ -2,6 +2,7 @@
 //! a BACKBEAT cluster with topics of its own.
 
 mod attacker;
+mod browser;
 mod chaos;
 mod cluster;
 mod kafka_proxy;
@@ -15,6 +16,7 @@ mod wait;
 mod watchdog;
 
 pub use attacker::Attacker;
+pub use browser::Browser;
 pub use chaos::{Chaos, ChaosResult};
 pub use cluster::{Cluster, own_devstack, runtime, stack, start_stack_for_throughput};
 pub use kafka_proxy::{ApiKey, KafkaProxy, ProxyFault, ResponseError};
