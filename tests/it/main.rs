@@ -34,3 +34,4 @@ mod schemas;
 mod sdk;
 mod security;
 mod tempo;
+mod ui;

@@ -1,4 +1,4 @@
-//! A real Chromium, driven by WebDriver.
+//! A real Chromium, driven by `WebDriver`.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -91,23 +91,19 @@ impl Browser {
         self.client.as_ref().expect("it is open until it is dropped")
     }
 
-    fn issue<T>(&self, command: impl Future<Output = Result<T, CmdError>>) -> T {
-        runtime().block_on(command).unwrap_or_else(|error| panic!("{error}"))
-    }
-
     /// Loads a page.
     pub fn open(&self, url: &str) {
-        self.issue(self.client().goto(url));
+        issue(self.client().goto(url));
     }
 
     /// Runs the body of a function in the page, and returns its result.
     pub fn eval(&self, body: &str) -> Value {
-        self.issue(self.client().execute(body, Vec::new()))
+        issue(self.client().execute(body, Vec::new()))
     }
 
     /// Runs the body of a function in the page that calls its last argument with its result.
     pub fn eval_async(&self, body: &str) -> Value {
-        self.issue(self.client().execute_async(body, Vec::new()))
+        issue(self.client().execute_async(body, Vec::new()))
     }
 
     /// Returns the text of the element that `selector` finds; empty if there is none.
@@ -125,9 +121,9 @@ impl Browser {
         })
     }
 
-    /// Executes a command of Chromium's DevTools protocol.
+    /// Executes a command of Chromium's `DevTools` protocol.
     pub fn devtools(&self, name: &'static str, parameters: Value) -> Value {
-        self.issue(self.client().issue_cmd(DevToolsCommand { name, parameters }))
+        issue(self.client().issue_cmd(DevToolsCommand { name, parameters }))
     }
 
     /// Sets the preferences of whoever looks at the page.
@@ -148,7 +144,7 @@ impl Browser {
 
     /// Writes a picture of the page in PNG.
     pub fn screenshot(&self, path: &Path) {
-        let picture = self.issue(self.client().screenshot());
+        let picture = issue(self.client().screenshot());
         std::fs::write(path, picture).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
     }
 
@@ -163,7 +159,7 @@ impl Browser {
 
     /// Returns the errors that the page has caused, and what its security policy has blocked.
     pub fn console_errors(&self) -> Vec<String> {
-        let entries = self.issue(self.client().issue_cmd(BrowserLog));
+        let entries = issue(self.client().issue_cmd(BrowserLog));
         let severe = |entry: &&Value| entry["level"] == "SEVERE";
         entries.as_array().into_iter().flatten().filter(severe).map(|entry| entry["message"].to_string()).collect()
     }
@@ -181,6 +177,10 @@ impl WebDriverCompatibleCommand for BrowserLog {
     fn method_and_body(&self, _: &Url) -> (Method, Option<String>) {
         (Method::POST, Some(json!({ "type": "browser" }).to_string()))
     }
+}
+
+fn issue<T>(command: impl Future<Output = Result<T, CmdError>>) -> T {
+    runtime().block_on(command).unwrap_or_else(|error| panic!("{error}"))
 }
 
 impl Drop for Browser {
