@@ -121,7 +121,7 @@ fn open_details(cluster: &Cluster, browser: &Browser) {
     for expected in [
         report.window_id.to_string(),
         format!("Tasks that stalled: {}", report.tasks_stalled),
-        format!("{}\nclaims counted", report.claims),
+        format!("claims counted\n{}", report.claims),
     ] {
         assert!(page.contains(&expected), "{expected} in {page}");
     }
@@ -388,7 +388,7 @@ fn pictures() -> PathBuf {
 fn pages_are_accessible_at_all_sizes_and_in_both_colour_schemes() {
     for (name, trouble) in [("quiet", &["--failure-rate", "0", "--silence-rate", "0"][..]), ("troubled", &TROUBLE)] {
         let cluster = Cluster::new(4);
-        let flags = ["--cluster", name, "--bpm", "240", "--max-bpm", "240", "--bar", "4"];
+        let flags = ["--cluster", "it", "--bpm", "480", "--max-bpm", "480", "--bar", "4"];
         let mut nodes = PulseNodes::start(&cluster, 3, &flags);
         let members = [reverb(&cluster, &[]), reverb(&cluster, &[])];
         let _agents = cluster.start("agent-sim", &[&["--agents", "40"][..], trouble].concat());

@@ -104,6 +104,7 @@ pub(crate) fn dashboard(settings: &Settings, sections: &[Section], event_id: &st
         unreachable!("sections() returns as many");
     };
     let content = html! {
+        h1.hidden { "Beats and reports of the cluster" }
         (raw(banner))
         div.top {
             section.card.metronome aria-labelledby="h-beat" { h2 #h-beat { "Beat" } (raw(beat)) }
@@ -254,7 +255,7 @@ fn beat(board: &Board) -> Markup {
             } ", " (word(frame.phase)) }
             (dots(frame, position))
             p #beat-state data-text=(format!("on time ({late:+} ms)")) { (format!("on time ({late:+} ms)")) }
-            p.quiet { "from " (name(&frame.node)) ", term " (frame.term)
+            p.quiet { "cluster " (name(&frame.cluster_id)) ", from " (name(&frame.node)) ", term " (frame.term)
                 @if frame.degraded { strong { ", ▲ without a quorum" } } }
             (beats_chart(board))
         }
