@@ -11,6 +11,7 @@ mod claims_per_second;
 mod drift;
 mod hostile;
 mod memory;
+mod page;
 mod peers;
 mod perf_test;
 mod reports;
@@ -27,7 +28,7 @@ use table::Table;
 type Benchmark = (&'static str, fn(&mut Table));
 
 fn main() {
-    let benchmarks: [Benchmark; 13] = [
+    let benchmarks: [Benchmark; 14] = [
         ("takeover", takeover::run),
         ("beats", beats::run),
         ("claims", claims_per_second::run),
@@ -40,6 +41,7 @@ fn main() {
         ("peers", peers::run),
         ("startup", startup::run),
         ("rosters", rosters::run),
+        ("page", page::run),
         ("scale", scale::run),
     ];
     let chosen: Vec<String> = std::env::args().skip(1).collect();
