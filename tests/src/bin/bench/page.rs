@@ -58,6 +58,7 @@ fn open_pages(table: &mut Table) {
     let ui = serve(&cluster, &pulse, &reverb);
     // The page has all its windows.
     wait_until("a report", LIMIT, || !cluster.reports().is_empty());
+    let streams = format!("{}/events", url(&ui));
     let done = AtomicBool::new(false);
     let mut cores = 0.0;
     let mut idle_cores = 0.0;
@@ -68,7 +69,6 @@ fn open_pages(table: &mut Table) {
             (cpu_seconds(ui.pid()) - used) / began.elapsed().as_secs_f64()
         };
         idle_cores = measure();
-        let streams = format!("{}/events", url(&ui));
         for _ in 0..PAGES {
             let (streams, done) = (&streams, &done);
             scope.spawn(move || {
