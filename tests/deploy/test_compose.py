@@ -13,6 +13,7 @@ from conftest import HAS_STANDINS, ROOT, Stack, run, wait_for
 WITHOUT = ("grafana",) if HAS_STANDINS else ()
 PULSE_PORTS = {"pulse-1": 8080, "pulse-2": 8081, "pulse-3": 8083}
 REVERB_PORTS = {"reverb-1": 8082, "reverb-2": 8084}
+UI_PORT = 8086
 PROMETHEUS = "http://127.0.0.1:9090"
 
 
@@ -55,7 +56,7 @@ def is_ready(port):
 
 def exported_metrics():
     """Returns the names of the metrics that the programs export."""
-    lines = [line for port in (8080, *REVERB_PORTS.values()) for line in get(port, "/metrics")[1].splitlines()]
+    lines = [line for port in (8080, UI_PORT, *REVERB_PORTS.values()) for line in get(port, "/metrics")[1].splitlines()]
     return {line.split(" ")[2] for line in lines if line.startswith("# TYPE")}
 
 
@@ -83,6 +84,14 @@ def test_services_after_up_are_all_ready(stack):
         assert get(port, "/health")[0] == 200 and is_ready(port)
         assert get(port, "/nowhere")[0] == 404
     assert wait_for("a leader", 30, leader)
+
+
+def test_page_shows_the_beats_and_the_programs(stack):
+    assert is_ready(UI_PORT)
+    page = wait_for("a leader on the page", 30, lambda: (lambda text: text if "★ leader" in text else None)(get(UI_PORT, "/")[1]))
+    assert re.search(r'id="beat-index">\d+<', page), page
+    for name in (*PULSE_PORTS, *REVERB_PORTS):
+        assert name in page
 
 
 def test_console_consumer_reads_beats_and_the_reports_of_the_api(stack):

@@ -86,7 +86,7 @@ def test_notify_component_is_valid_in_the_production_overlay(tmp_path):
 def test_manifest_selectors_and_references_resolve(overlay):
     _, documents = manifests(overlay)
     templates = pods(documents)
-    assert {name for name, _ in templates} == {"pulse", "reverb", "backbeat-topics"}
+    assert {name for name, _ in templates} == {"pulse", "reverb", "backbeat-ui", "backbeat-topics"}
 
     def selected(labels):
         return [t for _, t in templates if labels.items() <= t["metadata"]["labels"].items()]
@@ -105,7 +105,7 @@ def test_manifest_selectors_and_references_resolve(overlay):
 
     maps = {document["metadata"]["name"] for document in of_kind(documents, "ConfigMap")}
     generated = {document["metadata"]["name"] for document in of_kind(documents, "Secret")}
-    created_by_hand = {"backbeat-raft", "backbeat-admin", *(f"backbeat-kafka-{program}" for program in ("pulse", "reverb", "topics"))}
+    created_by_hand = {"backbeat-raft", "backbeat-admin", *(f"backbeat-kafka-{program}" for program in ("pulse", "reverb", "ui", "topics"))}
     for name, template in templates:
         spec = template["spec"]
         for constraint in spec.get("topologySpreadConstraints", []):
@@ -135,12 +135,18 @@ def test_egress_of_all_pods_is_restricted_in_production():
     rule, = egress["pulse-egress"]["egress"]
     assert rule["to"] == [{"podSelector": egress["pulse-egress"]["podSelector"]}]
     assert [port["port"] for port in rule["ports"]] == ["raft"]
+    rule, = egress["ui-egress"]["egress"]
+    expression, = rule["to"][0]["podSelector"]["matchExpressions"]
+    assert (sorted(expression["values"]), rule["ports"]) == (["pulse", "reverb"], [{"protocol": "TCP", "port": "http"}])
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_pods_are_restricted_and_probed_at_the_programs_ports(overlay):
     _, documents = manifests(overlay)
-    admin_ports = {"pulse": 8080, "reverb": 8082}
+    admin_ports = {"pulse": 8080, "reverb": 8082, "backbeat-ui": 8086}
+    # The page is to be reached while Kafka does not answer, since it says so.
+    readiness = {"backbeat-ui": "/health"}
+    sources = {"backbeat-ui": "backbeat/src/ui.rs"}
     for name, template in pods(documents):
         spec = template["spec"]
         assert spec["securityContext"]["runAsNonRoot"] and not spec["automountServiceAccountToken"]
@@ -156,11 +162,12 @@ def test_pods_are_restricted_and_probed_at_the_programs_ports(overlay):
             assert ports["http"] == admin_ports[name]
             assert template["metadata"]["annotations"]["prometheus.io/port"] == str(admin_ports[name])
             probes = [container[probe]["httpGet"] for probe in ("livenessProbe", "readinessProbe")]
-            assert [(probe["path"], probe["port"]) for probe in probes] == [("/health", "http"), ("/ready", "http")]
+            assert [(probe["path"], probe["port"]) for probe in probes] == [
+                ("/health", "http"), (readiness.get(name, "/ready"), "http")]
     for program, port in admin_ports.items():
         # The default port of the program.
-        source = (ROOT / program / "src" / "shell" / "args.rs").read_text()
-        assert f"default_value_t = {port})]\n    pub admin_port" in source, program
+        source = (ROOT / sources.get(program, f"{program}/src/shell/args.rs")).read_text()
+        assert re.search(rf"default_value_t = {port}\)]\n    (pub admin_)?port", source), program
 
 
 def test_pulse_peers_equal_the_pods_of_the_stateful_set():
