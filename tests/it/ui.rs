@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use backbeat_tests::{Browser, Cluster, Program, PulseNodes, own_devstack, wait_for, wait_until};
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use reqwest::Method;
 use reqwest::blocking::{Client, Response};
 use rustix::process::Signal;
@@ -291,7 +292,7 @@ fn names_that_agents_choose_are_inert() {
 }
 
 fn percent(text: &str) -> String {
-    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+    percent_encode(text.as_bytes(), NON_ALPHANUMERIC).to_string()
 }
 
 /// Opens a stream of the page, and reads until its first event has come.

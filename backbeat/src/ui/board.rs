@@ -264,8 +264,87 @@ mod tests {
         Timestamp::from_millis(millis)
     }
 
+    fn board(events: impl IntoIterator<Item = Event>) -> Board {
+        let mut board = Board::default();
+        events.into_iter().for_each(|event| board.on(event, at(0)));
+        board
+    }
+
+    fn node(url: &str, problem: Option<&str>, status: Option<pulse::StatusBody>) -> ProgramStatus<pulse::StatusBody> {
+        ProgramStatus { url: url.to_owned(), problem: problem.map(str::to_owned), status }
+    }
+
+    fn status(name: &str, beat: u32) -> pulse::StatusBody {
+        serde_json::from_value(serde_json::json!({
+            "cluster_id": "c", "node": name, "role": "leader", "beat": beat, "members": [],
+        }))
+        .expect("a status")
+    }
+
     #[test]
-    fn placeholder() {
-        let _ = (frame, report, at);
+    fn window_opens_at_its_downbeat_and_is_complete_at_its_last_beat_until_it_has_a_report() {
+        let mut board = board((0..3).map(|beat| Event::Frame(frame(beat, 4))));
+        let id = frame(0, 4).window_id;
+        let window = |board: &Board| board.find_window(id).cloned().expect("it is shown");
+        assert_eq!((window(&board).beats, window(&board).is_complete()), (3, false));
+        // Frames that are read again change nothing.
+        board.on(Event::Frame(frame(1, 4)), at(0));
+        assert_eq!((window(&board).beats, board.lateness_ms.len()), (3, 3));
+        board.on(Event::Frame(frame(3, 4)), at(0));
+        assert!(window(&board).is_complete());
+        board.on(Event::Report(BarReport { claims: 7, ..report(0, 4) }), at(0));
+        assert_eq!(window(&board).claims(), 7);
+        assert_eq!(board.last_report.map(|report| report.claims), Some(7));
+    }
+
+    #[test]
+    fn newest_windows_dead_letters_and_beats_are_kept() {
+        let letter = |offset| DeadLetter {
+            offset,
+            written_at_ms: 0,
+            reason: String::new(),
+            detail: String::new(),
+            source_partition: String::new(),
+            source_offset: String::new(),
+            key: String::new(),
+        };
+        let frames = (0..300).map(|beat| Event::Frame(frame(beat, 4)));
+        let letters = (0..30).map(|offset| Event::DeadLetters(vec![letter(offset)]));
+        let board = board(frames.chain(letters));
+        let shown: Vec<i64> = board.windows.keys().map(|from| from.get()).collect();
+        assert_eq!((shown.len(), shown.first(), shown.last()), (MAX_WINDOWS, Some(&100), Some(&296)));
+        assert_eq!((board.dead_letters.len(), board.dead_letters[0].offset), (MAX_DEAD_LETTERS, 29));
+        assert_eq!(board.lateness_ms.len(), MAX_BEATS);
+    }
+
+    #[test]
+    fn program_that_does_not_answer_keeps_its_last_status_and_the_start_of_its_trouble() {
+        let mut board = Board::default();
+        let answers = |beat| node("u", None, Some(status("p", beat)));
+        let silent = |reason| node("u", Some(reason), None);
+        for (time, program) in [(1, answers(5)), (2, answers(6)), (3, silent("timeout")), (4, silent("refused"))] {
+            board.on(Event::Pulse(0, vec![program]), at(time));
+        }
+        let known = board.pulse.values().next().expect("one node");
+        assert_eq!(
+            (known.since, known.program.status.as_ref().map(|status| status.beat)),
+            (at(3), Some(status("p", 6).beat))
+        );
+        assert!(board.newest_pulse_status().is_none(), "a node that does not answer knows nothing of now");
+        board.on(Event::Pulse(0, vec![answers(7)]), at(5));
+        assert_eq!(board.pulse.values().next().map(|known| known.since), Some(at(5)));
+        // An instance that is gone from the names of its address is gone from the page.
+        board.on(Event::Pulse(0, vec![node("v", None, None)]), at(6));
+        assert_eq!(board.pulse.keys().map(|(_, url)| url.as_str()).collect::<Vec<_>>(), ["v"]);
+    }
+
+    #[test]
+    fn outage_of_kafka_is_shown_since_its_first_failure() {
+        let mut board = board([Event::Kafka(Ok(()))]);
+        board.on(Event::Kafka(Err("a".to_owned())), at(1));
+        board.on(Event::Kafka(Err("b".to_owned())), at(2));
+        assert_eq!(board.kafka_trouble, Some((at(1), "b".to_owned())));
+        board.on(Event::Kafka(Ok(())), at(3));
+        assert_eq!(board.kafka_trouble, None);
     }
 }
