@@ -118,7 +118,9 @@ fn metrics_reference_is_what_the_services_export() {
     let limits = || reverb.metric("backbeat_reverb_objective_p95_seconds").is_some();
     wait_until("SLOs with samples", LIMIT, limits);
     let mut reference = String::new();
-    for (name, program) in [("pulse", &pulse), ("reverb", &reverb)] {
+    let ui = cluster.serve("backbeat", &["ui"]);
+    ui.wait_ready();
+    for (name, program) in [("pulse", &pulse), ("reverb", &reverb), ("backbeat ui", &ui)] {
         let (_, exposition) = program.get("/metrics").expect("it answers");
         write!(reference, "\n## {name}\n\n| metric | type | labels | meaning |\n|---|---|---|---|\n")
             .expect("writing to a String does not fail");
