@@ -15,6 +15,9 @@ pub(crate) const MAX_DEAD_LETTERS: usize = 20;
 /// The largest number of beats whose lateness is shown.
 pub(crate) const MAX_BEATS: usize = 60;
 
+/// A larger difference between a frame's emission and now is the frame's age, a smaller one that of two clocks.
+const MAX_SKEW_MS: i64 = 5_000;
+
 /// News from Kafka or from a program.
 #[derive(Debug)]
 pub(crate) enum Event {
@@ -75,6 +78,8 @@ pub(crate) struct WindowView {
 pub(crate) struct Board {
     /// The newest frame.
     pub(crate) frame: Option<BeatFrame>,
+    /// The instant at which the next frame is due, by this program's clock.
+    pub(crate) due: Timestamp,
     /// The differences between the last beats' emission and schedule in milliseconds, oldest first.
     pub(crate) lateness_ms: VecDeque<i64>,
     pub(crate) windows: BTreeMap<BeatIndex, WindowView>,
@@ -93,7 +98,7 @@ pub(crate) struct Board {
 impl Board {
     pub(crate) fn on(&mut self, event: Event, now: Timestamp) {
         match event {
-            Event::Frame(frame) => self.on_frame(frame),
+            Event::Frame(frame) => self.on_frame(frame, now),
             Event::Report(report) => self.on_report(report),
             Event::DeadLetters(letters) => {
                 for letter in letters {
@@ -118,7 +123,7 @@ impl Board {
     }
 
     /// A frame that is not newer than the newest one is read again after a client was replaced, and changes nothing.
-    fn on_frame(&mut self, frame: BeatFrame) {
+    fn on_frame(&mut self, frame: BeatFrame, now: Timestamp) {
         if self.frame.as_ref().is_some_and(|newest| newest.beat_index >= frame.beat_index) {
             return;
         }
@@ -134,6 +139,7 @@ impl Board {
             window.beats = (frame.beat_index.since(window.from_beat) + 1) as u16;
             window.bar_length = Some(frame.bar_length);
         }
+        self.due = due(&frame, now);
         self.frame = Some(frame);
         self.drop_old_windows();
     }
@@ -228,6 +234,16 @@ impl WindowView {
     }
 }
 
+/// Returns the instant at which the frame after `frame`, which has just been read, is due.
+///
+/// The leader's clock may differ from this one, so that a frame counts as emitted when it was read, unless it is old.
+fn due(frame: &BeatFrame, now: Timestamp) -> Timestamp {
+    if now.millis_since(frame.emitted_at).abs() > MAX_SKEW_MS {
+        return frame.deadline_at;
+    }
+    now.plus_millis(frame.deadline_at.millis_since(frame.emitted_at).max(0))
+}
+
 /// Replaces the programs at one address. A status that cannot be fetched keeps the last one.
 fn replace<S>(
     known: &mut BTreeMap<(usize, String), Known<S>>,
@@ -295,6 +311,18 @@ mod tests {
         board.on(Event::Report(BarReport { claims: 7, ..report(0, 4) }), at(0));
         assert_eq!(window(&board).claims(), 7);
         assert_eq!(board.last_report.map(|report| report.claims), Some(7));
+    }
+
+    #[test]
+    fn next_beat_is_due_a_period_after_the_last_one_was_read_whatever_the_leaders_clock_says() {
+        let due = |now| {
+            let mut board = Board::default();
+            board.on(Event::Frame(frame(100, 4)), at(now));
+            board.due
+        };
+        // Beat 100 was emitted at 100 s, and the next one is due at 101 s.
+        assert_eq!((due(100_010), due(98_000), due(103_000)), (at(101_010), at(99_000), at(104_000)));
+        assert_eq!(due(3_600_000), at(101_000), "an old frame: the next one is late since then");
     }
 
     #[test]

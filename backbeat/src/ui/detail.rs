@@ -136,7 +136,7 @@ fn open_window(window: &WindowView) -> Markup {
             section.card {
                 h1 { "Window from beat " (window.from_beat) }
                 p.big { (window.claims()) span.unit { " claims so far" } }
-                p role="status" { (state) ". Its report follows its last beat." }
+                p { (state) ". Its report follows its last beat." }
                 p.quiet { "Window " code { (window.window_id) } }
             }
             @if !window.claims_so_far.is_empty() {

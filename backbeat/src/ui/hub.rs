@@ -90,11 +90,16 @@ impl Hub {
         true
     }
 
-    /// Returns the changes after the event `last`, or else a snapshot, and what follows.
+    /// Returns the changes after the event `last` and the time, or else a snapshot; and what follows.
     pub(crate) fn subscribe(&self, last: Option<&str>, now: Timestamp) -> Subscription {
         let state = self.lock();
-        let changes = last.and_then(|last| self.changes_after(&state, last));
-        let first = changes.unwrap_or_else(|| vec![Arc::new(self.snapshot_of(&state, now))]);
+        let missed = last.and_then(|last| self.changes_after(&state, last));
+        let (mut first, html) = match missed {
+            Some(missed) => (missed, Vec::new()),
+            None => (Vec::new(), state.sections.iter().map(|section| section.html.as_str()).collect()),
+        };
+        // Also if it changes nothing: what was missed has old times in it.
+        first.push(Arc::new(Change { id: self.id(state.sequence), data: self.body(html, now) }));
         (first, self.changes.subscribe())
     }
 
@@ -104,11 +109,6 @@ impl Hub {
         let missing = usize::try_from(state.sequence.checked_sub(last)?).ok()?;
         let first = state.kept.len().checked_sub(missing)?;
         Some(state.kept.iter().skip(first).cloned().collect())
-    }
-
-    fn snapshot_of(&self, state: &State, now: Timestamp) -> Change {
-        let html = state.sections.iter().map(|section| section.html.as_str()).collect();
-        Change { id: self.id(state.sequence), data: self.body(html, now) }
     }
 
     /// Returns the sections, and the id of the last change in them.
@@ -167,8 +167,8 @@ mod tests {
         let publish = |number: usize| hub.publish(vec![section(&[("a", &format!("A{number}"))])], now());
         assert!((2..5).all(publish));
         let first = |last| hub.subscribe(last, now()).0.iter().map(|change| html(change)).collect::<Vec<_>>();
-        assert_eq!(first(Some("e-1")), [["A3"], ["A4"]]);
-        assert_eq!(first(Some("e-3")), [[""; 0]; 0]);
+        assert_eq!(first(Some("e-1")), [vec!["A3"], vec!["A4"], vec![]]);
+        assert_eq!(first(Some("e-3")), [[""; 0]]);
         for unknown in [None, Some("e-9"), Some("other-1"), Some("e-x"), Some("")] {
             assert_eq!(first(unknown), [["A4"]], "{unknown:?}");
         }

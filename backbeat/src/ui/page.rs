@@ -213,6 +213,12 @@ fn instant(at: Timestamp) -> Markup {
     html! { time datetime=(text) data-at=(at.millis()) { (time) } }
 }
 
+/// Returns an instant without its age, for texts that screen readers read out whenever they change.
+fn still_instant(at: Timestamp) -> Markup {
+    let text = at.to_string();
+    html! { time datetime=(text) { (text.get(11..19).unwrap_or_default()) } }
+}
+
 /// Returns the name of a value of an enum, as the API has it, in words.
 pub(crate) fn word(value: impl Serialize) -> String {
     json!(value).as_str().unwrap_or("?").replace('_', " ")
@@ -222,7 +228,7 @@ fn banner(board: &Board) -> Markup {
     html! {
         div #banner role="status" {
             @if let Some((since, reason)) = &board.kafka_trouble {
-                p.alarm { "✕ Kafka does not answer since " (instant(*since)) ". What stands below is of before. (" (reason) ")" }
+                p.alarm { "✕ Kafka does not answer since " (still_instant(*since)) ". What stands below is of before. (" (reason) ")" }
             } @else if !board.has_seen_kafka {
                 p.alarm { "… Waiting for Kafka." }
             } @else if board.frame.is_none() {
@@ -241,7 +247,7 @@ fn beat(board: &Board) -> Markup {
     let position = window.map(|window| window.beats);
     let late = frame.emitted_at.millis_since(frame.scheduled_at);
     html! {
-        div #beat data-beat=(frame.beat_index) data-deadline=(frame.deadline_at.millis()) data-period=(frame.tempo_bpm.period_ms()) {
+        div #beat data-beat=(frame.beat_index) data-due=(board.due.millis()) {
             svg.pendulum viewBox="0 0 100 70" aria-hidden="true" {
                 path.frame d="M30 68 L42 4 H58 L70 68 Z" {}
                 line #arm.(if frame.beat_index.get() % 2 == 0 { "left" } else { "right" }) x1="50" y1="64" x2="50" y2="10" {}

@@ -3,6 +3,7 @@
 
 const TICK_MS = 100;
 const RETRY_MS = 1000;
+const RELOAD_MS = 3000;
 /** A beat counts as late on the page when it is this long overdue: reading Kafka and the way to the page take some of it. */
 const LATE_MS = 250;
 
@@ -38,6 +39,10 @@ function morph(old, wanted) {
 
 /** Children with ids keep their elements wherever they move; the others are matched by their position. */
 function morphChildren(parent, wanted) {
+  const ids = new Set(wanted.map((child) => child.id));
+  for (const child of [...parent.children]) {
+    if (child.id && !ids.has(child.id)) child.remove();
+  }
   const byId = new Map([...parent.children].filter((child) => child.id).map((child) => [child.id, child]));
   let at = parent.firstChild;
   for (const child of wanted) {
@@ -64,7 +69,9 @@ function morphChildren(parent, wanted) {
 function apply({ data, lastEventId: id }) {
   const { now, module, html } = JSON.parse(data);
   if (!import.meta.url.endsWith(module)) {
-    location.reload();
+    // After an upgrade. Not at once: servers of both versions may be behind one name.
+    stream.close();
+    setTimeout(() => location.reload(), RELOAD_MS);
     return;
   }
   clockOffset = now - Date.now();
@@ -123,9 +130,9 @@ function tick() {
   connection.className = lostAt ? "alarm" : "";
   document.body.classList.toggle("stale", lostAt !== undefined);
   const beat = document.getElementById("beat");
-  if (!beat?.dataset.deadline) return;
+  if (!beat?.dataset.due) return;
   const state = document.getElementById("beat-state");
-  const overdue = serverNow() - Number(beat.dataset.deadline);
+  const overdue = serverNow() - Number(beat.dataset.due);
   const isLate = overdue > LATE_MS;
   setText(state, isLate ? `▲ beat ${Number(beat.dataset.beat) + 1} is late by ${(overdue / 1000).toFixed(1)} s` : state.dataset.text);
   state.classList.toggle("alarm", isLate);
@@ -165,7 +172,8 @@ function followTempoForm() {
       result.textContent = `✕ ${error.message}`;
     }
   }
-  const number = (field) => (field.value.trim() === "" ? undefined : Number(field.value));
+  // What is no number is sent as it is: the API says what is allowed.
+  const number = ({ value }) => (value.trim() === "" ? undefined : Number.isNaN(Number(value)) ? value : Number(value));
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     send("POST", { tempo_bpm: number(fields.tempo_bpm), bar_length: number(fields.bar_length), ramp: fields.ramp.checked });
