@@ -77,6 +77,7 @@ COPY compose/console/pom.xml compose/console/libs.sha256 ./
 # Each file must be the one of the lock, and there must be no other.
 RUN mvn --batch-mode --quiet --strict-checksums dependency:copy-dependencies -DoutputDirectory=libs
 WORKDIR /serde/libs
+# hadolint ignore=DL4006
 RUN sha256sum --check --strict --quiet ../libs.sha256 \
     && test "$(find . -type f | wc -l)" = "$(wc -l < ../libs.sha256)"
 
@@ -90,6 +91,7 @@ COPY connect/plugins /plugins
 RUN mvn --batch-mode --quiet --strict-checksums --file /plugins/pom.xml package -Dplugins.dir=/opt/connect/plugins
 WORKDIR /opt/connect/plugins
 # As above; *-services.jar is packed here.
+# hadolint ignore=DL4006
 RUN sha256sum --check --strict --quiet /plugins/plugins.sha256 \
     && test "$(find . -type f ! -name '*-services.jar' | wc -l)" = "$(wc -l < /plugins/plugins.sha256)"
 
