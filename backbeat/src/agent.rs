@@ -85,7 +85,7 @@ impl ReadArgs {
         let registry = Registry::new(&self.kafka)?;
         let stop = backbeat_service::on_signals_in(runtime.handle())?;
         let all_partitions = self.all_partitions;
-        let range = HistoryRange { from, to, bars, all_partitions, max_records: u64::MAX };
+        let range = HistoryRange { from, to, bars, all_partitions, max_records: u64::MAX, max_bytes: usize::MAX };
         Ok(agent_history(&broker, &registry, runtime.handle(), agent, range, &stop)?)
     }
 }

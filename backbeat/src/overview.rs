@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 
 use crate::dev_state::DevState;
 
-pub(crate) const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
+const TIMEOUT: &str = "timeout";
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 /// The addresses in the compose file and of programs started with default flags.
 const DEFAULT_PULSE_URLS: [&str; 3] = ["http://localhost:8080", "http://localhost:8081", "http://localhost:8083"];
 const DEFAULT_REVERB_URLS: [&str; 2] = ["http://localhost:8082", "http://localhost:8084"];
@@ -102,7 +103,7 @@ impl<S: Serialize + DeserializeOwned> ProgramStatus<S> {
     pub(crate) fn fetch(http: &Client, url: &str) -> Self {
         let url = url.trim_end_matches('/').to_owned();
         let problem = match http.get(format!("{url}/ready")).send() {
-            Err(error) if error.is_timeout() => Some("timeout".to_owned()),
+            Err(error) if error.is_timeout() => Some(TIMEOUT.to_owned()),
             Err(_) => Some("does not answer".to_owned()),
             Ok(response) if response.status().is_success() => None,
             Ok(response) => {
@@ -110,7 +111,10 @@ impl<S: Serialize + DeserializeOwned> ProgramStatus<S> {
                 Some(body.map_or_else(|_| "not ready, no reason given".to_owned(), |body| body.error))
             }
         };
-        let status = http.get(format!("{url}/api/v1/status")).send().and_then(reqwest::blocking::Response::json).ok();
+        // A program that hangs would take as long again.
+        let hangs = problem.as_deref() == Some(TIMEOUT);
+        let fetch = || http.get(format!("{url}/api/v1/status")).send().and_then(reqwest::blocking::Response::json).ok();
+        let status = if hangs { None } else { fetch() };
         let foreign = status.is_none().then(|| "answers, but is not a BACKBEAT program".to_owned());
         Self { url, problem: problem.or(foreign), status }
     }

@@ -17,12 +17,14 @@ mod sources;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use backbeat_broker::{Broker, KafkaArgs, Registry};
 use backbeat_schemas::Timestamp;
 use backbeat_service::{Environment, HttpArgs, SecretFile, Shutdown, block_on, on_signals, serve_at_most};
+use reqwest::redirect::Policy;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::{Receiver, channel};
@@ -39,6 +41,8 @@ use crate::overview::ProgramArgs;
 
 /// The largest number of events that wait for the board. Its sources wait then.
 const MAX_WAITING_EVENTS: usize = 256;
+/// The timeout of a connection to a pulse node.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// The largest number of connections: one for each stream, and others for pages and probes.
 const MAX_UI_CONNECTIONS: usize = 512;
 
@@ -123,6 +127,9 @@ async fn serve_page(
     let sources = Sources { broker: broker.clone(), registry: registry.clone(), runtime: Handle::current(), events };
     sources.start(pulse.clone(), reverb).context("cannot start a thread")?;
     tokio::spawn(publish(received, board.clone(), Arc::clone(&hub), metrics.clone()));
+    // A node that cannot be reached is given up before the others are needed.
+    let http =
+        reqwest::Client::builder().no_proxy().redirect(Policy::none()).connect_timeout(CONNECT_TIMEOUT).build()?;
     let ui = Ui {
         settings: Arc::new(settings),
         hub,
@@ -130,7 +137,7 @@ async fn serve_page(
         metrics,
         detail: Detail::new(broker, registry, board, shutdown.clone()),
         guard: Guard::new(&args.allowed_host),
-        tempo: TempoClient { http: reqwest::Client::builder().no_proxy().build()?, pulse: pulse.into(), tokens },
+        tempo: TempoClient { http, pulse: pulse.into(), tokens },
         stop: shutdown.clone(),
     };
     debug_assert!(MAX_UI_CONNECTIONS as i64 > MAX_STREAMS);
@@ -149,7 +156,7 @@ async fn publish(mut events: Receiver<Event>, board: SharedBoard, hub: Arc<Hub>,
             }
             let newest = board.frame.as_ref().map_or(0, |frame| frame.beat_index.get());
             metrics.newest_beat.set(newest);
-            metrics.kafka_answers.set((board.has_seen_kafka && board.kafka_trouble.is_none()).into());
+            metrics.kafka_available.set((board.has_seen_kafka && board.kafka_trouble.is_none()).into());
             sections(&board)
         };
         if hub.publish(sections, now()) {
@@ -167,7 +174,7 @@ impl SharedBoard {
         self.0.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self) -> std::sync::RwLockWriteGuard<'_, Board> {
+    fn write(&self) -> RwLockWriteGuard<'_, Board> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
 }

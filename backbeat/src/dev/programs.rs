@@ -19,7 +19,7 @@ const LISTEN_TIMEOUT: Duration = Duration::from_secs(10);
 /// Offsets of the pulse nodes' ports from the first one; the ports between belong to reverb and the registry.
 const PULSE_PORT_OFFSETS: [u16; 5] = [0, 1, 3, 6, 7];
 /// Settings of the user's environment that do not reach the programs.
-const UNSET: [&str; 7] = [
+const UNSET: [&str; 8] = [
     "KAFKA_CONFIG",
     "SCHEMA_REGISTRY_CA",
     "LOG_LEVEL",
@@ -27,6 +27,7 @@ const UNSET: [&str; 7] = [
     "BACKBEAT_RAFT_BIND",
     "BACKBEAT_RAFT_SECRET_FILE",
     "BACKBEAT_ADMIN_TOKEN_FILE",
+    "BACKBEAT_UI_ALLOWED_HOSTS",
 ];
 
 /// The trouble of the simulated agents, as flags of agent-sim.

@@ -15,14 +15,15 @@ pub(crate) const MAX_DEAD_LETTERS: usize = 20;
 /// The largest number of beats whose lateness is shown.
 pub(crate) const MAX_BEATS: usize = 60;
 
-/// A larger difference between a frame's emission and now is the frame's age, a smaller one that of two clocks.
-const MAX_SKEW_MS: i64 = 5_000;
-
 /// News from Kafka or from a program.
 #[derive(Debug)]
 pub(crate) enum Event {
-    /// A frame was read.
+    /// A frame was read that was in the log before.
+    EarlierFrame(BeatFrame),
+    /// A frame was read as soon as it was published.
     Frame(BeatFrame),
+    /// `beatframes` was recreated: what was read of it is of another log.
+    Recreated,
     /// A report was read.
     Report(BarReport),
     /// Dead letters were read.
@@ -33,6 +34,8 @@ pub(crate) enum Event {
     Reverb(usize, Vec<Member>),
     /// Kafka answered, or did not, for this reason.
     Kafka(Result<(), String>),
+    /// A reader of this name works, or does not, for this reason.
+    Reader(&'static str, Result<(), String>),
 }
 
 /// A reverb member's answers.
@@ -46,7 +49,7 @@ pub(crate) struct Member {
 #[derive(Debug)]
 pub(crate) struct Known<S> {
     pub(crate) program: ProgramStatus<S>,
-    /// False if its status is an earlier one.
+    /// True if it answered; otherwise its status is an earlier one.
     pub(crate) answers: bool,
     /// The instant since which it is ready, or is not.
     pub(crate) since: Timestamp,
@@ -83,26 +86,37 @@ pub(crate) struct Board {
     /// The differences between the last beats' emission and schedule in milliseconds, oldest first.
     pub(crate) lateness_ms: VecDeque<i64>,
     pub(crate) windows: BTreeMap<BeatIndex, WindowView>,
-    /// The newest report that was read after the page's history.
+    /// The report of the newest window that has one.
     pub(crate) last_report: Option<BarReport>,
     pub(crate) pulse: BTreeMap<(usize, String), Known<pulse::StatusBody>>,
     pub(crate) reverb: BTreeMap<(usize, String), Known<reverb::StatusBody>>,
-    /// Newest first.
+    /// The newest dead letters, newest first.
     pub(crate) dead_letters: VecDeque<DeadLetter>,
     /// The reason why Kafka does not answer, and since when.
     pub(crate) kafka_trouble: Option<(Timestamp, String)>,
-    /// True once Kafka has answered.
+    /// True if Kafka has answered once.
     pub(crate) has_seen_kafka: bool,
+    /// The readers that do not work, since when and why.
+    pub(crate) reader_troubles: BTreeMap<&'static str, (Timestamp, String)>,
 }
 
 impl Board {
     pub(crate) fn on(&mut self, event: Event, now: Timestamp) {
         match event {
-            Event::Frame(frame) => self.on_frame(frame, now),
+            Event::EarlierFrame(frame) => self.on_frame(frame, None),
+            Event::Frame(frame) => self.on_frame(frame, Some(now)),
+            Event::Recreated => {
+                (self.frame, self.last_report) = (None, None);
+                self.windows.clear();
+                self.lateness_ms.clear();
+            }
             Event::Report(report) => self.on_report(report),
             Event::DeadLetters(letters) => {
                 for letter in letters {
-                    self.dead_letters.push_front(letter);
+                    // Those that are read again are there.
+                    if self.dead_letters.iter().all(|shown| shown.offset != letter.offset) {
+                        self.dead_letters.push_front(letter);
+                    }
                 }
                 self.dead_letters.truncate(MAX_DEAD_LETTERS);
             }
@@ -119,11 +133,15 @@ impl Board {
                 let since = self.kafka_trouble.as_ref().map_or(now, |(since, _)| *since);
                 self.kafka_trouble = Some((since, reason));
             }
+            Event::Reader(name, Ok(())) => drop(self.reader_troubles.remove(name)),
+            Event::Reader(name, Err(reason)) => {
+                self.reader_troubles.entry(name).or_insert((now, String::new())).1 = reason;
+            }
         }
     }
 
     /// A frame that is not newer than the newest one is read again after a client was replaced, and changes nothing.
-    fn on_frame(&mut self, frame: BeatFrame, now: Timestamp) {
+    fn on_frame(&mut self, frame: BeatFrame, published_at: Option<Timestamp>) {
         if self.frame.as_ref().is_some_and(|newest| newest.beat_index >= frame.beat_index) {
             return;
         }
@@ -139,7 +157,9 @@ impl Board {
             window.beats = (frame.beat_index.since(window.from_beat) + 1) as u16;
             window.bar_length = Some(frame.bar_length);
         }
-        self.due = due(&frame, now);
+        // The leader's clock may differ from this one: a new frame counts as emitted now.
+        let until_next = frame.deadline_at.millis_since(frame.emitted_at).max(0);
+        self.due = published_at.map_or(frame.deadline_at, |now| now.plus_millis(until_next));
         self.frame = Some(frame);
         self.drop_old_windows();
     }
@@ -234,16 +254,6 @@ impl WindowView {
     }
 }
 
-/// Returns the instant at which the frame after `frame`, which has just been read, is due.
-///
-/// The leader's clock may differ from this one, so that a frame counts as emitted when it was read, unless it is old.
-fn due(frame: &BeatFrame, now: Timestamp) -> Timestamp {
-    if now.millis_since(frame.emitted_at).abs() > MAX_SKEW_MS {
-        return frame.deadline_at;
-    }
-    now.plus_millis(frame.deadline_at.millis_since(frame.emitted_at).max(0))
-}
-
 /// Replaces the programs at one address. A status that cannot be fetched keeps the last one.
 fn replace<S>(
     known: &mut BTreeMap<(usize, String), Known<S>>,
@@ -315,14 +325,16 @@ mod tests {
 
     #[test]
     fn next_beat_is_due_a_period_after_the_last_one_was_read_whatever_the_leaders_clock_says() {
-        let due = |now| {
+        // Beat 100 was emitted at 100 s, and the next one is due at 101 s.
+        let due = |event, now| {
             let mut board = Board::default();
-            board.on(Event::Frame(frame(100, 4)), at(now));
+            board.on(event, at(now));
             board.due
         };
-        // Beat 100 was emitted at 100 s, and the next one is due at 101 s.
-        assert_eq!((due(100_010), due(98_000), due(103_000)), (at(101_010), at(99_000), at(104_000)));
-        assert_eq!(due(3_600_000), at(101_000), "an old frame: the next one is late since then");
+        for now in [100_010, 50_000, 200_000] {
+            assert_eq!(due(Event::Frame(frame(100, 4)), now), at(now + 1_000));
+        }
+        assert_eq!(due(Event::EarlierFrame(frame(100, 4)), 200_000), at(101_000), "the next one is late since then");
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! The page of a window, and that of an agent: read from the log when they are asked for.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use backbeat_broker::{Broker, Registry};
+use backbeat_broker::{Broker, LogReader, ReadError, Registry, TopicName};
 use backbeat_http_api::reverb::{AgentBar, AgentClaim, AgentHistory};
 use backbeat_reverb::agent_history::{HistoryError, HistoryRange, agent_history};
-use backbeat_reverb::rosters::{RosterReader, RosterWindow, WindowRoster, roster};
-use backbeat_schemas::{BarReport, MAX_ID_BYTES, RosterEntry, RosterKind, WindowId};
+use backbeat_reverb::rosters::{RosterReader, WindowRoster};
+use backbeat_schemas::{BarReport, MAX_ID_BYTES, RosterEntry, RosterKind, Verdict, WindowId};
 use backbeat_service::Shutdown;
 use maud::{Markup, html};
 use tokio::runtime::Handle;
@@ -22,13 +23,18 @@ use crate::agent::{bar_outcome, extent, outcome_as_text};
 /// The number of requests that read the log at the same time, and the time that another one waits for its turn.
 const READS: usize = 2;
 const TURN_TIMEOUT: Duration = Duration::from_secs(5);
+/// The interval at which the page of a window without a report loads itself again, in milliseconds.
+const RELOAD_MS: u32 = 2_000;
 /// The largest number of a roster's entries of one kind that a page shows.
 const MAX_ENTRIES: usize = 200;
 const DEFAULT_BARS: usize = 10;
 /// The largest number of bars of an agent's page.
 const MAX_BARS: usize = 100;
-/// The largest number of records that are read for an agent's page.
+/// The largest number of records that are read for an agent's page, and of the bytes of those that are the agent's.
 const MAX_RECORDS: u64 = 2_000_000;
+const MAX_CLAIM_BYTES: usize = 4 * 1024 * 1024;
+/// The largest number of offsets of `barreports`, from its end back, that are searched for a window's report.
+const MAX_SEARCHED_OFFSETS: i64 = 20_000;
 
 /// Reads the log for pages.
 #[derive(Clone)]
@@ -79,7 +85,11 @@ impl Detail {
             drop(turn);
             result
         });
-        reading.await.map_err(|error| DetailError::Unavailable(format!("the reader of the log has failed: {error}")))?
+        // Whoever waits for a page does not hold up a stop.
+        let Some(read) = self.stop.run_until_cancelled(reading).await else {
+            return Err(DetailError::Unavailable("the program stops".to_owned()));
+        };
+        read.map_err(|error| DetailError::Unavailable(format!("the reader of the log has failed: {error}")))?
     }
 
     /// Returns the page of a window.
@@ -90,18 +100,40 @@ impl Detail {
         }
         let report = known.and_then(|window| window.report);
         let read = move |detail: &Self, runtime: &Handle| {
-            let (broker, registry) = (&detail.broker, &detail.registry);
-            match report {
-                Some(report) => RosterReader::new(broker, registry, runtime)
-                    .and_then(|mut reader| reader.read(report))
-                    .map_err(|error| DetailError::Unavailable(error.to_string())),
-                None => roster(broker, registry, runtime, RosterWindow::Id(id), &detail.stop)
-                    .map_err(|error| DetailError::NotFound(format!("{error:#}"))),
-            }
+            let read_roster = || {
+                let report = match report {
+                    Some(report) => Some(report),
+                    None => detail.find_report(id, runtime)?,
+                };
+                let Some(report) = report else { return Ok(None) };
+                let window = RosterReader::new(&detail.broker, &detail.registry, runtime)?.read(report)?;
+                Ok::<_, ReadError>(Some(window))
+            };
+            read_roster().map_err(|error| DetailError::Unavailable(error.to_string()))?.ok_or_else(|| {
+                DetailError::NotFound(format!(
+                    "the newest reports have none of window {id}; `backbeat roster --window {id}` searches all"
+                ))
+            })
         };
         let window = self.read(read).await?;
         let board = self.board.read();
         Ok(reported_window(&window, &board.owners()))
+    }
+
+    /// Finds the report of a window among the newest ones.
+    fn find_report(&self, id: WindowId, runtime: &Handle) -> Result<Option<BarReport>, ReadError> {
+        let topic = TopicName::BarReports;
+        let mut reports = LogReader::<BarReport>::for_random_access(&self.broker, &self.registry, runtime, topic)?;
+        let end = reports.end_offset()?;
+        let start = (end - MAX_SEARCHED_OFFSETS).max(reports.log_start()?);
+        let mut found = None;
+        reports.read_until(start, end, |entry| {
+            if entry.record.window_id == id {
+                found = Some(entry.record);
+            }
+            if self.stop.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        Ok(found)
     }
 
     /// Returns the page of an agent with its last bars.
@@ -116,7 +148,14 @@ impl Detail {
         }
         let agent = id.clone();
         let read = move |detail: &Self, runtime: &Handle| {
-            let range = HistoryRange { from: None, to: None, bars, all_partitions: false, max_records: MAX_RECORDS };
+            let range = HistoryRange {
+                from: None,
+                to: None,
+                bars,
+                all_partitions: false,
+                max_records: MAX_RECORDS,
+                max_bytes: MAX_CLAIM_BYTES,
+            };
             agent_history(&detail.broker, &detail.registry, runtime, &agent, range, &detail.stop).map_err(|error| {
                 match error {
                     HistoryError::Read(error) => DetailError::Unavailable(format!("{error:#}")),
@@ -131,12 +170,16 @@ impl Detail {
 /// Returns the page of a window without a report, which loads itself again.
 fn open_window(window: &WindowView) -> Markup {
     let (_, state) = window_state(window);
+    let (reload, outlook) = match window.verdict {
+        Some(Verdict::Skipped) => (None, "Its claims had expired before they were read, so it will have none."),
+        _ => (Some(RELOAD_MS), "Its report follows its last beat."),
+    };
     html! {
-        main #main data-reload="2000" {
+        main #main data-reload=[reload] {
             section.card {
                 h1 { "Window from beat " (window.from_beat) }
                 p.big { (window.claims()) span.unit { " claims so far" } }
-                p { (state) ". Its report follows its last beat." }
+                p { (state) ". " (outlook) }
                 p.quiet { "Window " code { (window.window_id) } }
             }
             @if !window.claims_so_far.is_empty() {

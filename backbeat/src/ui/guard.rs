@@ -36,7 +36,11 @@ impl Guard {
                 .and_then(|origin| origin.parse::<Uri>().ok())
                 .is_some_and(|origin| origin.authority().is_some_and(|origin| origin.as_str() == host)),
         };
-        if is_same_origin { Ok(()) } else { Err("the request comes from another web page".to_owned()) }
+        // Images and scripts have no `Origin`, but say where they come from. Following a link is no such request.
+        let is_embedded = text(header::HeaderName::from_static("sec-fetch-site"))
+            .is_some_and(|site| site != "same-origin" && site != "none")
+            && text(header::HeaderName::from_static("sec-fetch-mode")).is_none_or(|mode| mode != "navigate");
+        if is_same_origin && !is_embedded { Ok(()) } else { Err("the request comes from another web page".to_owned()) }
     }
 
     fn is_allowed(&self, host: &str) -> bool {
@@ -49,9 +53,23 @@ impl Guard {
 
 #[cfg(test)]
 mod tests {
-    use axum::http::HeaderValue;
+    use axum::http::{HeaderName, HeaderValue};
 
     use super::*;
+
+    #[test]
+    fn requests_that_another_page_embeds_are_refused_and_links_are_not() {
+        let check = |site: &'static str, mode: &'static str| {
+            let headers = [("host", "localhost"), ("sec-fetch-site", site), ("sec-fetch-mode", mode)];
+            let headers = headers.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+            Guard::new(&[]).check(&Method::GET, &headers.into_iter().collect())
+        };
+        for site in ["cross-site", "same-site"] {
+            assert!(check(site, "no-cors").is_err() && check(site, "cors").is_err());
+            assert_eq!(check(site, "navigate"), Ok(()));
+        }
+        assert_eq!((check("same-origin", "cors"), check("none", "navigate")), (Ok(()), Ok(())));
+    }
 
     fn check(method: &Method, host: &str, origin: Option<&str>) -> Result<(), String> {
         let mut headers = HeaderMap::new();

@@ -10,7 +10,7 @@ use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
-use axum::response::sse::{Event as SseEvent, KeepAlive, Sse};
+use axum::response::sse::{Event as SseEvent, Sse};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -22,7 +22,10 @@ use prometheus::IntGauge;
 use serde::Deserialize;
 use serde_json::json;
 use sha2::{Digest, Sha256};
-use tokio::sync::broadcast::{Receiver, error::RecvError};
+use tokio::sync::broadcast::Receiver;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::time::error::Elapsed;
+use tokio::time::timeout;
 
 use super::detail::{Detail, DetailError};
 use super::guard::Guard;
@@ -33,8 +36,8 @@ use super::{SharedBoard, now};
 
 /// The largest number of pages that get changes at the same time.
 pub(crate) const MAX_STREAMS: i64 = 256;
-/// The interval at which a stream without changes says that it lives.
-const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// The longest time without an event on a stream. The page takes a connection that is silent for longer as lost.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// The timeout of a change of tempo, which a node may forward to the leader.
 const TEMPO_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -45,7 +48,7 @@ const ICON: &str = include_str!("assets/icon.svg");
 const CONTENT_SECURITY_POLICY: &str =
     "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'";
 
-/// What the handlers share.
+/// The state that the handlers share.
 #[derive(Clone)]
 pub(crate) struct Ui {
     pub(crate) settings: Arc<Settings>,
@@ -189,7 +192,8 @@ async fn events(State(ui): State<Ui>, Query(After { after }): Query<After>, head
     let (first, changes) = ui.hub.subscribe(last, now());
     let stream =
         PageStream { ready: first.into_iter().collect(), changes, _open: OpenStream::new(&ui.metrics.streams), ui };
-    Sse::new(stream.into_events()).keep_alive(KeepAlive::new().interval(KEEP_ALIVE)).into_response()
+    // A proxy must not wait for more.
+    ([("x-accel-buffering", "no")], Sse::new(stream.into_events())).into_response()
 }
 
 /// Counts a stream while it is open.
@@ -221,24 +225,29 @@ impl PageStream {
     /// Returns the events. They end when the program stops, so that no open page holds up the stop.
     fn into_events(self) -> impl Stream<Item = Result<SseEvent, Infallible>> {
         unfold(self, async |mut stream| {
-            let change = stream.next().await?;
-            Some((Ok(SseEvent::default().id(&change.id).data(&change.data)), stream))
+            let event = match stream.next().await? {
+                Some(change) => SseEvent::default().id(&change.id).data(&change.data),
+                None => SseEvent::default().data(stream.ui.hub.time(now())),
+            };
+            Some((Ok(event), stream))
         })
     }
 
-    async fn next(&mut self) -> Option<Arc<Change>> {
+    /// Returns the next change; within it `None` if none has come for a while. `None` if the stream has ended.
+    async fn next(&mut self) -> Option<Option<Arc<Change>>> {
         if let Some(change) = self.ready.pop_front() {
-            return Some(change);
+            return Some(Some(change));
         }
-        let received = self.ui.stop.run_until_cancelled(self.changes.recv()).await?;
-        match received {
-            Ok(change) => Some(change),
-            Err(RecvError::Closed) => None,
-            Err(RecvError::Lagged(_)) => {
+        let received = timeout(KEEP_ALIVE, self.changes.recv());
+        match self.ui.stop.run_until_cancelled(received).await? {
+            Ok(Ok(change)) => Some(Some(change)),
+            Err(Elapsed { .. }) => Some(None),
+            Ok(Err(RecvError::Closed)) => None,
+            Ok(Err(RecvError::Lagged(_))) => {
                 self.ui.metrics.lagged_streams.inc();
                 let (snapshot, changes) = self.ui.hub.subscribe(None, now());
                 (self.ready, self.changes) = (snapshot.into(), changes);
-                self.ready.pop_front()
+                self.ready.pop_front().map(Some)
             }
         }
     }
@@ -258,7 +267,8 @@ async fn change_tempo(
     })?;
     let token = tokens.bearer(headers.get(header::AUTHORIZATION).map(HeaderValue::as_bytes));
     let token = token.ok_or_else(|| ApiError::unauthorized("the token is missing or wrong"))?;
-    ui.tempo.send(&method, token.expose(), &body).await
+    let sent = ui.stop.run_until_cancelled(ui.tempo.send(&method, token.expose(), &body)).await;
+    sent.unwrap_or_else(|| Err(ApiError::unavailable("the program stops; the change may still be carried out")))
 }
 
 impl TempoClient {

@@ -111,6 +111,11 @@ impl Hub {
         Some(state.kept.iter().skip(first).cloned().collect())
     }
 
+    /// Returns the body of an event that changes nothing.
+    pub(crate) fn time(&self, now: Timestamp) -> String {
+        self.body(Vec::new(), now)
+    }
+
     /// Returns the sections, and the id of the last change in them.
     pub(crate) fn sections(&self) -> (Vec<Section>, String) {
         let state = self.lock();

@@ -12,7 +12,7 @@ pub(crate) struct Metrics {
     pub(crate) lagged_streams: IntCounter,
     pub(crate) changes: IntCounter,
     pub(crate) newest_beat: IntGauge,
-    pub(crate) kafka_answers: IntGauge,
+    pub(crate) kafka_available: IntGauge,
 }
 
 impl Metrics {
@@ -36,8 +36,8 @@ impl Metrics {
                 "Index of the newest beat that the page shows",
                 registry
             )?,
-            kafka_answers: int_gauge!(
-                "backbeat_ui_kafka_answers",
+            kafka_available: int_gauge!(
+                "backbeat_ui_kafka_available",
                 "1 while Kafka answers this program, 0 while it does not",
                 registry
             )?,

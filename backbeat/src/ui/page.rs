@@ -15,8 +15,8 @@ use crate::output::inert;
 
 /// The largest bar that is drawn as one dot for each beat.
 const MAX_DOTS: u16 = 32;
-/// The largest jitter of an unremarkable beat, in milliseconds: the SLO of pulse.
-const LATE_MS: i64 = 20;
+/// The largest jitter that the SLO of pulse allows, in milliseconds.
+const JITTER_SLO_MS: i64 = 20;
 /// The height of a window's column, and that of the chart of beats, in units of their drawings.
 const HEIGHT: f64 = 40.0;
 
@@ -87,7 +87,7 @@ pub(crate) fn sections(board: &Board) -> Vec<Section> {
         rows("windows", "No window has opened yet.", 9, windows(board)),
         rows("pulse", "No pulse node is known.", 5, pulse_rows(board)),
         rows("reverb", "No reverb member is known.", 6, reverb_rows(board)),
-        rows("slos", "No SLO has been measured yet.", 5, slo_rows(board)),
+        rows("slos", "No reverb member that answers has measured one.", 5, slo_rows(board)),
         rows("dead-letters", "None.", 4, dead_letter_rows(board)),
         Section::leaf(announcement(board)),
     ]
@@ -232,10 +232,23 @@ fn banner(board: &Board) -> Markup {
             } @else if !board.has_seen_kafka {
                 p.alarm { "… Waiting for Kafka." }
             } @else if board.frame.is_none() {
-                p.alarm { "… Kafka answers. Waiting for the first beat: "
-                    (board.newest_pulse_status().and_then(|status| status.waiting_for.clone()).unwrap_or_else(|| "no pulse node has published one".to_owned())) }
+                p.alarm { "… Kafka answers. Waiting for the first beat: " (name(&reason_for_no_beat(board))) }
+            }
+            @for (reader, (since, reason)) in &board.reader_troubles {
+                p.alarm { "✕ Cannot read " (reader) " since " (still_instant(*since)) ": " (name(reason)) }
             }
         }
+    }
+}
+
+fn reason_for_no_beat(board: &Board) -> String {
+    match board.newest_pulse_status() {
+        None => "no pulse node answers".to_owned(),
+        Some(pulse::StatusBody { beat: Some(beat), .. }) => {
+            format!("beat {beat} is published, and cannot be read; does the schema registry answer?")
+        }
+        Some(pulse::StatusBody { waiting_for: Some(reason), .. }) => format!("pulse waits for {reason}"),
+        Some(_) => "no pulse node has published one".to_owned(),
     }
 }
 
@@ -245,7 +258,12 @@ fn beat(board: &Board) -> Markup {
     };
     let window = board.windows.values().rev().find(|window| window.window_id == frame.window_id);
     let position = window.map(|window| window.beats);
-    let late = frame.emitted_at.millis_since(frame.scheduled_at);
+    let off = frame.emitted_at.millis_since(frame.scheduled_at);
+    let state = if off.abs() > JITTER_SLO_MS {
+        format!("▲ {off:+} ms off its schedule")
+    } else {
+        format!("on time ({off:+} ms)")
+    };
     html! {
         div #beat data-beat=(frame.beat_index) data-due=(board.due.millis()) {
             svg.pendulum viewBox="0 0 100 70" aria-hidden="true" {
@@ -260,7 +278,7 @@ fn beat(board: &Board) -> Markup {
                 }
             } ", " (word(frame.phase)) }
             (dots(frame, position))
-            p #beat-state data-text=(format!("on time ({late:+} ms)")) { (format!("on time ({late:+} ms)")) }
+            p #beat-state data-text=(state) { (state) }
             p.quiet { "cluster " (name(&frame.cluster_id)) ", from " (name(&frame.node)) ", term " (frame.term)
                 @if frame.degraded { strong { ", ▲ without a quorum" } } }
             (beats_chart(board))
@@ -293,7 +311,7 @@ fn beats_chart(board: &Board) -> Markup {
         svg.chart viewBox=(format!("0 0 {} {HEIGHT}", MAX_BEATS * 4)) preserveAspectRatio="none" role="img" aria-label=(label) {
             @for (index, late) in board.lateness_ms.iter().enumerate() {
                 @let height = (late.abs() as f64).clamp(1.0, HEIGHT);
-                rect.(if late.abs() > LATE_MS { "late" } else { "counted" })
+                rect.(if late.abs() > JITTER_SLO_MS { "late" } else { "counted" })
                     x=((MAX_BEATS - count + index) * 4) y=(HEIGHT - height) width="3" height=(height) {}
             }
         }
@@ -420,7 +438,7 @@ fn column_id(window: &WindowView) -> String {
 pub(crate) fn window_state(window: &WindowView) -> (&'static str, Cow<'static, str>) {
     match (&window.report, window.verdict) {
         (Some(_), _) => ("reported", "● reported".into()),
-        (None, Some(Verdict::Skipped | Verdict::Dropped)) => ("skipped", "✕ without a report".into()),
+        (None, Some(Verdict::Skipped)) => ("skipped", "✕ without a report".into()),
         (None, _) if window.is_complete() => ("open", "◐ closing".into()),
         (None, _) => match window.bar_length {
             Some(length) => ("open", format!("○ open, beat {} of {length}", window.beats).into()),
@@ -466,6 +484,11 @@ fn needs_attention(report: &BarReport) -> Markup {
     html! { @if some.is_empty() { "none" } @else { "▲ " (some.join(", ")) } }
 }
 
+/// Returns the class of a program's row.
+fn readiness<S>(known: &Known<S>) -> &'static str {
+    if known.program.problem.is_none() { "ready" } else { "unready" }
+}
+
 /// Returns the state of a program: ready, or its trouble, since when.
 fn program_state<S>(known: &Known<S>) -> Markup {
     html! {
@@ -479,13 +502,12 @@ fn program_state<S>(known: &Known<S>) -> Markup {
 fn pulse_rows(board: &Board) -> Vec<(String, Markup)> {
     let row = |(index, known): (usize, &Known<pulse::StatusBody>)| {
         let status = known.program.status.as_ref();
-        let is_well = known.program.problem.is_none();
         let id = format!("pulse-{index}");
         let jitter = status.and_then(|status| status.jitter_ms.as_ref());
         let row = html! {
-            tr #(id).(if is_well { "well" } else { "unwell" }) {
+            tr #(id).(readiness(known)) {
                 th.text scope="row" { (status.map_or_else(|| html! { "?" }, |status| name(&status.node))) }
-                td { (status.map_or_else(|| "?".to_owned(), |status| role(status, is_well))) }
+                td { (status.map_or_else(|| "?".to_owned(), |status| role(status, known.answers))) }
                 td.text { (program_state(known)) }
                 td { (jitter.map_or_else(|| "–".to_owned(), |jitter| format!("{} ms", jitter.p95))) }
                 td { (known.program.url) }
@@ -496,32 +518,34 @@ fn pulse_rows(board: &Board) -> Vec<(String, Markup)> {
     board.pulse.values().enumerate().map(row).collect()
 }
 
-fn role(status: &pulse::StatusBody, is_well: bool) -> String {
-    let symbol = match status.role {
-        pulse::RoleName::Leader if is_well => "★ ",
-        pulse::RoleName::DegradedLeader if is_well => "▲ ",
-        _ => "",
-    };
-    let was = if is_well { "" } else { "was " };
-    format!("{was}{symbol}{}", word(status.role))
+fn role(status: &pulse::StatusBody, answers: bool) -> String {
+    let role = word(status.role);
+    if !answers {
+        return format!("was {role}");
+    }
+    let term = status.term.map(|term| format!(", term {term}")).unwrap_or_default();
+    match status.role {
+        pulse::RoleName::Leader => format!("★ {role}{term}"),
+        pulse::RoleName::DegradedLeader => format!("▲ {role}{term}"),
+        _ => format!("{role}{term}"),
+    }
 }
 
 fn reverb_rows(board: &Board) -> Vec<(String, Markup)> {
     let row = |(index, known): (usize, &Known<reverb::StatusBody>)| {
         let id = format!("reverb-{index}");
-        let is_well = known.program.problem.is_none();
         let member = known.program.status.as_ref().map(|status| &status.member);
         let row = html! {
-            tr #(id).(if is_well { "well" } else { "unwell" }) {
+            tr #(id).(readiness(known)) {
                 th scope="row" { (member.map_or_else(|| html! { "?" }, |member| name(&member.name))) }
                 td { @match member {
-                    Some(member) if member.merging && is_well => "★ merge",
+                    Some(member) if member.merging && known.answers => "★ merge",
                     Some(member) if member.merging => "was merge",
                     Some(_) => "aggregates",
                     None => "?",
                 } }
                 td.text { (program_state(known)) }
-                @match member.filter(|_| is_well) {
+                @match member.filter(|_| known.answers) {
                     Some(member) => {
                         td { (partitions(member)) }
                         td { (member.lag_beats) " beats, " (member.lag_records.map_or_else(|| "?".to_owned(), |lag| lag.to_string())) " claims" }
@@ -555,8 +579,8 @@ fn slo_rows(board: &Board) -> Vec<(String, Markup)> {
         let id = format!("slo-{}", slo.name);
         let ms = |value: Option<i64>| value.map_or_else(|| "–".to_owned(), |value| format!("{value} ms"));
         let (class, state) = match slo.met {
-            Some(true) => ("well", "● met"),
-            Some(false) => ("unwell", "✕ violated"),
+            Some(true) => ("ready", "● met"),
+            Some(false) => ("unready", "✕ violated"),
             None => ("none", "○ no samples"),
         };
         let row = html! {

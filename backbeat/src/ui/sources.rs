@@ -1,4 +1,4 @@
-//! Threads that read Kafka and ask the programs, and send what they find as events. They end with the process.
+//! Threads that read Kafka and poll the programs, and send what they find as events. They end with the process.
 
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, ToSocketAddrs};
@@ -15,29 +15,34 @@ use tokio::runtime::Handle;
 use tokio::sync::mpsc::Sender;
 
 use super::board::{Event, MAX_DEAD_LETTERS, MAX_WINDOWS, Member};
-use crate::overview::{ProgramStatus, REQUEST_TIMEOUT, join_all};
+use crate::overview::{ProgramStatus, join_all};
 
-/// The interval at which programs are asked.
-const ASK_INTERVAL: Duration = Duration::from_millis(500);
+/// The interval at which programs are polled, and the timeout of each of the requests.
+const PROGRAM_INTERVAL: Duration = Duration::from_millis(500);
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 /// The interval at which Kafka is probed, and the longest wait for its answer: an outage shows within their sum.
 const PROBE_INTERVAL: Duration = Duration::from_millis(500);
 const PROBE_TIMEOUT: Duration = Duration::from_millis(1_500);
 const POLL_TIMEOUT: Duration = Duration::from_millis(500);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// The number of a member's newest windows that are asked for: those that are open, and some that have just closed.
-const ASKED_WINDOWS: usize = 8;
-/// Offsets of `barreports` to go back for a shown window: the report, the end of its transaction, and replays.
+/// The number of a member's newest windows that are polled: those that are open, and some that have just closed.
+const POLLED_WINDOWS: usize = 8;
+/// The number of offsets of `barreports` to go back for each shown window: its report, the end of its transaction, and replays.
 const OFFSETS_PER_REPORT: i64 = 4;
-/// Dead letters may come in any number. At most this many are read at once, the others are skipped.
+/// The largest number of dead letters that are read at once. Of more, which a flood has, the oldest are skipped.
 const DEAD_LETTER_BATCH: usize = 100;
 const DEAD_LETTER_INTERVAL: Duration = Duration::from_millis(250);
+
+const FRAMES: &str = "beats";
+const REPORTS: &str = "reports";
+const DEAD_LETTERS: &str = "dead letters";
 
 /// The receiver of events has ended, and so does the thread.
 #[derive(Debug, thiserror::Error)]
 #[error("the page has stopped")]
 struct Stopped;
 
-/// What every thread has.
+/// The clients and the channel of all threads.
 #[derive(Clone)]
 pub(crate) struct Sources {
     pub(crate) broker: Broker,
@@ -49,15 +54,15 @@ pub(crate) struct Sources {
 impl Sources {
     /// Starts the threads.
     pub(crate) fn start(self, pulse: Vec<String>, reverb: Vec<String>) -> std::io::Result<()> {
-        self.spawn("frames", Self::follow_frames)?;
-        self.spawn("reports", Self::follow_reports)?;
-        self.spawn("dead-letters", Self::follow_dead_letters)?;
-        self.spawn("kafka-probe", Self::probe_kafka)?;
+        self.spawn(FRAMES, Self::follow_frames)?;
+        self.spawn(REPORTS, Self::follow_reports)?;
+        self.spawn(DEAD_LETTERS, Self::follow_dead_letters)?;
+        self.spawn("kafka", Self::probe_kafka)?;
         for (number, url) in pulse.into_iter().enumerate() {
-            self.spawn("ask-pulse", move |sources| sources.ask_pulse(number, &url))?;
+            self.spawn("pulse", move |sources| sources.poll_pulse(number, &url))?;
         }
         for (number, url) in reverb.into_iter().enumerate() {
-            self.spawn("ask-reverb", move |sources| sources.ask_reverb(number, &url))?;
+            self.spawn("reverb", move |sources| sources.poll_reverb(number, &url))?;
         }
         Ok(())
     }
@@ -74,7 +79,11 @@ impl Sources {
                 if error.is::<Stopped>() {
                     break;
                 }
-                tracing::warn!(source = name, error = format!("{error:#}"), "cannot read; trying again");
+                let reason = format!("{error:#}");
+                tracing::warn!(reader = name, reason, "cannot read; trying again");
+                if sources.send(Event::Reader(name, Err(reason))).is_err() {
+                    break;
+                }
                 thread::sleep(RETRY_PAUSE);
             }
         };
@@ -94,12 +103,18 @@ impl Sources {
             Some(last) => last.offset - 4 * i64::from(last.record.bar_length),
             None => 0,
         };
-        let start = start.max(frames.log_start()?);
+        let (start, end) = (start.max(frames.log_start()?), frames.end_offset()?);
         frames.seek(start)?;
+        self.send(Event::Reader(FRAMES, Ok(())))?;
+        let mut next = start;
         loop {
-            if let Some(entry) = frames.poll(POLL_TIMEOUT)? {
-                self.send(Event::Frame(entry.record))?;
+            let Some(entry) = frames.poll(POLL_TIMEOUT)? else { continue };
+            if entry.offset < next {
+                self.send(Event::Recreated)?;
             }
+            next = entry.offset + 1;
+            let event = if entry.offset < end { Event::EarlierFrame } else { Event::Frame };
+            self.send(event(entry.record))?;
         }
     }
 
@@ -110,6 +125,7 @@ impl Sources {
         let start = reports.end_offset()? - OFFSETS_PER_REPORT * MAX_WINDOWS as i64;
         let start = start.max(reports.log_start()?);
         reports.seek(start)?;
+        self.send(Event::Reader(REPORTS, Ok(())))?;
         loop {
             if let Some(entry) = reports.poll(POLL_TIMEOUT)? {
                 self.send(Event::Report(entry.record))?;
@@ -121,6 +137,7 @@ impl Sources {
     fn follow_dead_letters(&self) -> anyhow::Result<()> {
         let shown = MAX_DEAD_LETTERS as i64;
         let mut reader = DeadLetterReader::new(&self.broker, shown)?;
+        self.send(Event::Reader(DEAD_LETTERS, Ok(())))?;
         loop {
             let mut batch = Vec::new();
             let mut timeout = POLL_TIMEOUT;
@@ -149,60 +166,70 @@ impl Sources {
         }
     }
 
-    fn ask_pulse(&self, number: usize, url: &str) -> anyhow::Result<()> {
-        ask(url, ProgramStatus::<pulse::StatusBody>::fetch, |programs| self.send(Event::Pulse(number, programs)))
+    fn poll_pulse(&self, number: usize, url: &str) -> anyhow::Result<()> {
+        poll_programs(url, ProgramStatus::<pulse::StatusBody>::fetch, |programs| {
+            self.send(Event::Pulse(number, programs))
+        })
     }
 
-    fn ask_reverb(&self, number: usize, url: &str) -> anyhow::Result<()> {
+    fn poll_reverb(&self, number: usize, url: &str) -> anyhow::Result<()> {
         let fetch = |http: &Client, url: &str| {
             let program = ProgramStatus::<reverb::StatusBody>::fetch(http, url);
             let windows = program.status.as_ref().and_then(|_| windows(http, url)).unwrap_or_default();
             Member { program, windows }
         };
-        ask(url, fetch, |members| self.send(Event::Reverb(number, members)))
+        poll_programs(url, fetch, |members| self.send(Event::Reverb(number, members)))
     }
 }
 
 fn windows(http: &Client, url: &str) -> Option<Vec<reverb::WindowStatus>> {
-    let url = format!("{}/api/v1/windows?limit={ASKED_WINDOWS}", url.trim_end_matches('/'));
+    let url = format!("{}/api/v1/windows?limit={POLLED_WINDOWS}", url.trim_end_matches('/'));
     let body: reverb::Windows = http.get(url).send().ok()?.json().ok()?;
     Some(body.windows)
 }
 
-/// Asks all programs at `url` at intervals.
-fn ask<T: Send>(
+/// Polls all programs at `url`.
+fn poll_programs<T: Send>(
     url: &str,
     fetch: impl Fn(&Client, &str) -> T + Sync,
     send: impl Fn(Vec<T>) -> Result<(), Stopped>,
 ) -> anyhow::Result<()> {
     let parsed = Url::parse(url).with_context(|| format!("{url} is not a URL"))?;
     let http = Client::builder().timeout(REQUEST_TIMEOUT).no_proxy().build()?;
+    let mut urls = Vec::new();
     loop {
-        let asked = Instant::now();
-        let urls = addresses(&parsed);
+        let began = Instant::now();
+        // A look-up that fails changes nothing.
+        urls =
+            addresses(&parsed).or(Some(urls).filter(|urls| !urls.is_empty())).unwrap_or_else(|| vec![own_url(&parsed)]);
         let answers = thread::scope(|scope| {
             let threads = urls.iter().map(|url| scope.spawn(|| fetch(&http, url)));
             join_all(threads.collect())
         });
         send(answers)?;
-        thread::sleep(ASK_INTERVAL.saturating_sub(asked.elapsed()));
+        thread::sleep(PROGRAM_INTERVAL.saturating_sub(began.elapsed()));
     }
 }
 
 /// Returns `url`, or a URL for each address of its host if there are several: the name of a service whose instances come and go
 /// (a headless service of Kubernetes, `tasks.NAME` of a swarm).
-fn addresses(url: &Url) -> Vec<String> {
-    let own = vec![url.as_str().trim_end_matches('/').to_owned()];
+/// `None` if it cannot be resolved.
+fn addresses(url: &Url) -> Option<Vec<String>> {
+    let own = Some(vec![own_url(url)]);
     let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else { return own };
     // A certificate is for the name.
     if url.scheme() != "http" {
         return own;
     }
-    let found: BTreeSet<SocketAddr> = (host, port).to_socket_addrs().map(Iterator::collect).unwrap_or_default();
+    let found: BTreeSet<SocketAddr> = (host.trim_matches(['[', ']']), port).to_socket_addrs().ok()?.collect();
     if found.len() < 2 || found.iter().any(|address| address.ip().is_loopback()) {
         return own;
     }
-    found.into_iter().map(|address| format!("http://{address}")).collect()
+    Some(found.into_iter().map(|address| format!("http://{address}")).collect())
+}
+
+fn own_url(url: &Url) -> String {
+    url.as_str().trim_end_matches('/').to_owned()
 }
 
 #[cfg(test)]
@@ -212,7 +239,7 @@ mod tests {
     #[test]
     fn url_whose_host_has_one_address_is_asked_as_it_is() {
         for url in ["http://127.0.0.1:8080", "http://localhost:8080", "https://localhost:8080", "http://[::1]:1"] {
-            assert_eq!(addresses(&Url::parse(url).expect("a URL")), [url]);
+            assert_eq!(addresses(&Url::parse(url).expect("a URL")), Some(vec![url.to_owned()]));
         }
     }
 }

@@ -9,7 +9,7 @@ use backbeat_service::Shutdown;
 use tokio::runtime::Handle;
 
 use super::frame_table::FrameTable;
-use super::recompute::{ClaimRecord, RangeReader, Recompute};
+use super::recompute::{ClaimRecord, RangeReader, Recompute, RecomputeError};
 use crate::core::{Frames, Window, is_retained, partition_of};
 
 /// The bars of a history.
@@ -25,6 +25,8 @@ pub struct HistoryRange {
     pub all_partitions: bool,
     /// The largest number of records to read.
     pub max_records: u64,
+    /// The largest number of bytes of the agent's records.
+    pub max_bytes: usize,
 }
 
 /// The reason why there is no history.
@@ -51,6 +53,12 @@ pub enum HistoryError {
         records: u64,
         /// The largest number.
         allowed: u64,
+    },
+    /// The agent has too many claims, or too large ones.
+    #[error("the agent's claims in these bars have more than {allowed} bytes: ask for fewer bars")]
+    TooManyBytes {
+        /// The largest number.
+        allowed: usize,
     },
     /// Kafka or the schema registry does not answer, or the log is inconsistent.
     #[error(transparent)]
@@ -101,7 +109,11 @@ pub fn agent_history(
         return Err(HistoryError::TooManyRecords { records, allowed: range.max_records });
     }
     let keep_going = &mut || !stop.is_cancelled();
-    let (records, read) = recompute.claims_of(agent, ranges, keep_going).map_err(anyhow::Error::from)?;
+    let claims = recompute.claims_of(agent, ranges, range.max_bytes, keep_going);
+    let (records, read) = claims.map_err(|error| match error {
+        RecomputeError::TooManyBytes { allowed } => HistoryError::TooManyBytes { allowed },
+        error => HistoryError::Read(error.into()),
+    })?;
     let bar = |window: &Window| AgentBar {
         window_id: window.id,
         from_beat: window.from,

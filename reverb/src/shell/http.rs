@@ -32,6 +32,8 @@ const MAX_HISTORY_BARS: usize = 100;
 const DEFAULT_HISTORY_BARS: usize = 10;
 /// The largest number of records that are read for a history.
 const MAX_HISTORY_RECORDS: u64 = 2_000_000;
+/// The largest number of bytes of the agent's records in it.
+const MAX_HISTORY_BYTES: usize = 16 * 1024 * 1024;
 
 /// Reads the histories of agents and the rosters of windows from the log, one at a time.
 #[derive(Clone)]
@@ -162,7 +164,14 @@ async fn agent_claims(
         let bytes = id.len();
         return Err(ApiError::bad_request(format!("the id has {bytes} bytes; allowed are 1 to {MAX_ID_BYTES}")));
     }
-    let range = HistoryRange { from: None, to, bars, all_partitions: false, max_records: MAX_HISTORY_RECORDS };
+    let range = HistoryRange {
+        from: None,
+        to,
+        bars,
+        all_partitions: false,
+        max_records: MAX_HISTORY_RECORDS,
+        max_bytes: MAX_HISTORY_BYTES,
+    };
     let read = move |queries: &LogQueries, runtime: &Handle| {
         agent_history(&queries.broker, &queries.registry, runtime, &id, range, &queries.stop)
     };

@@ -1,5 +1,6 @@
 //! Recomputes windows from the log alone.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -32,6 +33,8 @@ pub(crate) enum RecomputeError {
     BelowBoundary { partition: i32, last_stable_offset: i64, boundary: i64 },
     #[error("stopped before the recomputation was complete")]
     Stopped,
+    #[error("the records to keep have more than {allowed} bytes")]
+    TooManyBytes { allowed: usize },
 }
 
 /// An invalid claim that was read again.
@@ -162,15 +165,19 @@ impl Recompute {
         Ok(shares.collect())
     }
 
-    /// Returns the claims of `agent` in `ranges`, by partition, with the number of records that were read.
+    /// Returns the claims of `agent` in `ranges`, by partition, with the number of records that were read. An error if the claims
+    /// have more than `max_bytes`.
     pub(crate) fn claims_of(
         &mut self,
         agent: &str,
         mut ranges: BTreeMap<i32, RangeReader>,
+        max_bytes: usize,
         keep_going: &mut dyn FnMut() -> bool,
     ) -> Result<(Vec<ClaimRecord>, u64), RecomputeError> {
         let (mut found, mut records) = (Vec::new(), 0);
-        self.read(&mut ranges, keep_going, |partition, offset, decoded, raw| {
+        let bytes = Cell::new(0);
+        let has_room = &mut || bytes.get() <= max_bytes && keep_going();
+        let read = self.read(&mut ranges, has_room, |partition, offset, decoded, raw| {
             records += 1;
             let (may_be_wanted, invalid) = match decoded {
                 DecodedClaim::Valid(claim) => (claim.agent == agent, None),
@@ -179,10 +186,16 @@ impl Recompute {
                     (is_key_wrong || raw().key.as_deref() == Some(agent.as_bytes()), Some(reason))
                 }
             };
-            if may_be_wanted {
-                found.push((partition, offset, raw(), invalid));
+            if may_be_wanted && bytes.get() <= max_bytes {
+                let raw = raw();
+                bytes.set(bytes.get() + raw.bytes());
+                found.push((partition, offset, raw, invalid));
             }
-        })?;
+        });
+        if bytes.get() > max_bytes {
+            return Err(RecomputeError::TooManyBytes { allowed: max_bytes });
+        }
+        read?;
         // A record is of the agent that it names; one that cannot be decoded is of the agent of its key.
         let found = found.into_iter().filter_map(|(partition, offset, raw, invalid)| {
             let claim = self.decoder.claim(&raw);

@@ -3,9 +3,11 @@
 
 const TICK_MS = 100;
 const RETRY_MS = 1000;
+/** The server says something at least every 5 s. A connection without that is lost, though nothing was heard of it. */
+const SILENCE_MS = 12_000;
 const RELOAD_MS = 3000;
-/** A beat counts as late on the page when it is this long overdue: reading Kafka and the way to the page take some of it. */
-const LATE_MS = 250;
+/** A beat that is due counts as late after this time: reading Kafka and the way to the page take some of it. */
+const OVERDUE_MS = 250;
 
 const main = document.querySelector("main");
 const connection = document.getElementById("connection");
@@ -13,9 +15,15 @@ const connection = document.getElementById("connection");
 let clockOffset = main.dataset.now ? Number(main.dataset.now) - Date.now() : 0;
 let lastEventId = main.dataset.after;
 let stream;
-let lostAt;
+/** The instant since which there is no connection, on the server's clock; `undefined` while there is one. */
+let lostAt = serverNow();
+let isFirst = true;
+/** The instant of the last event, on a clock that nobody sets. */
+let heardAt = performance.now();
 
-const serverNow = () => Date.now() + clockOffset;
+function serverNow() {
+  return Date.now() + clockOffset;
+}
 
 /** Changes `old` into `wanted` in place, so that focus, selection and scroll positions stay. */
 function morph(old, wanted) {
@@ -67,10 +75,12 @@ function morphChildren(parent, wanted) {
 }
 
 function apply({ data, lastEventId: id }) {
+  heardAt = performance.now();
   const { now, module, html } = JSON.parse(data);
   if (!import.meta.url.endsWith(module)) {
     // After an upgrade. Not at once: servers of both versions may be behind one name.
     stream.close();
+    lostAt ??= serverNow();
     setTimeout(() => location.reload(), RELOAD_MS);
     return;
   }
@@ -88,11 +98,15 @@ function apply({ data, lastEventId: id }) {
 
 function connect() {
   stream?.close();
+  heardAt = performance.now();
   stream = new EventSource(`${main.dataset.live}?after=${encodeURIComponent(lastEventId ?? "")}`);
-  stream.onopen = () => { lostAt = undefined; tick(); };
+  stream.onopen = () => {
+    [lostAt, isFirst] = [undefined, false];
+    tick();
+  };
   stream.onmessage = apply;
   stream.onerror = () => {
-    lostAt ??= Date.now();
+    lostAt ??= serverNow();
     tick();
     // A refused stream does not try again by itself.
     const refused = stream;
@@ -105,6 +119,7 @@ function followVisibility() {
   if (document.hidden) {
     stream?.close();
     stream = undefined;
+    lostAt ??= serverNow();
   } else {
     connect();
   }
@@ -116,6 +131,10 @@ function age(ms) {
   return seconds < 7200 ? `${Math.floor(seconds / 60)} min` : `${Math.floor(seconds / 3600)} h`;
 }
 
+function clock(ms) {
+  return new Date(ms).toISOString().slice(11, 19);
+}
+
 function setText(element, text) {
   if (element && element.textContent !== text) element.textContent = text;
 }
@@ -124,18 +143,25 @@ function tick() {
   for (const time of document.querySelectorAll("time[data-at]")) {
     setText(time, `${time.dateTime.slice(11, 19)} (${age(serverNow() - Number(time.dataset.at))} ago)`);
   }
-  setText(connection, lostAt
-    ? `✕ No connection to backbeat ui since ${new Date(lostAt).toISOString().slice(11, 19)}. Trying again.`
-    : "● live");
-  connection.className = lostAt ? "alarm" : "";
-  document.body.classList.toggle("stale", lostAt !== undefined);
+  if (stream && performance.now() - heardAt > SILENCE_MS) {
+    lostAt ??= serverNow();
+    connect();
+  }
+  const isLost = lostAt !== undefined && !isFirst;
+  setText(connection, isLost
+    ? `✕ No connection to backbeat ui since ${clock(lostAt)}. Trying again.`
+    : lostAt === undefined ? "● live" : "… connecting");
+  connection.className = isLost ? "alarm" : "";
+  document.body.classList.toggle("stale", isLost);
   const beat = document.getElementById("beat");
   if (!beat?.dataset.due) return;
   const state = document.getElementById("beat-state");
   const overdue = serverNow() - Number(beat.dataset.due);
-  const isLate = overdue > LATE_MS;
-  setText(state, isLate ? `▲ beat ${Number(beat.dataset.beat) + 1} is late by ${(overdue / 1000).toFixed(1)} s` : state.dataset.text);
-  state.classList.toggle("alarm", isLate);
+  const isLate = overdue > OVERDUE_MS && !isLost;
+  setText(state, isLost ? `unknown since ${clock(lostAt)}`
+    : isLate ? `▲ beat ${Number(beat.dataset.beat) + 1} is late by ${(overdue / 1000).toFixed(1)} s`
+      : state.dataset.text);
+  state.classList.toggle("alarm", isLate || state.textContent.startsWith("▲"));
   swing(beat, -overdue);
 }
 
@@ -147,17 +173,20 @@ function swing(beat, due) {
   arm.style.transitionDuration = `${Math.max(0, due)}ms`;
 }
 
+/** Takes the token out of the address, which `backbeat dev` hands out with one. It must not stay in the history. */
+function takeToken() {
+  const token = new URLSearchParams(location.hash.slice(1)).get("token");
+  if (!token) return;
+  history.replaceState(null, "", location.pathname + location.search);
+  const form = document.getElementById("tempo-form");
+  if (form) form.elements.token.value = token;
+}
+
 function followTempoForm() {
   const form = document.getElementById("tempo-form");
   if (!form) return;
   const result = document.getElementById("tempo-result");
   const fields = form.elements;
-  // A link with the token is handed out by `backbeat dev`. It must not stay in the history.
-  const token = new URLSearchParams(location.hash.slice(1)).get("token");
-  if (token) {
-    fields.token.value = token;
-    history.replaceState(null, "", location.pathname);
-  }
   async function send(method, body) {
     result.className = "";
     result.textContent = "…";
@@ -184,15 +213,23 @@ function followTempoForm() {
 /** Loads a page again until it asks for that no more. */
 async function reloadMain() {
   try {
-    const response = await fetch(location.href);
-    const fresh = new DOMParser().parseFromString(await response.text(), "text/html").querySelector("main");
-    if (response.ok && fresh) morph(main, fresh);
+    if (!document.hidden) {
+      const response = await fetch(location.href);
+      const fresh = new DOMParser().parseFromString(await response.text(), "text/html").querySelector("main");
+      if (!response.ok || !fresh) throw new Error(`status ${response.status}`);
+      morph(main, fresh);
+      lostAt = undefined;
+    }
   } catch {
-    // The next attempt may succeed.
+    lostAt ??= Date.now();
   }
+  setText(connection, lostAt ? `✕ No answer from backbeat ui since ${clock(lostAt)}. Trying again.` : "");
+  connection.className = lostAt ? "alarm" : "";
   if (main.dataset.reload) setTimeout(reloadMain, Number(main.dataset.reload));
 }
 
+takeToken();
+addEventListener("hashchange", takeToken);
 if (main.dataset.live) {
   followTempoForm();
   document.addEventListener("visibilitychange", followVisibility);
@@ -200,6 +237,7 @@ if (main.dataset.live) {
   tick();
   setInterval(tick, TICK_MS);
 } else {
+  lostAt = undefined;
   connection.textContent = "";
   if (main.dataset.reload) setTimeout(reloadMain, Number(main.dataset.reload));
 }
