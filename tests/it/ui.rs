@@ -300,9 +300,9 @@ fn percent(text: &str) -> String {
 }
 
 /// Opens a stream of the page, and reads until its first event has come.
-fn open_stream(ui: &Program) -> BufReader<Response> {
-    let response = Client::builder().timeout(None).build().expect("a client").get(format!("{}/events", url(ui)));
-    let mut stream = BufReader::new(response.send().expect("it answers"));
+fn open_stream(http: &Client, ui: &Program) -> BufReader<Response> {
+    let response = http.get(format!("{}/events", url(ui))).timeout(LIMIT).send().expect("it answers");
+    let mut stream = BufReader::new(response);
     let mut line = String::new();
     while !line.starts_with("data:") {
         line.clear();
@@ -319,7 +319,8 @@ fn open_pages_do_not_hold_up_a_stop() {
     let browser = Browser::start();
     browser.open(&url(&ui));
     browser.wait_for_text("#connection", "● live");
-    let streams: Vec<BufReader<Response>> = (0..10).map(|_| open_stream(&ui)).collect();
+    let http = Client::new();
+    let streams: Vec<BufReader<Response>> = (0..10).map(|_| open_stream(&http, &ui)).collect();
     wait_until("eleven streams", LIMIT, || ui.metric("backbeat_ui_streams") == Some(11.0));
     let stopped = Instant::now();
     ui.signal(Signal::TERM);
@@ -361,7 +362,7 @@ fn streams_have_a_limit_and_pages_elsewhere_have_no_access() {
     let body = page.text().expect("a body");
     assert!(!body.contains("<style") && !body.contains("style=") && !body.contains("onclick"), "{body}");
 
-    let streams: Vec<_> = (0..256).map(|_| open_stream(&ui)).collect();
+    let streams: Vec<_> = (0..256).map(|_| open_stream(&http, &ui)).collect();
     assert_eq!(status(Method::GET, "/events", "localhost", None), 503);
     assert_eq!(ui.metric("backbeat_ui_refused_streams_total"), Some(1.0));
     // Pages can still be loaded.
