@@ -6,7 +6,7 @@ DENY_VERSION := 0.20.2
 DENY_ROOT := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/backbeat/cargo-deny-$(DENY_VERSION)
 DENY := $(DENY_ROOT)/bin/cargo-deny
 
-.PHONY: build programs prerequisites test lint run-dev logs status bench chaos simulate docs jar-locks ci fmt docker docker-push test-deploy
+.PHONY: build programs prerequisites test lint run-dev logs status bench chaos simulate docs pictures jar-locks ci fmt docker docker-push test-deploy
 
 # Programs link the system's OpenSSL.
 prerequisites:
@@ -72,6 +72,11 @@ simulate:
 docs: export UPDATE_DOCS := 1
 docs: build
 	$(CARGO) test --locked --package backbeat-tests --test it -- docs:: http_api::
+
+# Takes the pictures in docs/images/ of the page anew.
+pictures: export UPDATE_DOCS := 1
+pictures: build
+	$(CARGO) test --locked --package backbeat-tests --test it -- ui::pages_are_accessible
 
 # Locks what Maven brings, after a version in a pom.xml was changed: the SHA-256 of each file, which devstack and the
 # images compare. What Maven packs itself (*-services.jar) is left out.
