@@ -140,7 +140,7 @@ fn run(command: Command, environment: Environment) -> anyhow::Result<ExitCode> {
         Command::Tail(args) => tail::run(&args),
         Command::Console(args) => console::run(&args),
         Command::Schemas(args) => schemas::run(&args),
-        Command::Notify(args) => notify::run(&args),
+        Command::Notify(args) => notify::run(&args, environment),
         Command::Sinks(args) => sinks::run(&args),
     }
 }

@@ -3,17 +3,16 @@
 mod delivery;
 mod event;
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use backbeat_broker::{Broker, GroupPosition, KafkaArgs, LogReader, Registry, TopicName};
 use backbeat_reverb::rosters::RosterReader;
 use backbeat_schemas::{BarReport, BeatFrame, Timestamp};
-use backbeat_service::Shutdown;
+use backbeat_service::{Environment, SecretFile, Shutdown};
 use delivery::{Delivery, Webhook};
 use event::{Finding, Rules, body, idempotency_key};
 use tokio::runtime::{Handle, Runtime};
@@ -34,7 +33,8 @@ pub(crate) struct Args {
     #[arg(long, env = "BACKBEAT_NOTIFY_URL", value_name = "URL", required_unless_present = "heartbeat_url")]
     url: Option<String>,
 
-    /// File with the secret that notifications are signed with: X-Backbeat-Signature-256 is the HMAC-SHA256 of the body.
+    /// File with the secret that notifications are signed with: X-Backbeat-Signature-256 is the HMAC-SHA256 of the body. Of
+    /// several, one a line, the first is used. A change takes effect within a second.
     #[arg(long, env = "BACKBEAT_NOTIFY_SECRET_FILE", value_name = "FILE", requires = "url")]
     secret_file: Option<PathBuf>,
 
@@ -58,18 +58,15 @@ pub(crate) struct Args {
     kafka: KafkaArgs,
 }
 
-pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &Args, environment: Environment) -> anyhow::Result<ExitCode> {
     if let Some(share) = args.late_share {
         ensure!((0.0..=1.0).contains(&share), "--late-share is {share}; must be 0 to 1");
     }
-    let secret = args.secret_file.as_ref().map(|file| {
-        let text = fs::read_to_string(file).with_context(|| format!("cannot read the secret in {}", file.display()))?;
-        let secret = text.trim().as_bytes().to_vec();
-        ensure!(!secret.is_empty(), "{} has no secret", file.display());
-        anyhow::Ok(secret)
-    });
-    let secret = secret.transpose()?;
+    let secret = args.secret_file.as_deref().map(|path| SecretFile::open(path, environment)).transpose()?;
     let runtime = Runtime::new()?;
+    if let Some(secret) = secret.clone() {
+        runtime.spawn(secret.follow());
+    }
     let stop = backbeat_service::on_signals_in(runtime.handle())?;
     let broker = Broker::new(&args.kafka, "backbeat-notify")?;
     let mut notifier = Notifier {

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use backbeat_service::Shutdown;
+use backbeat_service::{SecretFile, Shutdown};
 use rand::Rng;
 use reqwest::StatusCode;
 use reqwest::blocking::{Client, Response};
@@ -21,7 +21,7 @@ const STOP_POLL: Duration = Duration::from_millis(100);
 /// A webhook.
 pub(crate) struct Webhook {
     url: String,
-    secret: Option<Vec<u8>>,
+    secret: Option<SecretFile>,
     http: Client,
 }
 
@@ -37,8 +37,8 @@ pub(crate) enum Delivery {
 }
 
 impl Webhook {
-    /// `secret` is the key of the signature.
-    pub(crate) fn new(url: String, secret: Option<Vec<u8>>) -> reqwest::Result<Self> {
+    /// `secret` has the key of the signature.
+    pub(crate) fn new(url: String, secret: Option<SecretFile>) -> reqwest::Result<Self> {
         Ok(Self { url, secret, http: Client::builder().timeout(TIMEOUT).redirect(Policy::none()).build()? })
     }
 
@@ -70,8 +70,8 @@ impl Webhook {
     fn post(&self, key: &str, body: &[u8]) -> reqwest::Result<Response> {
         let mut request = self.http.post(&self.url).header("Content-Type", "application/cloudevents+json");
         request = request.header("Idempotency-Key", key);
-        if let Some(secret) = &self.secret {
-            request = request.header("X-Backbeat-Signature-256", signature(secret, body));
+        if let Some(secret) = self.secret.iter().find_map(|file| file.secrets().first().cloned()) {
+            request = request.header("X-Backbeat-Signature-256", signature(secret.expose(), body));
         }
         request.body(body.to_vec()).send()
     }
