@@ -24,6 +24,7 @@ use anyhow::{Context, ensure};
 use backbeat_broker::{Broker, KafkaArgs, Registry};
 use backbeat_schemas::Timestamp;
 use backbeat_service::{Environment, HttpArgs, SecretFile, Shutdown, block_on, on_signals, serve_at_most};
+use reqwest::Url;
 use reqwest::redirect::Policy;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
@@ -112,6 +113,7 @@ async fn serve_page(
     shutdown: Shutdown,
 ) -> anyhow::Result<()> {
     let (pulse, reverb) = args.programs.urls()?;
+    let (pulse_urls, reverb_urls) = (parse(&pulse)?, parse(&reverb)?);
     let broker = Broker::new(&args.kafka, "backbeat-ui")?;
     let registry = Registry::new(&args.kafka)?;
     let metrics = Metrics::new()?;
@@ -125,7 +127,7 @@ async fn serve_page(
     let hub = Arc::new(Hub::new(epoch, settings.js.clone(), sections(&board.read())));
     let (events, received) = channel(MAX_WAITING_EVENTS);
     let sources = Sources { broker: broker.clone(), registry: registry.clone(), runtime: Handle::current(), events };
-    sources.start(pulse.clone(), reverb).context("cannot start a thread")?;
+    sources.start(pulse_urls, reverb_urls).context("cannot start a thread")?;
     tokio::spawn(publish(received, board.clone(), Arc::clone(&hub), metrics.clone()));
     // A node that cannot be reached is given up before the others are needed.
     let http =
@@ -143,6 +145,15 @@ async fn serve_page(
     debug_assert!(MAX_UI_CONNECTIONS as i64 > MAX_STREAMS);
     serve_at_most(MAX_UI_CONNECTIONS, listener, http::routes(ui), shutdown).await?;
     Ok(())
+}
+
+/// Parses the URLs of programs.
+fn parse(urls: &[String]) -> anyhow::Result<Vec<Url>> {
+    let parse = |url: &String| {
+        let parsed = Url::parse(url).ok().filter(|url| url.has_host() && matches!(url.scheme(), "http" | "https"));
+        parsed.with_context(|| format!("{url:?} is not the URL of a program, such as http://pulse-1:8080"))
+    };
+    urls.iter().map(parse).collect()
 }
 
 /// Applies events to the board, and publishes the page whenever it changes.

@@ -372,6 +372,16 @@ fn streams_have_a_limit_and_pages_elsewhere_have_no_access() {
 }
 
 #[test]
+fn programs_without_a_url_are_refused_with_an_example() {
+    let cluster = Cluster::without_topics();
+    for url in ["pulse-1:8080", "8080", "ftp://pulse-1"] {
+        let output = cluster.backbeat(&["ui", "--port", "0", "--pulse", url]);
+        let log = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && log.contains("such as http://pulse-1:8080"), "{log}");
+    }
+}
+
+#[test]
 fn page_that_others_can_reach_needs_a_token_file_in_production() {
     let cluster = Cluster::without_topics();
     let refused = cluster.command("backbeat", &["--env", "production", "ui", "--port", "0", "--admin-host", "0.0.0.0"]);

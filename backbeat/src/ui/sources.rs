@@ -5,7 +5,6 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use backbeat_broker::{Broker, DeadLetterReader, KafkaProbe, LogReader, Registry, TopicName};
 use backbeat_http_api::{pulse, reverb};
 use backbeat_schemas::{BarReport, BeatFrame};
@@ -53,7 +52,7 @@ pub(crate) struct Sources {
 
 impl Sources {
     /// Starts the threads.
-    pub(crate) fn start(self, pulse: Vec<String>, reverb: Vec<String>) -> std::io::Result<()> {
+    pub(crate) fn start(self, pulse: Vec<Url>, reverb: Vec<Url>) -> std::io::Result<()> {
         self.spawn(FRAMES, Self::follow_frames)?;
         self.spawn(REPORTS, Self::follow_reports)?;
         self.spawn(DEAD_LETTERS, Self::follow_dead_letters)?;
@@ -166,13 +165,13 @@ impl Sources {
         }
     }
 
-    fn poll_pulse(&self, number: usize, url: &str) -> anyhow::Result<()> {
+    fn poll_pulse(&self, number: usize, url: &Url) -> anyhow::Result<()> {
         poll_programs(url, ProgramStatus::<pulse::StatusBody>::fetch, |programs| {
             self.send(Event::Pulse(number, programs))
         })
     }
 
-    fn poll_reverb(&self, number: usize, url: &str) -> anyhow::Result<()> {
+    fn poll_reverb(&self, number: usize, url: &Url) -> anyhow::Result<()> {
         let fetch = |http: &Client, url: &str| {
             let program = ProgramStatus::<reverb::StatusBody>::fetch(http, url);
             let windows = program.status.as_ref().and_then(|_| windows(http, url)).unwrap_or_default();
@@ -190,18 +189,16 @@ fn windows(http: &Client, url: &str) -> Option<Vec<reverb::WindowStatus>> {
 
 /// Polls all programs at `url`.
 fn poll_programs<T: Send>(
-    url: &str,
+    url: &Url,
     fetch: impl Fn(&Client, &str) -> T + Sync,
     send: impl Fn(Vec<T>) -> Result<(), Stopped>,
 ) -> anyhow::Result<()> {
-    let parsed = Url::parse(url).with_context(|| format!("{url} is not a URL"))?;
     let http = Client::builder().timeout(REQUEST_TIMEOUT).no_proxy().build()?;
     let mut urls = Vec::new();
     loop {
         let began = Instant::now();
         // A look-up that fails changes nothing.
-        urls =
-            addresses(&parsed).or(Some(urls).filter(|urls| !urls.is_empty())).unwrap_or_else(|| vec![own_url(&parsed)]);
+        urls = addresses(url).or(Some(urls).filter(|urls| !urls.is_empty())).unwrap_or_else(|| vec![own_url(url)]);
         let answers = thread::scope(|scope| {
             let threads = urls.iter().map(|url| scope.spawn(|| fetch(&http, url)));
             join_all(threads.collect())
