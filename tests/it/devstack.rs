@@ -32,6 +32,8 @@ fn dev(dir: &Path, kafka_port: &str, more: &[&str]) -> Dev {
         "0",
         "--reverb-port",
         "0",
+        "--ui-port",
+        "0",
     ]);
     command.args(more).env_remove("KAFKA_BOOTSTRAP_SERVERS").env_remove("SCHEMA_REGISTRY_URL");
     let out = fs::File::create(dir.join("stdout.txt")).expect("the file is created");
@@ -102,8 +104,13 @@ fn dev_runs_a_whole_cluster_until_ctrl_c() {
     let mut child = dev(dir.path(), "0", &["--agents", "7"]);
     wait_for_complete_report(dir.path());
     assert!(shown(dir.path()).contains("● beat 0 "), "{}", shown(dir.path()));
+    let page = shown(dir.path()).lines().find_map(|line| Some(line.strip_prefix("page")?.trim().to_owned()));
+    let page = reqwest::blocking::get(page.expect("the page's address")).and_then(reqwest::blocking::Response::text);
+    let page = page.expect("the page answers");
+    assert!(page.contains("some fall silent, stall, or send late and invalid claims on purpose"), "{page}");
+    assert!(page.contains("Change the tempo") && page.contains("★ leader"), "{page}");
     let running = processes_of(dir.path());
-    for program in ["backbeat dev", "kafka.Kafka", "apicurio", "/pulse ", "/reverb ", "/agent-sim "] {
+    for program in ["backbeat dev", "kafka.Kafka", "apicurio", "/pulse ", "/reverb ", "/agent-sim ", "backbeat ui"] {
         assert!(running.values().any(|command| command.contains(program)), "no {program} in {running:?}");
     }
 
