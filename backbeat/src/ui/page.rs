@@ -1,6 +1,7 @@
 //! The page as HTML: sections, each of which is a pure function of the board, and what stands around them.
 
 mod beat;
+pub(crate) mod detail;
 mod programs;
 mod windows;
 
