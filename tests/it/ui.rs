@@ -233,7 +233,9 @@ fn tempo_is_changed_by_the_page_with_the_token_only() {
     browser.wait_for_text("#tempo-result", "10 %");
     submit("210");
     browser.wait_for_text("#tempo-result", "● 210 BPM in bars of 4, from beat");
-    browser.wait_for_text("#tempo", "210 BPM");
+    browser.wait_for_text("#tempo .big", "210 BPM");
+    // While a change is under way, another one is refused.
+    wait_until("no change under way", LIMIT, || !browser.text("#tempo").contains("Changing"));
     browser.eval("document.getElementById('tempo-form').elements.ramp.checked = true");
     submit("390");
     browser.wait_for_text("#tempo", "▲ Changing to 390");
