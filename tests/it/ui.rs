@@ -39,7 +39,11 @@ fn serve_ui(cluster: &Cluster, pulse: &[&Program], reverb: &[&Program], args: &[
         let url = |program: &&Program| wait_for("a program to listen", LIMIT, || program.url());
         programs.iter().map(url).collect::<Vec<_>>().join(",")
     };
-    let flags = ["ui", "--pulse", &urls(pulse), "--reverb", &urls(reverb)];
+    let (pulse_urls, reverb_urls) = (urls(pulse), urls(reverb));
+    let mut flags = vec!["ui", "--pulse", &pulse_urls];
+    if !reverb.is_empty() {
+        flags.extend(["--reverb", &reverb_urls]);
+    }
     let ui = cluster.serve("backbeat", &[&flags[..], args].concat());
     ui.wait_ready();
     ui
