@@ -209,6 +209,8 @@ fn has_version(program: &str, accepts: impl Fn(&str) -> bool) -> bool {
 /// Ensures that `program` can be run: installs the Debian `package` if this is root on Debian, and otherwise returns an error
 /// that names it.
 pub fn require_program(program: &'static str, package: &str) -> Result<(), DevstackError> {
+    // Debian's package manager runs once at a time.
+    let _lock = lock(&cache_dir()?)?;
     let present = || Command::new(program).arg("--version").output().is_ok_and(|output| output.status.success());
     require(program, present, package, &format!("install {package}"))
 }
