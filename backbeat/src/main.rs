@@ -28,6 +28,7 @@ mod warehouse;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use backbeat_schemas::Timestamp;
 use backbeat_service::{Environment, LogArgs};
 use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser};
@@ -101,6 +102,11 @@ enum Command {
     Completions(generate::CompletionsArgs),
     /// Writes manual pages.
     Man(generate::ManArgs),
+}
+
+/// Returns the time of the wall clock.
+fn now() -> Timestamp {
+    Timestamp::from_millis(chrono::Utc::now().timestamp_millis())
 }
 
 fn main() -> ExitCode {

@@ -11,11 +11,13 @@ use std::time::Duration;
 use anyhow::ensure;
 use backbeat_broker::{Broker, GroupPosition, KafkaArgs, LogReader, Registry, TopicName};
 use backbeat_reverb::rosters::RosterReader;
-use backbeat_schemas::{BarReport, BeatFrame, Timestamp};
+use backbeat_schemas::{BarReport, BeatFrame};
 use backbeat_service::{Environment, SecretFile, Shutdown};
 use delivery::{Delivery, Webhook};
 use event::{Finding, Rules, body, idempotency_key};
 use tokio::runtime::{Handle, Runtime};
+
+use crate::now;
 
 const POLL: Duration = Duration::from_millis(500);
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
@@ -157,10 +159,9 @@ impl Notifier {
                 return Ok(false);
             }
         }
-        let now = Timestamp::from_millis(chrono::Utc::now().timestamp_millis());
         let bar_ms = report.closed_at.millis_since(report.opened_at);
         if let Some(heartbeat) = &self.heartbeat
-            && now.millis_since(report.closed_at) <= 2 * bar_ms + HEARTBEAT_SLACK_MS
+            && now().millis_since(report.closed_at) <= 2 * bar_ms + HEARTBEAT_SLACK_MS
         {
             heartbeat.ping();
         }

@@ -7,13 +7,14 @@ use std::time::Duration;
 
 use anyhow::bail;
 use backbeat_http_api::{ErrorBody, pulse, reverb};
-use backbeat_schemas::{BarReport, BeatFrame, Timestamp};
+use backbeat_schemas::{BarReport, BeatFrame};
 use reqwest::blocking::Client;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::dev_state::DevState;
+use crate::now;
 
 const TIMEOUT: &str = "timeout";
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
@@ -175,14 +176,17 @@ impl fmt::Display for Overview {
             None => writeln!(f, "  none")?,
         }
         write!(f, "\nSLOs, p95 of the last 1,000")?;
-        // The members measure the same SLOs: the one with the most samples is shown.
-        let statuses = self.reverb.iter().filter_map(|member| member.status.as_ref());
-        let samples = |status: &&reverb::StatusBody| status.objectives.iter().map(|slo| slo.samples).sum::<usize>();
-        for slo in statuses.max_by_key(samples).into_iter().flat_map(|status| &status.objectives) {
+        for slo in slos(self.reverb.iter().filter_map(|member| member.status.as_ref())) {
             write!(f, "\n{}", slo_line(slo))?;
         }
         Ok(())
     }
+}
+
+/// Returns the SLOs of the member with the most samples: all measure the same.
+pub(crate) fn slos<'s>(statuses: impl Iterator<Item = &'s reverb::StatusBody>) -> &'s [reverb::Slo] {
+    let samples = |status: &&reverb::StatusBody| status.objectives.iter().map(|slo| slo.samples).sum::<usize>();
+    statuses.max_by_key(samples).map_or(&[], |status| &status.objectives)
 }
 
 fn heading(frame: &BeatFrame, status: &pulse::StatusBody) -> String {
@@ -236,8 +240,7 @@ fn url_and_readiness<S>(program: &ProgramStatus<S>) -> String {
 }
 
 fn report_line(report: &BarReport) -> String {
-    let now = Timestamp::from_millis(chrono::Utc::now().timestamp_millis());
-    let age = now.millis_since(report.closed_at) / 1_000;
+    let age = now().millis_since(report.closed_at) / 1_000;
     let issues = if report.issues.is_empty() { String::new() } else { format!("\n  {}", report.issues.join("; ")) };
     let attention = format!(
         "\n  {} agents fell silent, {} tasks stalled, {} overdrawn",

@@ -22,7 +22,6 @@ use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use backbeat_broker::{Broker, KafkaArgs, Registry};
-use backbeat_schemas::Timestamp;
 use backbeat_service::{Environment, HttpArgs, SecretFile, Shutdown, block_on, on_signals, serve_at_most};
 use reqwest::Url;
 use reqwest::redirect::Policy;
@@ -38,6 +37,7 @@ use self::hub::Hub;
 use self::metrics::Metrics;
 use self::page::{Settings, sections};
 use self::sources::Sources;
+use crate::now;
 use crate::overview::ProgramArgs;
 
 /// The largest number of events that wait for the board. Its sources wait then.
@@ -188,8 +188,4 @@ impl SharedBoard {
     fn write(&self) -> RwLockWriteGuard<'_, Board> {
         self.0.write().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn now() -> Timestamp {
-    Timestamp::from_millis(chrono::Utc::now().timestamp_millis())
 }

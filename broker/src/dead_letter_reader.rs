@@ -47,19 +47,25 @@ impl DeadLetterReader {
         let topic = broker.topics().name(TopicName::DeadLetters);
         let consumer = WatchedReader::new(broker, &topic, Broker::reader)?;
         let mut reader = Self { consumer, topic, position: 0 };
-        reader.skip_to_last(count)?;
+        reader.position = reader.last_offsets(count)?.0;
+        reader.assign_position()?;
         Ok(reader)
     }
 
-    /// Sets the position to the last `count` offsets, unless it is beyond them.
+    /// Sets the position to the last `count` offsets, unless it is among them.
     pub fn skip_to_last(&mut self, count: i64) -> KafkaResult<()> {
-        let (low, high) = self.consumer.fetch_watermarks(&self.topic, PARTITION, QUERY_TIMEOUT)?;
-        let start = (high - count).max(low);
-        if start > self.position || high < self.position || self.position == 0 {
+        let (start, end) = self.last_offsets(count)?;
+        if !(start..=end).contains(&self.position) {
             self.position = start;
             self.assign_position()?;
         }
         Ok(())
+    }
+
+    /// Returns the first of the last `count` offsets, and the end.
+    fn last_offsets(&self, count: i64) -> KafkaResult<(i64, i64)> {
+        let (low, high) = self.consumer.fetch_watermarks(&self.topic, PARTITION, QUERY_TIMEOUT)?;
+        Ok(((high - count).max(low), high))
     }
 
     fn assign_position(&self) -> KafkaResult<()> {

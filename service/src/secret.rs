@@ -48,9 +48,14 @@ impl SecretFile {
         Ok(Self { path: path.to_owned(), environment, secrets: Arc::new(RwLock::new(secrets)) })
     }
 
-    /// Returns the accepted secrets; the first is the one to use.
+    /// Returns the accepted secrets.
     pub fn secrets(&self) -> Arc<[Secret]> {
         Arc::clone(&self.secrets.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Returns the secret to use.
+    pub fn first(&self) -> Secret {
+        self.secrets().first().expect("a file without a secret is refused").clone()
     }
 
     /// Reads the file again whenever it has changed. While it has an error, the secrets stay, and the error is logged once.

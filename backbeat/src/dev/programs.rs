@@ -81,29 +81,26 @@ impl Programs {
         self.start("agent-sim", "agent-sim", &agents)?;
 
         let services = starting.into_iter().map(|service| service.wait(self)).collect::<anyhow::Result<Vec<_>>>()?;
+        let state = DevState { services };
         let token = hex::encode(rand::random::<[u8; 16]>());
-        let page = self.start_ui(args, &services, &token)?.wait(self)?;
+        let page = self.start_ui(args, &state, &token)?.wait(self)?;
         print_line(&format!("page      {}/#token={token}", page.url))?;
         print_line(notice(args))?;
-        for service in services.iter().chain([&page]) {
+        for service in state.services.iter().chain([&page]) {
             print_line(&format!("{:<9} {}  log {}", service.name, service.url, service.log.display()))?;
         }
-        DevState { services }.write(&self.dir)
+        state.write(&self.dir)
     }
 
     /// Starts the page. Changes of the tempo need `token`: web pages from elsewhere do not know it.
-    fn start_ui(&mut self, args: &Args, services: &[Service], token: &str) -> anyhow::Result<StartingService> {
+    fn start_ui(&mut self, args: &Args, state: &DevState, token: &str) -> anyhow::Result<StartingService> {
         let token_file = self.dir.join("ui-token");
         fs::write(&token_file, token).with_context(|| format!("cannot write {}", token_file.display()))?;
-        let urls = |program: &str| {
-            let matching = services.iter().filter(|service| service.name.starts_with(program));
-            matching.map(|service| service.url.as_str()).collect::<Vec<_>>().join(",")
-        };
         let mut command = vec!["ui".to_owned()];
         command.extend(flags([
             ("--port", args.ui_port.to_string()),
-            ("--pulse", urls("pulse")),
-            ("--reverb", urls("reverb")),
+            ("--pulse", state.urls("pulse").join(",")),
+            ("--reverb", state.urls("reverb").join(",")),
             ("--admin-token-file", token_file.display().to_string()),
             ("--notice", notice(args).to_owned()),
         ]));

@@ -70,8 +70,8 @@ impl Webhook {
     fn post(&self, key: &str, body: &[u8]) -> reqwest::Result<Response> {
         let mut request = self.http.post(&self.url).header("Content-Type", "application/cloudevents+json");
         request = request.header("Idempotency-Key", key);
-        if let Some(secret) = self.secret.iter().find_map(|file| file.secrets().first().cloned()) {
-            request = request.header("X-Backbeat-Signature-256", signature(secret.expose(), body));
+        if let Some(secret) = &self.secret {
+            request = request.header("X-Backbeat-Signature-256", signature(secret.first().expose(), body));
         }
         request.body(body.to_vec()).send()
     }

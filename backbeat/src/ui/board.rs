@@ -6,7 +6,7 @@ use backbeat_broker::DeadLetter;
 use backbeat_http_api::{pulse, reverb};
 use backbeat_schemas::{BarReport, BeatFrame, BeatIndex, Timestamp, Verdict, WindowId};
 
-use crate::overview::ProgramStatus;
+use crate::overview::{ProgramStatus, slos};
 
 /// The largest number of windows that are shown.
 pub(crate) const MAX_WINDOWS: usize = 50;
@@ -228,11 +228,9 @@ impl Board {
         owners.into_iter().map(|(partition, partial)| (partition, partial.member.as_str())).collect()
     }
 
-    /// Returns the SLOs as the member with the most samples measures them.
+    /// Returns the SLOs as members that answer measure them.
     pub(crate) fn slos(&self) -> &[reverb::Slo] {
-        let statuses = self.reverb.values().filter_map(Known::current);
-        let samples = |status: &&reverb::StatusBody| status.objectives.iter().map(|slo| slo.samples).sum::<usize>();
-        statuses.max_by_key(samples).map_or(&[], |status| &status.objectives)
+        slos(self.reverb.values().filter_map(Known::current))
     }
 
     /// Returns the status of the pulse node that knows the newest beat.
@@ -246,6 +244,11 @@ impl WindowView {
     /// Returns the claims that count in it, as the report has them, or else those counted so far.
     pub(crate) fn claims(&self) -> i64 {
         self.report.as_ref().map_or_else(|| self.claims_so_far.values().sum(), |report| report.claims)
+    }
+
+    /// Returns its last beat, if the bar's length is known.
+    pub(crate) fn to_beat(&self) -> Option<i64> {
+        self.bar_length.map(|length| self.from_beat.get() + i64::from(length) - 1)
     }
 
     /// Returns true if its last beat has been published.

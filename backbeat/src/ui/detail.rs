@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use backbeat_broker::{Broker, LogReader, ReadError, Registry, TopicName};
-use backbeat_reverb::agent_history::{HistoryError, HistoryRange, agent_history};
+use backbeat_reverb::agent_history::{HistoryError, HistoryRange, agent_history, check_agent_id};
 use backbeat_reverb::rosters::RosterReader;
-use backbeat_schemas::{BarReport, MAX_ID_BYTES, WindowId};
+use backbeat_schemas::{BarReport, WindowId};
 use backbeat_service::Shutdown;
 use maud::{Markup, html};
 use tokio::runtime::Handle;
@@ -130,10 +130,7 @@ impl Detail {
 
     /// Returns the page of an agent with its last bars.
     pub(crate) async fn agent(&self, id: String, bars: Option<usize>) -> Result<Markup, DetailError> {
-        if !(1..=MAX_ID_BYTES).contains(&id.len()) {
-            let bytes = id.len();
-            return Err(DetailError::BadRequest(format!("the id has {bytes} bytes; allowed are 1 to {MAX_ID_BYTES}")));
-        }
+        check_agent_id(&id).map_err(|error| DetailError::BadRequest(error.to_string()))?;
         let bars = bars.unwrap_or(DEFAULT_BARS);
         if !(1..=MAX_BARS).contains(&bars) {
             return Err(DetailError::BadRequest(format!("last is {bars}; must be 1 to {MAX_BARS}")));

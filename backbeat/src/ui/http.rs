@@ -27,12 +27,13 @@ use tokio::sync::broadcast::error::RecvError;
 use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
+use super::SharedBoard;
 use super::detail::{Detail, DetailError};
 use super::guard::Guard;
 use super::hub::{Change, Hub};
 use super::metrics::Metrics;
 use super::page::{self, Settings};
-use super::{SharedBoard, now};
+use crate::now;
 
 /// The largest number of pages that get changes at the same time.
 pub(crate) const MAX_STREAMS: i64 = 256;
@@ -190,8 +191,7 @@ async fn events(State(ui): State<Ui>, Query(After { after }): Query<After>, head
     }
     let last = headers.get("last-event-id").and_then(|id| id.to_str().ok()).or(after.as_deref());
     let (first, changes) = ui.hub.subscribe(last, now());
-    let stream =
-        PageStream { ready: first.into_iter().collect(), changes, _open: OpenStream::new(&ui.metrics.streams), ui };
+    let stream = PageStream { ready: first.into(), changes, _open: OpenStream::new(&ui.metrics.streams), ui };
     // A proxy must not wait for more.
     ([("x-accel-buffering", "no")], Sse::new(stream.into_events())).into_response()
 }
@@ -224,30 +224,25 @@ struct PageStream {
 impl PageStream {
     /// Returns the events. They end when the program stops, so that no open page holds up the stop.
     fn into_events(self) -> impl Stream<Item = Result<SseEvent, Infallible>> {
-        unfold(self, async |mut stream| {
-            let event = match stream.next().await? {
-                Some(change) => SseEvent::default().id(&change.id).data(&change.data),
-                None => SseEvent::default().data(stream.ui.hub.time(now())),
-            };
-            Some((Ok(event), stream))
-        })
+        unfold(self, async |mut stream| Some((Ok(stream.next().await?), stream)))
     }
 
-    /// Returns the next change; within it `None` if none has come for a while. `None` if the stream has ended.
-    async fn next(&mut self) -> Option<Option<Arc<Change>>> {
+    /// Returns the next change, or the time if none has come for a while; `None` if the program stops.
+    async fn next(&mut self) -> Option<SseEvent> {
+        let event = |change: Arc<Change>| SseEvent::default().id(&change.id).data(&change.data);
         if let Some(change) = self.ready.pop_front() {
-            return Some(Some(change));
+            return Some(event(change));
         }
         let received = timeout(KEEP_ALIVE, self.changes.recv());
         match self.ui.stop.run_until_cancelled(received).await? {
-            Ok(Ok(change)) => Some(Some(change)),
-            Err(Elapsed { .. }) => Some(None),
+            Ok(Ok(change)) => Some(event(change)),
+            Err(Elapsed { .. }) => Some(SseEvent::default().data(self.ui.hub.time(now()))),
             Ok(Err(RecvError::Closed)) => None,
             Ok(Err(RecvError::Lagged(_))) => {
                 self.ui.metrics.lagged_streams.inc();
                 let (snapshot, changes) = self.ui.hub.subscribe(None, now());
                 (self.ready, self.changes) = (snapshot.into(), changes);
-                self.ready.pop_front().map(Some)
+                self.ready.pop_front().map(event)
             }
         }
     }

@@ -234,15 +234,17 @@ pub(crate) fn agent_path(agent: &str) -> String {
 
 /// Returns an instant, to which the module adds its age.
 fn instant(at: Timestamp) -> Markup {
-    let text = at.to_string();
-    let time = text.get(11..19).unwrap_or_default();
-    html! { time datetime=(text) data-at=(at.millis()) { (time) } }
+    time(at, Some(at.millis()))
 }
 
 /// Returns an instant without its age, for texts that screen readers read out whenever they change.
 fn still_instant(at: Timestamp) -> Markup {
+    time(at, None)
+}
+
+fn time(at: Timestamp, age_from: Option<i64>) -> Markup {
     let text = at.to_string();
-    html! { time datetime=(text) { (text.get(11..19).unwrap_or_default()) } }
+    html! { time datetime=(text) data-at=[age_from] { (text.get(11..19).unwrap_or_default()) } }
 }
 
 /// Returns the name of a value of an enum, as the API has it, in words.

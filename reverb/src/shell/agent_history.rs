@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use backbeat_broker::{Broker, Registry, SubjectSchemas, TopicName};
 use backbeat_http_api::reverb::{AgentBar, AgentClaim, AgentHistory, ClaimOutcome};
-use backbeat_schemas::{BeatFrame, BeatIndex, InvalidClaim};
+use backbeat_schemas::{BeatFrame, BeatIndex, InvalidClaim, MAX_ID_BYTES};
 use backbeat_service::Shutdown;
 use tokio::runtime::Handle;
 
@@ -32,6 +32,12 @@ pub struct HistoryRange {
 /// The reason why there is no history.
 #[derive(Debug, thiserror::Error)]
 pub enum HistoryError {
+    /// The agent's id is empty or too long.
+    #[error("the id has {bytes} bytes; allowed are 1 to {MAX_ID_BYTES}")]
+    IdLength {
+        /// The length of the id.
+        bytes: usize,
+    },
     /// A beat of the range lies in the future.
     #[error("beat {beat} has not been published yet; the newest is {newest}")]
     NotPublished {
@@ -63,6 +69,11 @@ pub enum HistoryError {
     /// Kafka or the schema registry does not answer, or the log is inconsistent.
     #[error(transparent)]
     Read(#[from] anyhow::Error),
+}
+
+/// Checks the length of an agent's id.
+pub fn check_agent_id(id: &str) -> Result<(), HistoryError> {
+    if (1..=MAX_ID_BYTES).contains(&id.len()) { Ok(()) } else { Err(HistoryError::IdLength { bytes: id.len() }) }
 }
 
 /// Reads the claims of `agent`. Blocks.

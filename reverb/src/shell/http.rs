@@ -9,7 +9,7 @@ use axum::{Json, Router};
 use backbeat_broker::{Broker, Registry, check_clients};
 use backbeat_http_api::ErrorBody;
 use backbeat_http_api::reverb::{AgentHistory, Ready, Roster, RosterItem, StatusBody, WindowStatus, Windows};
-use backbeat_schemas::{BarReport, BeatIndex, MAX_ID_BYTES, RosterEntry, RosterKind, WindowId, WindowIdError};
+use backbeat_schemas::{BarReport, BeatIndex, RosterEntry, RosterKind, WindowId, WindowIdError};
 use backbeat_service::{ApiError, Shutdown, base_routes, router_with_openapi};
 use serde::Deserialize;
 use tokio::runtime::Handle;
@@ -18,7 +18,7 @@ use utoipa::IntoParams;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use super::agent_history::{HistoryError, HistoryRange, agent_history};
+use super::agent_history::{HistoryError, HistoryRange, agent_history, check_agent_id};
 use super::metrics::Metrics;
 use super::rosters::RosterReader;
 use super::status::{MAX_LISTED_WINDOWS, SharedStatus};
@@ -160,10 +160,7 @@ async fn agent_claims(
         ApiError::bad_request(format!("{reason}; the parameters are `to` (a beat index) and `last` (a number of bars)"))
     })?;
     let bars = checked("last", last.unwrap_or(DEFAULT_HISTORY_BARS), MAX_HISTORY_BARS)?;
-    if !(1..=MAX_ID_BYTES).contains(&id.len()) {
-        let bytes = id.len();
-        return Err(ApiError::bad_request(format!("the id has {bytes} bytes; allowed are 1 to {MAX_ID_BYTES}")));
-    }
+    check_agent_id(&id).map_err(|error| ApiError::bad_request(error.to_string()))?;
     let range = HistoryRange {
         from: None,
         to,

@@ -47,10 +47,7 @@ pub(super) fn strip(board: &Board) -> Vec<(String, Markup)> {
         let title = format!(
             "Beats {}{}: {text}, {} claims, {late} late, {invalid} invalid",
             window.from_beat,
-            window
-                .bar_length
-                .map(|length| format!(" to {}", window.from_beat.plus(length.into()).get() - 1))
-                .unwrap_or_default(),
+            window.to_beat().map(|last| format!(" to {last}")).unwrap_or_default(),
             window.claims()
         );
         let mut top = HEIGHT;
@@ -93,9 +90,8 @@ pub(super) fn windows(board: &Board) -> Vec<(String, Markup)> {
     let row = |window: &WindowView| {
         let id = format!("w{}", window.from_beat);
         let (state, text) = window_state(window);
-        let last = window.bar_length.map(|length| window.from_beat.get() + i64::from(length) - 1);
         let link = html! {
-            a href=(format!("/windows/{}", window.window_id)) { (window.from_beat) @if let Some(last) = last { "–" (last) } }
+            a href=(format!("/windows/{}", window.window_id)) { (window.from_beat) @if let Some(last) = window.to_beat() { "–" (last) } }
         };
         let row = html! {
             tr #(id).(state) {

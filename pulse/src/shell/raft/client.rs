@@ -86,7 +86,7 @@ impl Client {
         let unreachable = |source| CallError::Unreachable { address: address.to_owned(), source };
         let body = serde_json::to_vec(request).expect("a request is serializable");
         let mut headers = self.headers(target);
-        let secret = self.secrets.as_ref().and_then(|secrets| secrets.secrets().first().cloned());
+        let secret = self.secrets.as_ref().map(SecretFile::first);
         let signers = [(signature::SIGNATURE, secret.as_ref()), (signature::AUTHORIZATION, token)];
         let call = Call { headers: &headers, path, body: &body };
         let signatures =
