@@ -22,7 +22,7 @@ struct Receiver<'c> {
     cluster: &'c Cluster,
     port: u16,
     mode_file: PathBuf,
-    taken_file: PathBuf,
+    taken_dir: PathBuf,
     program: Option<Program>,
 }
 
@@ -31,9 +31,9 @@ impl<'c> Receiver<'c> {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let port = listener.local_addr().expect("an address").port();
         drop(listener);
-        let (mode_file, taken_file) = (cluster.dir().join("receiver-mode"), cluster.dir().join("receiver-taken"));
-        fs::write(&taken_file, "").expect("the file is written");
-        let mut receiver = Self { cluster, port, mode_file, taken_file, program: None };
+        let (mode_file, taken_dir) = (cluster.dir().join("receiver-mode"), cluster.dir().join("receiver-taken"));
+        fs::create_dir(&taken_dir).expect("the directory is made");
+        let mut receiver = Self { cluster, port, mode_file, taken_dir, program: None };
         receiver.set_mode("take");
         receiver.restart();
         receiver
@@ -46,7 +46,7 @@ impl<'c> Receiver<'c> {
     fn restart(&mut self) {
         let mut command = Command::new("python3");
         command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/it/webhook_receiver.py")).arg(self.port.to_string());
-        command.arg(&self.mode_file).arg(&self.taken_file);
+        command.arg(&self.mode_file).arg(&self.taken_dir);
         self.program = Some(self.cluster.start_other("receiver", &command));
     }
 
@@ -64,8 +64,11 @@ impl<'c> Receiver<'c> {
 
     /// The requests that it has taken on `path`.
     fn taken(&self, path: &str) -> Vec<Value> {
-        let text = fs::read_to_string(&self.taken_file).expect("the file is there");
-        let requests = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("a line of JSON"));
+        let files =
+            fs::read_dir(&self.taken_dir).expect("the directory is there").map(|entry| entry.expect("an entry").path());
+        let whole = files.filter(|file| file.extension().is_some_and(|extension| extension == "json"));
+        let requests = whole.map(|file| fs::read(file).expect("the file is there"));
+        let requests = requests.map(|bytes| serde_json::from_slice::<Value>(&bytes).expect("valid JSON"));
         requests.filter(|request| request["path"] == path).collect()
     }
 

@@ -1,7 +1,7 @@
-"""A receiver of webhooks: python3 webhook_receiver.py PORT MODE_FILE TAKEN_FILE
+"""A receiver of webhooks: python3 webhook_receiver.py PORT MODE_FILE TAKEN_DIR
 
-MODE_FILE says what it does with a request: take (200), fail (500), limit (429 with Retry-After), refuse (422), or hang. What it
-takes is a line of JSON in TAKEN_FILE, on disk before the answer.
+MODE_FILE says what it does with a request: take (200), fail (500), limit (429 with Retry-After), refuse (422), or hang. Each
+request that it takes is a file of JSON in TAKEN_DIR, whole from the moment it is there, and on disk before the answer.
 """
 
 import http.server
@@ -9,8 +9,9 @@ import json
 import os
 import sys
 import time
+import uuid
 
-PORT, MODE_FILE, TAKEN_FILE = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+PORT, MODE_FILE, TAKEN_DIR = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 STATUS = {"take": 200, "fail": 500, "limit": 429, "refuse": 422}
 
 
@@ -25,10 +26,13 @@ class Receiver(http.server.BaseHTTPRequestHandler):
             return
         if mode == "take":
             headers = {name.lower(): value for name, value in self.headers.items()}
-            with open(TAKEN_FILE, "a") as file:
-                file.write(json.dumps({"path": self.path, "headers": headers, "body": body}) + "\n")
+            path = os.path.join(TAKEN_DIR, uuid.uuid4().hex)
+            with open(path + ".part", "w") as file:
+                json.dump({"path": self.path, "headers": headers, "body": body}, file)
                 file.flush()
                 os.fsync(file.fileno())
+            # A kill before this leaves a part, which nobody reads: the request has no answer and comes again.
+            os.rename(path + ".part", path + ".json")
         self.send_response(STATUS[mode])
         if mode == "limit":
             self.send_header("Retry-After", "1")
