@@ -161,7 +161,7 @@ impl Lease {
         let doublings = (changes + fencings).min(MAX_DOUBLINGS);
         let wait = (silence + place + if newer { timeout } else { Duration::ZERO }) * 2_u32.pow(doublings);
         let quiet_since = self.renewed_at.max(self.turned_at).max(self.standstill_at).max(closed_at);
-        finishable_at.max(quiet_since + wait)
+        (finishable_at + place).max(quiet_since + wait)
     }
 }
 
@@ -207,6 +207,8 @@ mod tests {
     fn nobody_is_waited_for_after_a_good_stop_or_in_an_empty_log() {
         let stopped = lease(None);
         assert_eq!(takeover_at(&stopped, SECOND * 20, Rank::Sender(1)), millis(20_100));
+        let later = stopped.takeover_at(SECOND * 20, SECOND * 30, Rank::Sender(1), SECOND * 30);
+        assert_eq!(later, millis(30_100), "in their order also if the window can be finished later");
         let mut new = Lease::new(SECOND, Duration::ZERO);
         assert_eq!(takeover_at(&new, SECOND, Rank::Sender(0)), SECOND * 2);
         new.record_empty_log();

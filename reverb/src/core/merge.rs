@@ -22,6 +22,8 @@ pub struct Merge {
 pub(crate) struct PartialSet {
     /// The offset of the window's first partial in `barpartials`.
     first_offset: Option<i64>,
+    /// The offset of the last record of `barpartials` that was read when the set was opened.
+    opened_at: i64,
     /// The time at which the closing frame was heard live.
     pub(crate) closed_at: Option<Duration>,
     /// The time at which the set was opened or got its last share.
@@ -89,8 +91,10 @@ impl Merge {
     }
 
     fn set_mut(&mut self, from: BeatIndex, now: Duration) -> &mut PartialSet {
+        let opened_at = self.next_offset - 1;
         self.sets.entry(from).or_insert_with(|| PartialSet {
             first_offset: None,
+            opened_at,
             closed_at: None,
             changed_at: now,
             shares: BTreeMap::new(),
@@ -121,9 +125,8 @@ impl Merge {
     fn completion(&self, from: BeatIndex, set: &PartialSet, partitions: usize) -> Option<Completion> {
         let mut missing = set.missing(partitions).peekable();
         if missing.peek().is_some() {
-            let opened_at = set.first_offset?;
             let sent_later_window =
-                |p| self.newest.get(&p).is_some_and(|(offset, window)| *offset > opened_at && *window > from);
+                |p| self.newest.get(&p).is_some_and(|(offset, window)| *offset > set.opened_at && *window > from);
             return missing.all(sent_later_window).then_some(Completion::RecomputeUnlessReported);
         }
         let partials = || {
@@ -296,6 +299,17 @@ mod tests {
         assert_eq!(completions(&merge), []);
         merge.add_partial(2, beat(2), partial(1, 1), NOW);
         assert_eq!(completions(&merge), [(0, Completion::RecomputeUnlessReported)]);
+    }
+
+    #[test]
+    fn closed_window_that_all_partitions_pass_over_is_recomputed_unless_reported() {
+        let mut merge = Merge::default();
+        merge.add_partial(0, beat(2), partial(0, 1), NOW);
+        merge.close_window(beat(0), NOW);
+        merge.add_partial(1, beat(2), partial(1, 1), NOW);
+        assert_eq!(completions(&merge).len(), 1, "partition 0 was past window 0 before it closed here");
+        merge.add_partial(2, beat(4), partial(0, 1), NOW);
+        assert_eq!(completions(&merge)[0], (0, Completion::RecomputeUnlessReported));
     }
 
     #[test]

@@ -76,6 +76,10 @@ impl StartPositions {
         for (partition, committed) in &self.pending {
             let Some(committed) = committed else { continue };
             if let Some(aggregator) = committed.start_aggregator(*partition, table.frames(), &self.log_starts) {
+                let log_start = self.log_starts.get(partition).copied().unwrap_or(0);
+                if committed.offset > log_start && committed.verified_downbeat(*partition, table.frames()).is_none() {
+                    tracing::warn!(partition, offset = committed.offset, from_beat = %aggregator.arrival_beat(), "offsets were reset: this partition's windows before this beat are not read");
+                }
                 tracing::info!(partition, from_beat = %aggregator.arrival_beat(), offset = aggregator.next_offset(), "aggregator starts");
                 aggregators.push((*partition, aggregator));
             }

@@ -2,13 +2,16 @@
 //! bound, and the members must neither fight over the merge nor read more claims twice than they have to.
 
 use std::collections::BTreeMap;
+use std::iter::repeat_n;
 use std::time::Duration;
 
+use backbeat_reverb::core::{CommittedOffset, MAX_RESCUED_CLAIMS};
 use backbeat_schemas::{BeatFrame, BeatIndex};
 use backbeat_simulation::Violation;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+use crate::kafka::{ClaimLog, Record};
 use crate::member::Delays;
 use crate::world::{Setup, World};
 
@@ -184,6 +187,13 @@ impl Timeline {
         self.silent.remove(&name);
         let member = self.world.members.iter_mut().find(|member| member.name == name).expect("it was paused");
         member.is_paused = false;
+    }
+
+    fn reset_offsets(&mut self, to: impl Fn(&ClaimLog) -> i64) {
+        for (partition, committed) in &mut self.world.kafka.committed {
+            let offset = to(&self.world.kafka.claims[*partition as usize]);
+            *committed = CommittedOffset { offset, downbeat: None };
+        }
     }
 
     /// Runs on after the last fault, then checks all reports and that each came within `bound` of its closing frame, or of
@@ -471,11 +481,23 @@ fn offsets_reset_to_the_earliest() {
     timeline.run(SECOND * 60);
     timeline.forget();
     (0..3).for_each(|_| timeline.world.remove(0, false));
-    for (partition, committed) in &mut timeline.world.kafka.committed {
-        committed.offset = timeline.world.kafka.claims[*partition as usize].log_start;
-        committed.downbeat = None;
-    }
+    timeline.reset_offsets(|log| log.log_start);
     (0..3).for_each(|_| timeline.world.add_member(false));
     let started = timeline.world.now;
     timeline.check(started, millis(1_300), 1, 0);
+}
+
+#[test]
+fn offsets_reset_past_windows_that_have_no_report() {
+    let mut timeline = Timeline::start(3, DELAYS);
+    (0..3).for_each(|_| timeline.world.remove(0, false));
+    timeline.run(SECOND);
+    // More than the merge rescues, in one window of several.
+    let many = repeat_n(Record::Control, MAX_RESCUED_CLAIMS as usize + 1);
+    timeline.world.kafka.claims[0].records.extend(many);
+    timeline.run(SECOND * 3);
+    timeline.reset_offsets(ClaimLog::end);
+    (0..3).for_each(|_| timeline.world.add_member(false));
+    let started = timeline.world.now;
+    timeline.check(started, SECOND * 4, 1, 6 * 5);
 }

@@ -115,7 +115,7 @@ fn needs_attention(report: &BarReport) -> Markup {
         (report.agents_fell_silent, "silent"),
         (report.tasks_stalled, "stalled"),
         (report.tasks_overdrawn, "overdrawn"),
-        (report.issues.len() as i64, "issues"),
+        (report.issues.len() as i64, if report.issues.len() == 1 { "issue" } else { "issues" }),
     ];
     let some: Vec<String> =
         counts.iter().filter(|(count, _)| *count > 0).map(|(count, of)| format!("{count} {of}")).collect();
