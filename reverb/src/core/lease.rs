@@ -32,7 +32,7 @@ pub(crate) struct Lease {
     pub(crate) standstill_at: Duration,
     /// Takeovers by other members.
     changes: RecentEvents,
-    /// Fencings of this member without a standstill.
+    /// Fencings of this member without a standstill, those in a race to take over left out.
     fencings: RecentEvents,
 }
 
@@ -117,8 +117,10 @@ impl Lease {
 
     /// Records that this member's merge was fenced.
     pub(crate) fn record_fencing(&mut self, now: Duration) {
-        // While this member stood still, it was right to take over from it.
-        if self.standstill_at <= self.turned_at {
+        // While this member stood still, it was right to take over from it. One that is fenced as soon as it has taken over has
+        // lost a race for the place of a third: that is no duel.
+        let lost_race = now.saturating_sub(self.turned_at) < self.takeover_after / 2;
+        if self.standstill_at <= self.turned_at && !lost_race {
             self.fencings.add(now, self.remembered());
         }
         self.turned_at = now;
@@ -242,6 +244,9 @@ mod tests {
         lease.record_fencing(SECOND * 12);
         assert_eq!(takeover_at(&lease, SECOND * 20, Rank::Sender(0)), SECOND * 22);
         assert_eq!(takeover_at(&lease, SECOND * 80, Rank::Sender(0)), SECOND * 81);
+        lease.record_change_of_role(SECOND * 81);
+        lease.record_fencing(SECOND * 81 + millis(499));
+        assert_eq!(takeover_at(&lease, SECOND * 82, Rank::Sender(0)), SECOND * 83, "it has lost a race");
         lease.record_change_of_role(SECOND * 82);
         lease.standstill_at = SECOND * 83;
         lease.record_fencing(SECOND * 83);
