@@ -120,8 +120,8 @@ async fn serve_page(
     if let Some(tokens) = tokens.clone() {
         tokio::spawn(tokens.follow());
     }
-    let (css, js) = asset_paths();
-    let settings = Settings { notice: args.notice, can_change_tempo: tokens.is_some(), css, js };
+    let (css, js, icon) = asset_paths();
+    let settings = Settings { notice: args.notice, can_change_tempo: tokens.is_some(), css, js, icon };
     let board = SharedBoard::default();
     let epoch = format!("{:016x}", rand::random::<u64>());
     let hub = Arc::new(Hub::new(epoch, settings.js.clone(), sections(&board.read())));

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::metadata::MetadataTopic;
 
 use crate::broker::SilentContext;
 use crate::{Broker, TopicName};
@@ -28,16 +29,26 @@ impl KafkaProbe {
             None => (self.broker.probe().map_err(|error| error.to_string())?, timeout * 2),
         };
         let topic = self.broker.topics().name(TopicName::BeatFrames);
-        let answer = client.fetch_watermarks(&topic, 0, timeout);
-        let refused = |error: &KafkaError| {
-            use RDKafkaErrorCode::{TopicAuthorizationFailed, UnknownTopicOrPartition};
-            matches!(error.rdkafka_error_code(), Some(TopicAuthorizationFailed | UnknownTopicOrPartition))
-        };
-        match answer {
-            Err(error) if !refused(&error) => return Err(error.to_string()),
-            // Kafka answers. The readers say what it refuses them.
-            Err(_) | Ok(_) => self.client = Some(client),
+        if let Err(error) = client.fetch_watermarks(&topic, 0, timeout)
+            && !is_refused(&client, &topic, &error, timeout)
+        {
+            return Err(error.to_string());
         }
+        // Kafka answers. The readers say what it refuses them.
+        self.client = Some(client);
         Ok(())
     }
+}
+
+/// Returns true if `error` means that Kafka answers, and has no such topic or keeps it from this client. librdkafka says
+/// `UnknownPartition` then (2.12.1, `rd_kafka_topic_partition_list_get_leaders`), and also if a partition has no leader.
+fn is_refused(client: &BaseConsumer<SilentContext>, topic: &str, error: &KafkaError, timeout: Duration) -> bool {
+    if error.rdkafka_error_code() != Some(RDKafkaErrorCode::UnknownPartition) {
+        return false;
+    }
+    let Ok(metadata) = client.fetch_metadata(Some(topic), timeout) else { return false };
+    let refusals = metadata.topics().iter().filter_map(MetadataTopic::error).map(RDKafkaErrorCode::from);
+    refusals.into_iter().any(|code| {
+        matches!(code, RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::UnknownTopicOrPartition)
+    })
 }

@@ -92,6 +92,7 @@ fn page_follows_the_log_without_going_back() {
     // The same by the server alone, without JavaScript.
     let html = ui.get("/").expect("it answers").1;
     assert!(html.contains("● reported") && html.contains("id=\"w0\""), "{html}");
+    assert!(html.contains("Not live: the state of"), "{html}");
     assert!(browser.text("#pulse").contains("★ leader"), "{}", browser.text("#pulse"));
     assert!(browser.text("#reverb").contains("★ merge"), "{}", browser.text("#reverb"));
     browser.wait_for_text("#slos", "● met");
@@ -158,7 +159,7 @@ fn faults_and_recoveries_show_without_a_reload() {
     let leader = nodes.wait_for_leader();
     let killed = Instant::now();
     nodes.kill(leader);
-    browser.wait_for_text("#pulse", "✕ does not answer since");
+    browser.wait_for_text("#pulse", "✕ does not answer; since");
     eprintln!("a killed leader showed after {:?}", killed.elapsed());
     let row = format!("#pulse-{leader}");
     assert!(browser.text(&row).contains("was leader") || browser.text(&row).contains("does not answer"));
@@ -170,16 +171,17 @@ fn faults_and_recoveries_show_without_a_reload() {
     browser.wait_for_text("#reverb", "★ merge");
     let killed = Instant::now();
     members[1].signal(Signal::KILL);
-    browser.wait_for_text("#reverb-1", "✕ does not answer since");
+    browser.wait_for_text("#reverb-1", "✕ does not answer; since");
     eprintln!("a killed member showed after {:?}", killed.elapsed());
     members.truncate(1);
     browser.wait_for_text("#reverb-0", "0-1");
 
     let stopped = Instant::now();
     devstack.kill_broker(0).expect("kafka is killed");
-    browser.wait_for_text("#banner", "Kafka does not answer since");
+    browser.wait_for_text("#banner", "Kafka has not answered since");
     eprintln!("a stopped kafka showed after {:?}", stopped.elapsed());
     browser.wait_for_text("#beat-state", "is late by");
+    browser.wait_for_text("#late", "has been due since");
     assert_eq!(browser.accessibility_violations(), [""; 0], "the page says what is wrong");
     assert_eq!(ui.get("/ready").expect("it answers").0, 503);
     let last = browser.text("#beat-index");
@@ -371,10 +373,25 @@ fn streams_have_a_limit_and_pages_elsewhere_have_no_access() {
     let streams: Vec<_> = (0..256).map(|_| open_stream(&http, &ui)).collect();
     assert_eq!(status(Method::GET, "/events", "localhost", None), 503);
     assert_eq!(ui.metric("backbeat_ui_refused_streams_total"), Some(1.0));
+    let browser = Browser::start();
+    browser.open(&url(&ui));
+    browser.wait_for_text("#connection", "✕ No connection to backbeat ui since");
     // Pages can still be loaded.
     assert_eq!(status(Method::GET, "/", "localhost", None), 200);
     drop(streams);
+    browser.wait_for_text("#connection", "● live");
+    drop(browser);
     wait_until("room for streams", LIMIT, || status(Method::HEAD, "/events", "localhost", None) == 200);
+}
+
+#[test]
+fn missing_topics_are_not_taken_for_an_outage_of_kafka() {
+    let cluster = Cluster::without_topics();
+    let ui = cluster.serve("backbeat", &["ui"]);
+    ui.wait_ready();
+    let page = || ui.get("/").expect("it answers").1;
+    wait_until("the page to say what is missing", LIMIT, || page().contains("Reading beats has failed"));
+    assert!(!page().contains("Kafka has not answered"), "{}", page());
 }
 
 #[test]

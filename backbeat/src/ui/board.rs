@@ -22,6 +22,8 @@ pub(crate) enum Event {
     EarlierFrame(BeatFrame),
     /// A frame was read as soon as it was published.
     Frame(BeatFrame),
+    /// `beatframes` is read from its end on, where this beat is.
+    NewestBeat(Option<BeatIndex>),
     /// `beatframes` was recreated: what was read of it is of another log.
     Recreated,
     /// A report was read.
@@ -105,16 +107,22 @@ impl Board {
         match event {
             Event::EarlierFrame(frame) => self.on_frame(frame, None),
             Event::Frame(frame) => self.on_frame(frame, Some(now)),
-            Event::Recreated => {
-                (self.frame, self.last_report) = (None, None);
-                self.windows.clear();
-                self.lateness_ms.clear();
+            Event::NewestBeat(newest) => {
+                let shown = self.frame.as_ref().map(|frame| frame.beat_index);
+                if shown > newest {
+                    self.forget_log();
+                }
             }
+            Event::Recreated => self.forget_log(),
             Event::Report(report) => self.on_report(report),
             Event::DeadLetters(letters) => {
                 for letter in letters {
                     // Those that are read again are there.
-                    if self.dead_letters.iter().all(|shown| shown.offset != letter.offset) {
+                    if self
+                        .dead_letters
+                        .iter()
+                        .all(|shown| (shown.offset, shown.written_at_ms) != (letter.offset, letter.written_at_ms))
+                    {
                         self.dead_letters.push_front(letter);
                     }
                 }
@@ -138,6 +146,12 @@ impl Board {
                 self.reader_troubles.entry(name).or_insert((now, String::new())).1 = reason;
             }
         }
+    }
+
+    fn forget_log(&mut self) {
+        (self.frame, self.last_report) = (None, None);
+        self.windows.clear();
+        self.lateness_ms.clear();
     }
 
     /// A frame that is not newer than the newest one is read again after a client was replaced, and changes nothing.
@@ -272,10 +286,11 @@ fn replace<S>(
     }
     for mut program in programs {
         let last = old.remove(&program.url);
-        let had_same_trouble =
-            last.as_ref().is_some_and(|last| last.program.problem.is_some() == program.problem.is_some());
-        let since = last.as_ref().filter(|_| had_same_trouble).map_or(now, |last| last.since);
         let answers = program.status.is_some();
+        let had_same_trouble = last
+            .as_ref()
+            .is_some_and(|last| last.program.problem.is_some() == program.problem.is_some() && last.answers == answers);
+        let since = last.as_ref().filter(|_| had_same_trouble).map_or(now, |last| last.since);
         if !answers {
             program.status = last.and_then(|last| last.program.status);
         }
@@ -379,6 +394,27 @@ mod tests {
         // An instance that is gone from the names of its address is gone from the page.
         board.on(Event::Pulse(0, vec![node("v", None, None)]), at(6));
         assert_eq!(board.pulse.keys().map(|(_, url)| url.as_str()).collect::<Vec<_>>(), ["v"]);
+    }
+
+    #[test]
+    fn trouble_of_another_kind_has_a_start_of_its_own() {
+        let mut board = Board::default();
+        let catches_up = node("u", Some("catches up"), Some(status("p", 5)));
+        for (time, program) in [(1, catches_up), (2, node("u", Some("does not answer"), None))] {
+            board.on(Event::Pulse(0, vec![program]), at(time));
+        }
+        assert_eq!(board.pulse.values().next().map(|known| known.since), Some(at(2)));
+    }
+
+    #[test]
+    fn log_whose_newest_beat_is_before_the_shown_one_is_another() {
+        let frames = || (0..6).map(|beat| Event::Frame(frame(beat, 4)));
+        let newest = |beat| Event::NewestBeat(Some(BeatIndex::try_from(beat).expect("a beat")));
+        assert!(board(frames().chain([newest(5)])).frame.is_some());
+        let again = board(frames().chain([newest(4), Event::Frame(frame(0, 4))]));
+        assert_eq!(again.frame.map(|frame| frame.beat_index), Some(BeatIndex::ZERO));
+        assert_eq!(again.windows.len(), 1);
+        assert!(board(frames().chain([Event::NewestBeat(None)])).frame.is_none());
     }
 
     #[test]

@@ -65,8 +65,9 @@ impl Detail {
         &self,
         query: impl FnOnce(&Self, &Handle) -> Result<T, DetailError> + Send + 'static,
     ) -> Result<T, DetailError> {
-        let turn = tokio::time::timeout(TURN_TIMEOUT, Arc::clone(&self.turns).acquire_owned()).await;
-        let Ok(Ok(turn)) = turn else {
+        let stops = || DetailError::Unavailable("the program stops".to_owned());
+        let turn = tokio::time::timeout(TURN_TIMEOUT, Arc::clone(&self.turns).acquire_owned());
+        let Ok(Ok(turn)) = self.stop.run_until_cancelled(turn).await.ok_or_else(stops)? else {
             return Err(DetailError::Unavailable(
                 "other requests read the log; reload this page in a moment".to_owned(),
             ));
@@ -78,9 +79,7 @@ impl Detail {
             result
         });
         // Whoever waits for a page does not hold up a stop.
-        let Some(read) = self.stop.run_until_cancelled(reading).await else {
-            return Err(DetailError::Unavailable("the program stops".to_owned()));
-        };
+        let read = self.stop.run_until_cancelled(reading).await.ok_or_else(stops)?;
         read.map_err(|error| DetailError::Unavailable(format!("the reader of the log has failed: {error}")))?
     }
 

@@ -14,7 +14,7 @@ use axum::response::sse::{Event as SseEvent, Sse};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use backbeat_broker::check_clients;
+use backbeat_broker::{check_clients, without_credentials};
 use backbeat_service::{ApiError, SecretFile, Shutdown, base_routes};
 use futures_util::Stream;
 use futures_util::stream::unfold;
@@ -78,9 +78,9 @@ pub(crate) fn asset_path(name: &str, content: &str) -> String {
     format!("/assets/{stem}-{}.{extension}", hex::encode(&Sha256::digest(content)[..6]))
 }
 
-/// Returns the paths of the stylesheet and of the module.
-pub(crate) fn asset_paths() -> (String, String) {
-    (asset_path("page.css", CSS), asset_path("page.js", JS))
+/// Returns the paths of the stylesheet, of the module and of the icon.
+pub(crate) fn asset_paths() -> (String, String, String) {
+    (asset_path("page.css", CSS), asset_path("page.js", JS), asset_path("icon.svg", ICON))
 }
 
 pub(crate) fn routes(ui: Ui) -> Router {
@@ -97,7 +97,7 @@ pub(crate) fn routes(ui: Ui) -> Router {
         .route("/api/v1/tempo", post(change_tempo).delete(change_tempo))
         .route(&ui.settings.css, asset("text/css; charset=utf-8", CSS))
         .route(&ui.settings.js, asset("text/javascript; charset=utf-8", JS))
-        .route("/assets/icon.svg", asset("image/svg+xml", ICON))
+        .route(&ui.settings.icon, asset("image/svg+xml", ICON))
         .layer(from_fn_with_state(ui.guard.clone(), guard));
     let (base, _) = base_routes(ui.metrics.registry.clone(), check_clients).split_for_parts();
     pages.route("/ready", get(ready)).with_state(ui).merge(base)
@@ -173,7 +173,7 @@ fn detail_page(ui: &Ui, title: &str, content: Result<maud::Markup, DetailError>)
             (status, error.page())
         }
     };
-    (status, Html(page::document(&ui.settings, title, &main))).into_response()
+    (status, Html(page::document(&ui.settings, title, &main, now()))).into_response()
 }
 
 /// The query of the stream.
@@ -270,6 +270,7 @@ impl TempoClient {
     async fn send(&self, method: &Method, token: &[u8], body: &Bytes) -> Result<Response, ApiError> {
         let mut reasons = Vec::new();
         for url in self.pulse.iter() {
+            let shown = without_credentials(url);
             let request = self.http.request(method.clone(), format!("{}/api/v1/tempo", url.trim_end_matches('/')));
             let token = String::from_utf8_lossy(token);
             let request = request.bearer_auth(token).timeout(TEMPO_TIMEOUT).body(body.clone());
@@ -277,13 +278,15 @@ impl TempoClient {
                 Ok(response) => {
                     let status = response.status();
                     let answer = response.bytes().await.map_err(|error| ApiError::unavailable(error.to_string()))?;
-                    tracing::info!(%method, url, %status, "forwarded a change of the tempo");
+                    tracing::info!(%method, url = shown, %status, "forwarded a change of the tempo");
                     return Ok((status, [(header::CONTENT_TYPE, "application/json")], answer).into_response());
                 }
                 // The node does not run: the change was not made. After any other error it may have been.
-                Err(error) if error.is_connect() => reasons.push(format!("{url} does not answer")),
+                Err(error) if error.is_connect() => reasons.push(format!("{shown} does not answer")),
                 Err(error) => {
-                    return Err(ApiError::unavailable(format!("{url}: {error}; the change may still be carried out")));
+                    return Err(ApiError::unavailable(format!(
+                        "{shown}: {error}; the change may still be carried out"
+                    )));
                 }
             }
         }

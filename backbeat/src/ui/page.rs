@@ -69,9 +69,10 @@ pub(crate) struct Settings {
     pub(crate) notice: Option<String>,
     /// True if the page can change the tempo.
     pub(crate) can_change_tempo: bool,
-    /// The paths of the stylesheet and of the module, which contain their versions.
+    /// The paths of the stylesheet, of the module and of the icon, which contain their versions.
     pub(crate) css: String,
     pub(crate) js: String,
+    pub(crate) icon: String,
 }
 
 /// Returns the sections of the page, in an order that does not change.
@@ -141,13 +142,14 @@ pub(crate) fn dashboard(settings: &Settings, sections: &[Section], event_id: &st
             }
         }
         (raw(announcement))
+        p #late.hidden role="status" {}
     };
     let live = html! { main #main data-live="/events" data-after=(event_id) data-now=(now.millis()) { (content) } };
-    document(settings, "Cluster", &live)
+    document(settings, "Cluster", &live, now)
 }
 
 /// Returns a page with a head, and with links back to the first one.
-pub(crate) fn document(settings: &Settings, title: &str, main: &Markup) -> String {
+pub(crate) fn document(settings: &Settings, title: &str, main: &Markup, now: Timestamp) -> String {
     let document = html! {
         (DOCTYPE)
         html lang="en" {
@@ -156,7 +158,7 @@ pub(crate) fn document(settings: &Settings, title: &str, main: &Markup) -> Strin
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
                 title { (title) " - BACKBEAT" }
-                link rel="icon" href="/assets/icon.svg" type="image/svg+xml";
+                link rel="icon" href=(settings.icon) type="image/svg+xml";
                 link rel="stylesheet" href=(settings.css);
                 script type="module" src=(settings.js) {}
             }
@@ -166,11 +168,11 @@ pub(crate) fn document(settings: &Settings, title: &str, main: &Markup) -> Strin
                     p.brand { a href="/" { "BACKBEAT" } }
                     @if let Some(notice) = &settings.notice { p.notice { (notice) } }
                     p #connection role="status" {
-                        noscript { "Without JavaScript this page shows one moment. Reload it for the next one." }
+                        "Not live: the state of " (still_instant(now)) ". Reload the page for a newer one."
                     }
                 }
                 (main)
-                footer { p { "Times are UTC. State that this page does not get any more says since when." } }
+                footer { p { "Times are UTC. State that is no longer updated says since when." } }
             }
         }
     };
@@ -220,6 +222,16 @@ fn agent_form() -> Markup {
             button type="submit" { "Show" }
         }
     }
+}
+
+/// Returns a count with the name of what is counted, whose plural has an `s`.
+pub(crate) fn counted(count: i64, of: &str) -> String {
+    format!("{count} {of}{}", plural(count))
+}
+
+/// Returns the ending of a plural.
+pub(crate) fn plural(count: i64) -> &'static str {
+    if count == 1 { "" } else { "s" }
 }
 
 /// Returns a text that agents choose, so that it changes neither the direction nor the place of what stands around it.

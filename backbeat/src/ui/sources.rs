@@ -97,18 +97,18 @@ impl Sources {
     fn follow_frames(&self) -> anyhow::Result<()> {
         let mut frames =
             LogReader::<BeatFrame>::new(&self.broker, &self.registry, &self.runtime, TopicName::BeatFrames)?;
-        let start = match frames.last()? {
-            // Each frame has the end of its transaction behind it.
-            Some(last) => last.offset - 4 * i64::from(last.record.bar_length),
-            None => 0,
-        };
-        let (start, end) = (start.max(frames.log_start()?), frames.end_offset()?);
+        let last = frames.last()?;
+        self.send(Event::NewestBeat(last.as_ref().map(|last| last.record.beat_index)))?;
+        // Each frame has the end of its transaction behind it.
+        let start = last.map_or(0, |last| last.offset - 4 * i64::from(last.record.bar_length));
+        let (start, mut end) = (start.max(frames.log_start()?), frames.end_offset()?);
         frames.seek(start)?;
         self.send(Event::Reader(FRAMES, Ok(())))?;
         let mut next = start;
         loop {
             let Some(entry) = frames.poll(POLL_TIMEOUT)? else { continue };
             if entry.offset < next {
+                end = 0;
                 self.send(Event::Recreated)?;
             }
             next = entry.offset + 1;
@@ -214,11 +214,15 @@ fn poll_programs<T: Send>(
 fn addresses(url: &Url) -> Option<Vec<String>> {
     let own = Some(vec![own_url(url)]);
     let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else { return own };
-    // A certificate is for the name.
-    if url.scheme() != "http" {
+    // A certificate is for the name, and a path or credentials are for a proxy.
+    if url.scheme() != "http" || url.path() != "/" || !url.username().is_empty() {
         return own;
     }
-    let found: BTreeSet<SocketAddr> = (host.trim_matches(['[', ']']), port).to_socket_addrs().ok()?.collect();
+    let mut found: BTreeSet<SocketAddr> = (host.trim_matches(['[', ']']), port).to_socket_addrs().ok()?.collect();
+    // A program with addresses of both kinds is one.
+    if found.iter().any(SocketAddr::is_ipv4) {
+        found.retain(SocketAddr::is_ipv4);
+    }
     if found.len() < 2 || found.iter().any(|address| address.ip().is_loopback()) {
         return own;
     }

@@ -8,21 +8,27 @@ const SILENCE_MS = 12_000;
 const RELOAD_MS = 3000;
 /** A beat that is due counts as late after this time: reading Kafka and the way to the page take some of it. */
 const OVERDUE_MS = 250;
+/** A beat that is later than this is announced. */
+const ANNOUNCED_MS = 3000;
 
 const main = document.querySelector("main");
 const connection = document.getElementById("connection");
-/** The server's clock minus this machine's, in milliseconds. */
-let clockOffset = main.dataset.now ? Number(main.dataset.now) - Date.now() : 0;
+/** The server's clock minus the time since this page was loaded, in milliseconds. */
+let clockOffset = Number(main.dataset.now) - performance.now();
 let lastEventId = main.dataset.after;
 let stream;
-/** The instant since which there is no connection, on the server's clock; `undefined` while there is one. */
+/** The instant since which nothing is known, on the server's clock; `undefined` while the page is live. */
 let lostAt = serverNow();
+/** True until the first event, or the first sign that none will come. */
 let isFirst = true;
-/** The instant of the last event, on a clock that nobody sets. */
+/** The times of the last event and of the last attempt to connect, on a clock that nobody sets. */
 let heardAt = performance.now();
+let triedAt = heardAt;
+/** True until the first event of a connection. */
+let isNew = true;
 
 function serverNow() {
-  return Date.now() + clockOffset;
+  return performance.now() + clockOffset;
 }
 
 /** Changes `old` into `wanted` in place, so that focus, selection and scroll positions stay. */
@@ -84,7 +90,10 @@ function apply({ data, lastEventId: id }) {
     setTimeout(() => location.reload(), RELOAD_MS);
     return;
   }
-  clockOffset = now - Date.now();
+  // The event that was under way for the shortest time defines the clock: behind a slow link, what is shown is old and says so.
+  const offset = now - heardAt;
+  clockOffset = isNew ? offset : Math.max(clockOffset, offset);
+  [isNew, isFirst, lostAt] = [false, false, undefined];
   lastEventId = id;
   for (const text of html) {
     const template = document.createElement("template");
@@ -98,15 +107,14 @@ function apply({ data, lastEventId: id }) {
 
 function connect() {
   stream?.close();
-  heardAt = performance.now();
+  triedAt = performance.now();
+  isNew = true;
   stream = new EventSource(`${main.dataset.live}?after=${encodeURIComponent(lastEventId ?? "")}`);
-  stream.onopen = () => {
-    [lostAt, isFirst] = [undefined, false];
-    tick();
-  };
   stream.onmessage = apply;
   stream.onerror = () => {
     lostAt ??= serverNow();
+    // It may try again by itself.
+    [isFirst, isNew, triedAt] = [false, true, performance.now()];
     tick();
     // A refused stream does not try again by itself.
     const refused = stream;
@@ -143,8 +151,9 @@ function tick() {
   for (const time of document.querySelectorAll("time[data-at]")) {
     setText(time, `${time.dateTime.slice(11, 19)} (${age(serverNow() - Number(time.dataset.at))} ago)`);
   }
-  if (stream && performance.now() - heardAt > SILENCE_MS) {
-    lostAt ??= serverNow();
+  if (stream && performance.now() - Math.max(heardAt, triedAt) > SILENCE_MS) {
+    lostAt ??= serverNow() - (performance.now() - heardAt);
+    isFirst = false;
     connect();
   }
   const isLost = lostAt !== undefined && !isFirst;
@@ -162,6 +171,9 @@ function tick() {
     : isLate ? `▲ beat ${Number(beat.dataset.beat) + 1} is late by ${(overdue / 1000).toFixed(1)} s`
       : state.dataset.text);
   state.classList.toggle("alarm", isLate || state.textContent.startsWith("▲"));
+  // Without the number that grows, so that it is read out once.
+  setText(document.getElementById("late"), overdue > ANNOUNCED_MS && !isLost
+    ? `Beat ${Number(beat.dataset.beat) + 1} has been due since ${clock(Number(beat.dataset.due))}.` : "");
   swing(beat, -overdue);
 }
 
@@ -212,18 +224,21 @@ function followTempoForm() {
 
 /** Loads a page again until it asks for that no more. */
 async function reloadMain() {
+  let isBusy = false;
   try {
     if (!document.hidden) {
-      const response = await fetch(location.href);
+      const response = await fetch(location.href, { signal: AbortSignal.timeout(SILENCE_MS) });
       const fresh = new DOMParser().parseFromString(await response.text(), "text/html").querySelector("main");
-      if (!response.ok || !fresh) throw new Error(`status ${response.status}`);
-      morph(main, fresh);
+      if (!fresh) throw new Error(`status ${response.status}`);
+      isBusy = response.status === 503;
+      if (!isBusy) morph(main, fresh);
       lostAt = undefined;
     }
   } catch {
     lostAt ??= Date.now();
   }
-  setText(connection, lostAt ? `✕ No answer from backbeat ui since ${clock(lostAt)}. Trying again.` : "");
+  setText(connection, lostAt ? `✕ No answer from backbeat ui since ${clock(lostAt)}. Trying again.`
+    : isBusy ? "… The log cannot be read now. Trying again." : "");
   connection.className = lostAt ? "alarm" : "";
   if (main.dataset.reload) setTimeout(reloadMain, Number(main.dataset.reload));
 }

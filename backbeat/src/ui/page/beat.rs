@@ -4,7 +4,7 @@ use backbeat_http_api::pulse;
 use backbeat_schemas::BeatFrame;
 use maud::{Markup, html};
 
-use super::{HEIGHT, name, still_instant, word};
+use super::{HEIGHT, counted, name, still_instant, word};
 use crate::ui::board::{Board, MAX_BEATS};
 
 /// The largest bar that is drawn as one dot for each beat.
@@ -16,14 +16,14 @@ pub(super) fn banner(board: &Board) -> Markup {
     html! {
         div #banner role="status" {
             @if let Some((since, reason)) = &board.kafka_trouble {
-                p.alarm { "✕ Kafka does not answer since " (still_instant(*since)) ". What stands below is of before. (" (reason) ")" }
+                p.alarm { "✕ Kafka has not answered since " (still_instant(*since)) ". What is below is from before that. (" (reason) ")" }
             } @else if !board.has_seen_kafka {
                 p.alarm { "… Waiting for Kafka." }
             } @else if board.frame.is_none() {
                 p.alarm { "… Kafka answers. Waiting for the first beat: " (name(&reason_for_no_beat(board))) }
             }
             @for (reader, (since, reason)) in &board.reader_troubles {
-                p.alarm { "✕ Cannot read " (reader) " since " (still_instant(*since)) ": " (name(reason)) }
+                p.alarm { "✕ Reading " (reader) " has failed since " (still_instant(*since)) ": " (name(reason)) }
             }
         }
     }
@@ -114,7 +114,7 @@ pub(super) fn tempo(board: &Board) -> Markup {
             @if let Some(frame) = &board.frame {
                 p.big { (frame.tempo_bpm.bpm()) span.unit { " BPM" } }
                 p { "One beat every " (format!("{:.2}", frame.tempo_bpm.period().as_secs_f64())) " s, in bars of " (frame.bar_length)
-                    ", grace of " (frame.grace_beats) " beats" }
+                    ", grace of " (counted(i64::from(frame.grace_beats), "beat")) }
             } @else {
                 p.big { "–" }
             }

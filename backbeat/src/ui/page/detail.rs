@@ -7,7 +7,7 @@ use backbeat_reverb::rosters::WindowRoster;
 use backbeat_schemas::{BarReport, RosterEntry, RosterKind, Verdict};
 use maud::{Markup, html};
 
-use super::{agent_path, name, window_state, word};
+use super::{agent_path, counted, name, plural, window_state, word};
 use crate::agent::{bar_outcome, extent, outcome_as_text};
 use crate::ui::board::WindowView;
 use crate::ui::detail::MAX_BARS;
@@ -28,7 +28,7 @@ pub(crate) fn open_window(window: &WindowView) -> Markup {
         main #main data-reload=[reload] {
             section.card {
                 h1 { "Window from beat " (window.from_beat) }
-                p.big { (window.claims()) span.unit { " claims so far" } }
+                p.big { (window.claims()) span.unit { " claim" (plural(window.claims())) " so far" } }
                 p { (state) ". " (outlook) }
                 p.quiet { "Window " code { (window.window_id) } }
             }
@@ -147,13 +147,13 @@ fn roster_row(partition: i32, entry: &RosterEntry) -> Markup {
 }
 
 pub(crate) fn agent_page(agent: &str, history: &AgentHistory, bars: usize) -> Markup {
-    let claims = history.bars.iter().map(|bar| bar.claims.len()).sum::<usize>();
+    let claims = history.bars.iter().map(|bar| bar.claims.len()).sum::<usize>() as i64;
     html! {
         main #main {
             section.card {
                 h1 { "Agent " (name(agent)) }
-                p { (claims) " claims in the last " (history.bars.len()) " bars. " span.quiet { (extent(history)) } }
-                p.links {
+                p { (counted(claims, "claim")) " in the last " (counted(history.bars.len() as i64, "bar")) ". " span.quiet { (extent(history)) } }
+                p {
                     a href=(agent_path(agent)) { "Reload" }
                     @if bars < MAX_BARS { " " a href=(format!("{}&last={MAX_BARS}", agent_path(agent))) { "Last " (MAX_BARS) " bars" } }
                 }

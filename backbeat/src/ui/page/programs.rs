@@ -1,16 +1,19 @@
 //! The programs, their SLOs, and the newest dead letters.
 
-use backbeat_broker::DeadLetter;
+use backbeat_broker::{DeadLetter, without_credentials};
 use backbeat_http_api::{pulse, reverb};
+use backbeat_reverb::agent_history::check_agent_id;
 use backbeat_schemas::Timestamp;
 use maud::{Markup, html};
 
-use super::{agent_path, instant, name, word};
+use super::{agent_path, counted, instant, name, word};
 use crate::output::inert;
 use crate::ui::board::{Board, Known};
 
 /// The key of a dead letter whose record had none.
 const NO_KEY: &str = "null";
+/// The bytes that are shown of a key that cannot be an agent's id.
+const MAX_SHOWN_KEY: usize = 256;
 
 /// Returns the class of a program's row.
 fn readiness<S>(known: &Known<S>) -> &'static str {
@@ -22,7 +25,7 @@ fn program_state<S>(known: &Known<S>) -> Markup {
     html! {
         @match &known.program.problem {
             None => "● ready",
-            Some(problem) => { "✕ " (inert(problem)) " since " (instant(known.since)) }
+            Some(problem) => { "✕ " (inert(problem)) "; since " (instant(known.since)) }
         }
     }
 }
@@ -38,7 +41,7 @@ pub(super) fn pulse_rows(board: &Board) -> Vec<(String, Markup)> {
                 td { (status.map_or_else(|| "?".to_owned(), |status| role(status, known.answers))) }
                 td.text { (program_state(known)) }
                 td { (jitter.map_or_else(|| "–".to_owned(), |jitter| format!("{} ms", jitter.p95))) }
-                td { (known.program.url) }
+                td { (without_credentials(&known.program.url)) }
             }
         };
         (id, row)
@@ -76,11 +79,11 @@ pub(super) fn reverb_rows(board: &Board) -> Vec<(String, Markup)> {
                 @match member.filter(|_| known.answers) {
                     Some(member) => {
                         td { (partitions(member)) }
-                        td { (member.lag_beats) " beats, " (member.lag_records.map_or_else(|| "?".to_owned(), |lag| lag.to_string())) " claims" }
+                        td { (counted(member.lag_beats, "beat")) ", " (member.lag_records.map_or_else(|| "? claims".to_owned(), |lag| counted(lag, "claim"))) }
                     }
                     None => { td { "–" } td { "–" } }
                 }
-                td { (known.program.url) }
+                td { (without_credentials(&known.program.url)) }
             }
         };
         (id, row)
@@ -122,13 +125,25 @@ pub(super) fn slo_rows(board: &Board) -> Vec<(String, Markup)> {
     board.slos().iter().map(row).collect()
 }
 
+/// Returns a dead letter's key, with a link to the agent if it can be an agent's id.
+fn key(key: &str) -> Markup {
+    let shown = &key[..key.floor_char_boundary(MAX_SHOWN_KEY)];
+    html! {
+        @if key == NO_KEY { "none" }
+        @else if key.is_empty() { "(empty)" }
+        @else if check_agent_id(key).is_err() || key.contains(char::REPLACEMENT_CHARACTER) {
+            (name(shown)) @if shown.len() < key.len() { "…" }
+        } @else { a href=(agent_path(key)) { (name(key)) } }
+    }
+}
+
 pub(super) fn dead_letter_rows(board: &Board) -> Vec<(String, Markup)> {
     let row = |letter: &DeadLetter| {
         let id = format!("d{}", letter.offset);
         let row = html! {
             tr #(id) {
                 td { (instant(Timestamp::from_millis(letter.written_at_ms))) }
-                td.key-of { @if letter.key == NO_KEY { "none" } @else { a href=(agent_path(&letter.key)) { (name(&letter.key)) } } }
+                td.key-of { (key(&letter.key)) }
                 td.text { b { (letter.reason.replace('_', " ")) } ": " (inert(&letter.detail)) }
                 td { (letter.source_partition) "/" (letter.source_offset) }
             }
@@ -136,4 +151,23 @@ pub(super) fn dead_letter_rows(board: &Board) -> Vec<(String, Markup)> {
         (id, row)
     };
     board.dead_letters.iter().map(row).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn key_of_a_dead_letter_is_a_link_only_if_it_can_be_an_agents_id() {
+        let long = "é".repeat(200);
+        for (text, expected) in [
+            ("null", "none".to_owned()),
+            ("", "(empty)".to_owned()),
+            ("a\u{fffd}", "<bdi>a\u{fffd}</bdi>".to_owned()),
+            (&long, format!("<bdi>{}</bdi>…", "é".repeat(128))),
+            ("a b", "<a href=\"/agents?id=a%20b\"><bdi>a b</bdi></a>".to_owned()),
+        ] {
+            assert_eq!(key(text).into_string(), expected);
+        }
+    }
 }

@@ -5,21 +5,21 @@ use std::borrow::Cow;
 use backbeat_schemas::{BarReport, Verdict};
 use maud::{Markup, html};
 
-use super::{HEIGHT, instant};
+use super::{HEIGHT, counted, instant, plural};
 use crate::ui::board::{Board, WindowView};
 
 pub(super) fn attention(board: &Board) -> Markup {
     html! {
         div #attention {
             @if let Some(report) = &board.last_report {
-                p.big { (report.agents_reporting) span.unit { " agents" } }
-                p { (report.claims) " claims on beats " (report.from_beat) " to " (report.to_beat) ", closed " (instant(report.closed_at)) }
+                p.big { (report.agents_reporting) span.unit { " agent" (plural(report.agents_reporting)) } }
+                p { (counted(report.claims, "claim")) " on beats " (report.from_beat) " to " (report.to_beat) ", closed " (instant(report.closed_at)) }
                 ul.counts {
-                    (count("fell silent", report.agents_fell_silent))
-                    (count("tasks stalled", report.tasks_stalled))
-                    (count("tasks overdrawn", report.tasks_overdrawn))
-                    (count("claims late", report.late_claims))
-                    (count("claims invalid", report.invalid_claims))
+                    (count("agent", "fell silent", report.agents_fell_silent))
+                    (count("task", "stalled", report.tasks_stalled))
+                    (count("task", "overdrawn", report.tasks_overdrawn))
+                    (count("claim", "late", report.late_claims))
+                    (count("claim", "invalid", report.invalid_claims))
                 }
                 p { a href=(format!("/windows/{}", report.window_id)) { "Who needs attention" } }
             } @else {
@@ -30,8 +30,8 @@ pub(super) fn attention(board: &Board) -> Markup {
     }
 }
 
-fn count(of: &str, number: i64) -> Markup {
-    html! { li.(if number > 0 { "some" } else { "none" }) { b { (number) } " " (of) @if number > 0 { " ▲" } } }
+fn count(of: &str, state: &str, number: i64) -> Markup {
+    html! { li.(if number > 0 { "some" } else { "none" }) { b { (number) } " " (of) (plural(number)) " " (state) @if number > 0 { " ▲" } } }
 }
 
 /// Draws each window as a column, oldest first.
@@ -45,10 +45,10 @@ pub(super) fn strip(board: &Board) -> Vec<(String, Markup)> {
             window.report.as_ref().map_or((0, 0), |report| (report.late_claims, report.invalid_claims));
         let (state, text) = window_state(window);
         let title = format!(
-            "Beats {}{}: {text}, {} claims, {late} late, {invalid} invalid",
+            "Beats {}{}: {text}, {}, {late} late, {invalid} invalid",
             window.from_beat,
             window.to_beat().map(|last| format!(" to {last}")).unwrap_or_default(),
-            window.claims()
+            counted(window.claims(), "claim")
         );
         let mut top = HEIGHT;
         let mut part = |claims: i64| {
@@ -111,11 +111,12 @@ pub(super) fn windows(board: &Board) -> Vec<(String, Markup)> {
 }
 
 fn needs_attention(report: &BarReport) -> Markup {
+    let issues = report.issues.len() as i64;
     let counts = [
         (report.agents_fell_silent, "silent"),
         (report.tasks_stalled, "stalled"),
         (report.tasks_overdrawn, "overdrawn"),
-        (report.issues.len() as i64, if report.issues.len() == 1 { "issue" } else { "issues" }),
+        (issues, if issues == 1 { "issue" } else { "issues" }),
     ];
     let some: Vec<String> =
         counts.iter().filter(|(count, _)| *count > 0).map(|(count, of)| format!("{count} {of}")).collect();
@@ -127,8 +128,8 @@ pub(super) fn announcement(board: &Board) -> Markup {
     html! {
         p #announcement.hidden aria-live="polite" {
             @if let Some(report) = &board.last_report {
-                "Report of beats " (report.from_beat) " to " (report.to_beat) ": " (report.agents_reporting) " agents, "
-                (report.claims) " claims, " (report.late_claims) " late, " (report.invalid_claims) " invalid, "
+                "Report of beats " (report.from_beat) " to " (report.to_beat) ": " (counted(report.agents_reporting, "agent")) ", "
+                (counted(report.claims, "claim")) ", " (report.late_claims) " late, " (report.invalid_claims) " invalid, "
                 (report.agents_fell_silent) " fell silent, " (report.tasks_stalled) " stalled, " (report.tasks_overdrawn) " overdrawn."
             }
         }
