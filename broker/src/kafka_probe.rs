@@ -47,8 +47,8 @@ fn is_refused(client: &BaseConsumer<SilentContext>, topic: &str, error: &KafkaEr
         return false;
     }
     let Ok(metadata) = client.fetch_metadata(Some(topic), timeout) else { return false };
-    let refusals = metadata.topics().iter().filter_map(MetadataTopic::error).map(RDKafkaErrorCode::from);
-    refusals.into_iter().any(|code| {
-        matches!(code, RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::UnknownTopicOrPartition)
+    metadata.topics().iter().filter_map(MetadataTopic::error).any(|error| {
+        use RDKafkaErrorCode::{TopicAuthorizationFailed, UnknownTopicOrPartition};
+        matches!(error.into(), TopicAuthorizationFailed | UnknownTopicOrPartition)
     })
 }

@@ -111,15 +111,16 @@ pub(super) fn windows(board: &Board) -> Vec<(String, Markup)> {
 }
 
 fn needs_attention(report: &BarReport) -> Markup {
-    let issues = report.issues.len() as i64;
     let counts = [
         (report.agents_fell_silent, "silent"),
         (report.tasks_stalled, "stalled"),
         (report.tasks_overdrawn, "overdrawn"),
-        (issues, if issues == 1 { "issue" } else { "issues" }),
     ];
-    let some: Vec<String> =
+    let mut some: Vec<String> =
         counts.iter().filter(|(count, _)| *count > 0).map(|(count, of)| format!("{count} {of}")).collect();
+    if !report.issues.is_empty() {
+        some.push(counted(report.issues.len() as i64, "issue"));
+    }
     html! { @if some.is_empty() { "none" } @else { "▲ " (some.join(", ")) } }
 }
 
