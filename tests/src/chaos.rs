@@ -249,13 +249,14 @@ fn describe(record: BarPartial) -> Option<String> {
 fn delays(cluster: &Cluster, seen: &Seen, history: &History) -> Vec<f64> {
     let frames = cluster.frames();
     let delay = |(to, received): (&BeatIndex, &f64)| {
-        let closed = frames.get(to.plus(1).get() as usize)?.emitted_at.millis() as f64;
+        let closed_at = frames.get(to.plus(1).get() as usize)?.emitted_at;
+        let closed = closed_at.millis() as f64;
         let overlap = |(from, until): &(f64, f64)| (until.min(*received) - from.max(closed)).max(0.0);
         let hung: f64 = history.hung.iter().map(overlap).sum();
         let delay = received - closed - hung;
         if delay > LATE_MS {
             eprintln!(
-                "the report of the window up to beat {to} came {delay:.0} ms after its closing; milliseconds from that:"
+                "the report of the window up to beat {to}, which closed at {closed_at}, came {delay:.0} ms later; milliseconds from that:"
             );
             let near = closed - 2.0 * LATE_MS..=received + 1.0;
             let of_window = |beat: &BeatIndex| *beat <= *to && *to < beat.plus(BAR);

@@ -1,5 +1,6 @@
 //! The table of consecutive frames, read from `beatframes`.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -18,9 +19,13 @@ const BARS_BACK: usize = 2;
 
 const POLL: Duration = Duration::from_millis(100);
 
-/// A table of frames and the reader of `beatframes` that extends it.
+/// A table of frames and the readers of `beatframes` that extend it.
 pub(crate) struct FrameTable {
+    /// Follows the end of the log.
     reader: LogReader<BeatFrame>,
+    /// Searches the log and reads older frames; paused in between. A search with the other one would wait for a fetch at the end
+    /// of the log in each of its steps.
+    searcher: LogReader<BeatFrame>,
     frames: Frames,
     cluster_id: String,
     /// The offset of the next frame to read; `None` until [`FrameTable::ensure_covers`] was called.
@@ -42,15 +47,21 @@ pub(crate) enum TableError {
 }
 
 impl FrameTable {
-    pub(crate) fn new(reader: LogReader<BeatFrame>, cluster_id: String) -> Self {
-        Self {
-            reader,
+    pub(crate) fn new(
+        broker: &Broker,
+        registry: &Registry,
+        runtime: &Handle,
+        cluster_id: String,
+    ) -> Result<Self, ReadError> {
+        Ok(Self {
+            reader: LogReader::new(broker, registry, runtime, TopicName::BeatFrames)?,
+            searcher: LogReader::for_random_access(broker, registry, runtime, TopicName::BeatFrames)?,
             frames: Frames::default(),
             cluster_id,
             next_offset: None,
             newest: None,
             reaches_log_start: false,
-        }
+        })
     }
 
     /// Reads frames. `range` chooses, by the newest one, the beat of the first and that whose window the last one closes, by default
@@ -62,11 +73,10 @@ impl FrameTable {
         range: impl FnOnce(&BeatFrame) -> (BeatIndex, Option<BeatIndex>),
         stop: &Shutdown,
     ) -> anyhow::Result<Frames> {
-        let mut tail = LogReader::<BeatFrame>::for_random_access(broker, registry, runtime, TopicName::BeatFrames)?;
-        let newest = tail.last()?.context("no beat has been published yet")?.record;
+        let mut table = Self::new(broker, registry, runtime, String::new())?;
+        let newest = table.newest_frame()?.context("no beat has been published yet")?;
         let (from, to) = range(&newest);
-        let reader = LogReader::new(broker, registry, runtime, TopicName::BeatFrames)?;
-        let mut table = Self::new(reader, newest.cluster_id.clone());
+        table.cluster_id = newest.cluster_id;
         table.ensure_covers(from)?;
         let enough = |frames: &Frames| {
             let last = frames.last().map(|last| last.beat_index);
@@ -95,11 +105,7 @@ impl FrameTable {
         }
         for _ in 0..MAX_FRAMES_PER_POLL {
             let Some(entry) = self.reader.poll(timeout)? else { break };
-            if entry.record.cluster_id != self.cluster_id {
-                let (found, expected) = (entry.record.cluster_id, self.cluster_id.clone());
-                return Err(FrameError::OtherCluster { found, expected }.into());
-            }
-            self.frames.push(entry.record)?;
+            push(&mut self.frames, entry.record, &self.cluster_id)?;
             self.next_offset = Some(entry.offset + 1);
             timeout = Duration::ZERO;
         }
@@ -116,20 +122,18 @@ impl FrameTable {
         Ok(self.search(LogReader::last)?.map(|entry| entry.record))
     }
 
-    /// Runs a search with the reader and seeks back to the table's position, even if the search fails.
+    /// Runs a search with its reader, which is paused then, even if the search fails.
     fn search<T>(
         &mut self,
         search: impl FnOnce(&mut LogReader<BeatFrame>) -> Result<T, ReadError>,
     ) -> Result<T, TableError> {
-        let found = search(&mut self.reader);
-        if let Some(next) = self.next_offset {
-            self.reader.seek(next)?;
-        }
+        let found = search(&mut self.searcher);
+        self.searcher.pause()?;
         Ok(found?)
     }
 
     /// Makes the table reach back to every window in which a claim that arrives on `beat` may count, and to the window before
-    /// them. The next calls of [`FrameTable::poll`] read the missing frames.
+    /// them. If the table has been started, it has the missing frames on return; otherwise the next calls of [`FrameTable::poll`] read them.
     pub(crate) fn ensure_covers(&mut self, beat: BeatIndex) -> Result<(), TableError> {
         let reaches = |first: &BeatFrame| {
             let one_bar = i64::from(first.grace_beats) + i64::from(first.bar_length);
@@ -154,11 +158,31 @@ impl FrameTable {
                 reader.first_where(|frame| frame.beat_index.get() >= target)?.map_or(log_start, |entry| entry.offset);
             Ok((start, log_start, Some(newest)))
         })?;
+        if let Some(next) = self.next_offset {
+            // The frames that the table has are needed all the while: windows close.
+            self.read_again(start, next)?;
+        } else {
+            self.newest = newest;
+            self.reader.seek(start)?;
+            self.next_offset = Some(start);
+        }
         self.reaches_log_start = start == log_start;
-        self.frames = Frames::default();
-        self.newest = newest;
-        self.next_offset = Some(start);
-        Ok(self.reader.seek(start)?)
+        Ok(())
+    }
+
+    /// Replaces the frames by those of the offsets `[start, end)`.
+    fn read_again(&mut self, start: i64, end: i64) -> Result<(), TableError> {
+        let (mut frames, mut pushed) = (Frames::default(), Ok(()));
+        let cluster_id = self.cluster_id.clone();
+        self.search(|reader| {
+            reader.read_until(start, end, |entry| {
+                pushed = push(&mut frames, entry.record, &cluster_id);
+                if pushed.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            })
+        })?;
+        pushed?;
+        self.frames = frames;
+        Ok(())
     }
 
     /// Empties the table and stops reading until [`FrameTable::ensure_covers`] is called again.
@@ -178,4 +202,12 @@ impl FrameTable {
             self.reaches_log_start &= self.frames.first().map(|first| first.beat_index) == first;
         }
     }
+}
+
+/// Appends the next frame of the log of the cluster `cluster_id`.
+fn push(frames: &mut Frames, frame: BeatFrame, cluster_id: &str) -> Result<(), FrameError> {
+    if frame.cluster_id != cluster_id {
+        return Err(FrameError::OtherCluster { found: frame.cluster_id, expected: cluster_id.to_owned() });
+    }
+    frames.push(frame)
 }

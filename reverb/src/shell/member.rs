@@ -127,7 +127,6 @@ impl Member {
         let consumer: GroupConsumer = settings.create_with_context(Group::default())?;
         let (group, consumer) = (Arc::clone(consumer.context()), Arc::new(consumer));
         let topic = broker.topics().name(TopicName::StatusClaims);
-        let frames = LogReader::<BeatFrame>::new(broker, registry, runtime, TopicName::BeatFrames)?;
         let sender = Sender::new(broker, TopicName::BarPartials, None)?;
         Ok(Self {
             watch: ClientWatch::consumer(broker, &topic, &consumer),
@@ -135,7 +134,7 @@ impl Member {
             consumer,
             group,
             topic,
-            table: FrameTable::new(frames, args.cluster.clone()),
+            table: FrameTable::new(broker, registry, runtime, args.cluster.clone())?,
             partials: LogReader::new(broker, registry, runtime, TopicName::BarPartials)?,
             reports: LogReader::new(broker, registry, runtime, TopicName::BarReports)?,
             decoder: ClaimDecoder::new(merge_context.claim_schemas.clone()),

@@ -86,7 +86,7 @@ impl<'c> MergeProducer<'c> {
     /// Writes a merging record, keyed by the newest window of `frames`.
     pub(super) fn write_merging(&mut self, frames: &Frames, merging: Merging) -> Result<(), TransactionError> {
         let Some(window) = frames.last().and_then(|newest| frames.window_of(newest.beat_index)) else {
-            // The table is being read again from an older beat. The lease is not renewed, and the others take over later.
+            // The table is still being read. The lease is not renewed, and the others take over later.
             return Ok(());
         };
         let context = self.context;

@@ -73,15 +73,14 @@ impl<'c> MergeLoop<'c> {
         reached: Reached,
     ) -> Result<Self, MergeError> {
         let MergeContext { broker, registry, runtime, .. } = context;
-        let frames = LogReader::new(broker, registry, runtime, TopicName::BeatFrames)?;
         let mut merge = Self {
             context,
             core: MergeSession::new(name.to_owned(), context.takeover_after, Duration::ZERO),
             started_at: Instant::now(),
             producer: MergeProducer::new(context),
             partials: LogReader::new(broker, registry, runtime, TopicName::BarPartials)?,
-            table: FrameTable::new(frames, context.cluster_id.clone()),
-            reports: ReportIndex::new(LogReader::new(broker, registry, runtime, TopicName::BarReports)?),
+            table: FrameTable::new(broker, registry, runtime, context.cluster_id.clone())?,
+            reports: ReportIndex::new(broker, registry, runtime)?,
             recompute: Recompute::new(broker, context.claim_schemas.clone())?,
             share_records,
             reached,
@@ -91,12 +90,13 @@ impl<'c> MergeLoop<'c> {
     }
 
     fn catch_up(&mut self) -> Result<(), MergeError> {
-        let end = self.partials.end_offset()?;
-        let (last, last_done) =
-            (self.partials.last_where(is_of_merge)?, self.partials.last_where(BarPartial::is_done)?);
+        let MergeContext { broker, registry, runtime, .. } = self.context;
+        let mut log = LogReader::for_random_access(broker, registry, runtime, TopicName::BarPartials)?;
+        let end = log.end_offset()?;
+        let (last, last_done) = (log.last_where(is_of_merge)?, log.last_where(BarPartial::is_done)?);
         let restart_offset = match last_done.and_then(|entry| entry.record.into_body()) {
-            Some(PartialBody::Done(done)) => done.low.max(self.partials.log_start()?),
-            _ => self.partials.log_start()?,
+            Some(PartialBody::Done(done)) => done.low.max(log.log_start()?),
+            _ => log.log_start()?,
         };
         self.read_partials(restart_offset, end)?;
         self.core.record_start(last.is_some());

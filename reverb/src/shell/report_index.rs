@@ -2,9 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use backbeat_broker::{Entry, LogReader, ReadError};
+use backbeat_broker::{Broker, Entry, LogReader, ReadError, Registry, TopicName};
 use backbeat_schemas::{BarReport, BeatIndex, Timestamp, wire};
 use sha2::{Digest, Sha256};
+use tokio::runtime::Handle;
 
 use crate::core::LOGIC;
 
@@ -25,14 +26,16 @@ pub(crate) struct Fingerprint {
 /// Reports carry `closed_at` as their timestamp, so those of a window and of all later ones lie at or after the offset
 /// that Kafka returns for it. The log is read from there once. After that this merge is the only writer.
 pub(crate) struct ReportIndex {
+    /// Paused between two reads.
     reader: LogReader<BarReport>,
     since: Option<Timestamp>,
     reports: BTreeMap<BeatIndex, Fingerprint>,
 }
 
 impl ReportIndex {
-    pub(crate) fn new(reader: LogReader<BarReport>) -> Self {
-        Self { reader, since: None, reports: BTreeMap::new() }
+    pub(crate) fn new(broker: &Broker, registry: &Registry, runtime: &Handle) -> Result<Self, ReadError> {
+        let reader = LogReader::for_random_access(broker, registry, runtime, TopicName::BarReports)?;
+        Ok(Self { reader, since: None, reports: BTreeMap::new() })
     }
 
     /// Forgets all reports: another merge may have written since they were read.
@@ -55,6 +58,7 @@ impl ReportIndex {
             self.reader.read(start, end, |entry| {
                 reports.insert(entry.record.from_beat, Self::fingerprint(&entry.record, &published_body(&entry)));
             })?;
+            self.reader.pause()?;
             self.since = Some(closed_at);
         }
         Ok(self.reports.get(&from).copied())
