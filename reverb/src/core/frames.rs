@@ -116,6 +116,13 @@ impl Frames {
         (from.get()..end.get()).filter_map(|beat| self.get(BeatIndex::try_from(beat).ok()?))
     }
 
+    /// Returns true if every window in which a claim that arrives on `beat` may count is here, and the window before them.
+    pub fn cover(&self, beat: BeatIndex) -> bool {
+        self.first().is_some_and(|first| {
+            beat.since(first.beat_index) >= i64::from(first.grace_beats) + i64::from(first.bar_length)
+        })
+    }
+
     /// Returns the window of `beat`.
     pub fn window_of(&self, beat: BeatIndex) -> Option<Window> {
         let opening = self.get(self.row(beat)?.from)?;

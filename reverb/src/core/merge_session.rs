@@ -14,8 +14,8 @@ use super::lease::{Lease, Rank};
 use super::overdue::OverdueShares;
 use super::{Completion, Frames, LOGIC, Merge, Window};
 
-/// The largest number of claims that the merge reads for one window in place of the members that have not sent their
-/// shares. Larger windows wait until the group has given the partitions to other members.
+/// The largest number of claims that the merge reads at once in place of the members that have not sent their shares.
+/// Windows with more wait until the group has given the partitions to other members.
 pub const MAX_RESCUED_CLAIMS: i64 = 200_000;
 /// Windows that had closed when a member started are finished as if they closed then, if there are at most so many.
 const MAX_WINDOWS_AT_START: usize = 8;
@@ -65,8 +65,19 @@ pub enum MergeCommand {
     Renew,
     /// Finish these windows in one transaction, then call [`MergeSession::record_finished`].
     Finish(Vec<(Window, Completion)>),
-    /// Read these partitions' shares of the window from the claims, then call [`MergeSession::record_rescue`].
-    Rescue(Window, Vec<i32>),
+    /// Read the shares that are overdue from the claims, then call [`MergeSession::record_rescue`].
+    Rescue(Rescue),
+}
+
+/// The shares that the merge reads at once: those of the same partitions, in consecutive windows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rescue {
+    /// The first window.
+    pub first: Window,
+    /// The last window.
+    pub last: Window,
+    /// The partitions whose shares are missing.
+    pub partitions: Vec<i32>,
 }
 
 impl MergeSession {
@@ -204,20 +215,21 @@ impl MergeSession {
     /// Returns the next thing to do at `now`. `reached` is the beat up to whose boundary all aggregators of this member
     /// have come.
     pub fn next(&self, frames: &Frames, reached: BeatIndex, now: Duration) -> Option<MergeCommand> {
-        let overdue = self.overdue_window(frames, reached, now);
+        let rescue = self.next_rescue(frames, reached, now);
         if !self.is_active {
-            return self.is_due(self.takeover_at(frames, overdue.as_ref(), now)?, MergeCommand::TakeOver, now);
+            let takeover_at = self.takeover_at(frames, rescue.as_ref(), now)?;
+            return self.is_due(takeover_at, MergeCommand::TakeOver, now);
         }
         let completions = self.merge.completions(frames, self.batch);
         if !completions.is_empty() {
             return Some(MergeCommand::Finish(completions));
         }
-        let Overdue { window, partitions, at } = overdue?;
+        let (rescue, at) = rescue?;
         let pauses = (at..self.rescue_after).contains(&now) && !self.rescue_failed;
         if pauses && self.renewal_due(now) {
             return Some(MergeCommand::Renew);
         }
-        self.is_due(at.max(self.rescue_after), MergeCommand::Rescue(window, partitions), now)
+        self.is_due(at.max(self.rescue_after), MergeCommand::Rescue(rescue), now)
     }
 
     /// Returns `command` if it is due, and the log has been read to its end since: what this member waits for may be
@@ -233,7 +245,7 @@ impl MergeSession {
     }
 
     /// Returns the time at which this member takes over, or `None` if no window could be finished.
-    fn takeover_at(&self, frames: &Frames, overdue: Option<&Overdue>, now: Duration) -> Option<Duration> {
+    fn takeover_at(&self, frames: &Frames, rescue: Option<&(Rescue, Duration)>, now: Duration) -> Option<Duration> {
         let takeover_at = |from: BeatIndex, finishable_at: Duration| {
             let rank = Rank::new(&self.name, self.shares.senders().into_iter(), from.get());
             let changed_at = self.merge.changed_at(from).unwrap_or(finishable_at);
@@ -247,24 +259,35 @@ impl MergeSession {
             let by_another = completion == Completion::RecomputeUnlessReported;
             takeover_at(window.from, if by_another { self.shares.last_partial_at() } else { Duration::ZERO })
         });
-        let overdue = overdue.map(|overdue| takeover_at(overdue.window.from, overdue.at));
-        complete.into_iter().chain(overdue).min()
+        let rescue = rescue.map(|(rescue, at)| takeover_at(rescue.first.from, *at));
+        complete.into_iter().chain(rescue).min()
     }
 
-    /// Returns the window whose missing shares are all overdue first, and whose claims are few enough.
-    fn overdue_window(&self, frames: &Frames, reached: BeatIndex, now: Duration) -> Option<Overdue> {
-        let candidates = self.merge.closed_sets(frames).filter_map(|(window, set, partitions)| {
+    /// Returns the missing shares of the window in which all of them are overdue first, and when they are. If those of the
+    /// windows after it are overdue, too, one read serves all of them.
+    fn next_rescue(&self, frames: &Frames, reached: BeatIndex, now: Duration) -> Option<(Rescue, Duration)> {
+        let overdue = self.merge.closed_sets(frames).filter_map(|(window, set, partitions)| {
             // A member that is behind cannot tell whether the others are.
             let closed_at = set.closed_at.filter(|_| reached >= window.closing)?;
-            let missing: Vec<i32> = set.missing(partitions).collect();
-            let boundary = |beat, partition| frames.get(beat).map_or(0, |frame| frame.boundary(partition));
-            let claims = |p: &i32| boundary(window.closing, *p).saturating_sub(boundary(window.from, *p));
+            let partitions: Vec<i32> = set.missing(partitions).collect();
             let overdue_at = |p: &i32| self.shares.overdue_at(*p, closed_at, self.lease.standstill_at, now);
-            let at = missing.iter().map(overdue_at).max()?;
-            let is_small = missing.iter().map(claims).fold(0, i64::saturating_add) <= MAX_RESCUED_CLAIMS;
-            is_small.then_some(Overdue { window, partitions: missing, at })
+            let at = partitions.iter().map(overdue_at).max()?;
+            let rescue = Rescue { first: window, last: window, partitions };
+            rescue.is_small(frames).then_some((rescue, at))
         });
-        candidates.min_by_key(|overdue| overdue.at)
+        let overdue: Vec<(Rescue, Duration)> = overdue.collect();
+        let first = (0..overdue.len()).min_by_key(|index| overdue[*index].1)?;
+        let mut overdue = overdue.into_iter().skip(first);
+        let (mut rescue, at) = overdue.next()?;
+        for (next, _) in overdue.take_while(|(_, at)| *at <= now) {
+            let longer = Rescue { last: next.last, ..rescue.clone() };
+            let continues = next.first.from == rescue.last.end && next.partitions == rescue.partitions;
+            if !continues || !longer.is_small(frames) {
+                break;
+            }
+            rescue = longer;
+        }
+        Some((rescue, at))
     }
 
     /// Records that the end of `barpartials` was asked for at `asked_at` and told at `answered_at`, and that the log has been
@@ -316,11 +339,11 @@ impl MergeSession {
         self.end_command(now);
     }
 
-    /// Records the shares of a window that were read from the claims since `began`, which may not be all. At most half
-    /// of the merge's time is spent in this way.
-    pub fn record_rescue(&mut self, from: BeatIndex, shares: Vec<Partial>, began: Duration, now: Duration) {
+    /// Records the shares that were read from the claims since `began`, each with the downbeat of its window. They may not be
+    /// all that were overdue. At most half of the merge's time is spent in this way.
+    pub fn record_rescue(&mut self, shares: Vec<(BeatIndex, Partial)>, began: Duration, now: Duration) {
         self.rescue_failed = shares.is_empty();
-        for share in shares {
+        for (from, share) in shares {
             self.merge.add_rescued(from, share, now);
         }
         let pause = now.saturating_sub(began);
@@ -350,12 +373,13 @@ fn share_timeout(takeover_after: Duration) -> Duration {
     takeover_after * 4 / 5
 }
 
-/// A window whose missing shares are all overdue at a time.
-struct Overdue {
-    window: Window,
-    /// The partitions whose shares are missing.
-    partitions: Vec<i32>,
-    at: Duration,
+impl Rescue {
+    /// Returns true if it has to read few enough claims.
+    fn is_small(&self, frames: &Frames) -> bool {
+        let boundary = |beat, partition| frames.get(beat).map_or(0, |frame| frame.boundary(partition));
+        let claims = |p: &i32| boundary(self.last.closing, *p).saturating_sub(boundary(self.first.from, *p));
+        self.partitions.iter().map(claims).fold(0, i64::saturating_add) <= MAX_RESCUED_CLAIMS
+    }
 }
 
 #[cfg(test)]
@@ -408,6 +432,12 @@ mod tests {
         session.next(&frames(beats), beat(beats as i64), now)
     }
 
+    /// Returns the downbeats of the first and the last window of a rescue, and its partitions.
+    fn rescued(command: Option<MergeCommand>) -> (i64, i64, Vec<i32>) {
+        let Some(MergeCommand::Rescue(Rescue { first, last, partitions })) = command else { panic!("{command:?}") };
+        (first.from.get(), last.from.get(), partitions)
+    }
+
     fn confirm(session: &mut MergeSession, now: Duration) {
         session.record_read_to_end(now, now, now);
     }
@@ -455,13 +485,32 @@ mod tests {
         assert_eq!(next(&mut session, 3, millis(10_799)), None);
         assert_eq!(next(&mut session, 3, millis(10_800)), Some(MergeCommand::ReadToEnd));
         confirm(&mut session, millis(10_800));
-        let Some(MergeCommand::Rescue(window, partitions)) = next(&mut session, 3, millis(10_800)) else {
-            panic!("{session:?}");
-        };
-        assert_eq!((window.from, &partitions[..]), (beat(0), &[1][..]));
-        session.record_rescue(beat(0), vec![partial(1, 2)], millis(10_800), millis(10_900));
+        assert_eq!(rescued(next(&mut session, 3, millis(10_800))), (0, 0, vec![1]));
+        session.record_rescue(vec![(beat(0), partial(1, 2))], millis(10_800), millis(10_900));
         assert!(matches!(next(&mut session, 3, millis(10_900)), Some(MergeCommand::Finish(_))));
         assert_eq!(session.merge().rescued(beat(0)), [1]);
+    }
+
+    #[test]
+    fn windows_in_which_the_same_shares_are_overdue_are_rescued_together() {
+        let session = |partials: &[(i32, i64)]| {
+            let mut session = session();
+            session.record_opening(SECOND);
+            session.record_frames(&frames(9), SECOND * 10);
+            for (offset, (partition, from)) in (1..).zip(partials) {
+                session.record(offset, sent(*partition, *from, "b"), SECOND * 10);
+            }
+            confirm(&mut session, SECOND * 60);
+            session
+        };
+        let overdue = |partials: &[(i32, i64)]| rescued(next(&mut session(partials), 9, SECOND * 60));
+        assert_eq!(overdue(&[]), (0, 6, vec![0, 1]));
+        assert_eq!(overdue(&[(1, 0), (1, 2)]), (0, 2, vec![0]), "others are missing in window 4");
+        assert_eq!(overdue(&[(1, 2)]), (0, 0, vec![0, 1]), "others are missing in window 2");
+        let claims = [0, 0, 0, 0, MAX_RESCUED_CLAIMS, MAX_RESCUED_CLAIMS + 1, MAX_RESCUED_CLAIMS + 1];
+        let (frames, mut session) = (frames_of_partitions(2, 0, &[&claims, &[0; 7]]), session(&[]));
+        session.turned_at = SECOND * 60;
+        assert_eq!(rescued(session.next(&frames, beat(9), SECOND * 60)), (0, 2, vec![0, 1]), "of 200,000 claims");
     }
 
     #[test]
@@ -470,12 +519,12 @@ mod tests {
         session.record_opening(SECOND);
         session.record_frames(&frames(5), SECOND * 10);
         confirm(&mut session, SECOND * 12);
-        session.record_rescue(beat(0), vec![partial(0, 1), partial(1, 1)], SECOND * 12, SECOND * 15);
+        session.record_rescue(vec![(beat(0), partial(0, 1)), (beat(0), partial(1, 1))], SECOND * 12, SECOND * 15);
         session.record_finished(&[beat(0)], SECOND * 15, SECOND * 15);
         assert_eq!(next(&mut session, 5, millis(15_400)), None);
         assert_eq!(next(&mut session, 5, millis(17_999)), Some(MergeCommand::Renew), "the others must not take over");
         assert_eq!(next(&mut session, 5, SECOND * 18), Some(MergeCommand::ReadToEnd));
-        session.record_rescue(beat(2), Vec::new(), SECOND * 18, SECOND * 18);
+        session.record_rescue(Vec::new(), SECOND * 18, SECOND * 18);
         assert_eq!(next(&mut session, 5, millis(18_499)), None, "a rescue that failed is not tried again at once");
     }
 

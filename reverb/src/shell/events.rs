@@ -8,7 +8,7 @@ use backbeat_schemas::{BarReport, InvalidClaim, Verdict};
 
 use super::group::AssignmentChange;
 use super::metrics::Metrics;
-use crate::core::Window;
+use crate::core::{Rescue, Window};
 
 /// This member's merge has failed, and starts over or leaves the merge to another member.
 pub(crate) struct MergeFailed<'e> {
@@ -58,20 +58,18 @@ impl MergeTakenOver {
     }
 }
 
-/// The merge has read shares of a window that were overdue.
-pub(crate) struct SharesRescued<'p> {
-    pub(crate) window: &'p Window,
-    /// The partitions whose shares were overdue.
-    pub(crate) partitions: &'p [i32],
-    /// Those whose shares were read.
-    pub(crate) read: &'p [i32],
+/// The merge has read shares that were overdue.
+pub(crate) struct SharesRescued<'r> {
+    pub(crate) rescue: &'r Rescue,
+    /// The number of shares that were read.
+    pub(crate) shares: usize,
 }
 
 impl SharesRescued<'_> {
     pub(crate) fn emit(self, metrics: &Metrics) {
-        let Self { window, partitions, read } = self;
-        metrics.merge.rescued_shares.inc_by(read.len() as u64);
-        tracing::info!(window_id = %window.id, from_beat = %window.from, ?partitions, ?read, "read the shares that are overdue");
+        let Self { rescue: Rescue { first, last, partitions }, shares } = self;
+        metrics.merge.rescued_shares.inc_by(shares as u64);
+        tracing::info!(window_id = %first.id, from_beat = %first.from, end_beat = %last.end, ?partitions, shares, "read the shares that are overdue");
     }
 }
 

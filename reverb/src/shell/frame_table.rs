@@ -135,11 +135,8 @@ impl FrameTable {
     /// Makes the table reach back to every window in which a claim that arrives on `beat` may count, and to the window before
     /// them. If the table has been started, it has the missing frames on return; otherwise the next calls of [`FrameTable::poll`] read them.
     pub(crate) fn ensure_covers(&mut self, beat: BeatIndex) -> Result<(), TableError> {
-        let reaches = |first: &BeatFrame| {
-            let one_bar = i64::from(first.grace_beats) + i64::from(first.bar_length);
-            self.reaches_log_start || beat.since(first.beat_index) >= one_bar
-        };
-        if self.next_offset.is_some() && self.frames.first().is_none_or(reaches) {
+        // A table whose first frames have not been polled yet may have been started for a later beat.
+        if self.next_offset.is_some() && (self.reaches_log_start || self.frames.cover(beat)) {
             return Ok(());
         }
         let (start, log_start, newest) = self.search(|reader| {

@@ -18,7 +18,9 @@ use super::merge_producer::{MergeProducer, TRANSACTION_TIMEOUT, WindowOutcome};
 use super::recompute::{Recompute, RecomputeError};
 use super::report_index::{Fingerprint, ReportIndex, avro_body};
 use super::share_records::{ShareRecordProducer, ShareRecords, Unacknowledged};
-use crate::core::{Completion, LOGIC, MergeCommand, MergeSession, Window, bar_report, report_logic, share, verdict};
+use crate::core::{
+    Completion, LOGIC, MergeCommand, MergeSession, Rescue, Window, bar_report, report_logic, share, verdict,
+};
 
 /// The maximum number of records read before the sets of partials are checked again.
 const MAX_RECORDS_PER_POLL: usize = 10_000;
@@ -172,7 +174,7 @@ impl<'c> MergeLoop<'c> {
             MergeCommand::TakeOver => self.take_over(),
             MergeCommand::Renew => self.renew(),
             MergeCommand::Finish(completions) => self.finish_windows(completions, stop),
-            MergeCommand::Rescue(window, partitions) => self.rescue(&window, &partitions, stop),
+            MergeCommand::Rescue(rescue) => self.rescue(&rescue, stop),
         }
     }
 
@@ -231,39 +233,36 @@ impl<'c> MergeLoop<'c> {
         }
     }
 
-    /// Reads shares of a window from the claims, in place of the members that have not sent them.
-    fn rescue(&mut self, window: &Window, partitions: &[i32], stop: &Shutdown) -> Result<(), MergeError> {
+    /// Reads shares from the claims, in place of the members that have not sent them.
+    fn rescue(&mut self, rescue: &Rescue, stop: &Shutdown) -> Result<(), MergeError> {
         self.renew()?;
         let (began, deadline) = (self.now(), Instant::now() + self.context.takeover_after * MAX_RESCUE_TIMEOUTS);
+        let Rescue { first, last, partitions } = rescue;
         let Self { context, core, producer, table, recompute, share_records, .. } = self;
         let mut records = ShareRecords::new(share_records, context.takeover_after);
         let mut lease = LeaseKeeper { core, producer, table, started_at: self.started_at, error: None };
         let mut keep_going = || !stop.is_cancelled() && Instant::now() < deadline && lease.renew_if_due();
         let (frames, on_invalid) = (table.frames(), &mut |record| records.send_dead_letter(&record));
-        let read = recompute.shares(frames, window, window, partitions, &mut keep_going, on_invalid);
-        let mut shares = match read {
+        let mut shares = Vec::new();
+        match recompute.shares(frames, first, last, partitions, &mut keep_going, on_invalid) {
             Ok(read) => {
-                let closed = read.iter().filter_map(|(partition, closed)| Some((*partition, closed.first()?)));
-                let shares = closed.map(|(partition, closed)| {
+                let closed =
+                    read.iter().flat_map(|(partition, closed)| closed.iter().map(|closed| (*partition, closed)));
+                for (partition, closed) in closed {
                     closed.roster.iter().for_each(|roster| records.send_roster(roster));
-                    share(partition, closed)
-                });
-                shares.collect()
+                    shares.push((closed.window.from, share(partition, closed)));
+                }
             }
-            Err(error) => {
-                tracing::warn!(%error, window_id = %window.id, ?partitions, "cannot read the shares that are overdue");
-                Vec::new()
-            }
-        };
+            Err(error) => tracing::warn!(%error, ?rescue, "cannot read the shares that are overdue"),
+        }
         lease.error.map_or(Ok(()), Err)?;
         if let Err(error) = records.finish(&context.metrics) {
-            tracing::warn!(%error, window_id = %window.id, "cannot use the shares that were overdue");
+            tracing::warn!(%error, ?rescue, "cannot use the shares that were overdue");
             shares.clear();
         }
-        let read: Vec<i32> = shares.iter().map(|share| share.partition).collect();
-        SharesRescued { window, partitions, read: &read }.emit(&context.metrics);
+        SharesRescued { rescue, shares: shares.len() }.emit(&context.metrics);
         let now = self.now();
-        self.core.record_rescue(window.from, shares, began, now);
+        self.core.record_rescue(shares, began, now);
         Ok(())
     }
 

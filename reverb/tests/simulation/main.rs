@@ -21,11 +21,12 @@ use world::{Sabotage, World};
 const SEEDS: u64 = 300;
 
 /// Rare paths, each of which must be taken in the seeds of `make test`.
-const RARE_PATHS: [&str; 10] = [
+const RARE_PATHS: [&str; 11] = [
     "taken over",
     "fenced",
     "in doubt",
     "rescued share",
+    "windows rescued together",
     "recomputed",
     "dropped",
     "skipped",

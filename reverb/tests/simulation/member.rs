@@ -146,6 +146,7 @@ pub(crate) struct Member {
 pub(crate) struct Table {
     pub(crate) frames: Frames,
     next: Option<usize>,
+    reaches_log_start: bool,
 }
 
 impl Table {
@@ -160,14 +161,18 @@ impl Table {
 
     /// Makes the table reach back to every window in which a claim that arrives on `beat` may count, and to the window before.
     pub(crate) fn ensure_covers(&mut self, beat: BeatIndex, kafka: &Kafka) {
+        if self.next.is_some() && (self.reaches_log_start || self.frames.cover(beat)) {
+            return;
+        }
         let grace = kafka.frames.first().map_or(0, |frame| i64::from(frame.grace_beats));
         let downbeat = |beat: usize| kafka.frames.iter().take(beat + 1).rposition(|frame| frame.downbeat).unwrap_or(0);
-        let oldest = downbeat(downbeat((beat.get() - grace).max(0) as usize).saturating_sub(1));
-        let reaches = self.frames.first().is_none_or(|first| first.beat_index.get() <= oldest as i64);
-        if self.next.is_none() || !reaches {
-            self.frames = Frames::default();
-            self.next = Some(oldest);
+        let start = downbeat(downbeat((beat.get() - grace).max(0) as usize).saturating_sub(1));
+        self.frames = Frames::default();
+        for frame in &kafka.frames[start..self.next.unwrap_or(start).max(start)] {
+            self.frames.push(frame.clone()).expect("frames have no gaps");
         }
+        self.next = self.next.or(Some(start));
+        self.reaches_log_start = start == 0;
     }
 
     pub(crate) fn drop_before(&mut self, beat: BeatIndex) {
@@ -175,6 +180,7 @@ impl Table {
         let oldest = BeatIndex::try_from(beat.get() - grace).ok();
         if let Some(before) = oldest.and_then(|oldest| self.frames.window_of(oldest)?.from.previous()) {
             self.frames.drop_before(before);
+            self.reaches_log_start &= self.frames.first().is_some_and(|first| first.beat_index == BeatIndex::ZERO);
         }
     }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use backbeat_reverb::core::{
-    Completion, LOGIC, MergeCommand, MergeSession, Window, bar_report, report_logic, share, verdict,
+    Completion, LOGIC, MergeCommand, MergeSession, Rescue, Window, bar_report, report_logic, share, verdict,
 };
 use backbeat_schemas::{
     BarPartial, BarReport, BeatIndex, Counts, Done, Merging, Partial, PartialBody, Timestamp, Verdict, WindowId,
@@ -48,8 +48,7 @@ enum Doing {
         began: Duration,
     },
     Rescue {
-        window: Window,
-        partitions: Vec<i32>,
+        rescue: Rescue,
         began: Duration,
     },
 }
@@ -171,7 +170,7 @@ impl Merger {
                 let outcomes = outcomes.collect();
                 Doing::Finish { outcomes, sent: 0, began: now }
             }
-            MergeCommand::Rescue(window, partitions) => Doing::Rescue { window, partitions, began: now },
+            MergeCommand::Rescue(rescue) => Doing::Rescue { rescue, began: now },
         };
         self.doing = Some(doing);
         Ok(())
@@ -214,12 +213,22 @@ impl Merger {
             }
             Doing::Renew => self.renew(context)?,
             Doing::Finish { outcomes, sent, began } => return self.write(outcomes, sent, began, context),
-            Doing::Rescue { window, partitions, began } => {
+            Doing::Rescue { rescue, began } => {
                 self.renew(context)?;
-                let shares: Vec<Partial> =
-                    partitions.iter().filter_map(|partition| self.rescue_share(&window, *partition, context)).collect();
+                let Rescue { first, last, partitions } = rescue;
+                let windows: Vec<Window> = self.table.frames.windows(Some(first.from), Some(last.from)).collect();
+                if windows.len() > 1 {
+                    context.count("windows rescued together");
+                }
+                let mut shares = Vec::new();
+                for (window, partition) in
+                    windows.iter().flat_map(|window| partitions.iter().map(move |p| (window, *p)))
+                {
+                    let share = self.rescue_share(window, partition, context);
+                    shares.extend(share.map(|share| (window.from, share)));
+                }
                 context.counts.add("rescued share", shares.len() as u64);
-                self.core.record_rescue(window.from, shares, began, now);
+                self.core.record_rescue(shares, began, now);
             }
         }
         Ok(Ok(()))
