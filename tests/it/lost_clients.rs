@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
+use backbeat_broker::TopicName;
+use backbeat_schemas::{BarPartial, PartialBody};
 use backbeat_tests::{ApiKey, Cluster, KafkaProxy, Program, ProxyFault, ResponseError, stack, wait_until};
 use rustix::process::Signal;
 
@@ -99,6 +101,34 @@ fn each_lost_client_is_replaced_and_reports_continue() {
     }
     let successors: Vec<String> = pipeline.proxy.clients().difference(&lost).cloned().collect();
     assert!(pipeline.replaced() > 0.0, "none of {lost:?} was replaced; there are {successors:?}");
+    pipeline.check();
+}
+
+/// The client with which a merge reads overdue shares is used when a member dies only, so nobody else notices that it is lost.
+#[test]
+fn lost_client_of_rescues_is_replaced_before_a_member_dies() {
+    let pipeline = Pipeline::start(0);
+    let topic = pipeline.cluster.broker().topics().name(TopicName::StatusClaims);
+    let of_reverb = |client: &String| client.starts_with("reverb");
+    let readers: BTreeSet<String> = pipeline.proxy.readers(&topic).into_iter().filter(of_reverb).collect();
+    let members = pipeline.proxy.group_members();
+    let of_rescues: Vec<&String> = readers.difference(&members).collect();
+    assert_eq!(of_rescues.len(), 1, "{readers:?}");
+    pipeline.proxy.block(of_rescues[0]);
+    wait_until("the watch to find that it is lost", LIMIT, || pipeline.replaced() > 0.0);
+    let servers = pipeline.proxy.bootstrap_servers();
+    let mut other = pipeline.cluster.serve("reverb", &["--cluster", "it", "--bootstrap-servers", &servers]);
+    wait_until("partitions of the other", LIMIT, || other.metric("backbeat_reverb_assigned_partitions") > Some(0.0));
+    pipeline.wait_until_reports_continue("a second member");
+    other.signal(Signal::KILL);
+    other.wait();
+    pipeline.wait_until_reports_continue("the death of a member");
+    let partials = pipeline.cluster.read_all::<BarPartial>(TopicName::BarPartials);
+    let mut done = partials.into_iter().filter_map(|entry| match entry.record.into_body()? {
+        PartialBody::Done(done) => Some(done),
+        _ => None,
+    });
+    assert!(done.any(|done| !done.rescued.is_empty()), "nothing was rescued: {}", pipeline.reverb.log());
     pipeline.check();
 }
 

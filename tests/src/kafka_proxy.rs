@@ -15,7 +15,8 @@ pub use kafka_protocol::ResponseError;
 pub use kafka_protocol::messages::ApiKey;
 use kafka_protocol::messages::fetch_response::PartitionData;
 use kafka_protocol::messages::{
-    FetchResponse, FindCoordinatorResponse, MetadataResponse, OffsetFetchResponse, ResponseHeader,
+    FetchResponse, FindCoordinatorResponse, ListOffsetsRequest, MetadataResponse, OffsetFetchResponse, RequestHeader,
+    ResponseHeader,
 };
 use kafka_protocol::protocol::{Decodable, Encodable, StrBytes};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -49,6 +50,8 @@ struct State {
     clients: BTreeMap<String, Instant>,
     /// The client ids that have joined a consumer group.
     members: BTreeSet<String>,
+    /// The client ids that have asked for offsets of partitions, with the topics of these.
+    listed: BTreeSet<(String, String)>,
     /// The clients whose connections are all cut.
     blocked: BTreeSet<String>,
     /// The clients, and the kinds of requests to which they get no response.
@@ -116,6 +119,12 @@ impl KafkaProxy {
     /// Returns the ids of all clients that have connected so far.
     pub fn clients(&self) -> BTreeSet<String> {
         self.shared.lock().clients.keys().cloned().collect()
+    }
+
+    /// Returns the client ids that have asked for offsets of partitions of `topic`, as those that read it do.
+    pub fn readers(&self, topic: &str) -> BTreeSet<String> {
+        let state = self.shared.lock();
+        state.listed.iter().filter(|(_, listed)| listed == topic).map(|(client, _)| client.clone()).collect()
     }
 
     /// Returns the ids of the clients that have joined a consumer group.
@@ -224,6 +233,14 @@ impl Shared {
             state.clients.insert(client.to_owned(), Instant::now());
         }
         !state.blocked.contains(client)
+    }
+
+    fn record_listed(&self, client: &str, mut frame: Bytes, version: i16) {
+        RequestHeader::decode(&mut frame, ApiKey::ListOffsets.request_header_version(version))
+            .expect("a client's header");
+        let request = ListOffsetsRequest::decode(&mut frame, version).expect("a client's request");
+        let topics = request.topics.iter().map(|topic| (client.to_owned(), topic.name.to_string()));
+        self.lock().listed.extend(topics);
     }
 
     /// Returns true if this is a request for the ends of partitions, with which clients are probed, by a client that is older
@@ -372,6 +389,9 @@ async fn forward_requests(
         }
         if api == ApiKey::JoinGroup as i16 {
             shared.lock().members.insert(client.clone());
+        }
+        if api == ApiKey::ListOffsets as i16 {
+            shared.record_listed(&client, frame.clone(), version);
         }
         *lock(name) = Some(client.clone());
         let fault = shared.take_fault(api);

@@ -47,7 +47,7 @@ pub struct MergeSession {
     late_answers: u32,
     /// No shares are rescued before this time.
     rescue_after: Duration,
-    /// True if the last rescue has read no share.
+    /// True if the last rescue of this merge has read no share.
     rescue_failed: bool,
     /// The number of windows in the next transaction, at most.
     batch: usize,
@@ -225,7 +225,7 @@ impl MergeSession {
             return Some(MergeCommand::Finish(completions));
         }
         let (rescue, at) = rescue?;
-        let pauses = (at..self.rescue_after).contains(&now) && !self.rescue_failed;
+        let pauses = (at..self.rescue_after).contains(&now);
         if pauses && self.renewal_due(now) {
             return Some(MergeCommand::Renew);
         }
@@ -306,6 +306,7 @@ impl MergeSession {
     /// Records that this member has opened the transactional id, and that the log has been read to its end since.
     pub fn record_opening(&mut self, now: Duration) {
         self.is_active = true;
+        self.rescue_failed = false;
         self.batch = *BATCH.start();
         self.lease.record_change_of_role(now);
         self.end_command(now);
@@ -313,7 +314,13 @@ impl MergeSession {
 
     /// Returns true if the merge must write a merging record now: it reads claims, and its lease would end.
     pub fn renewal_due(&self, now: Duration) -> bool {
-        self.lease.renewal_due(now)
+        self.keeps_lease() && self.lease.renewal_due(now)
+    }
+
+    /// Returns true if the merge writes a merging record before it rescues shares. One whose last rescue has failed does not:
+    /// while it tries again, another member, whose Kafka client may work, takes over.
+    pub fn keeps_lease(&self) -> bool {
+        !self.rescue_failed
     }
 
     /// Records that this member has written a merging record.
@@ -526,6 +533,9 @@ mod tests {
         assert_eq!(next(&mut session, 5, SECOND * 18), Some(MergeCommand::ReadToEnd));
         session.record_rescue(Vec::new(), SECOND * 18, SECOND * 18);
         assert_eq!(next(&mut session, 5, millis(18_499)), None, "a rescue that failed is not tried again at once");
+        assert!(!session.keeps_lease() && !session.renewal_due(SECOND * 60), "another member may have more success");
+        session.record_opening(SECOND * 60);
+        assert!(session.keeps_lease());
     }
 
     #[test]

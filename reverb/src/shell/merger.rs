@@ -235,7 +235,9 @@ impl<'c> MergeLoop<'c> {
 
     /// Reads shares from the claims, in place of the members that have not sent them.
     fn rescue(&mut self, rescue: &Rescue, stop: &Shutdown) -> Result<(), MergeError> {
-        self.renew()?;
+        if self.core.keeps_lease() {
+            self.renew()?;
+        }
         let (began, deadline) = (self.now(), Instant::now() + self.context.takeover_after * MAX_RESCUE_TIMEOUTS);
         let Rescue { first, last, partitions } = rescue;
         let Self { context, core, producer, table, recompute, share_records, .. } = self;
@@ -253,7 +255,13 @@ impl<'c> MergeLoop<'c> {
                     shares.push((closed.window.from, share(partition, closed)));
                 }
             }
-            Err(error) => tracing::warn!(%error, ?rescue, "cannot read the shares that are overdue"),
+            Err(error) => {
+                tracing::warn!(%error, ?rescue, "cannot read the shares that are overdue");
+                if matches!(error, RecomputeError::Kafka(_)) {
+                    // After an outage, a client may know no brokers for seconds before it counts as lost.
+                    *recompute = Recompute::new(&context.broker, context.claim_schemas.clone())?;
+                }
+            }
         }
         lease.error.map_or(Ok(()), Err)?;
         if let Err(error) = records.finish(&context.metrics) {

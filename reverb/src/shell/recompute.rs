@@ -116,7 +116,7 @@ impl Recompute {
         on_invalid: &mut dyn FnMut(InvalidRecord),
     ) -> Result<BTreeMap<i32, Vec<ClosedWindow>>, RecomputeError> {
         let boundary = |partition, beat| frames.get(beat).map_or(0, |frame| frame.boundary(partition));
-        let log_starts = self.list_offsets(partitions, Offset::Beginning)?;
+        let log_starts = self.log_starts(partitions)?;
         let mut shares = BTreeMap::new();
         let mut ranges = BTreeMap::new();
         for partition in partitions {
@@ -224,7 +224,7 @@ impl Recompute {
     /// Returns the ranges, as far as `log_starts` says that they are retained, of the partitions that it has: from the boundary of
     /// the beat `start` to that of `end`, or to the last stable offset.
     pub(crate) fn ranges(
-        &self,
+        &mut self,
         frames: &Frames,
         start: BeatIndex,
         end: Option<BeatIndex>,
@@ -232,6 +232,7 @@ impl Recompute {
     ) -> Result<BTreeMap<i32, RangeReader>, KafkaError> {
         let partitions: Vec<i32> = log_starts.keys().copied().collect();
         let mut ranges = BTreeMap::new();
+        self.consumer.replace_if_lost()?;
         for (partition, log_end) in self.list_offsets(&partitions, Offset::End)? {
             let boundary = |beat| frames.get(beat).map(|frame| frame.boundary(partition));
             let start = boundary(start).unwrap_or(0).max(log_starts[&partition]);
@@ -244,10 +245,12 @@ impl Recompute {
     }
 
     /// Returns the log start offsets of `partitions`.
-    pub(crate) fn log_starts(&self, partitions: &[i32]) -> Result<BTreeMap<i32, i64>, KafkaError> {
+    pub(crate) fn log_starts(&mut self, partitions: &[i32]) -> Result<BTreeMap<i32, i64>, KafkaError> {
+        self.consumer.replace_if_lost()?;
         self.list_offsets(partitions, Offset::Beginning)
     }
 
+    /// Fetches offsets. Never replaces the client: it may have an assignment.
     fn list_offsets(&self, partitions: &[i32], at: Offset) -> Result<BTreeMap<i32, i64>, KafkaError> {
         list_offsets(&self.consumer, &self.topic, partitions.iter().copied(), at, QUERY_TIMEOUT)
     }

@@ -214,7 +214,9 @@ impl Merger {
             Doing::Renew => self.renew(context)?,
             Doing::Finish { outcomes, sent, began } => return self.write(outcomes, sent, began, context),
             Doing::Rescue { rescue, began } => {
-                self.renew(context)?;
+                if self.core.keeps_lease() {
+                    self.renew(context)?;
+                }
                 let Rescue { first, last, partitions } = rescue;
                 let windows: Vec<Window> = self.table.frames.windows(Some(first.from), Some(last.from)).collect();
                 if windows.len() > 1 {
