@@ -41,4 +41,4 @@ pub use sender::{Deliveries, ProducerRecord, QueueFull, Sender};
 pub use subject_schemas::SubjectSchemas;
 pub use topic_reader::{ReadFrom, TopicEvent, TopicReader, TopicRecord};
 pub use topics::{TopicError, TopicName, Topics, ensure_group_offset, ensure_topic, ensure_topics, wait_for_topics};
-pub use transaction::{Transaction, TransactionError, TransactionalProducer};
+pub use transaction::{Transaction, TransactionError, TransactionalProducer, UnopenedProducer};

@@ -78,23 +78,29 @@ impl ProducerContext for DeliveryFailures {
     }
 }
 
-impl TransactionalProducer {
-    /// Opens `transactional_id`, which fences every producer that has it open and aborts or completes their
-    /// transactions, within `init_timeout`. `timeout` bounds each send and commit, and is the transaction timeout,
+/// A transactional producer that has yet to open its transactional id: it fences nobody, and connects to Kafka meanwhile.
+pub struct UnopenedProducer {
+    producer: BaseProducer<DeliveryFailures>,
+    timeout: Duration,
+}
+
+impl UnopenedProducer {
+    /// Creates a producer for `transactional_id`. `timeout` bounds each send and commit, and is the transaction timeout,
     /// after which Kafka aborts an open transaction.
-    pub fn open(
-        broker: &Broker,
-        transactional_id: &str,
-        timeout: Duration,
-        init_timeout: Duration,
-    ) -> Result<Self, TransactionError> {
+    pub fn new(broker: &Broker, transactional_id: &str, timeout: Duration) -> Result<Self, TransactionError> {
         let mut config = broker.producer_settings();
         config.set("transactional.id", transactional_id);
         config.set("transaction.timeout.ms", timeout.as_millis().to_string());
         config.set("message.timeout.ms", timeout.as_millis().to_string());
         config.set("linger.ms", "0");
         let created = config.create_with_context(DeliveryFailures::default());
-        let producer: BaseProducer<DeliveryFailures> = created.map_err(|error| TransactionError::new(error, None))?;
+        Ok(Self { producer: created.map_err(|error| TransactionError::new(error, None))?, timeout })
+    }
+
+    /// Opens the transactional id, which fences every producer that has it open and aborts or completes their transactions,
+    /// within `init_timeout`.
+    pub fn open(self, init_timeout: Duration) -> Result<TransactionalProducer, TransactionError> {
+        let Self { producer, timeout } = self;
         // Connect first: librdkafka looks up the coordinator at once, and if it is not connected yet, again only after
         // half a second.
         let connected = producer.client().fetch_cluster_id(init_timeout).is_some();
@@ -103,7 +109,19 @@ impl TransactionalProducer {
         }
         let opened = producer.init_transactions(init_timeout);
         opened.map_err(|error| TransactionError::new(error, Some(producer.client())))?;
-        Ok(Self { producer, timeout })
+        Ok(TransactionalProducer { producer, timeout })
+    }
+}
+
+impl TransactionalProducer {
+    /// Creates a producer as [`UnopenedProducer::new`] does and opens its transactional id at once.
+    pub fn open(
+        broker: &Broker,
+        transactional_id: &str,
+        timeout: Duration,
+        init_timeout: Duration,
+    ) -> Result<Self, TransactionError> {
+        UnopenedProducer::new(broker, transactional_id, timeout)?.open(init_timeout)
     }
 
     /// Begins a transaction.

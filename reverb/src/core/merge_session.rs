@@ -246,9 +246,8 @@ impl MergeSession {
 
     /// Returns the time at which this member takes over, or `None` if no window could be finished.
     fn takeover_at(&self, frames: &Frames, rescue: Option<&(Rescue, Duration)>, now: Duration) -> Option<Duration> {
-        let takeover_at = |from: BeatIndex, finishable_at: Duration| {
+        let takeover_at = |from: BeatIndex, changed_at: Duration, finishable_at: Duration| {
             let rank = Rank::new(&self.name, self.shares.senders().into_iter(), from.get());
-            let changed_at = self.merge.changed_at(from).unwrap_or(finishable_at);
             // The active merge could not finish the window before.
             let waits_since = changed_at.max(finishable_at.saturating_sub(share_timeout(self.takeover_after)));
             self.lease.takeover_at(waits_since, finishable_at, rank, now)
@@ -257,9 +256,11 @@ impl MergeSession {
         let complete = complete.map(|(window, completion)| {
             // Such a set becomes complete by a partial of another window.
             let by_another = completion == Completion::RecomputeUnlessReported;
-            takeover_at(window.from, if by_another { self.shares.last_partial_at() } else { Duration::ZERO })
+            let complete_at = if by_another { self.shares.last_partial_at() } else { Duration::ZERO };
+            takeover_at(window.from, self.merge.changed_at(window.from).unwrap_or(complete_at), complete_at)
         });
-        let rescue = rescue.map(|(rescue, at)| takeover_at(rescue.first.from, *at));
+        // Shares that come meanwhile change nothing: the others are overdue.
+        let rescue = rescue.map(|(rescue, at)| takeover_at(rescue.first.from, Duration::ZERO, *at));
         complete.into_iter().chain(rescue).min()
     }
 
@@ -377,7 +378,7 @@ impl MergeSession {
 /// Returns the time that a partition has for its share from the closing frame on. The active merge has the rest of the
 /// takeover timeout to say that it reads the share itself.
 fn share_timeout(takeover_after: Duration) -> Duration {
-    takeover_after * 4 / 5
+    takeover_after * 3 / 5
 }
 
 impl Rescue {
@@ -489,12 +490,12 @@ mod tests {
         session.record_opening(SECOND);
         session.record_frames(&frames(3), SECOND * 10);
         session.record(1, sent(0, 0, "b"), SECOND * 10);
-        assert_eq!(next(&mut session, 3, millis(10_799)), None);
-        assert_eq!(next(&mut session, 3, millis(10_800)), Some(MergeCommand::ReadToEnd));
-        confirm(&mut session, millis(10_800));
-        assert_eq!(rescued(next(&mut session, 3, millis(10_800))), (0, 0, vec![1]));
-        session.record_rescue(vec![(beat(0), partial(1, 2))], millis(10_800), millis(10_900));
-        assert!(matches!(next(&mut session, 3, millis(10_900)), Some(MergeCommand::Finish(_))));
+        assert_eq!(next(&mut session, 3, millis(10_599)), None);
+        assert_eq!(next(&mut session, 3, millis(10_600)), Some(MergeCommand::ReadToEnd));
+        confirm(&mut session, millis(10_600));
+        assert_eq!(rescued(next(&mut session, 3, millis(10_600))), (0, 0, vec![1]));
+        session.record_rescue(vec![(beat(0), partial(1, 2))], millis(10_600), millis(10_700));
+        assert!(matches!(next(&mut session, 3, millis(10_700)), Some(MergeCommand::Finish(_))));
         assert_eq!(session.merge().rescued(beat(0)), [1]);
     }
 

@@ -42,6 +42,8 @@ struct Sender {
     member: String,
     /// The time at which the partial was read.
     at: Duration,
+    /// True if a merge has read a later share of the partition itself.
+    is_replaced: bool,
 }
 
 impl OverdueShares {
@@ -58,7 +60,7 @@ impl OverdueShares {
 
     /// Records a partial.
     pub(crate) fn record_partial(&mut self, partition: i32, from: BeatIndex, member: &str, now: Duration) {
-        self.newest.insert(partition, Sender { member: member.to_owned(), at: now });
+        self.newest.insert(partition, Sender { member: member.to_owned(), at: now, is_replaced: false });
         self.heard.insert(member.to_owned(), now);
         let rescued = self.rescued.remove(&(from, partition));
         // A partition's new owner sends the shares that its last one did not: it is not slow.
@@ -79,7 +81,9 @@ impl OverdueShares {
         self.rescued.retain(|_, rescued| now.saturating_sub(rescued.at) < remembered);
         self.late.retain(|_, late| late.forget(now, remembered));
         for partition in partitions {
-            let Some(owner) = self.newest.get(partition).map(|newest| &newest.member) else { continue };
+            let Some(newest) = self.newest.get_mut(partition) else { continue };
+            newest.is_replaced = true;
+            let owner = &newest.member;
             if self.heard.get(owner).is_some_and(|at| *at >= closed_at) {
                 self.rescued.insert((from, *partition), Rescued { owner: owner.clone(), at: now });
             }
@@ -112,9 +116,9 @@ impl OverdueShares {
         self.newest.values().map(|sender| sender.at).max().unwrap_or_default()
     }
 
-    /// Returns the members that sent some partition's newest partial.
+    /// Returns the members that sent some partition's newest share.
     pub(crate) fn senders(&self) -> BTreeSet<&str> {
-        self.newest.values().map(|sender| sender.member.as_str()).collect()
+        self.newest.values().filter(|sender| !sender.is_replaced).map(|sender| sender.member.as_str()).collect()
     }
 }
 
@@ -162,6 +166,17 @@ mod tests {
         shares.record_partial(0, beat(4), "a", SECOND * 4);
         shares.record_partial(1, beat(4), "a", SECOND * 4);
         assert_eq!(overdue_at(&shares, SECOND * 10, SECOND), SECOND * 12);
+    }
+
+    #[test]
+    fn member_whose_shares_others_read_is_no_sender_until_its_next_partial() {
+        let mut shares = OverdueShares::new(SECOND);
+        shares.record_partial(0, beat(0), "a", SECOND);
+        shares.record_partial(1, beat(0), "b", SECOND);
+        shares.record_rescued(beat(4), &[0], SECOND * 4, SECOND * 5);
+        assert_eq!(shares.senders(), BTreeSet::from(["b"]));
+        shares.record_partial(0, beat(4), "a", SECOND * 6);
+        assert_eq!(shares.senders(), BTreeSet::from(["a", "b"]));
     }
 
     #[test]

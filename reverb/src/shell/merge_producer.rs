@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use backbeat_broker::{TopicName, Transaction, TransactionError, TransactionalProducer};
+use backbeat_broker::{TopicName, Transaction, TransactionError, TransactionalProducer, UnopenedProducer};
 use backbeat_schemas::{BarPartial, BarReport, BeatIndex, Done, Merging, PartialBody, Verdict, wire};
 
 use super::events::TransactionEnded;
@@ -36,19 +36,47 @@ impl WindowOutcome {
 pub(super) struct MergeProducer<'c> {
     context: &'c MergeContext,
     active: Option<TransactionalProducer>,
+    /// The producer of the next takeover. It is connected by then.
+    next: Option<UnopenedProducer>,
 }
 
 impl<'c> MergeProducer<'c> {
     pub(super) fn new(context: &'c MergeContext) -> Self {
-        Self { context, active: None }
+        Self { context, active: None, next: None }
+    }
+
+    /// Creates the producer of the next takeover, unless there is one.
+    pub(super) fn prepare(&mut self) -> Result<(), TransactionError> {
+        if self.next.is_none() {
+            self.next = Some(self.create()?);
+        }
+        Ok(())
+    }
+
+    fn create(&self) -> Result<UnopenedProducer, TransactionError> {
+        let broker = &self.context.broker;
+        UnopenedProducer::new(broker, &broker.topics().merge_transactional_id(), TRANSACTION_TIMEOUT)
     }
 
     /// Opens the transactional id of the cluster's merge, which fences every other merge.
+    ///
+    /// If the last merge has ended within a transaction, Kafka has to abort that first, and librdkafka (2.12.1,
+    /// `rd_kafka_idemp_pid_timer_restart`) asks again after half a second only. A new client asks at once. It also helps if the
+    /// prepared one has lost its brokers.
     pub(super) fn open(&mut self) -> Result<(), TransactionError> {
-        let broker = &self.context.broker;
-        let id = broker.topics().merge_transactional_id();
-        self.active = Some(TransactionalProducer::open(broker, &id, TRANSACTION_TIMEOUT, TRANSACTION_TIMEOUT)?);
-        Ok(())
+        let (deadline, mut wait) = (Instant::now() + TRANSACTION_TIMEOUT, self.context.takeover_after / 5);
+        loop {
+            self.prepare()?;
+            let left = deadline.saturating_duration_since(Instant::now());
+            match self.next.take().map(|producer| producer.open(wait.min(left))) {
+                Some(Ok(producer)) => {
+                    self.active = Some(producer);
+                    return Ok(());
+                }
+                Some(Err(error)) if left <= wait || matches!(error, TransactionError::Fenced(_)) => return Err(error),
+                Some(Err(_)) | None => wait *= 2,
+            }
+        }
     }
 
     /// Closes the producer; returns true if it was open.

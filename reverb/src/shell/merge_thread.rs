@@ -12,7 +12,10 @@ use super::merge_context::{MergeContext, Reached};
 use super::merger::{MergeError, MergeLoop};
 use super::share_records::ShareRecordProducer;
 
-const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// The pause after a failure. It doubles with each further one that comes soon.
+const MIN_PAUSE: Duration = Duration::from_millis(100);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+const SOON: Duration = Duration::from_secs(10);
 /// The interval at which the end of a pause is checked.
 const PAUSE_STEP: Duration = Duration::from_millis(5);
 
@@ -69,7 +72,9 @@ fn run(
     reached: &Reached,
     stop: &Shutdown,
 ) -> anyhow::Result<()> {
+    let mut pause = MIN_PAUSE;
     while !stop.is_cancelled() {
+        let started_at = Instant::now();
         let started = MergeLoop::start(context, name, share_records.clone(), reached.clone());
         let error = match started.and_then(|mut merge| merge.run(stop)) {
             Ok(()) => return Ok(()),
@@ -78,10 +83,14 @@ fn run(
         };
         MergeFailed { error: &error }.emit(&context.metrics);
         context.status.update(|member| member.merging = false);
-        let until = Instant::now() + RETRY_PAUSE;
+        if started_at.elapsed() >= SOON {
+            pause = MIN_PAUSE;
+        }
+        let until = Instant::now() + pause;
         while Instant::now() < until && !stop.is_cancelled() {
             std::thread::sleep(PAUSE_STEP);
         }
+        pause = (pause * 2).min(MAX_PAUSE);
     }
     Ok(())
 }

@@ -126,8 +126,11 @@ impl<'c> MergeLoop<'c> {
             if self.table.is_caught_up() {
                 self.core.record_frames(self.table.frames(), self.now());
             }
-            if !self.core.is_active() && self.producer.close() {
-                tracing::warn!("another member has taken the merge over");
+            if !self.core.is_active() {
+                if self.producer.close() {
+                    tracing::warn!("another member has taken the merge over");
+                }
+                self.producer.prepare()?;
             }
             if let Some(command) = self.core.next(self.table.frames(), self.reached.get(), self.now()) {
                 match self.execute(command, stop) {
