@@ -78,15 +78,16 @@ impl ProducerContext for DeliveryFailures {
     }
 }
 
-/// A transactional producer that has yet to open its transactional id: it fences nobody, and connects to Kafka meanwhile.
+/// A transactional producer that has yet to open its transactional id: it fences nobody, and connects to Kafka
+/// meanwhile.
 pub struct UnopenedProducer {
     producer: BaseProducer<DeliveryFailures>,
     timeout: Duration,
 }
 
 impl UnopenedProducer {
-    /// Creates a producer for `transactional_id`. `timeout` bounds each send and commit, and is the transaction timeout,
-    /// after which Kafka aborts an open transaction.
+    /// Creates a producer for `transactional_id`. `timeout` bounds each send and commit, and is the transaction
+    /// timeout, after which Kafka aborts an open transaction.
     pub fn new(broker: &Broker, transactional_id: &str, timeout: Duration) -> Result<Self, TransactionError> {
         let mut config = broker.producer_settings();
         config.set("transactional.id", transactional_id);
@@ -97,8 +98,8 @@ impl UnopenedProducer {
         Ok(Self { producer: created.map_err(|error| TransactionError::new(error, None))?, timeout })
     }
 
-    /// Opens the transactional id, which fences every producer that has it open and aborts or completes their transactions,
-    /// within `init_timeout`.
+    /// Opens the transactional id, which fences every producer that has it open and aborts or completes their
+    /// transactions, within `init_timeout`.
     pub fn open(self, init_timeout: Duration) -> Result<TransactionalProducer, TransactionError> {
         let Self { producer, timeout } = self;
         // Connect first: librdkafka looks up the coordinator at once, and if it is not connected yet, again only after
@@ -107,9 +108,13 @@ impl UnopenedProducer {
         if !connected {
             return Err(TransactionError::TimedOut(init_timeout));
         }
-        let opened = producer.init_transactions(init_timeout);
-        opened.map_err(|error| TransactionError::new(error, Some(producer.client())))?;
-        Ok(TransactionalProducer { producer, timeout })
+        match producer.init_transactions(init_timeout) {
+            Ok(()) => Ok(TransactionalProducer { producer, timeout }),
+            Err(error) if error_code(&error) == Some(RDKafkaErrorCode::OperationTimedOut) => {
+                Err(TransactionError::TimedOut(init_timeout))
+            }
+            Err(error) => Err(TransactionError::new(error, Some(producer.client()))),
+        }
     }
 }
 

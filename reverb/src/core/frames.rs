@@ -116,7 +116,8 @@ impl Frames {
         (from.get()..end.get()).filter_map(|beat| self.get(BeatIndex::try_from(beat).ok()?))
     }
 
-    /// Returns true if every window in which a claim that arrives on `beat` may count is here, and the window before them.
+    /// Returns true if every window in which a claim that arrives on `beat` may count is here, and the window before
+    /// them.
     pub fn cover(&self, beat: BeatIndex) -> bool {
         self.first().is_some_and(|first| {
             beat.since(first.beat_index) >= i64::from(first.grace_beats) + i64::from(first.bar_length)
@@ -203,4 +204,19 @@ fn invalid(frame: &BeatFrame, reason: &'static str) -> FrameError {
 /// Returns true if no boundary goes back and no partition disappears.
 fn continues(before: &[i64], after: &[i64]) -> bool {
     before.len() <= after.len() && before.iter().zip(after).all(|(before, after)| before <= after)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::testing::{beat, frames_of_partitions};
+
+    #[test]
+    fn frames_cover_a_beat_if_the_bar_before_its_windows_is_there() {
+        // Bars of 2 beats.
+        let covered = |grace, beats| frames_of_partitions(2, grace, &[&[0; 9]]).cover(beat(beats));
+        assert_eq!([1, 2].map(|beats| covered(0, beats)), [false, true]);
+        assert_eq!([2, 3].map(|beats| covered(1, beats)), [false, true], "within the grace, the window before counts");
+        assert!(!Frames::default().cover(beat(9)), "an empty table may have been started for a later beat");
+    }
 }

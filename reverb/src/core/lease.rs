@@ -160,7 +160,8 @@ impl Lease {
         let newer = matches!(&self.holder, Holder::Member { logic, .. } if *logic > LOGIC);
         let changes = self.changes.count_since(Some(closed_at), now, self.remembered());
         let fencings = self.fencings.count_since(None, now, self.remembered());
-        // After one takeover the new merge may have ended like the last one. Several show members that take it from each other.
+        // After one takeover the new merge may have ended like the last one. Several show members that take it from each
+        // other.
         let doublings = (changes.saturating_sub(1) + fencings).min(MAX_DOUBLINGS);
         let wait = (silence + place + if newer { timeout } else { Duration::ZERO }) * 2_u32.pow(doublings);
         let quiet_since = self.renewed_at.max(self.turned_at).max(self.standstill_at).max(closed_at);

@@ -17,6 +17,8 @@ use super::{Completion, Frames, LOGIC, Merge, Window};
 /// The largest number of claims that the merge reads at once in place of the members that have not sent their shares.
 /// Windows with more wait until the group has given the partitions to other members.
 pub const MAX_RESCUED_CLAIMS: i64 = 200_000;
+/// The largest number of windows whose shares are rescued at once.
+const MAX_RESCUED_WINDOWS: usize = 64;
 /// Windows that had closed when a member started are finished as if they closed then, if there are at most so many.
 const MAX_WINDOWS_AT_START: usize = 8;
 /// The bars before the newest frame that are read at the start: those windows, and some more in case bars were longer.
@@ -47,8 +49,10 @@ pub struct MergeSession {
     late_answers: u32,
     /// No shares are rescued before this time.
     rescue_after: Duration,
-    /// True if the last rescue of this merge has read no share.
+    /// True if the last rescue of this merge has read no share, and nothing was finished since.
     rescue_failed: bool,
+    /// The number of windows in the next rescue, at most.
+    rescue_windows: usize,
     /// The number of windows in the next transaction, at most.
     batch: usize,
 }
@@ -97,6 +101,7 @@ impl MergeSession {
             late_answers: 0,
             rescue_after: now,
             rescue_failed: false,
+            rescue_windows: MAX_RESCUED_WINDOWS,
             batch: *BATCH.start(),
         }
     }
@@ -226,7 +231,7 @@ impl MergeSession {
         }
         let (rescue, at) = rescue?;
         let pauses = (at..self.rescue_after).contains(&now);
-        if pauses && self.renewal_due(now) {
+        if pauses && self.keeps_lease() && self.renewal_due(now) {
             return Some(MergeCommand::Renew);
         }
         self.is_due(at.max(self.rescue_after), MergeCommand::Rescue(rescue), now)
@@ -280,7 +285,7 @@ impl MergeSession {
         let first = (0..overdue.len()).min_by_key(|index| overdue[*index].1)?;
         let mut overdue = overdue.into_iter().skip(first);
         let (mut rescue, at) = overdue.next()?;
-        for (next, _) in overdue.take_while(|(_, at)| *at <= now) {
+        for (next, _) in overdue.take_while(|(_, at)| *at <= now).take(self.rescue_windows - 1) {
             let longer = Rescue { last: next.last, ..rescue.clone() };
             let continues = next.first.from == rescue.last.end && next.partitions == rescue.partitions;
             if !continues || !longer.is_small(frames) {
@@ -307,7 +312,7 @@ impl MergeSession {
     /// Records that this member has opened the transactional id, and that the log has been read to its end since.
     pub fn record_opening(&mut self, now: Duration) {
         self.is_active = true;
-        self.rescue_failed = false;
+        (self.rescue_after, self.rescue_failed) = (now, false);
         self.batch = *BATCH.start();
         self.lease.record_change_of_role(now);
         self.end_command(now);
@@ -315,11 +320,11 @@ impl MergeSession {
 
     /// Returns true if the merge must write a merging record now: it reads claims, and its lease would end.
     pub fn renewal_due(&self, now: Duration) -> bool {
-        self.keeps_lease() && self.lease.renewal_due(now)
+        self.lease.renewal_due(now)
     }
 
-    /// Returns true if the merge writes a merging record before it rescues shares. One whose last rescue has failed does not:
-    /// while it tries again, another member, whose Kafka client may work, takes over.
+    /// Returns true if the merge keeps its lease while it rescues shares. One whose last rescue has failed does not: while
+    /// it tries again, another member, whose Kafka client may work, takes over.
     pub fn keeps_lease(&self) -> bool {
         !self.rescue_failed
     }
@@ -338,6 +343,7 @@ impl MergeSession {
             self.remember_done(*from);
         }
         self.lease.record_write(now);
+        self.rescue_failed = false;
         // An open transaction holds every reader of `barpartials` up.
         if now.saturating_sub(began) > self.takeover_after / 4 {
             self.batch = (self.batch / 2).max(*BATCH.start());
@@ -347,14 +353,16 @@ impl MergeSession {
         self.end_command(now);
     }
 
-    /// Records the shares that were read from the claims since `began`, each with the downbeat of its window. They may not be
-    /// all that were overdue. At most half of the merge's time is spent in this way.
+    /// Records the shares that were read from the claims since `began`, each with the downbeat of its window. They may
+    /// not be all that were overdue. At most half of the merge's time is spent in this way.
     pub fn record_rescue(&mut self, shares: Vec<(BeatIndex, Partial)>, began: Duration, now: Duration) {
         self.rescue_failed = shares.is_empty();
+        // What takes too long fails as a whole.
+        self.rescue_windows = if self.rescue_failed { 1 } else { (self.rescue_windows * 2).min(MAX_RESCUED_WINDOWS) };
         for (from, share) in shares {
             self.merge.add_rescued(from, share, now);
         }
-        let pause = now.saturating_sub(began);
+        let pause = now.saturating_sub(began).min(self.takeover_after * 2);
         self.rescue_after = now + if self.rescue_failed { pause.max(self.takeover_after / 2) } else { pause };
         self.end_command(now);
     }
@@ -515,6 +523,9 @@ mod tests {
         assert_eq!(overdue(&[]), (0, 6, vec![0, 1]));
         assert_eq!(overdue(&[(1, 0), (1, 2)]), (0, 2, vec![0]), "others are missing in window 4");
         assert_eq!(overdue(&[(1, 2)]), (0, 0, vec![0, 1]), "others are missing in window 2");
+        let mut failed = session(&[]);
+        failed.record_rescue(Vec::new(), SECOND * 59, SECOND * 59);
+        assert_eq!(rescued(next(&mut failed, 9, SECOND * 60)), (0, 0, vec![0, 1]), "one at a time after a failure");
         let claims = [0, 0, 0, 0, MAX_RESCUED_CLAIMS, MAX_RESCUED_CLAIMS + 1, MAX_RESCUED_CLAIMS + 1];
         let (frames, mut session) = (frames_of_partitions(2, 0, &[&claims, &[0; 7]]), session(&[]));
         session.turned_at = SECOND * 60;
@@ -527,14 +538,14 @@ mod tests {
         session.record_opening(SECOND);
         session.record_frames(&frames(5), SECOND * 10);
         confirm(&mut session, SECOND * 12);
-        session.record_rescue(vec![(beat(0), partial(0, 1)), (beat(0), partial(1, 1))], SECOND * 12, SECOND * 15);
-        session.record_finished(&[beat(0)], SECOND * 15, SECOND * 15);
-        assert_eq!(next(&mut session, 5, millis(15_400)), None);
-        assert_eq!(next(&mut session, 5, millis(17_999)), Some(MergeCommand::Renew), "the others must not take over");
-        assert_eq!(next(&mut session, 5, SECOND * 18), Some(MergeCommand::ReadToEnd));
-        session.record_rescue(Vec::new(), SECOND * 18, SECOND * 18);
-        assert_eq!(next(&mut session, 5, millis(18_499)), None, "a rescue that failed is not tried again at once");
-        assert!(!session.keeps_lease() && !session.renewal_due(SECOND * 60), "another member may have more success");
+        session.record_rescue(vec![(beat(0), partial(0, 1)), (beat(0), partial(1, 1))], SECOND * 12, SECOND * 14);
+        session.record_finished(&[beat(0)], SECOND * 14, SECOND * 14);
+        assert_eq!(next(&mut session, 5, millis(14_400)), None);
+        assert_eq!(next(&mut session, 5, millis(15_999)), Some(MergeCommand::Renew), "the others must not take over");
+        assert_eq!(next(&mut session, 5, SECOND * 16), Some(MergeCommand::ReadToEnd));
+        session.record_rescue(Vec::new(), SECOND * 16, SECOND * 16);
+        assert_eq!(next(&mut session, 5, millis(16_499)), None, "a rescue that failed is not tried again at once");
+        assert!(!session.keeps_lease(), "another member may have more success");
         session.record_opening(SECOND * 60);
         assert!(session.keeps_lease());
     }

@@ -8,7 +8,7 @@ use backbeat_schemas::BeatIndex;
 use super::recent::RecentEvents;
 
 /// A member that was late is given more time for this many times the time that a partition has for its share.
-const REMEMBERED_TIMEOUTS: u32 = 75;
+const REMEMBERED_TIMEOUTS: u32 = 100;
 /// The time for a late member's shares doubles at most this often, to eight times.
 const MAX_DOUBLINGS: u32 = 3;
 
@@ -42,7 +42,7 @@ struct Sender {
     member: String,
     /// The time at which the partial was read.
     at: Duration,
-    /// True if a merge has read a later share of the partition itself.
+    /// True if a merge has read a share of the partition itself since.
     is_replaced: bool,
 }
 
@@ -154,7 +154,7 @@ mod tests {
             shares.record_partial(0, beat(late), "a", now);
             assert_eq!(overdue_at(&shares, SECOND * 10, SECOND), SECOND * (10 + expected), "late {late} times");
         }
-        assert_eq!(overdue_at(&shares, SECOND * 80, SECOND), SECOND * 81);
+        assert_eq!(overdue_at(&shares, SECOND * 110, SECOND), SECOND * 111);
     }
 
     #[test]

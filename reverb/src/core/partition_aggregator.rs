@@ -150,8 +150,7 @@ impl PartitionAggregator {
         self.arrival_beat
     }
 
-    /// Returns true if the table reaches up to the arrival beat. It does not while it is read anew from an older beat, which
-    /// another partition needs.
+    /// Returns true if the table reaches up to the arrival beat. It does not while it is read for the first time.
     pub fn is_covered_by(&self, frames: &Frames) -> bool {
         frames.get(self.arrival_beat).is_some()
     }

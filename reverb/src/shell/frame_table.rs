@@ -23,8 +23,8 @@ const POLL: Duration = Duration::from_millis(100);
 pub(crate) struct FrameTable {
     /// Follows the end of the log.
     reader: LogReader<BeatFrame>,
-    /// Searches the log and reads older frames; paused in between. A search with the other one would wait for a fetch at the end
-    /// of the log in each of its steps.
+    /// Searches the log and reads older frames; paused in between. A search with the other one would wait for a fetch at
+    /// the end of the log in each of its steps.
     searcher: LogReader<BeatFrame>,
     frames: Frames,
     cluster_id: String,
@@ -132,8 +132,9 @@ impl FrameTable {
         Ok(found?)
     }
 
-    /// Makes the table reach back to every window in which a claim that arrives on `beat` may count, and to the window before
-    /// them. If the table has been started, it has the missing frames on return; otherwise the next calls of [`FrameTable::poll`] read them.
+    /// Makes the table reach back to every window in which a claim that arrives on `beat` may count, and to the window
+    /// before them. If the table has been started, it has the missing frames on return; otherwise the next calls of
+    /// [`FrameTable::poll`] read them.
     pub(crate) fn ensure_covers(&mut self, beat: BeatIndex) -> Result<(), TableError> {
         // A table whose first frames have not been polled yet may have been started for a later beat.
         if self.next_offset.is_some() && (self.reaches_log_start || self.frames.cover(beat)) {

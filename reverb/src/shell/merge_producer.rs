@@ -37,18 +37,18 @@ pub(super) struct MergeProducer<'c> {
     context: &'c MergeContext,
     active: Option<TransactionalProducer>,
     /// The producer of the next takeover. It is connected by then.
-    next: Option<UnopenedProducer>,
+    prepared: Option<UnopenedProducer>,
 }
 
 impl<'c> MergeProducer<'c> {
     pub(super) fn new(context: &'c MergeContext) -> Self {
-        Self { context, active: None, next: None }
+        Self { context, active: None, prepared: None }
     }
 
     /// Creates the producer of the next takeover, unless there is one.
     pub(super) fn prepare(&mut self) -> Result<(), TransactionError> {
-        if self.next.is_none() {
-            self.next = Some(self.create()?);
+        if self.prepared.is_none() {
+            self.prepared = Some(self.create()?);
         }
         Ok(())
     }
@@ -61,20 +61,23 @@ impl<'c> MergeProducer<'c> {
     /// Opens the transactional id of the cluster's merge, which fences every other merge.
     ///
     /// If the last merge has ended within a transaction, Kafka has to abort that first, and librdkafka (2.12.1,
-    /// `rd_kafka_idemp_pid_timer_restart`) asks again after half a second only. A new client asks at once. It also helps if the
-    /// prepared one has lost its brokers.
+    /// `rd_kafka_idemp_pid_timer_restart`) asks again after half a second only. A new client asks at once. It also helps
+    /// if the prepared one has lost its brokers.
     pub(super) fn open(&mut self) -> Result<(), TransactionError> {
         let (deadline, mut wait) = (Instant::now() + TRANSACTION_TIMEOUT, self.context.takeover_after / 5);
         loop {
-            self.prepare()?;
+            let producer = self.prepared.take().map_or_else(|| self.create(), Ok)?;
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.next.take().map(|producer| producer.open(wait.min(left))) {
-                Some(Ok(producer)) => {
+            match producer.open(wait.min(left)) {
+                Ok(producer) => {
                     self.active = Some(producer);
                     return Ok(());
                 }
-                Some(Err(error)) if left <= wait || matches!(error, TransactionError::Fenced(_)) => return Err(error),
-                Some(Err(_)) | None => wait *= 2,
+                Err(TransactionError::TimedOut(after)) if wait < left => {
+                    tracing::warn!(?after, "kafka has not opened the transactional id; trying again with a new client");
+                    wait *= 2;
+                }
+                Err(error) => return Err(error),
             }
         }
     }

@@ -29,6 +29,8 @@ const ACTIVE_POLL: Duration = Duration::from_millis(5);
 const STANDBY_POLL: Duration = Duration::from_millis(20);
 /// The longest pause of a member after which its state still counts. `barpartials` is kept for a day.
 const MAX_PAUSE: Duration = Duration::from_mins(5);
+/// Frames and reports that no window needs are dropped after this time.
+const DROP_INTERVAL: Duration = Duration::from_secs(10);
 /// A rescue is given up after this many takeover timeouts.
 const MAX_RESCUE_TIMEOUTS: u32 = 2;
 
@@ -64,6 +66,10 @@ pub(super) struct MergeLoop<'c> {
     recompute: Recompute,
     share_records: ShareRecordProducer,
     reached: Reached,
+    /// The oldest window that was needed since [`Self::dropped_at`].
+    oldest_needed: Option<BeatIndex>,
+    /// The instant at which frames and reports were dropped the last time.
+    dropped_at: Instant,
 }
 
 impl<'c> MergeLoop<'c> {
@@ -86,6 +92,8 @@ impl<'c> MergeLoop<'c> {
             recompute: Recompute::new(broker, context.claim_schemas.clone())?,
             share_records,
             reached,
+            oldest_needed: None,
+            dropped_at: Instant::now(),
         };
         merge.catch_up()?;
         Ok(merge)
@@ -226,19 +234,26 @@ impl<'c> MergeLoop<'c> {
         }
     }
 
+    /// Drops what no window has needed for a while: in a replay, the merge may have finished all windows that it knows of.
     fn drop_finished_windows(&mut self) {
         let frames = self.table.frames();
-        let oldest = self.core.oldest_needed(frames);
-        if let Some(opened_at) = oldest.and_then(|from| frames.get(from)).map(|frame| frame.scheduled_at) {
-            let oldest = oldest.expect("its frame was found above");
+        let Some(oldest) = self.core.oldest_needed(frames) else { return };
+        let oldest = self.oldest_needed.map_or(oldest, |needed| needed.min(oldest));
+        self.oldest_needed = Some(oldest);
+        if self.dropped_at.elapsed() < DROP_INTERVAL {
+            return;
+        }
+        if let Some(opened_at) = frames.get(oldest).map(|frame| frame.scheduled_at) {
             self.reports.drop_before(oldest, opened_at);
             self.table.drop_before(oldest);
         }
+        (self.oldest_needed, self.dropped_at) = (None, Instant::now());
     }
 
     /// Reads shares from the claims, in place of the members that have not sent them.
     fn rescue(&mut self, rescue: &Rescue, stop: &Shutdown) -> Result<(), MergeError> {
-        if self.core.keeps_lease() {
+        let keeps_lease = self.core.keeps_lease();
+        if keeps_lease {
             self.renew()?;
         }
         let (began, deadline) = (self.now(), Instant::now() + self.context.takeover_after * MAX_RESCUE_TIMEOUTS);
@@ -246,7 +261,8 @@ impl<'c> MergeLoop<'c> {
         let Self { context, core, producer, table, recompute, share_records, .. } = self;
         let mut records = ShareRecords::new(share_records, context.takeover_after);
         let mut lease = LeaseKeeper { core, producer, table, started_at: self.started_at, error: None };
-        let mut keep_going = || !stop.is_cancelled() && Instant::now() < deadline && lease.renew_if_due();
+        let mut keep_going =
+            || !stop.is_cancelled() && Instant::now() < deadline && (!keeps_lease || lease.renew_if_due());
         let (frames, on_invalid) = (table.frames(), &mut |record| records.send_dead_letter(&record));
         let mut shares = Vec::new();
         match recompute.shares(frames, first, last, partitions, &mut keep_going, on_invalid) {
@@ -260,8 +276,8 @@ impl<'c> MergeLoop<'c> {
             }
             Err(error) => {
                 tracing::warn!(%error, ?rescue, "cannot read the shares that are overdue");
-                if matches!(error, RecomputeError::Kafka(_)) {
-                    // After an outage, a client may know no brokers for seconds before it counts as lost.
+                if matches!(error, RecomputeError::Kafka(_) | RecomputeError::Stopped) {
+                    // After an outage, a client may know no brokers, or get no records, for seconds before it counts as lost.
                     *recompute = Recompute::new(&context.broker, context.claim_schemas.clone())?;
                 }
             }

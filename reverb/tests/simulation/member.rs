@@ -330,7 +330,7 @@ impl Member {
             let Some(earliest) = context.kafka.frames.iter().find(reached) else { continue };
             self.table.ensure_covers(earliest.beat_index, context.kafka);
             if context.happens(0.3) {
-                // The frames of a table that was replaced come later.
+                // The frames of a table that was started come later.
                 continue;
             }
             self.table.poll(context.kafka);
