@@ -115,7 +115,9 @@ fn lost_client_of_rescues_is_replaced_before_a_member_dies() {
     let members = pipeline.proxy.group_members();
     let of_rescues: Vec<&String> = readers.difference(&members).collect();
     assert!(!of_rescues.is_empty(), "{readers:?}");
-    of_rescues.into_iter().for_each(|client| pipeline.proxy.block(client));
+    for client in of_rescues {
+        pipeline.proxy.block(client);
+    }
     wait_until("the watch to find that it is lost", LIMIT, || pipeline.replaced() > 0.0);
     let servers = pipeline.proxy.bootstrap_servers();
     let mut other = pipeline.cluster.serve("reverb", &["--cluster", "it", "--bootstrap-servers", &servers]);
