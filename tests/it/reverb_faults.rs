@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use backbeat_broker::TopicName;
+use backbeat_broker::{TopicName, TransactionalProducer};
 use backbeat_devstack::Devstack;
-use backbeat_schemas::{BarReport, Verdict};
+use backbeat_schemas::testing::frame;
+use backbeat_schemas::{BarPartial, BarReport, BeatFrame, Merging, PartialBody, Verdict, wire};
 use backbeat_tests::{Chaos, Cluster, Oracle, Program, own_devstack, wait_for_boundaries, wait_until};
 use rand::Rng;
 use rand_chacha::ChaCha8Rng;
@@ -216,6 +217,33 @@ fn reports_under_chaos_equal_the_oracles() {
     let result = Chaos { faults: 30, seed: 1, load: 0, agents: 50 }.run();
     assert!(result.faults.len() >= 5, "{:?}", result.faults);
     assert!(result.rescued > 0, "{result:?}");
+}
+
+/// The newest records can be read, but not those before them: their schema is not known to the registry. While it hangs, that
+/// is the same for a member that has just started.
+#[test]
+fn member_that_cannot_read_the_topics_yet_stops_in_good_order() {
+    let cluster = Cluster::new(1);
+    let (frame, broker, timeout) = (frame(0, 4), cluster.broker(), Duration::from_secs(10));
+    let nobody = PartialBody::Merging(Merging { member: None, logic: 1 });
+    let merging = BarPartial::new(frame.window_id, frame.beat_index, nobody);
+    let readable = [
+        (TopicName::BeatFrames, wire(cluster.register::<BeatFrame>(TopicName::BeatFrames), &frame)),
+        (TopicName::BarPartials, wire(cluster.register::<BarPartial>(TopicName::BarPartials), &merging)),
+    ];
+    let producer = TransactionalProducer::open(broker, "test-unknown-schema", timeout, timeout);
+    let mut producer = producer.expect("Kafka answers");
+    let mut transaction = producer.begin().expect("the transaction begins");
+    for (topic, readable) in &readable {
+        let unknown = [&[0][..], &999_999_u32.to_be_bytes(), &readable[5..]].concat();
+        for value in [&unknown, readable] {
+            transaction.send(&broker.topics().name(*topic), "key", value, 0).expect("there is room in the queue");
+        }
+    }
+    transaction.commit().expect("the transaction commits");
+    let member = cluster.serve("reverb", &["--cluster", "c"]);
+    wait_until("the member to read the topics", LIMIT, || member.log().contains("cannot read the topics yet"));
+    stop(member);
 }
 
 #[test]

@@ -172,6 +172,7 @@ impl Member {
             self.producer.member.clone(),
             self.producer.share_records.clone(),
             self.reached.clone(),
+            shutdown.clone(),
         )?;
         let outcome = self.work(&merge_thread, shutdown);
         if matches!(outcome, Ok(MemberExit::Lost)) {
@@ -206,10 +207,10 @@ impl Member {
     fn work(&mut self, merge_thread: &MergeThread, shutdown: &Shutdown) -> anyhow::Result<MemberExit> {
         while let Err(error) = self.init_readers() {
             tracing::warn!(%error, "cannot read the topics yet; waiting for kafka and the schema registry");
-            std::thread::sleep(RETRY_PAUSE);
             if shutdown.is_cancelled() {
                 return Ok(MemberExit::Shutdown);
             }
+            std::thread::sleep(RETRY_PAUSE);
         }
         self.consumer.subscribe(&[&self.topic])?;
         self.status.update(|member| member.waiting_for = Some(NotReady::Joining.to_string()));

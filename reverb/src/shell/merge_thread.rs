@@ -28,18 +28,20 @@ pub(crate) struct MergeThread {
 
 impl MergeThread {
     /// Starts the merge of the member `name`, which sends dead letters and rosters of rescued shares with `share_records`.
+    /// If it fails after `shutdown`, it is not started again: a start takes long while Kafka or the registry hangs.
     pub(crate) fn start(
         context: MergeContext,
         name: String,
         share_records: ShareRecordProducer,
         reached: Reached,
+        shutdown: Shutdown,
     ) -> std::io::Result<Self> {
         let stop = Shutdown::new();
         let (sender, failure) = channel();
         let thread = std::thread::Builder::new().name("merge".into()).spawn({
             let stop = stop.clone();
             move || {
-                if let Err(error) = run(&context, &name, &share_records, &reached, &stop) {
+                if let Err(error) = run(&context, &name, &share_records, &reached, &stop, &shutdown) {
                     // Fails only if the receiver was dropped.
                     let _ = sender.send(error);
                 }
@@ -64,16 +66,17 @@ impl Drop for MergeThread {
     }
 }
 
-/// Follows the log until `stop`, or until the log proves inconsistent.
+/// Follows the log until `stop`, until a failure after `shutdown`, or until the log proves inconsistent.
 fn run(
     context: &MergeContext,
     name: &str,
     share_records: &ShareRecordProducer,
     reached: &Reached,
     stop: &Shutdown,
+    shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
     let mut pause = MIN_PAUSE;
-    while !stop.is_cancelled() {
+    loop {
         let started_at = Instant::now();
         let started = MergeLoop::start(context, name, share_records.clone(), reached.clone());
         let error = match started.and_then(|mut merge| merge.run(stop)) {
@@ -90,7 +93,9 @@ fn run(
         while Instant::now() < until && !stop.is_cancelled() {
             std::thread::sleep(PAUSE_STEP);
         }
+        if stop.is_cancelled() || shutdown.is_cancelled() {
+            return Ok(());
+        }
         pause = (pause * 2).min(MAX_PAUSE);
     }
-    Ok(())
 }
