@@ -312,7 +312,8 @@ impl MergeSession {
     /// Records that this member has opened the transactional id, and that the log has been read to its end since.
     pub fn record_opening(&mut self, now: Duration) {
         self.is_active = true;
-        (self.rescue_after, self.rescue_failed) = (now, false);
+        // The log was read to its end just now.
+        (self.rescue_after, self.rescue_failed) = (Duration::ZERO, false);
         self.batch = *BATCH.start();
         self.lease.record_change_of_role(now);
         self.end_command(now);
@@ -546,8 +547,14 @@ mod tests {
         session.record_rescue(Vec::new(), SECOND * 16, SECOND * 16);
         assert_eq!(next(&mut session, 5, millis(16_499)), None, "a rescue that failed is not tried again at once");
         assert!(!session.keeps_lease(), "another member may have more success");
-        session.record_opening(SECOND * 60);
+        confirm(&mut session, SECOND * 60);
+        session.record_opening(millis(60_100));
         assert!(session.keeps_lease());
+        let command = next(&mut session, 5, millis(60_100));
+        assert!(
+            matches!(command, Some(MergeCommand::Rescue(_))),
+            "at once: the log was read to its end at the opening"
+        );
     }
 
     #[test]
