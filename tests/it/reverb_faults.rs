@@ -219,8 +219,8 @@ fn reports_under_chaos_equal_the_oracles() {
     assert!(result.rescued > 0, "{result:?}");
 }
 
-/// The newest records can be read, but not those before them: their schema is not known to the registry. While it hangs, that
-/// is the same for a member that has just started.
+/// The newest records can be read, but not those before them: their schema is not known to the registry. While it hangs,
+/// that is the same for a member that has just started.
 #[test]
 fn member_that_cannot_read_the_topics_yet_stops_in_good_order() {
     let cluster = Cluster::new(1);

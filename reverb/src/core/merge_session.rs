@@ -17,6 +17,8 @@ use super::{Completion, Frames, LOGIC, Merge, Window};
 /// The largest number of claims that the merge reads at once in place of the members that have not sent their shares.
 /// Windows with more wait until the group has given the partitions to other members.
 pub const MAX_RESCUED_CLAIMS: i64 = 200_000;
+/// A rescue is given up after this many takeover timeouts, and the merge pauses at most as long after it.
+pub const MAX_RESCUE_TIMEOUTS: u32 = 2;
 /// The largest number of windows whose shares are rescued at once.
 const MAX_RESCUED_WINDOWS: usize = 64;
 /// Windows that had closed when a member started are finished as if they closed then, if there are at most so many.
@@ -286,8 +288,8 @@ impl MergeSession {
         let mut overdue = overdue.into_iter().skip(first);
         let (mut rescue, at) = overdue.next()?;
         for (next, _) in overdue.take_while(|(_, at)| *at <= now).take(self.rescue_windows - 1) {
-            let longer = Rescue { last: next.last, ..rescue.clone() };
             let continues = next.first.from == rescue.last.end && next.partitions == rescue.partitions;
+            let longer = Rescue { first: rescue.first, ..next };
             if !continues || !longer.is_small(frames) {
                 break;
             }
@@ -363,7 +365,7 @@ impl MergeSession {
         for (from, share) in shares {
             self.merge.add_rescued(from, share, now);
         }
-        let pause = now.saturating_sub(began).min(self.takeover_after * 2);
+        let pause = now.saturating_sub(began).min(self.takeover_after * MAX_RESCUE_TIMEOUTS);
         self.rescue_after = now + if self.rescue_failed { pause.max(self.takeover_after / 2) } else { pause };
         self.end_command(now);
     }
@@ -574,7 +576,7 @@ mod tests {
         session.record_turn(SECOND * 10);
         session.record_turn(SECOND * 20);
         assert_eq!(next(&mut session, 3, millis(20_999)), None);
-        // It sent no partial: its rank is spread over another second.
+        // It sent no partial: its rank is spread over half a second more.
         assert_eq!(next(&mut session, 3, SECOND * 22), Some(MergeCommand::ReadToEnd));
         session.record_read_to_end(SECOND * 22, SECOND * 27, SECOND * 27);
         assert_eq!(next(&mut session, 3, millis(27_999)), None);

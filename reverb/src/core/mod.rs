@@ -30,7 +30,7 @@ pub use corrector::Corrector;
 pub use fetch_start::FetchStart;
 pub use frames::{FrameError, Frames, Window, is_retained};
 pub use merge::{Completion, Merge, report_logic, verdict};
-pub use merge_session::{MAX_RESCUED_CLAIMS, MergeCommand, MergeSession, Rescue};
+pub use merge_session::{MAX_RESCUE_TIMEOUTS, MAX_RESCUED_CLAIMS, MergeCommand, MergeSession, Rescue};
 pub use murmur2::partition_of;
 pub use partition::{OutboxRecord, Partition, RESEND_AFTER, share};
 pub use partition_aggregator::{ClosedWindow, Output, PartitionAggregator};

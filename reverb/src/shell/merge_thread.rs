@@ -76,7 +76,7 @@ fn run(
     shutdown: &Shutdown,
 ) -> anyhow::Result<()> {
     let mut pause = MIN_PAUSE;
-    loop {
+    while !stop.is_cancelled() {
         let started_at = Instant::now();
         let started = MergeLoop::start(context, name, share_records.clone(), reached.clone());
         let error = match started.and_then(|mut merge| merge.run(stop)) {
@@ -93,9 +93,10 @@ fn run(
         while Instant::now() < until && !stop.is_cancelled() {
             std::thread::sleep(PAUSE_STEP);
         }
-        if stop.is_cancelled() || shutdown.is_cancelled() {
-            return Ok(());
+        if shutdown.is_cancelled() {
+            break;
         }
         pause = (pause * 2).min(MAX_PAUSE);
     }
+    Ok(())
 }

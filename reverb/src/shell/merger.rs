@@ -19,7 +19,8 @@ use super::recompute::{Recompute, RecomputeError};
 use super::report_index::{Fingerprint, ReportIndex, avro_body};
 use super::share_records::{ShareRecordProducer, ShareRecords, Unacknowledged};
 use crate::core::{
-    Completion, LOGIC, MergeCommand, MergeSession, Rescue, Window, bar_report, report_logic, share, verdict,
+    Completion, LOGIC, MAX_RESCUE_TIMEOUTS, MergeCommand, MergeSession, Rescue, Window, bar_report, report_logic,
+    share, verdict,
 };
 
 /// The maximum number of records read before the sets of partials are checked again.
@@ -31,8 +32,6 @@ const STANDBY_POLL: Duration = Duration::from_millis(20);
 const MAX_PAUSE: Duration = Duration::from_mins(5);
 /// Frames and reports that no window needs are dropped after this time.
 const DROP_INTERVAL: Duration = Duration::from_secs(10);
-/// A rescue is given up after this many takeover timeouts.
-const MAX_RESCUE_TIMEOUTS: u32 = 2;
 
 /// An error of a command.
 #[derive(Debug, thiserror::Error)]
@@ -277,7 +276,8 @@ impl<'c> MergeLoop<'c> {
             Err(error) => {
                 tracing::warn!(%error, ?rescue, "cannot read the shares that are overdue");
                 if matches!(error, RecomputeError::Kafka(_) | RecomputeError::Stopped) {
-                    // After an outage, a client may know no brokers, or get no records, for seconds before it counts as lost.
+                    // After an outage, a client may know no brokers, or get no records, for seconds before it counts as
+                    // lost.
                     *recompute = Recompute::new(&context.broker, context.claim_schemas.clone())?;
                 }
             }
