@@ -140,7 +140,7 @@ impl Broker {
 
     /// Creates a reader for random access: a fetch at the end of the log returns at once, instead of waiting for new
     /// records and so delaying the next seek.
-    pub(crate) fn random_access_reader(&self) -> KafkaResult<Reader> {
+    pub fn random_access_reader(&self) -> KafkaResult<Reader> {
         let mut config = self.reader_settings();
         config.set("fetch.wait.max.ms", "2");
         config.create_with_context(ClientLog)

@@ -9,6 +9,7 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::{Offset, TopicPartitionList};
 
 use crate::client_watch::WatchedReader;
+use crate::list_offsets::query_offsets;
 use crate::{Broker, Reader, TopicName};
 
 /// A client that fetches the ends of `statusclaims`' partitions. All its calls block.
@@ -55,7 +56,7 @@ impl ClaimEnds {
     pub fn fetch(&self, partitions: &[i32], timeout: Duration) -> Vec<(i32, i64)> {
         let mut list = TopicPartitionList::new();
         let added = partitions.iter().try_for_each(|p| list.add_partition_offset(&self.topic, *p, Offset::End));
-        match added.and_then(|()| self.reader()?.offsets_for_times(list, timeout)) {
+        match added.and_then(|()| query_offsets(&*self.reader()?, &list, timeout)) {
             Ok(answer) => answer
                 .elements()
                 .iter()

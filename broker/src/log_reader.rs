@@ -11,6 +11,7 @@ use rdkafka::{Offset, TopicPartitionList};
 use tokio::runtime::Handle;
 
 use crate::client_watch::WatchedReader;
+use crate::list_offsets::query_offsets;
 use crate::{Broker, Lookup, Reader, Registry, SchemaCache, TopicName, assign, is_transient};
 
 /// The topic's only partition.
@@ -173,14 +174,16 @@ impl<R: Record + 'static> LogReader<R> {
 
     /// Fetches the log start offset: the first offset that is retained.
     pub fn log_start(&mut self) -> Result<i64, ReadError> {
-        self.replace_if_lost()?;
-        let watermarks = self.consumer.fetch_watermarks(&self.topic, PARTITION, QUERY_TIMEOUT);
-        watermarks.map(|(low, _)| low).map_err(|source| self.failed(source))
+        self.end_of_log(Offset::Beginning)
     }
 
     /// Fetches the end offset of the committed records: the last stable offset.
     pub fn end_offset(&mut self) -> Result<i64, ReadError> {
-        let offset = self.offset_for(Offset::End)?;
+        self.end_of_log(Offset::End)
+    }
+
+    fn end_of_log(&mut self, which: Offset) -> Result<i64, ReadError> {
+        let offset = self.offset_for(which)?;
         // Without an error and without an offset, the answer is that of a request that was sent again.
         offset.ok_or_else(|| self.failed(KafkaError::OffsetFetch(RDKafkaErrorCode::OffsetNotAvailable)))
     }
@@ -198,7 +201,7 @@ impl<R: Record + 'static> LogReader<R> {
         self.replace_if_lost()?;
         let mut list = TopicPartitionList::new();
         let added = list.add_partition_offset(&self.topic, PARTITION, query);
-        let answer = added.and_then(|()| self.consumer.offsets_for_times(list, QUERY_TIMEOUT));
+        let answer = added.and_then(|()| query_offsets(&self.consumer, &list, QUERY_TIMEOUT));
         let answer = answer.map_err(|source| self.failed(source))?;
         let Some(found) = answer.find_partition(&self.topic, PARTITION) else { return Ok(None) };
         found.error().map_err(|source| self.failed(source))?;

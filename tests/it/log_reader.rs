@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use backbeat_broker::{Entry, TopicName};
 use backbeat_schemas::{BarReport, BeatFrame, testing};
-use backbeat_tests::{Cluster, KafkaProxy, stack, wait_for, wait_until};
+use backbeat_tests::{Cluster, KafkaProxy, own_devstack, stack, wait_for, wait_until};
+use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_mins(1);
 const TIMES: usize = 100;
@@ -48,5 +49,22 @@ fn reader_does_not_believe_an_end_that_a_new_leader_reports_too_low() {
         proxy.misreport_ends(1);
         assert_eq!(read().map(|entry| entry.record).as_ref(), Some(&report));
         assert_eq!(proxy.ends_to_misreport(), 0, "the fault was caused");
+    }
+}
+
+/// A reader that fetches nothing does not hear of an election, and asks with the leader epoch of before.
+#[test]
+fn reader_that_is_paused_answers_after_an_election() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let mut devstack = own_devstack(1, dir.path());
+    let cluster = Cluster::on(&devstack, 1);
+    cluster.publish_report(&testing::report(0, 4));
+    let mut reader = cluster.reader::<BarReport>(TopicName::BarReports);
+    let end =
+        wait_for("the report", LIMIT, || Some(reader.end_offset().expect("Kafka answers")).filter(|end| *end > 0));
+    for _ in 0..3 {
+        devstack.restart_broker(0).expect("the broker restarts");
+        assert_eq!(reader.end_offset().expect("Kafka answers"), end);
+        assert_eq!(reader.log_start().expect("Kafka answers"), 0);
     }
 }

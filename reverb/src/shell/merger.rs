@@ -59,7 +59,11 @@ pub(super) struct MergeLoop<'c> {
     core: MergeSession,
     started_at: Instant,
     producer: MergeProducer<'c>,
+    /// Follows the end of `barpartials`.
     partials: LogReader<BarPartial>,
+    /// Reads `barpartials` up to an end that was asked for; paused in between. The other one would wait for a fetch at the end of
+    /// the log.
+    searcher: LogReader<BarPartial>,
     table: FrameTable,
     reports: ReportIndex,
     recompute: Recompute,
@@ -86,6 +90,7 @@ impl<'c> MergeLoop<'c> {
             started_at: Instant::now(),
             producer: MergeProducer::new(context),
             partials: LogReader::new(broker, registry, runtime, TopicName::BarPartials)?,
+            searcher: LogReader::for_random_access(broker, registry, runtime, TopicName::BarPartials)?,
             table: FrameTable::new(broker, registry, runtime, context.cluster_id.clone())?,
             reports: ReportIndex::new(broker, registry, runtime)?,
             recompute: Recompute::new(broker, context.claim_schemas.clone())?,
@@ -99,8 +104,7 @@ impl<'c> MergeLoop<'c> {
     }
 
     fn catch_up(&mut self) -> Result<(), MergeError> {
-        let MergeContext { broker, registry, runtime, .. } = self.context;
-        let mut log = LogReader::for_random_access(broker, registry, runtime, TopicName::BarPartials)?;
+        let log = &mut self.searcher;
         let end = log.end_offset()?;
         let (last, last_done) = (log.last_where(is_of_merge)?, log.last_where(BarPartial::is_done)?);
         let restart_offset = match last_done.and_then(|entry| entry.record.into_body()) {
@@ -108,6 +112,7 @@ impl<'c> MergeLoop<'c> {
             _ => log.log_start()?,
         };
         self.read_partials(restart_offset, end)?;
+        self.partials.seek(restart_offset.max(self.core.merge().next_offset()))?;
         self.core.record_start(last.is_some());
         let newest = self.table.newest_frame()?;
         Ok(self.table.ensure_covers(self.core.first_beat(newest.as_ref()))?)
@@ -158,26 +163,27 @@ impl<'c> MergeLoop<'c> {
         let mut timeout = if self.core.is_active() { ACTIVE_POLL } else { STANDBY_POLL };
         for _ in 0..MAX_RECORDS_PER_POLL {
             let Some(entry) = self.partials.poll(timeout)? else { break };
-            record(&mut self.core, entry.offset, entry.record, self.started_at.elapsed());
             timeout = Duration::ZERO;
+            let is_read = entry.offset < self.core.merge().next_offset();
+            if !is_read {
+                record(&mut self.core, entry.offset, entry.record, self.started_at.elapsed());
+            }
         }
         Ok(())
     }
 
-    /// Adds the records of `[start, end)`, and continues after them.
+    /// Adds the records of `[start, end)`.
     fn read_partials(&mut self, start: i64, end: i64) -> Result<(), MergeError> {
         let (core, started_at) = (&mut self.core, self.started_at);
-        self.partials.read(start, end, |entry| record(core, entry.offset, entry.record, started_at.elapsed()))?;
-        Ok(self.partials.seek(start.max(self.core.merge().next_offset()))?)
+        self.searcher.read(start, end, |entry| record(core, entry.offset, entry.record, started_at.elapsed()))?;
+        Ok(self.searcher.pause()?)
     }
 
     fn execute(&mut self, command: MergeCommand, stop: &Shutdown) -> Result<(), MergeError> {
         match command {
             MergeCommand::ReadToEnd => {
                 let asked_at = self.now();
-                let end = self.partials.end_offset()?;
-                let answered_at = self.now();
-                self.read_partials(self.core.merge().next_offset(), end)?;
+                let answered_at = self.read_to_end()?;
                 self.core.record_read_to_end(asked_at, answered_at, self.now());
                 Ok(())
             }
@@ -188,9 +194,12 @@ impl<'c> MergeLoop<'c> {
         }
     }
 
-    fn read_to_end(&mut self) -> Result<(), MergeError> {
-        let end = self.partials.end_offset()?;
-        self.read_partials(self.core.merge().next_offset(), end)
+    /// Asks for the end of `barpartials` and reads up to there. Returns the time of the answer.
+    fn read_to_end(&mut self) -> Result<Duration, MergeError> {
+        let end = self.searcher.end_offset()?;
+        let answered_at = self.now();
+        self.read_partials(self.core.merge().next_offset(), end)?;
+        Ok(answered_at)
     }
 
     /// Opens the transactional id, which fences every other merge, then reads what they have written.

@@ -73,7 +73,7 @@ impl Recompute {
     pub(crate) fn new(broker: &Broker, schemas: SubjectSchemas<StatusClaim>) -> Result<Self, KafkaError> {
         let topic = broker.topics().name(TopicName::StatusClaims);
         Ok(Self {
-            consumer: WatchedReader::new(broker, &topic, Broker::reader)?,
+            consumer: WatchedReader::new(broker, &topic, Broker::random_access_reader)?,
             topic,
             decoder: ClaimDecoder::new(schemas),
         })
