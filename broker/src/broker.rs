@@ -135,6 +135,7 @@ impl Broker {
     pub(crate) fn uncommitted_reader(&self) -> KafkaResult<Reader> {
         let mut config = self.reader_settings();
         config.set("isolation.level", "read_uncommitted");
+        config.set("fetch.wait.max.ms", "2");
         config.create_with_context(ClientLog)
     }
 

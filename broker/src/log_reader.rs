@@ -111,6 +111,17 @@ impl<R: Record + 'static> LogReader<R> {
         Self::with(broker, registry, runtime, topic, Broker::random_access_reader)
     }
 
+    /// Creates a reader as [`LogReader::for_random_access`] does that also sees records of open and of aborted transactions, and
+    /// whose end is the high watermark.
+    pub fn for_open_transactions(
+        broker: &Broker,
+        registry: &Registry,
+        runtime: &Handle,
+        topic: TopicName,
+    ) -> Result<Self, ReadError> {
+        Self::with(broker, registry, runtime, topic, Broker::uncommitted_reader)
+    }
+
     fn with(
         broker: &Broker,
         registry: &Registry,

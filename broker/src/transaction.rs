@@ -166,6 +166,20 @@ impl Transaction<'_> {
     /// Commits the transaction; on success, its records are visible to `read_committed` consumers.
     pub fn commit(self) -> Result<(), TransactionError> {
         // Waiting for the deliveries first saves the 100 ms that the flush within the commit takes at least.
+        let delivered = self.wait_for_deliveries()?;
+        let outcome = delivered.and_then(|()| self.producer.commit_transaction(self.timeout));
+        outcome.map_err(|error| TransactionError::new(error, Some(self.producer.client())))
+    }
+
+    /// Aborts the transaction, once its records are in the log.
+    pub fn abort(self) -> Result<(), TransactionError> {
+        let delivered = self.wait_for_deliveries()?;
+        let outcome = delivered.and_then(|()| self.producer.abort_transaction(self.timeout));
+        outcome.map_err(|error| TransactionError::new(error, Some(self.producer.client())))
+    }
+
+    /// Waits until Kafka has accepted or refused all records, and returns the first refusal.
+    fn wait_for_deliveries(&self) -> Result<Result<(), KafkaError>, TransactionError> {
         let deadline = Instant::now() + self.timeout;
         while self.producer.in_flight_count() > 0 {
             if Instant::now() >= deadline {
@@ -174,7 +188,6 @@ impl Transaction<'_> {
             self.producer.poll(POLL_INTERVAL);
         }
         let failed = self.producer.context().first.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let outcome = failed.map_or_else(|| self.producer.commit_transaction(self.timeout), Err);
-        outcome.map_err(|error| TransactionError::new(error, Some(self.producer.client())))
+        Ok(failed.map_or(Ok(()), Err))
     }
 }

@@ -6,10 +6,14 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use backbeat_broker::TopicName;
+use backbeat_broker::{TopicName, UnmarkedRecords, list_offsets};
+use backbeat_devstack::Devstack;
+use backbeat_schemas::{BarPartial, BeatFrame, Done, HlcClock, PartialBody, Verdict, WindowId, wire};
 use backbeat_tests::{Cluster, Program, PulseNodes, SmallDisk, own_devstack, read_raw, wait_until};
-use rdkafka::ClientConfig;
+use rdkafka::consumer::Consumer;
+use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
+use rdkafka::{ClientConfig, Offset};
 use reqwest::Method;
 use reqwest::blocking::{Client, Response};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
@@ -365,4 +369,100 @@ fn mirror_with_other_offsets_is_an_archive_and_new_topics_continue_the_beats() {
     let next = Cluster::new(2);
     check_continued(&next, known + 100, &["--data-dir", empty.to_str().expect("the path is UTF-8")]);
     check_reports(&next);
+}
+
+/// Sends a record in a transaction of `transactional_id` that Kafka ends without a marker: while a partition has no leader,
+/// Kafka 4.3.1 writes none (KAFKA-20734). The record is invisible, and would be visible with the next transaction.
+fn lose_marker(
+    devstack: &mut Devstack,
+    cluster: &Cluster,
+    transactional_id: &str,
+    topic: TopicName,
+    key: &str,
+    value: &[u8],
+) {
+    let topic = cluster.broker().topics().name(topic);
+    let open = || {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", &cluster.kafka().bootstrap_servers).set("transactional.id", transactional_id);
+        let producer: BaseProducer = config.create().expect("a producer");
+        producer.init_transactions(LIMIT).expect("Kafka answers");
+        producer
+    };
+    let producer = open();
+    producer.begin_transaction().expect("the transaction begins");
+    producer.send(BaseRecord::to(&topic).key(key).payload(value)).map_err(|(error, _)| error).expect("there is room");
+    producer.flush(LIMIT).expect("Kafka acknowledges the record");
+    drop(producer);
+    let consumer = cluster.broker().reader().expect("a consumer");
+    let metadata = consumer.fetch_metadata(Some(&topic), LIMIT).expect("Kafka answers");
+    let leader = metadata.topics()[0].partitions()[0].leader() as usize - 1;
+    devstack.stop_broker(leader).expect("the broker stops");
+    drop(open());
+    devstack.restart_broker(leader).expect("the broker restarts");
+    let mut unmarked = UnmarkedRecords::new(cluster.broker(), TopicName::BeatFrames).expect("a reader");
+    let last_stable_offset = || {
+        let ends = list_offsets(&consumer, &topic, [0], Offset::End, LIMIT)?;
+        Ok::<i64, KafkaError>(ends[&0])
+    };
+    let found = unmarked.first(&topic, last_stable_offset).expect("Kafka answers");
+    assert_eq!(found.expect("Kafka has aborted the transaction: the fault was not caused").value, value);
+}
+
+/// Beats were repeated in this way when the only broker restarted.
+#[test]
+fn beat_whose_marker_kafka_lost_is_not_repeated() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let mut devstack = own_devstack(3, dir.path());
+    // Its topics have one replica each.
+    let cluster = Cluster::unprefixed(&devstack, 1);
+    let tempo = ["--cluster", "it", "--bpm", "600", "--max-bpm", "600", "--bar", "1000"];
+    let first = cluster.serve("pulse", &tempo);
+    wait_until("some beats", LIMIT, || newest_beat(&cluster) >= 5);
+    drop(first);
+
+    let last = cluster.frames().pop().expect("there are frames");
+    let period = last.deadline_at.millis() - last.scheduled_at.millis();
+    let unmarked = BeatFrame {
+        beat_index: last.beat_index.plus(1),
+        hlc: HlcClock::new(1).tick(last.deadline_at),
+        scheduled_at: last.deadline_at,
+        emitted_at: last.deadline_at,
+        deadline_at: last.deadline_at.plus_millis(period),
+        ..last
+    };
+    let value = wire(cluster.register::<BeatFrame>(TopicName::BeatFrames), &unmarked);
+    let id = cluster.broker().topics().pulse_transactional_id();
+    lose_marker(&mut devstack, &cluster, &id, TopicName::BeatFrames, "it", &value);
+    let beats = cluster.frames().len() as i64;
+    assert_eq!(beats, unmarked.beat_index.get(), "the lost beat is not visible");
+
+    let second = cluster.serve("pulse", &tempo);
+    wait_until("more beats", LIMIT, || newest_beat(&cluster) >= beats + 5);
+    drop(second);
+    let frames = cluster.frames();
+    check(&frames);
+    assert!(frames.contains(&unmarked));
+    devstack.stop();
+}
+
+/// The merge would skip the window of a done record that its own first transaction has committed.
+#[test]
+fn window_whose_done_record_has_no_marker_is_reported() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let mut devstack = own_devstack(3, dir.path());
+    // Its topics have one replica each.
+    let cluster = Cluster::unprefixed(&devstack, 1);
+    run_pipeline(&cluster, 2);
+    let last = cluster.reports().pop().expect("there are reports").record;
+    let from = last.to_beat.plus(1);
+    let window = WindowId::new("it", from);
+    let done = PartialBody::Done(Done { verdict: Verdict::Written, low: 0, rescued: Vec::new() });
+    let value = wire(cluster.register::<BarPartial>(TopicName::BarPartials), &BarPartial::new(window, from, done));
+    let id = cluster.broker().topics().merge_transactional_id();
+    lose_marker(&mut devstack, &cluster, &id, TopicName::BarPartials, &window.to_string(), &value);
+    run_pipeline(&cluster, cluster.reports().len() + 3);
+    check_reports(&cluster);
+    assert!(cluster.reports().iter().any(|entry| entry.record.from_beat == from));
+    devstack.stop();
 }

@@ -76,6 +76,9 @@ pub enum KafkaResponse {
     Tail {
         /// The newest committed frame; `None` if there is no frame.
         frame: Option<Box<BeatFrame>>,
+        /// The newest frame after it, of a transaction that is open. After `InitTransactions` there should be none; but Kafka may
+        /// have ended a transaction without a marker (docs/design.md, "Lost markers"), and the next marker commits it, too.
+        open_frame: Option<Box<BeatFrame>>,
         /// The newest beat of which `barreports` tells, if it was read: once, and whenever there is no frame.
         newest_reported: Option<BeatIndex>,
     },
@@ -118,7 +121,7 @@ pub enum Command {
 /// A command for Kafka, which the publisher executes.
 #[derive(Debug, Clone, PartialEq)]
 pub enum KafkaCommand {
-    /// Read the newest committed frame: [`KafkaResponse::Tail`] or [`KafkaResponse::KafkaUnavailable`].
+    /// Read the newest frames: [`KafkaResponse::Tail`] or [`KafkaResponse::KafkaUnavailable`].
     ReadTail,
     /// Initialize transactions: [`KafkaResponse::TransactionsInitialized`], [`KafkaResponse::Fenced`] or
     /// [`KafkaResponse::KafkaUnavailable`].

@@ -32,6 +32,8 @@ const BOUNDARY_POLL: Duration = Duration::from_millis(2);
 pub(crate) struct Publisher {
     broker: Broker,
     frames: LogReader<BeatFrame>,
+    /// Also sees frames of open transactions.
+    open_frames: LogReader<BeatFrame>,
     reports: LogReader<BarReport>,
     has_read_reports: bool,
     schema_id: u32,
@@ -53,11 +55,13 @@ impl Publisher {
     ) -> Result<Self, ReadError> {
         let runtime = Handle::current();
         let frames = LogReader::for_random_access(&broker, registry, &runtime, TopicName::BeatFrames)?;
+        let open_frames = LogReader::for_open_transactions(&broker, registry, &runtime, TopicName::BeatFrames)?;
         let reports = LogReader::for_random_access(&broker, registry, &runtime, TopicName::BarReports)?;
         let has_read_reports = false;
         Ok(Self {
             broker,
             frames,
+            open_frames,
             reports,
             has_read_reports,
             schema_id,
@@ -96,6 +100,10 @@ impl Publisher {
 
     fn read_tail(&mut self) -> Result<KafkaResponse, ReadError> {
         let frame = self.frames.last()?.map(|entry| Box::new(entry.record));
+        let open_frame = self.open_frame()?.map(Box::new);
+        if let (Some(frame), Some(_)) = (&open_frame, &self.producer) {
+            tracing::warn!(beat = %frame.beat_index, "kafka has ended a transaction without a marker; the next beat commits it, too");
+        }
         let mut newest_reported = None;
         if frame.is_none() || !self.has_read_reports {
             // A report is made once its window's closing beat was published.
@@ -107,7 +115,16 @@ impl Publisher {
         if let Some(frame) = &frame {
             self.boundary_sampler.advance_to(Boundary::new(frame.claim_offsets.clone()));
         }
-        Ok(KafkaResponse::Tail { frame, newest_reported })
+        Ok(KafkaResponse::Tail { frame, open_frame, newest_reported })
+    }
+
+    /// Returns the newest frame that no marker has committed or aborted yet.
+    fn open_frame(&mut self) -> Result<Option<BeatFrame>, ReadError> {
+        let (end, start) = (self.open_frames.end_offset()?, self.frames.end_offset()?);
+        let mut newest = None;
+        self.open_frames.read(start, end, |entry| newest = Some(entry.record))?;
+        self.open_frames.pause()?;
+        Ok(newest)
     }
 
     fn init_transactions(&mut self) -> KafkaResponse {

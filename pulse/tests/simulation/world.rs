@@ -410,7 +410,7 @@ impl World {
                 {
                     self.nodes[node].boundary.advance_to(&Boundary::new(frame.claim_offsets.clone()));
                 }
-                KafkaResponse::Tail { frame: frame.map(Box::new), newest_reported: None }
+                KafkaResponse::Tail { frame: frame.map(Box::new), open_frame: None, newest_reported: None }
             }
             KafkaCommand::InitTransactions => {
                 let epoch = self.kafka.init_transactions();

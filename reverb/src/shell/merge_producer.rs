@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use backbeat_broker::{TopicName, Transaction, TransactionError, TransactionalProducer, UnopenedProducer};
+use backbeat_broker::{
+    TopicName, Transaction, TransactionError, TransactionalProducer, UnmarkedRecord, UnopenedProducer,
+};
 use backbeat_schemas::{BarPartial, BarReport, BeatIndex, Done, Merging, PartialBody, Verdict, wire};
 
 use super::events::TransactionEnded;
@@ -127,6 +129,17 @@ impl<'c> MergeProducer<'c> {
         self.write(|transaction| {
             transaction.send(&topic, &window.id.to_string(), &wire(context.schemas.partial, &record), now)
         })
+    }
+
+    /// Aborts the transactions that have left `records` without a marker.
+    pub(super) fn abort(&mut self, records: &[UnmarkedRecord]) -> Result<(), TransactionError> {
+        let producer = self.active.as_mut().expect("the active merge has a producer");
+        let mut transaction = producer.begin()?;
+        // A marker is written to the partitions of the transaction's records only.
+        for UnmarkedRecord { topic, key, value, .. } in records {
+            transaction.send(topic, key, value, chrono::Utc::now().timestamp_millis())?;
+        }
+        transaction.abort()
     }
 
     /// Commits a transaction of what `send_all` sends.

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use backbeat_broker::{LogReader, TopicName, TransactionError};
+use backbeat_broker::{LogReader, TopicName, TransactionError, UnmarkedRecord, UnmarkedRecords};
 use backbeat_schemas::{BarPartial, BeatIndex, Counts, Merging, PartialBody, Verdict};
 use backbeat_service::Shutdown;
 
@@ -64,6 +64,7 @@ pub(super) struct MergeLoop<'c> {
     /// Reads `barpartials` up to an end that was asked for; paused in between. The other one would wait for a fetch at the end of
     /// the log.
     searcher: LogReader<BarPartial>,
+    unmarked_records: UnmarkedRecords,
     table: FrameTable,
     reports: ReportIndex,
     recompute: Recompute,
@@ -91,6 +92,7 @@ impl<'c> MergeLoop<'c> {
             producer: MergeProducer::new(context),
             partials: LogReader::new(broker, registry, runtime, TopicName::BarPartials)?,
             searcher: LogReader::for_random_access(broker, registry, runtime, TopicName::BarPartials)?,
+            unmarked_records: UnmarkedRecords::new(broker, TopicName::BarPartials)?,
             table: FrameTable::new(broker, registry, runtime, context.cluster_id.clone())?,
             reports: ReportIndex::new(broker, registry, runtime)?,
             recompute: Recompute::new(broker, context.claim_schemas.clone())?,
@@ -205,11 +207,31 @@ impl<'c> MergeLoop<'c> {
     /// Opens the transactional id, which fences every other merge, then reads what they have written.
     fn take_over(&mut self) -> Result<(), MergeError> {
         self.producer.open()?;
+        self.abort_unmarked_records()?;
         self.read_to_end()?;
         self.reports.clear();
         self.core.record_opening(self.now());
         MergeTakenOver { windows: self.core.merge().len() }.emit(&self.context.metrics);
         self.renew()
+    }
+
+    /// Aborts what an earlier merge has left in a transaction that Kafka ended without a marker: the next transaction would
+    /// commit it.
+    fn abort_unmarked_records(&mut self) -> Result<(), MergeError> {
+        let Self { context, searcher, reports, unmarked_records, .. } = self;
+        let topics = context.broker.topics();
+        let partials = unmarked_records
+            .first(&topics.name(TopicName::BarPartials), || searcher.end_offset().map_err(MergeError::from))?;
+        let reports = unmarked_records
+            .first(&topics.name(TopicName::BarReports), || reports.end_offset().map_err(MergeError::from))?;
+        let unmarked: Vec<UnmarkedRecord> = partials.into_iter().chain(reports).collect();
+        if unmarked.is_empty() {
+            return Ok(());
+        }
+        for UnmarkedRecord { topic, offset, .. } in &unmarked {
+            tracing::warn!(topic, offset, "kafka has ended a transaction without a marker; aborting it");
+        }
+        Ok(self.producer.abort(&unmarked)?)
     }
 
     /// Writes a merging record.

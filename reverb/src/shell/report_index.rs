@@ -38,6 +38,11 @@ impl ReportIndex {
         Ok(Self { reader, since: None, reports: BTreeMap::new() })
     }
 
+    /// Fetches the end of the committed reports.
+    pub(crate) fn end_offset(&mut self) -> Result<i64, ReadError> {
+        self.reader.end_offset()
+    }
+
     /// Forgets all reports: another merge may have written since they were read.
     pub(crate) fn clear(&mut self) {
         self.since = None;

@@ -31,7 +31,9 @@ impl Leadership {
                     None => self.enter(State::InitTransactions, KafkaCommand::InitTransactions),
                 }
             }
-            (State::VerifyingTail, KafkaResponse::Tail { frame, .. }) => self.on_verified_tail(frame, now),
+            (State::VerifyingTail, KafkaResponse::Tail { frame, open_frame, .. }) => {
+                self.on_verified_tail(open_frame.or(frame), now)
+            }
             (State::InitTransactions, KafkaResponse::TransactionsInitialized) => {
                 self.enter(State::VerifyingTail, KafkaCommand::ReadTail)
             }
@@ -127,7 +129,7 @@ impl Leadership {
     /// Checks a tail: an error if pulse must not continue after it. One that ends before a beat that was published comes from
     /// a broker without the whole log, and counts as no response; unless that lasts.
     fn check_tail(&mut self, response: KafkaResponse, now: Now) -> Result<KafkaResponse, StopReason> {
-        let KafkaResponse::Tail { frame, newest_reported } = &response else { return Ok(response) };
+        let KafkaResponse::Tail { frame, open_frame, newest_reported } = &response else { return Ok(response) };
         if let Some(reported) = newest_reported {
             self.remember(*reported);
         }
@@ -136,7 +138,7 @@ impl Leadership {
             let configured = cluster_id.to_owned();
             return Err(StopReason::OtherCluster { found: frame.cluster_id.clone(), configured });
         }
-        let found = frame.as_deref().map(|frame| frame.beat_index);
+        let found = open_frame.as_deref().or(frame.as_deref()).map(|frame| frame.beat_index);
         match self.published.judge(found, self.metronome.first_beat(), now.monotonic) {
             LogEnd::Whole => Ok(response),
             LogEnd::Stale => Ok(KafkaResponse::KafkaUnavailable),

@@ -38,7 +38,12 @@ fn node(name: &str) -> Node {
 }
 
 fn tail(frame: Option<&BeatFrame>) -> Event {
-    Event::Kafka(KafkaResponse::Tail { frame: frame.cloned().map(Box::new), newest_reported: None })
+    tail_with_open(frame, None)
+}
+
+fn tail_with_open(frame: Option<&BeatFrame>, open_frame: Option<&BeatFrame>) -> Event {
+    let boxed = |frame: Option<&BeatFrame>| frame.cloned().map(Box::new);
+    Event::Kafka(KafkaResponse::Tail { frame: boxed(frame), open_frame: boxed(open_frame), newest_reported: None })
 }
 
 fn leader(raft_term: u64) -> Event {
@@ -174,6 +179,26 @@ fn beat_in_doubt_found_in_the_tail_is_not_published_again() {
     node.answer_quorum_check(true);
     let next = node.at(2_000).publish_due_beat();
     assert_eq!((next.beat_index.get(), next.term), (1, first.term));
+}
+
+#[test]
+fn beat_whose_transaction_has_no_marker_is_not_published_again() {
+    let mut node_a = node("a");
+    node_a.at(1_000).lead(leader(1), None);
+    let first = node_a.publish_due_beat();
+    node_a.at(1_500).on(Event::Kafka(KafkaResponse::Committed));
+    let unmarked = node_a.at(2_000).publish_due_beat();
+    let mut node_b = node("b");
+    // Before `InitTransactions` it may be that of a leader that is about to commit or to abort it.
+    node_b.at(3_000).on(leader(2));
+    node_b.answer_quorum_check(true);
+    node_b.on(tail_with_open(Some(&first), Some(&unmarked)));
+    node_b.on(Event::Kafka(KafkaResponse::TransactionsInitialized));
+    node_b.on(tail_with_open(Some(&first), Some(&unmarked)));
+    node_b.on(Event::Kafka(KafkaResponse::BoundarySampled));
+    node_b.answer_quorum_check(true);
+    let next = node_b.at(4_000).publish_due_beat();
+    assert_eq!((next.beat_index.get(), next.term), (2, unmarked.term + 1));
 }
 
 #[test]
@@ -465,7 +490,8 @@ fn empty_beatframes_with_reports_stop_the_node() {
     node.on(leader(1));
     node.answer_quorum_check(true);
     let known = BeatIndex::ZERO.plus(7);
-    let stop = node.on(Event::Kafka(KafkaResponse::Tail { frame: None, newest_reported: Some(known) }));
+    let stop =
+        node.on(Event::Kafka(KafkaResponse::Tail { frame: None, open_frame: None, newest_reported: Some(known) }));
     assert_eq!(stop, [Command::Stop(StopReason::FramesLost { found: None, known })]);
 }
 
@@ -482,8 +508,13 @@ fn frames_that_end_before_a_published_beat_stop_the_node_after_half_a_minute() {
         }
         node.on(leader(1));
         node.answer_quorum_check(true);
-        let tail =
-            || Event::Kafka(KafkaResponse::Tail { frame: Some(Box::new(first.clone())), newest_reported: reported });
+        let tail = || {
+            Event::Kafka(KafkaResponse::Tail {
+                frame: Some(Box::new(first.clone())),
+                open_frame: None,
+                newest_reported: reported,
+            })
+        };
         assert_eq!(node.on(tail()), [Command::Kafka(KafkaCommand::CloseProducer)], "it pauses and tries again");
         node.at(31_000).on(Event::Elapsed);
         node.answer_quorum_check(true);
