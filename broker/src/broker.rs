@@ -131,20 +131,23 @@ impl Broker {
         self.reader_settings().create_with_context(ClientLog)
     }
 
-    /// Creates a consumer that also sees records of transactions that are open or aborted.
+    /// Creates a reader for random access that also sees records of transactions that are open or aborted.
     pub(crate) fn uncommitted_reader(&self) -> KafkaResult<Reader> {
-        let mut config = self.reader_settings();
+        let mut config = self.random_access_settings();
         config.set("isolation.level", "read_uncommitted");
-        config.set("fetch.wait.max.ms", "2");
         config.create_with_context(ClientLog)
     }
 
     /// Creates a reader for random access: a fetch at the end of the log returns at once, instead of waiting for new
     /// records and so delaying the next seek.
     pub fn random_access_reader(&self) -> KafkaResult<Reader> {
+        self.random_access_settings().create_with_context(ClientLog)
+    }
+
+    fn random_access_settings(&self) -> ClientConfig {
         let mut config = self.reader_settings();
         config.set("fetch.wait.max.ms", "2");
-        config.create_with_context(ClientLog)
+        config
     }
 
     fn reader_settings(&self) -> ClientConfig {

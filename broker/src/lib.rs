@@ -22,7 +22,6 @@ mod subject_schemas;
 mod topic_reader;
 mod topics;
 mod transaction;
-mod unmarked_records;
 
 pub use broker::{Broker, GroupProtocol, SettingsError, kafka_cluster_id};
 pub use claim_ends::ClaimEnds;
@@ -43,4 +42,3 @@ pub use subject_schemas::SubjectSchemas;
 pub use topic_reader::{ReadFrom, TopicEvent, TopicReader, TopicRecord};
 pub use topics::{TopicError, TopicName, Topics, ensure_group_offset, ensure_topic, ensure_topics, wait_for_topics};
 pub use transaction::{Transaction, TransactionError, TransactionalProducer, UnopenedProducer};
-pub use unmarked_records::{UnmarkedRecord, UnmarkedRecords};

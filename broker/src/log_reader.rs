@@ -112,7 +112,7 @@ impl<R: Record + 'static> LogReader<R> {
     }
 
     /// Creates a reader as [`LogReader::for_random_access`] does that also sees records of open and of aborted transactions, and
-    /// whose end is the high watermark.
+    /// whose end is the high watermark: for [`LogReader::read_open`].
     pub fn for_open_transactions(
         broker: &Broker,
         registry: &Registry,
@@ -255,6 +255,18 @@ impl<R: Record + 'static> LogReader<R> {
             on_entry(entry);
             ControlFlow::Continue(())
         })
+    }
+
+    /// Returns the records from the last stable offset on, which `last_stable_offset` fetches: the first is one that no marker has
+    /// committed or aborted.
+    pub fn read_open(
+        &mut self,
+        last_stable_offset: impl FnOnce() -> Result<i64, ReadError>,
+    ) -> Result<Vec<Entry<R>>, ReadError> {
+        let (end, mut entries) = (self.end_offset()?, Vec::new());
+        self.read(last_stable_offset()?, end, |entry| entries.push(entry))?;
+        self.pause()?;
+        Ok(entries)
     }
 
     /// Reads as [`LogReader::read`] does, until `on_entry` breaks.

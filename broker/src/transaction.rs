@@ -158,7 +158,7 @@ impl Transaction<'_> {
                     record = returned;
                     self.producer.poll(POLL_INTERVAL);
                 }
-                Err((error, _)) => return Err(TransactionError::new(error, Some(self.producer.client()))),
+                Err((error, _)) => return Err(self.failed(error)),
             }
         }
     }
@@ -166,20 +166,18 @@ impl Transaction<'_> {
     /// Commits the transaction; on success, its records are visible to `read_committed` consumers.
     pub fn commit(self) -> Result<(), TransactionError> {
         // Waiting for the deliveries first saves the 100 ms that the flush within the commit takes at least.
-        let delivered = self.wait_for_deliveries()?;
-        let outcome = delivered.and_then(|()| self.producer.commit_transaction(self.timeout));
-        outcome.map_err(|error| TransactionError::new(error, Some(self.producer.client())))
+        self.wait_for_deliveries()?;
+        self.producer.commit_transaction(self.timeout).map_err(|error| self.failed(error))
     }
 
     /// Aborts the transaction, once its records are in the log.
     pub fn abort(self) -> Result<(), TransactionError> {
-        let delivered = self.wait_for_deliveries()?;
-        let outcome = delivered.and_then(|()| self.producer.abort_transaction(self.timeout));
-        outcome.map_err(|error| TransactionError::new(error, Some(self.producer.client())))
+        self.wait_for_deliveries()?;
+        self.producer.abort_transaction(self.timeout).map_err(|error| self.failed(error))
     }
 
-    /// Waits until Kafka has accepted or refused all records, and returns the first refusal.
-    fn wait_for_deliveries(&self) -> Result<Result<(), KafkaError>, TransactionError> {
+    /// Waits until Kafka has accepted all records, or refused one.
+    fn wait_for_deliveries(&self) -> Result<(), TransactionError> {
         let deadline = Instant::now() + self.timeout;
         while self.producer.in_flight_count() > 0 {
             if Instant::now() >= deadline {
@@ -188,6 +186,10 @@ impl Transaction<'_> {
             self.producer.poll(POLL_INTERVAL);
         }
         let failed = self.producer.context().first.lock().unwrap_or_else(PoisonError::into_inner).take();
-        Ok(failed.map_or(Ok(()), Err))
+        failed.map_or(Ok(()), |error| Err(self.failed(error)))
+    }
+
+    fn failed(&self, error: KafkaError) -> TransactionError {
+        TransactionError::new(error, Some(self.producer.client()))
     }
 }

@@ -1,19 +1,19 @@
 //! Lost topics, stores and registries: pulse says what was lost instead of repeating beats, and the way on that
 //! docs/operations.md, "Recovery", describes works.
 
+use std::fmt::Debug;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use backbeat_broker::{TopicName, UnmarkedRecords, list_offsets};
+use backbeat_broker::{LogReader, TopicName};
 use backbeat_devstack::Devstack;
-use backbeat_schemas::{BarReport, BeatFrame, HlcClock, WindowId, wire};
-use backbeat_tests::{Cluster, Program, PulseNodes, SmallDisk, own_devstack, read_raw, wait_for, wait_until};
+use backbeat_schemas::{BarReport, BeatFrame, HlcClock, Record, WindowId, wire};
+use backbeat_tests::{Cluster, Program, PulseNodes, SmallDisk, own_devstack, read_raw, runtime, wait_for, wait_until};
+use rdkafka::ClientConfig;
 use rdkafka::consumer::Consumer;
-use rdkafka::error::KafkaError;
 use rdkafka::producer::{BaseProducer, BaseRecord, Producer};
-use rdkafka::{ClientConfig, Offset};
 use reqwest::Method;
 use reqwest::blocking::{Client, Response};
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
@@ -373,15 +373,15 @@ fn mirror_with_other_offsets_is_an_archive_and_new_topics_continue_the_beats() {
 
 /// Sends a record in a transaction of `transactional_id` that Kafka ends without a marker: while a partition has no leader,
 /// Kafka 4.3.1 writes none (KAFKA-20734). The record is invisible, and would be visible with the next transaction.
-fn lose_marker(
+fn lose_marker<R: Record + PartialEq + Debug + 'static>(
     devstack: &mut Devstack,
     cluster: &Cluster,
     transactional_id: &str,
     topic: TopicName,
     key: &str,
-    value: &[u8],
+    record: &R,
 ) {
-    let topic = cluster.broker().topics().name(topic);
+    let (name, value) = (cluster.broker().topics().name(topic), wire(cluster.register::<R>(topic), record));
     let open = || {
         let mut config = ClientConfig::new();
         config.set("bootstrap.servers", &cluster.kafka().bootstrap_servers).set("transactional.id", transactional_id);
@@ -391,22 +391,23 @@ fn lose_marker(
     };
     let producer = open();
     producer.begin_transaction().expect("the transaction begins");
-    producer.send(BaseRecord::to(&topic).key(key).payload(value)).map_err(|(error, _)| error).expect("there is room");
+    producer.send(BaseRecord::to(&name).key(key).payload(&value)).map_err(|(error, _)| error).expect("there is room");
     producer.flush(LIMIT).expect("Kafka acknowledges the record");
     drop(producer);
     let consumer = cluster.broker().reader().expect("a consumer");
-    let metadata = consumer.fetch_metadata(Some(&topic), LIMIT).expect("Kafka answers");
+    let metadata = consumer.fetch_metadata(Some(&name), LIMIT).expect("Kafka answers");
     let leader = metadata.topics()[0].partitions()[0].leader() as usize - 1;
     devstack.stop_broker(leader).expect("the broker stops");
     drop(open());
     devstack.restart_broker(leader).expect("the broker restarts");
-    let mut unmarked = UnmarkedRecords::new(cluster.broker(), TopicName::BeatFrames).expect("a reader");
-    let last_stable_offset = || {
-        let ends = list_offsets(&consumer, &topic, [0], Offset::End, LIMIT)?;
-        Ok::<i64, KafkaError>(ends[&0])
-    };
-    let found = wait_for("the partition to have a leader", LIMIT, || unmarked.first(&topic, last_stable_offset).ok());
-    assert_eq!(found.expect("Kafka has aborted the transaction: the fault was not caused").value, value);
+    let mut open_records =
+        LogReader::<R>::for_open_transactions(cluster.broker(), cluster.registry(), runtime().handle(), topic)
+            .expect("a reader");
+    let mut reader = cluster.reader::<R>(topic);
+    let found =
+        wait_for("the partition to have a leader", LIMIT, || open_records.read_open(|| reader.end_offset()).ok());
+    let found = found.first().map(|entry| &entry.record);
+    assert_eq!(found, Some(record), "Kafka has aborted the transaction: the fault was not caused");
 }
 
 /// Beats were repeated in this way when the only broker restarted.
@@ -431,9 +432,8 @@ fn beat_whose_marker_kafka_lost_is_not_repeated() {
         deadline_at: last.deadline_at.plus_millis(period),
         ..last
     };
-    let value = wire(cluster.register::<BeatFrame>(TopicName::BeatFrames), &unmarked);
     let id = cluster.broker().topics().pulse_transactional_id();
-    lose_marker(&mut devstack, &cluster, &id, TopicName::BeatFrames, "it", &value);
+    lose_marker(&mut devstack, &cluster, &id, TopicName::BeatFrames, "it", &unmarked);
     let beats = cluster.frames().len() as i64;
     assert_eq!(beats, unmarked.beat_index.get(), "the lost beat is not visible");
 
@@ -458,10 +458,9 @@ fn report_whose_marker_kafka_lost_is_not_published_twice() {
     let from = last.to_beat.plus(1);
     let unmarked =
         BarReport { window_id: WindowId::new("it", from), from_beat: from, to_beat: last.to_beat.plus(4), ..last };
-    let value = wire(cluster.register::<BarReport>(TopicName::BarReports), &unmarked);
     let id = cluster.broker().topics().merge_transactional_id();
     let key = unmarked.window_id.to_string();
-    lose_marker(&mut devstack, &cluster, &id, TopicName::BarReports, &key, &value);
+    lose_marker(&mut devstack, &cluster, &id, TopicName::BarReports, &key, &unmarked);
     run_pipeline(&cluster, cluster.reports().len() + 3);
     check_reports(&cluster);
     let of_window = cluster.reports().iter().filter(|entry| entry.record.from_beat == from).count();

@@ -100,7 +100,8 @@ impl Publisher {
 
     fn read_tail(&mut self) -> Result<KafkaResponse, ReadError> {
         let frame = self.frames.last()?.map(|entry| Box::new(entry.record));
-        let open_frame = self.open_frame()?.map(Box::new);
+        let open_frame =
+            self.open_frames.read_open(|| self.frames.end_offset())?.pop().map(|entry| Box::new(entry.record));
         if let (Some(frame), Some(_)) = (&open_frame, &self.producer) {
             tracing::warn!(beat = %frame.beat_index, "kafka has ended a transaction without a marker; the next beat commits it, too");
         }
@@ -116,15 +117,6 @@ impl Publisher {
             self.boundary_sampler.advance_to(Boundary::new(frame.claim_offsets.clone()));
         }
         Ok(KafkaResponse::Tail { frame, open_frame, newest_reported })
-    }
-
-    /// Returns the newest frame that no marker has committed or aborted yet.
-    fn open_frame(&mut self) -> Result<Option<BeatFrame>, ReadError> {
-        let (end, start) = (self.open_frames.end_offset()?, self.frames.end_offset()?);
-        let mut newest = None;
-        self.open_frames.read(start, end, |entry| newest = Some(entry.record))?;
-        self.open_frames.pause()?;
-        Ok(newest)
     }
 
     fn init_transactions(&mut self) -> KafkaResponse {

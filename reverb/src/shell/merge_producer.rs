@@ -2,9 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use backbeat_broker::{
-    TopicName, Transaction, TransactionError, TransactionalProducer, UnmarkedRecord, UnopenedProducer,
-};
+use backbeat_broker::{TopicName, Transaction, TransactionError, TransactionalProducer, UnopenedProducer};
 use backbeat_schemas::{BarPartial, BarReport, BeatIndex, Done, Merging, PartialBody, Verdict, wire};
 
 use super::events::TransactionEnded;
@@ -131,13 +129,24 @@ impl<'c> MergeProducer<'c> {
         })
     }
 
-    /// Aborts the transactions that have left `records` without a marker.
-    pub(super) fn abort(&mut self, records: &[UnmarkedRecord]) -> Result<(), TransactionError> {
+    /// Aborts a transaction that has left these records without a marker.
+    pub(super) fn abort(
+        &mut self,
+        partial: Option<&BarPartial>,
+        report: Option<&BarReport>,
+    ) -> Result<(), TransactionError> {
+        let (topics, schemas) = (self.context.broker.topics(), self.context.schemas);
         let producer = self.active.as_mut().expect("the active merge has a producer");
         let mut transaction = producer.begin()?;
+        let now = chrono::Utc::now().timestamp_millis();
         // A marker is written to the partitions of the transaction's records only.
-        for UnmarkedRecord { topic, key, value, .. } in records {
-            transaction.send(topic, key, value, chrono::Utc::now().timestamp_millis())?;
+        if let Some(partial) = partial {
+            let (topic, key) = (topics.name(TopicName::BarPartials), partial.window_id.to_string());
+            transaction.send(&topic, &key, &wire(schemas.partial, partial), now)?;
+        }
+        if let Some(report) = report {
+            let (topic, key) = (topics.name(TopicName::BarReports), report.window_id.to_string());
+            transaction.send(&topic, &key, &wire(schemas.report, report), report.closed_at.millis())?;
         }
         transaction.abort()
     }

@@ -6,8 +6,8 @@
 
 use std::time::{Duration, Instant};
 
-use backbeat_broker::{LogReader, TopicName, TransactionError, UnmarkedRecord, UnmarkedRecords};
-use backbeat_schemas::{BarPartial, BeatIndex, Counts, Merging, PartialBody, Verdict};
+use backbeat_broker::{LogReader, TopicName, TransactionError};
+use backbeat_schemas::{BarPartial, BarReport, BeatIndex, Counts, Merging, PartialBody, Verdict};
 use backbeat_service::Shutdown;
 
 use super::args::Reemit;
@@ -64,7 +64,8 @@ pub(super) struct MergeLoop<'c> {
     /// Reads `barpartials` up to an end that was asked for; paused in between. The other one would wait for a fetch at the end of
     /// the log.
     searcher: LogReader<BarPartial>,
-    unmarked_records: UnmarkedRecords,
+    open_partials: LogReader<BarPartial>,
+    open_reports: LogReader<BarReport>,
     table: FrameTable,
     reports: ReportIndex,
     recompute: Recompute,
@@ -92,7 +93,8 @@ impl<'c> MergeLoop<'c> {
             producer: MergeProducer::new(context),
             partials: LogReader::new(broker, registry, runtime, TopicName::BarPartials)?,
             searcher: LogReader::for_random_access(broker, registry, runtime, TopicName::BarPartials)?,
-            unmarked_records: UnmarkedRecords::new(broker, TopicName::BarPartials)?,
+            open_partials: LogReader::for_open_transactions(broker, registry, runtime, TopicName::BarPartials)?,
+            open_reports: LogReader::for_open_transactions(broker, registry, runtime, TopicName::BarReports)?,
             table: FrameTable::new(broker, registry, runtime, context.cluster_id.clone())?,
             reports: ReportIndex::new(broker, registry, runtime)?,
             recompute: Recompute::new(broker, context.claim_schemas.clone())?,
@@ -218,20 +220,19 @@ impl<'c> MergeLoop<'c> {
     /// Aborts what an earlier merge has left in a transaction that Kafka ended without a marker: the next transaction would
     /// commit it.
     fn abort_unmarked_records(&mut self) -> Result<(), MergeError> {
-        let Self { context, searcher, reports, unmarked_records, .. } = self;
-        let topics = context.broker.topics();
-        let partials = unmarked_records
-            .first(&topics.name(TopicName::BarPartials), || searcher.end_offset().map_err(MergeError::from))?;
-        let reports = unmarked_records
-            .first(&topics.name(TopicName::BarReports), || reports.end_offset().map_err(MergeError::from))?;
-        let unmarked: Vec<UnmarkedRecord> = partials.into_iter().chain(reports).collect();
-        if unmarked.is_empty() {
+        let Self { searcher, reports, open_partials, open_reports, .. } = self;
+        let partials = open_partials.read_open(|| searcher.end_offset())?;
+        let reports = open_reports.read_open(|| reports.end_offset())?;
+        let (partial, report) = (partials.first(), reports.first());
+        if partial.is_none() && report.is_none() {
             return Ok(());
         }
-        for UnmarkedRecord { topic, offset, .. } in &unmarked {
-            tracing::warn!(topic, offset, "kafka has ended a transaction without a marker; aborting it");
-        }
-        Ok(self.producer.abort(&unmarked)?)
+        let offsets = (partial.map(|entry| entry.offset), report.map(|entry| entry.offset));
+        tracing::warn!(
+            ?offsets,
+            "kafka has ended a transaction without a marker in barpartials or barreports; aborting it"
+        );
+        Ok(self.producer.abort(partial.map(|entry| &entry.record), report.map(|entry| &entry.record))?)
     }
 
     /// Writes a merging record.
